@@ -1,0 +1,347 @@
+"""verl's FSDP checkpoints: one model_world_size_W_rank_R.pt a rank, of DTensors, ShardedTensors or plain tensors.
+
+Written by verl/utils/checkpoint/fsdp_checkpoint_manager.py with torch.save of the sharded state dict. Placements say
+what is cut and what is replicated; values never do. A plain tensor is whole on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckptconv.backends.locate import Place
+from ckptconv.backends.sharding import Box, Placement, local_box
+from ckptconv.backends.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord
+from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
+from ckptconv.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor
+from ckptconv.dtypes import itemsize
+from ckptconv.errors import CkptconvError
+from ckptconv.view import View, place, stored
+
+NAME = "fsdp"
+_RANK_FILE = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
+
+
+def is_mine(folder: Path) -> bool:
+    """True for a folder with at least one rank file."""
+    return any(_RANK_FILE.match(path.name) for path in folder.iterdir())
+
+
+def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
+    """Read every rank's metadata. also: further folders of the same checkpoint, from other nodes' disks.
+
+    Raises CkptconvError for a missing rank, ranks that disagree, and shards that do not tile their tensor.
+    """
+    folders = [place_.folder, *also]
+    world_size, paths = _rank_files(folders)
+    pieces: dict[str, _Pieces] = {}
+    ranks: dict[int, TorchZip] = {}
+    meshes: dict[Mesh, None] = {}
+    for rank, path in sorted(paths.items()):
+        ranks[rank] = rank_file = open_torch_zip(str(path))
+        for name, piece in _pieces_of(rank_file, rank, meshes):
+            pieces.setdefault(name, _Pieces()).add(name, rank, piece)
+    missing = [rank for rank in range(world_size) if rank not in paths]
+    _check_same_names(pieces, sorted(paths), folders[0])
+    tensors = {name: _assemble(name, found, missing, world_size, folders[0]) for name, found in pieces.items()}
+    used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
+    held = sum(entry.nbytes for rank_file in ranks.values() for entry in rank_file.entries.values())
+    notes = [f"beside it: {', '.join(place_.others)} (name its folder to convert it)"] if place_.others else []
+    if missing:
+        notes.append(f"rank files {_spans(missing)} are missing; replicas hold all that they held")
+    skipped = [*_skipped(folders), Skipped("padding in storages", max(held - used, 0), "belongs to no tensor")]
+    config = _read_json(place_.folder / "fsdp_config.json")
+    version = config.get("FSDP_version")
+    return Checkpoint(
+        backend=NAME,
+        layout=f"verl FSDP{version or ''} shards, one file a rank",
+        root=place_.folder,
+        world_size=world_size,
+        files=tuple(RankFile(rank, str(path), path.stat().st_size) for rank, path in sorted(paths.items())),
+        tensors=tensors,
+        meshes=tuple(meshes),
+        step=place_.step,
+        role=place_.role,
+        assets=next((f / "huggingface" for f in folders if (f / "huggingface" / "config.json").is_file()), None),
+        skipped=tuple(item for item in skipped if item.nbytes),
+        extras={"lora": _lora_meta(folders), "fsdp_config": config},
+        notes=tuple(notes),
+    )
+
+
+class _Piece(NamedTuple):
+    """What one rank holds of a tensor. box None: a plain tensor, whole."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    placement: str
+    box: Box | None
+    view: View
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """All ranks' pieces of one tensor."""
+
+    ranks: list[int] = field(default_factory=list)
+    pieces: list[_Piece] = field(default_factory=list)
+
+    def add(self, name: str, rank: int, piece: _Piece) -> None:
+        if self.pieces:
+            first = self.pieces[0]
+            if (piece.shape, piece.dtype, piece.box is None) != (first.shape, first.dtype, first.box is None):
+                raise CkptconvError(
+                    f"ranks disagree on {name}",
+                    found=f"rank {rank}: {_say(piece)}",
+                    wanted=f"as rank {self.ranks[0]}: {_say(first)}",
+                    hint="the rank files are from different saves; copy all of one step again",
+                )
+        if not self.ranks or self.ranks[-1] != rank:
+            self.ranks.append(rank)
+        self.pieces.append(piece)
+
+
+def _rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
+    found: dict[int, dict[int, Path]] = {}
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            match = _RANK_FILE.match(path.name)
+            if match:
+                world, rank = int(match.group(1)), int(match.group(2))
+                first = found.setdefault(world, {}).setdefault(rank, path)
+                if first.stat().st_size != path.stat().st_size:
+                    raise CkptconvError(f"rank {rank} is there twice, with different sizes", where=f"{first} and {path}")
+    if not found:
+        raise CkptconvError("no rank files here", where=folders[0], wanted="model_world_size_W_rank_R.pt")
+    if len(found) > 1:
+        raise CkptconvError(
+            "rank files of different world sizes lie together",
+            where=folders[0],
+            found=", ".join(map(str, sorted(found))),
+            hint="they are from different saves; move one set away",
+        )
+    ((world, paths),) = found.items()
+    stated = _read_json(folders[0] / "fsdp_config.json").get("world_size")
+    if stated is not None and stated != world:
+        raise CkptconvError(
+            "fsdp_config.json and the file names disagree on the world size",
+            where=folders[0],
+            found=f"{stated} and {world}",
+        )
+    extra = [rank for rank in paths if rank >= world]
+    if extra or not world:
+        raise CkptconvError(f"rank {extra} is outside world size {world}", where=folders[0])
+    return world, paths
+
+
+def _pieces_of(file: TorchZip, rank: int, meshes: dict[Mesh, None]) -> Iterable[tuple[str, _Piece]]:
+    root = file.root
+    if not isinstance(root, dict):
+        raise CkptconvError("a rank file holds no state dict", where=file.path, found=repr(root)[:80])
+    mesh_cache: dict[int, tuple[Mesh, tuple[int, ...] | None]] = {}
+    for name, value in root.items():
+        if not isinstance(name, str):
+            raise CkptconvError("a state dict's key is no text", where=file.path, found=repr(name)[:80])
+        try:
+            if isinstance(value, TensorRecord):
+                view = file.view(value)
+                yield name, _Piece(view.shape, view.dtype, "", None, view)
+            elif isinstance(value, WrapperRecord) and value.kind == "DTensor":
+                yield name, _dtensor(file, value, mesh_cache, meshes)
+            elif isinstance(value, Inert) and value.kind == "ShardedTensor":
+                for piece in _sharded_tensor(file, value):
+                    yield name, piece
+            elif isinstance(value, WrapperRecord | Inert):
+                raise CkptconvError(
+                    f"holds an object of {value.kind}, not a tensor",
+                    hint="only tensors are read, nothing that a pickle names is run",
+                )
+            elif value is not None:
+                raise CkptconvError(f"holds a {type(value).__name__}, not a tensor")
+        except CkptconvError as error:
+            error.where = f"{name} in {file.path}" if error.where in (None, file.path) else f"{name} in {error.where}"
+            raise
+
+
+def _dtensor(
+    file: TorchZip, value: WrapperRecord, cache: dict[int, tuple[Mesh, tuple[int, ...] | None]], meshes: dict[Mesh, None]
+) -> _Piece:
+    spec, local = value.state.get("_spec"), value.state.get("_local_tensor")
+    meta = spec.get("tensor_meta") if isinstance(spec, Inert) else None
+    if not isinstance(spec, Inert) or not isinstance(local, TensorRecord) or not isinstance(meta, Inert):
+        raise CkptconvError("a DTensor without its local tensor or its spec")
+    # TensorMeta(shape, stride, dtype): a NamedTuple, so its fields are the constructor's arguments.
+    shape, dtype = tuple(meta.args[0]), meta.args[2].name if isinstance(meta.args[2], Dtype) else "?"
+    mesh, coordinate = _mesh(file, spec.get("mesh"), cache)
+    meshes[mesh] = None
+    placements = tuple(Placement(p.kind, p.get("dim", 0)) for p in spec.get("placements", ()))
+    if len(placements) != len(mesh.shape):
+        raise CkptconvError(f"{len(placements)} placements on a mesh of {len(mesh.shape)} dims")
+    view = file.view(local)
+    said = f"({', '.join(map(str, placements))})"
+    if coordinate is None:  # a rank outside the mesh holds nothing
+        return _Piece(shape, dtype, said, Box((0,) * len(shape), (0,) * len(shape)), stored(file.path, 0, (0,), dtype))
+    order = tuple(entry.args for entry in spec.get("shard_order") or () if isinstance(entry, Inert))
+    box = local_box(shape, mesh.shape, coordinate, placements, order)
+    if 0 in box.sizes and 0 in view.shape:
+        view = stored(file.path, 0, box.sizes, dtype)
+    if view.shape != box.sizes or view.dtype != dtype:
+        raise CkptconvError(
+            "a shard has not the shape that its placement gives it",
+            found=f"{view.dtype} {list(view.shape)}",
+            wanted=f"{dtype} {list(box.sizes)}, for {said} at mesh coordinate {coordinate}",
+        )
+    return _Piece(shape, dtype, said, box, view)
+
+
+def _mesh(file: TorchZip, mesh: Any, cache: dict[int, Any]) -> tuple[Mesh, tuple[int, ...] | None]:
+    """A DeviceMesh's sizes and this rank's coordinate. torch < 2.9 pickles `mesh`, later ones `_layout`."""
+    if not isinstance(mesh, Inert):
+        raise CkptconvError("a DTensor without a mesh")
+    if id(mesh) not in cache:
+        layout, grid = mesh.get("_layout"), mesh.get("mesh")
+        if isinstance(grid, TensorRecord):
+            shape = grid.shape
+        elif isinstance(layout, Inert):
+            axes = layout.get("axes")
+            if axes is not None:
+                shape = tuple(size for axis in axes for size in _tuple(axis.get("shape")))
+            else:
+                shape = _tuple(layout.get("shape") or (layout.args[0] if layout.args else ()))
+        else:
+            raise CkptconvError("a DeviceMesh of an unknown form", hint="please report it with the torch version")
+        names = tuple(mesh.get("_mesh_dim_names") or mesh.get("mesh_dim_names") or ())
+        coordinate = mesh.get("_coordinate_on_dim")
+        found = None if coordinate is None else tuple(coordinate)
+        if found is not None and (len(found) != len(shape) or any(not 0 <= i < n for i, n in zip(found, shape, strict=True))):
+            raise CkptconvError("a mesh coordinate lies outside its mesh", found=found, wanted=f"inside {list(shape)}")
+        cache[id(mesh)] = Mesh(shape, names if len(names) == len(shape) else ()), found
+    return cache[id(mesh)]  # type: ignore[no-any-return]
+
+
+def _sharded_tensor(file: TorchZip, value: Inert) -> list[_Piece]:
+    """ShardedTensor state: (local shards, metadata, ...), offsets stated; a rank without data has no shard."""
+    if not isinstance(value.state, tuple) or len(value.state) < 2 or not isinstance(value.state[1], Inert):
+        raise CkptconvError("a ShardedTensor of an unknown form")
+    shards, meta = value.state[0], value.state[1]
+    shape = tuple(meta.get("size"))
+    properties = meta.get("tensor_properties")
+    dtype = properties.get("dtype") if isinstance(properties, Inert) else None
+    if dtype is None and isinstance(properties, Inert) and isinstance(properties.state, tuple):
+        dtype = next((item for item in properties.state if isinstance(item, Dtype)), None)
+    name = dtype.name if isinstance(dtype, Dtype) else None
+    pieces = []
+    for shard in shards:
+        local, where = shard.get("tensor"), shard.get("metadata")
+        view = file.view(local)
+        box = Box(tuple(where.get("shard_offsets")), tuple(where.get("shard_sizes")))
+        if view.shape != box.sizes:
+            raise CkptconvError("a shard has not the shape that its metadata gives", found=view.shape, wanted=box.sizes)
+        pieces.append(_Piece(shape, name or view.dtype, "ShardedTensor", box, view))
+    if not pieces and name:
+        empty = Box((0,) * len(shape), (0,) * len(shape))
+        pieces.append(_Piece(shape, name, "ShardedTensor", empty, stored(file.path, 0, (0,), name)))
+    return pieces
+
+
+def _assemble(name: str, found: _Pieces, missing: list[int], world_size: int, folder: Path) -> StoredTensor:
+    first = found.pieces[0]
+    if first.box is None:
+        replicas = tuple(((0,) * len(first.shape), piece.view) for piece in found.pieces[1:])
+        return StoredTensor(first.view, "", replicas)
+    parts: dict[Box, View] = {}
+    copies = []
+    for piece in found.pieces:
+        box = piece.box
+        if box is None or 0 in box.sizes or 0 in first.shape:
+            continue
+        if box in parts:
+            copies.append((box.offsets, piece.view))
+        else:
+            parts[box] = piece.view
+    if copies and "Replicate" not in first.placement:
+        raise CkptconvError(f"two ranks hold the same part of {name}, but nothing says that it is replicated", where=folder)
+    try:
+        view = place(first.shape, first.dtype, [(box.offsets, part) for box, part in parts.items()])
+    except CkptconvError as error:
+        if missing:
+            raise _missing(missing, world_size, folder) from error
+        error.where = f"{name} in {error.where or folder}"
+        raise
+    return StoredTensor(view, first.placement, tuple(copies))
+
+
+def _check_same_names(pieces: dict[str, _Pieces], ranks: list[int], folder: Path) -> None:
+    for name, found in pieces.items():
+        if len(found.ranks) != len(ranks):
+            absent = [rank for rank in ranks if rank not in found.ranks]
+            raise CkptconvError(
+                f"ranks disagree on which tensors there are: rank {_spans(absent)} has no {name}",
+                where=folder,
+                hint="the rank files are from different saves; copy all of one step again",
+            )
+
+
+def _missing(missing: list[int], world_size: int, folder: Path) -> CkptconvError:
+    found = " ".join("✗" if rank in missing else str(rank) for rank in range(world_size))
+    word = "rank" if len(missing) == 1 else "ranks"
+    return CkptconvError(
+        f"{word} {_spans(missing)} of {world_size} {'is' if len(missing) == 1 else 'are'} missing from the checkpoint",
+        where=folder,
+        found=found if world_size <= 64 else f"{world_size - len(missing)} rank files",
+        wanted=f"model_world_size_{world_size}_rank_{missing[0]}.pt",
+        hint=f"copy it from the node where rank {missing[0]} ran, or name its folder with --also",
+    )
+
+
+def _spans(ranks: list[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3, 7"."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _say(piece: _Piece) -> str:
+    return f"{piece.dtype} {list(piece.shape)}{' ' + piece.placement if piece.placement else ' plain'}"
+
+
+def _tuple(value: Any) -> tuple[int, ...]:
+    """Layouts may nest: (2, (2, 2)) -> (2, 2, 2)."""
+    if isinstance(value, int):
+        return (value,)
+    return tuple(inner for item in value for inner in _tuple(item))
+
+
+def _skipped(folders: Sequence[Path]) -> list[Skipped]:
+    sizes: dict[str, int] = {}
+    for folder in folders:
+        for path in folder.iterdir():
+            kind = "optimizer" if path.name.startswith("optim_") else "trainer state" if path.name.startswith("extra_state_") else ""
+            if kind and path.is_file():
+                sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+    return [Skipped(kind, nbytes, "not part of the model") for kind, nbytes in sizes.items()]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CkptconvError("not readable as JSON", where=path, found=str(error)) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _lora_meta(folders: Sequence[Path]) -> dict[str, Any]:
+    return next((meta for folder in folders if (meta := _read_json(folder / "lora_train_meta.json"))), {})
+
+
+__all__ = ["NAME", "is_mine", "itemsize", "read"]

@@ -1,0 +1,89 @@
+"""From the folder that a user names to the folder that holds rank files: run, step, role.
+
+verl: RUN/latest_checkpointed_iteration.txt, RUN/global_step_N/{actor,critic}/ (verl/utils/checkpoint/checkpoint_manager.py).
+Megatron-LM: RUN/iter_0000010/. torchtitan: RUN/step-N/. The HF Trainer: RUN/checkpoint-N/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptconv.errors import CkptconvError
+
+_STEP = re.compile(r"^(?:global_step_|global_step|iter_|step-|checkpoint-)(\d+)$")
+_ROLES = ("actor", "critic")  # looked at in this order, then every other subfolder by name
+_LATEST = "latest_checkpointed_iteration.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder that a backend can read. others: role folders beside it that were not taken."""
+
+    folder: Path
+    step: int | None
+    role: str | None
+    others: tuple[str, ...] = ()
+
+
+def steps_of(run: Path) -> dict[int, Path]:
+    """The step folders of a run, by step."""
+    found = ((_STEP.match(path.name), path) for path in sorted(run.iterdir()) if path.is_dir())
+    return {int(match.group(1)): path for match, path in found if match}
+
+
+def locate(path: Path, is_mine: Callable[[Path], bool], step: int | None = None) -> Place | None:
+    """The folder under path (run, step or role) that a backend recognises, or None.
+
+    Raises CkptconvError when the step that was asked for, or that the run calls its latest, is not there.
+    """
+    own = _STEP.match(path.name) or _STEP.match(path.parent.name)
+    here = int(own.group(1)) if own else None
+    if is_mine(path):
+        return Place(path, here, path.name if path.name in _ROLES else None)
+    steps = steps_of(path)
+    if steps:
+        here = _choose(path, steps, step)
+        path = steps[here]
+        if is_mine(path):
+            return Place(path, here, None)
+    elif step is not None and step != here:
+        raise CkptconvError(f"step {step} is not in this folder", where=path, hint="name the run's folder")
+    matches = [child for child in _children(path) if is_mine(child)]
+    if not matches:
+        return None
+    first, *others = matches
+    return Place(first, here, first.name, tuple(other.name for other in others))
+
+
+def _choose(run: Path, steps: dict[int, Path], wanted: int | None) -> int:
+    """The step asked for, or the run's own latest, or the highest number."""
+    listed = ", ".join(map(str, sorted(steps)))
+    if wanted is not None:
+        if wanted not in steps:
+            raise CkptconvError(f"step {wanted} is not in this run", where=run, found=f"steps {listed}")
+        return wanted
+    latest = run / _LATEST
+    if latest.is_file():
+        text = latest.read_text(errors="replace").strip()
+        if text.isdigit():
+            if int(text) not in steps:
+                raise CkptconvError(
+                    f"the run calls step {text} its latest, but has no folder for it",
+                    where=latest,
+                    found=f"steps {listed}",
+                    hint=f"choose one: --step {max(steps)}",
+                )
+            return int(text)
+    return max(steps)
+
+
+def _children(path: Path) -> Iterator[Path]:
+    for role in _ROLES:
+        if (path / role).is_dir():
+            yield path / role
+    for child in sorted(path.iterdir()):
+        if child.is_dir() and child.name not in _ROLES:
+            yield child

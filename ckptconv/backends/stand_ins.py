@@ -1,0 +1,241 @@
+"""Inert stand-ins for everything that a checkpoint's pickle may name. Nothing unpickled is ever executed.
+
+An unpickler finds its globals here, by exact (module, name), and nowhere else. What is known becomes a small
+record; every other name becomes an `Inert` class that swallows arguments and state and does nothing, so that an
+unknown object in a part that does not matter costs nothing, and one in a part that does is named in the error.
+
+Sources of the layouts: torch/_utils.py and torch/_tensor.py (`_rebuild_*`), torch/distributed/tensor/_dtensor_spec.py,
+torch/distributed/device_mesh.py, torch/distributed/_shard/sharded_tensor/ (torch 2.4 to 2.13).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ckptconv.dtypes import from_storage, known
+from ckptconv.errors import CkptconvError
+
+
+class Inert:
+    """An object of a class that is never imported: `kind` is its "module.Class", the rest is what was pickled."""
+
+    kind = ""
+    __slots__ = ("args", "items", "state")
+
+    def __new__(cls, *args: Any, **_: Any) -> Inert:
+        self = object.__new__(cls)
+        self.args, self.state, self.items = args, {}, []
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def append(self, item: Any) -> None:
+        self.items.append(item)
+
+    def extend(self, items: Any) -> None:
+        self.items.extend(items)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
+
+    def __hash__(self) -> int:  # may be pickled as a key
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field of the state; (dict, slots) pairs are looked through as pickle writes them for slotted classes."""
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        for part in parts:
+            if isinstance(part, dict) and name in part:
+                return part[name]
+        return default
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"
+
+
+class PlainDict(dict):  # type: ignore[type-arg]
+    """collections.OrderedDict: its order is a dict's own; attributes such as `_metadata` are dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class Dtype(NamedTuple):
+    """torch.float32 and its kin, and storage classes, by the dtype they mean."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """A storage that a persistent id names: its key in the container, its dtype and its elements."""
+
+    key: str
+    dtype: str
+    numel: int
+
+
+class TensorRecord(NamedTuple):
+    """torch._utils._rebuild_tensor_v2: a strided window on a storage, in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class WrapperRecord(NamedTuple):
+    """A tensor subclass that holds others (DTensor): its class's kind and its pickled state."""
+
+    kind: str
+    state: dict[str, Any]
+
+
+class Emulated:
+    """A known function's stand-in; it can be called, and nothing else can be done to it from a pickle."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise CkptconvError("a pickle tries to change a function")
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRecord:
+    numbers = (offset, *shape, *stride)
+    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise CkptconvError("a pickled tensor is not made of a storage, sizes and strides")
+    return TensorRecord(storage, offset, tuple(shape), tuple(stride))
+
+
+def _rebuild_parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _wrapper(*args: Any) -> Any:
+    return args
+
+
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    if function is _WRAPPER:
+        parts = state if isinstance(state, tuple) else (state,)  # (dict, slots): DTensor has slots
+        fields = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+        return WrapperRecord(getattr(kind, "kind", str(kind)), fields)
+    if isinstance(function, Emulated):
+        return function(*args)
+    return Inert(function, kind, args, state)
+
+
+def _size(values: Any = ()) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _enum_member(owner: Any, name: Any) -> str:
+    """builtins.getattr, as enums are pickled by old protocols: the member's name, never an attribute."""
+    return str(name)
+
+
+_WRAPPER = Emulated(_wrapper)
+_CALLS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): PlainDict,
+    ("collections", "defaultdict"): Emulated(lambda *_: PlainDict()),
+    ("torch", "Size"): Emulated(_size),
+    ("torch._utils", "_rebuild_tensor_v2"): Emulated(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): Emulated(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): Emulated(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Emulated(_rebuild_parameter),
+    ("torch._utils", "_rebuild_wrapper_subclass"): _WRAPPER,
+    ("torch._tensor", "_rebuild_from_type_v2"): Emulated(_rebuild_from_type),
+    ("builtins", "getattr"): Emulated(_enum_member),
+    ("__builtin__", "getattr"): Emulated(_enum_member),
+    ("builtins", "set"): Emulated(lambda values=(): list(values)),
+    ("__builtin__", "set"): Emulated(lambda values=(): list(values)),
+}
+
+# Classes that moved between torch versions: (module, name) -> the one kind that backends know.
+_KINDS: dict[tuple[str, str], str] = {
+    (module, name): name
+    for name, modules in {
+        "DTensor": ("torch.distributed.tensor", "torch.distributed._tensor.api", "torch.distributed._tensor"),
+        "DTensorSpec": (
+            "torch.distributed.tensor._dtensor_spec",
+            "torch.distributed._tensor._dtensor_spec",
+            "torch.distributed._tensor.placement_types",
+        ),
+        "TensorMeta": (
+            "torch.distributed.tensor._dtensor_spec",
+            "torch.distributed._tensor._dtensor_spec",
+            "torch.distributed._tensor.placement_types",
+        ),
+        "ShardOrderEntry": ("torch.distributed.tensor._dtensor_spec",),
+        "DeviceMesh": ("torch.distributed.device_mesh", "torch.distributed._tensor.device_mesh"),
+        "_MeshLayout": ("torch.distributed._mesh_layout",),
+        "_FlatLayout": ("torch.distributed._mesh_layout",),
+        "Replicate": ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
+        "_StridedShard": ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
+        "Partial": ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
+        "ShardedTensor": ("torch.distributed._shard.sharded_tensor.api",),
+        "ShardedTensorMetadata": ("torch.distributed._shard.sharded_tensor.metadata",),
+        "TensorProperties": ("torch.distributed._shard.sharded_tensor.metadata",),
+        "ShardMetadata": ("torch.distributed._shard.metadata",),
+        "Tensor": ("torch",),
+        "Parameter": ("torch.nn.parameter",),
+    }.items()
+    for module in modules
+}
+for _module in ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"):
+    _KINDS[_module, "Shard"] = "Shard"
+_KINDS["torch.distributed._shard.sharded_tensor.shard", "Shard"] = "LocalShard"
+
+
+@lru_cache(maxsize=4096)
+def stand_in(module: str, name: str) -> Any:
+    """What the unpickler gets for a global; nothing is imported."""
+    if (module, name) in _CALLS:
+        return _CALLS[module, name]
+    if module in ("torch", "torch.storage"):
+        dtype = from_storage(name) or (name if known(name) else None)
+        if dtype:
+            return Dtype(dtype)
+    kind = _KINDS.get((module, name), f"{module}.{name}")
+    return type("Inert", (Inert,), {"kind": kind, "__slots__": ()})
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """Unpickles into stand-ins only: globals come from `stand_in`, persistent ids become `Storage` records."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return stand_in(module, name)
+
+    def persistent_load(self, pid: Any) -> Storage:
+        # ("storage", storage class, key, location, number of elements): torch/serialization.py, persistent_id
+        if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], Dtype):
+            _, dtype, key, _, numel = pid
+            if isinstance(key, str) and type(numel) is int and numel >= 0:
+                return Storage(key, dtype.name, numel)
+        raise CkptconvError("a persistent id is not a torch storage", found=repr(pid)[:80])
+
+
+def safe_load(data: bytes, where: str) -> Any:
+    """Unpickle bytes into stand-ins. Raises CkptconvError for anything that is not a whole, plain pickle."""
+    try:
+        return SafeUnpickler(io.BytesIO(data)).load()
+    except CkptconvError as error:
+        error.where = error.where or where
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise CkptconvError("a pickle asks for more memory than a checkpoint needs", where=where) from error
+    except Exception as error:
+        raise CkptconvError(f"a pickle cannot be read: {type(error).__name__}: {error}", where=where) from error

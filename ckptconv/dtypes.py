@@ -1,0 +1,96 @@
+"""Dtype names, sizes, and what the file formats call them.
+
+A dtype is torch's name without the prefix: "float32", "bfloat16", "int64". Everything else is spelled from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# name -> (bytes an element, safetensors' name). Source: safetensors README, "Format"; torch.Storage classes.
+_TABLE: dict[str, tuple[int, str]] = {
+    "float64": (8, "F64"),
+    "float32": (4, "F32"),
+    "float16": (2, "F16"),
+    "bfloat16": (2, "BF16"),
+    "float8_e4m3fn": (1, "F8_E4M3"),
+    "float8_e5m2": (1, "F8_E5M2"),
+    "float8_e8m0fnu": (1, "F8_E8M0"),
+    "int64": (8, "I64"),
+    "int32": (4, "I32"),
+    "int16": (2, "I16"),
+    "int8": (1, "I8"),
+    "uint64": (8, "U64"),
+    "uint32": (4, "U32"),
+    "uint16": (2, "U16"),
+    "uint8": (1, "U8"),
+    "bool": (1, "BOOL"),
+    "complex64": (8, "C64"),
+}
+_BY_SAFETENSORS = {code: name for name, (_, code) in _TABLE.items()}
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "UntypedStorage": "uint8",
+}
+# What users and configs write -> the name here.
+_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def known(name: str) -> bool:
+    """True for a dtype that can be planned."""
+    return name in _TABLE
+
+
+def itemsize(name: str) -> int:
+    """Bytes an element."""
+    return _TABLE[name][0]
+
+
+def to_safetensors(name: str) -> str:
+    """The code that a safetensors header uses."""
+    return _TABLE[name][1]
+
+
+def from_safetensors(code: str) -> str | None:
+    """The dtype of a safetensors code, or None for one that is not known."""
+    return _BY_SAFETENSORS.get(code)
+
+
+def from_storage(class_name: str) -> str | None:
+    """The dtype of a torch storage class such as "BFloat16Storage", or None."""
+    return _STORAGES.get(class_name)
+
+
+def from_text(text: object) -> str | None:
+    """The dtype that a config or a flag names ("torch.bfloat16", "bf16"), or None."""
+    name = str(text).removeprefix("torch.").lower()
+    name = _ALIASES.get(name, name)
+    return name if name in _TABLE else None
+
+
+def is_float(name: str) -> bool:
+    """True for the floats that a dtype policy may cast (not fp8, which needs its scales)."""
+    return name in FLOATS
+
+
+def to_numpy(name: str) -> np.dtype[Any]:
+    """The numpy dtype, from ml_dtypes where numpy has none of its own."""
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name)
