@@ -158,7 +158,7 @@ def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
     for chunk in x.chunks:
         low, stride = chunk.offsets[dim], chunk.strides[dim]
         strides = chunk.strides[:dim] + contiguous_strides(sizes, stride) + chunk.strides[dim + 1 :]
-        for linear, offsets, box in _boxes_of_interval(low, low + chunk.sizes[dim], sizes):
+        for linear, offsets, box in boxes_of_interval(low, low + chunk.sizes[dim], sizes):
             chunks.append(
                 Chunk(
                     chunk.offsets[:dim] + offsets + chunk.offsets[dim + 1 :],
@@ -270,7 +270,7 @@ def _check_disjoint(chunks: Sequence[Chunk]) -> None:
         open_boxes.append(chunk)
 
 
-def _boxes_of_interval(low: int, high: int, sizes: Shape) -> list[tuple[int, Shape, Shape]]:
+def boxes_of_interval(low: int, high: int, sizes: Shape) -> list[tuple[int, Shape, Shape]]:
     """The boxes of a row-major lattice that hold positions low..high-1, as (first position, offsets, sizes)."""
     if len(sizes) == 1:
         return [(low, (low,), (high - low,))]
@@ -292,7 +292,7 @@ def _boxes_of_interval(low: int, high: int, sizes: Shape) -> list[tuple[int, Sha
 
 def _in_row(row: int, low: int, high: int, sizes: Shape, inner: int) -> list[tuple[int, Shape, Shape]]:
     base = row * inner
-    found = _boxes_of_interval(low - base, high - base, sizes[1:])
+    found = boxes_of_interval(low - base, high - base, sizes[1:])
     return [(base + at, (row, *offsets), (1, *box)) for at, offsets, box in found]
 
 

@@ -1,0 +1,75 @@
+"""Everything of a model folder that is no weight: copied byte for byte, but for config.json where it must change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
+_NOT_COPIED = ("ckptconv.json", ".gitattributes")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json. Nothing that it names is imported."""
+    path = folder / "config.json" if folder.is_dir() else folder
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CkptconvError("no config.json here", where=folder, hint="name a model folder with --config DIR") from error
+    except (OSError, ValueError) as error:
+        raise CkptconvError("config.json cannot be read", where=path, found=str(error)) from error
+    if not isinstance(config, dict):
+        raise CkptconvError("config.json is no table", where=path)
+    return config
+
+
+def assets_of(folder: Path) -> list[Path]:
+    """The files that belong to the model beside its weights: tokenizer, processor, templates, custom code.
+
+    Links are followed only inside the folder; subfolders are taken where they hold such files (custom code).
+    """
+    root = folder.resolve()
+    return sorted(path for path in _walk(folder) if _belongs(path) and root in path.resolve().parents)
+
+
+def copy_assets(folder: Path, target: Path) -> list[str]:
+    """Copy them byte for byte; returns their names. config.json is not among them: `write_config` writes it."""
+    names = []
+    for path in assets_of(folder):
+        name = str(path.relative_to(folder))
+        if name != "config.json":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+            names.append(name)
+    return names
+
+
+def write_config(target: Path, config: dict[str, Any], original: Path | None) -> None:
+    """config.json: the original's own bytes where nothing in it changed."""
+    if original is not None:
+        path = original / "config.json" if original.is_dir() else original
+        if path.is_file() and read_config(path) == config:
+            shutil.copyfile(path, target / "config.json")
+            return
+    (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if not path.name.startswith("."):
+                yield from _walk(path)
+        elif path.is_file():
+            yield path
+
+
+def _belongs(path: Path) -> bool:
+    name = path.name
+    if name.endswith(_WEIGHTS) or name.endswith(".index.json") or name in _NOT_COPIED or name.startswith("."):
+        return False
+    return not name.endswith(".tmp")

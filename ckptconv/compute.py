@@ -1,0 +1,96 @@
+"""What is not a copy: casts, and the LoRA product. Always at the root of a tensor, always by block, always bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ckptconv.dtypes import to_numpy
+from ckptconv.read import Array, Prepared, Reader, prepare, raw_dtype, read_numpy
+from ckptconv.view import Shape, View
+
+CAST_BLOCK = 1 << 16  # elements; source and target together stay in a core's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse:
+    """base + scale * (left @ right) in float32: a LoRA update, (out, in) + s * (out, r) @ (r, in)."""
+
+    base: View
+    left: View
+    right: View
+    scale: float
+
+    @property
+    def shape(self) -> Shape:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    @property
+    def numel(self) -> int:
+        return self.base.numel
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+
+Source = View | Fuse
+
+
+def views_of(source: Source) -> tuple[View, ...]:
+    """The stored views that a source is made of."""
+    return (source,) if isinstance(source, View) else (source.base, source.left, source.right)
+
+
+class Block:
+    """Fills blocks of one tensor in its output dtype: read, combine, cast."""
+
+    def __init__(self, source: Source, dtype: str) -> None:
+        base = source if isinstance(source, View) else source.base
+        self._base: Prepared = prepare(base)
+        self._raw, self._from, self._to = raw_dtype(base.dtype), to_numpy(base.dtype), to_numpy(dtype)
+        self._fuse = None if isinstance(source, View) else _FusedRows(source)
+        self._copies = self._fuse is None and base.dtype == dtype
+
+    def fill(self, reader: Reader, low: int, high: int, out: Array, scratch: Array) -> None:
+        """Elements low..high-1 into `out` (bytes). scratch: at least CAST_BLOCK elements of eight bytes."""
+        target = out.view(self._to)
+        if self._copies:
+            reader.interval(self._base, low, high, target.view(self._raw))
+            return
+        for at in range(low, high, CAST_BLOCK):
+            end = min(at + CAST_BLOCK, high)
+            stored = scratch[: (end - at) * self._raw.itemsize].view(self._raw)
+            reader.interval(self._base, at, end, stored)
+            values = stored.view(self._from)
+            if self._fuse is not None:
+                values = self._fuse.add(reader, at, end, values)
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.copyto(target[at - low : end - low], values, casting="unsafe")
+
+
+class _FusedRows:
+    """The low-rank product, a few rows at a time; `right` is small (r rows) and kept."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        self._fuse = fuse
+        self._right: Array | None = None
+
+    def add(self, reader: Reader, low: int, high: int, values: Array) -> Array:
+        from ckptconv.view import narrow
+
+        fuse = self._fuse
+        if self._right is None:
+            self._right = read_numpy(fuse.right, reader).astype(np.float32)
+        width = fuse.base.shape[1]
+        first, last = low // width, -(-high // width)
+        left = read_numpy(narrow(fuse.left, 0, first, last - first), reader).astype(np.float32)
+        product: np.ndarray[Any, np.dtype[np.float32]] = (left @ self._right).reshape(-1)
+        part = product[low - first * width : high - first * width]
+        return values.astype(np.float32) + part * np.float32(fuse.scale)

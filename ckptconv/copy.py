@@ -1,0 +1,263 @@
+"""Runs a plan: headers first, every byte once, through fixed buffers, on a few threads.
+
+A file is written in blocks. Each worker takes the next block, reads what it is made of, casts in pieces that stay in
+a core's cache, hashes it and writes it in its place. When the last block of a file is there, the file is fsynced and
+renamed inside the work folder; a later run finds it and does not write it again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from ckptconv.compute import CAST_BLOCK, Block
+from ckptconv.dtypes import itemsize
+from ckptconv.errors import CkptconvError
+from ckptconv.layout import OutFile
+from ckptconv.plan import Output, Plan
+from ckptconv.read import SCRATCH, Reader
+
+HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
+HASH = "xxh3-128/4MiB"
+_DONE = ".done.json"
+_PER_WORKER = HASH_BLOCK + SCRATCH + 8 * CAST_BLOCK
+
+
+class _Tile(NamedTuple):
+    """One block of one tensor: elements low..high-1, the number of its digest."""
+
+    file: int
+    key: str
+    output: Output
+    low: int
+    high: int
+    number: int
+
+
+@dataclass(slots=True)
+class _Target:
+    """An output file while it is written."""
+
+    out: OutFile
+    path: Path
+    handle: int
+    left: int
+    digests: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy did: tensor name -> hash, bytes written and read, files that an earlier run had finished."""
+
+    hashes: dict[str, str]
+    written: int
+    read: int
+    resumed: tuple[str, ...]
+
+
+def buffer_memory(workers: int) -> int:
+    """Bytes of buffers that so many workers hold."""
+    return workers * _PER_WORKER
+
+
+def workers_for(max_memory: int, wanted: int | None = None) -> int:
+    """How many workers fit into a bound on buffers; one a core when nothing is asked for."""
+    fit = max(max_memory // _PER_WORKER, 0)
+    if not fit:
+        raise CkptconvError(
+            "the memory bound is too small for one worker's buffers",
+            found=f"{max_memory:,} bytes",
+            wanted=f"at least {_PER_WORKER:,}",
+            hint="raise --max-memory",
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(wanted or min(cores, 16), fit)
+
+
+def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], None] | None = None) -> Copied:
+    """Write every file of the plan into the folder `work`; returns hashes. on_bytes(bytes written, file name).
+
+    Raises CkptconvError for a full or unwritable disk and for sources that end early. KeyboardInterrupt passes
+    through after the workers have stopped.
+    """
+    hashes: dict[str, str] = {}
+    resumed = []
+    todo = []
+    for out in plan.files:
+        done = _finished(work, out)
+        if done is None:
+            todo.append(out)
+        else:
+            hashes.update(done)
+            resumed.append(out.name)
+            if on_bytes:
+                on_bytes(out.nbytes, out.name)
+    run = _Run(plan, work, todo, on_bytes)
+    run.go(workers)
+    return Copied(hashes | run.hashes, sum(out.nbytes for out in todo), run.read, tuple(resumed))
+
+
+class _Run:
+    """The state that the workers share; everything under one lock, held for microseconds."""
+
+    def __init__(
+        self, plan: Plan, work: Path, files: list[OutFile], on_bytes: Callable[[int, str], None] | None
+    ) -> None:
+        self.hashes: dict[str, str] = {}
+        self.read = 0
+        self._plan, self._work, self._files, self._on_bytes = plan, work, files, on_bytes
+        self._lock = threading.Lock()
+        self._targets: dict[int, _Target] = {}
+        self._tiles = self._all_tiles()
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+
+    def go(self, workers: int) -> None:
+        threads = [threading.Thread(target=self._work_on, daemon=True) for _ in range(workers)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # a join without a timeout cannot be interrupted
+        finally:
+            self._stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            for target in self._targets.values():
+                os.close(target.handle)
+        if self._error is not None:
+            raise self._error
+
+    def _all_tiles(self) -> Iterator[tuple[_Tile, _Target]]:
+        for number, out in enumerate(self._files):
+            target = self._targets[number] = self._create(out)
+            tiles = []
+            for key in out.offsets:
+                output = self._plan.outputs[key]
+                step = HASH_BLOCK // itemsize(output.dtype)
+                count = output.nbytes // itemsize(output.dtype)
+                lows = range(0, count, step) if count else range(1)
+                target.digests[key] = [b""] * len(lows)
+                tiles += [_Tile(number, key, output, low, min(low + step, count), i) for i, low in enumerate(lows)]
+            target.left = len(tiles)
+            if not tiles:
+                self._finish(number, target)
+            for tile in tiles:
+                yield tile, target
+
+    def _create(self, out: OutFile) -> _Target:
+        path = self._work / f"{out.name}.part"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.ftruncate(handle, out.nbytes)
+            os.pwrite(handle, out.header, 0)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        return _Target(out, path, handle, 0)
+
+    def _work_on(self) -> None:
+        blocks: dict[str, Block] = {}
+        buffer, scratch = np.empty(HASH_BLOCK, np.uint8), np.empty(8 * CAST_BLOCK, np.uint8)
+        try:
+            with Reader() as reader:
+                while not self._stop.is_set():
+                    with self._lock:
+                        item = next(self._tiles, None)
+                    if item is None:
+                        break
+                    self._do(*item, reader, blocks, buffer, scratch)
+                with self._lock:
+                    self.read += reader.nbytes
+        except BaseException as error:
+            self._error = self._error or error
+            self._stop.set()
+
+    def _do(
+        self, tile: _Tile, target: _Target, reader: Reader, blocks: dict[str, Block], buffer: np.ndarray, scratch: np.ndarray  # type: ignore[type-arg]
+    ) -> None:
+        output = tile.output
+        if tile.key not in blocks:
+            blocks.clear()  # one tensor at a time: a block's tables are only needed while its tensor is written
+            blocks[tile.key] = Block(output.source, output.dtype)
+        item = itemsize(output.dtype)
+        out = buffer[: (tile.high - tile.low) * item]
+        blocks[tile.key].fill(reader, tile.low, tile.high, out, scratch)
+        digest = xxhash.xxh3_128_digest(out)
+        try:
+            _write(target.handle, out, target.out.offsets[tile.key] + tile.low * item)
+        except OSError as error:
+            raise _cannot_write(target.path, error) from error
+        with self._lock:
+            target.digests[tile.key][tile.number] = digest
+            target.left -= 1
+            last = target.left == 0
+            if self._on_bytes:
+                self._on_bytes(out.nbytes, target.out.name)
+        if last:
+            self._finish(tile.file, target)
+
+    def _finish(self, number: int, target: _Target) -> None:
+        hashes = {key: combine(digests) for key, digests in target.digests.items()}
+        final = self._work / target.out.name
+        try:
+            os.fsync(target.handle)
+            os.close(target.handle)
+            del self._targets[number]
+            record = final.with_name(final.name + _DONE)
+            record.write_text(json.dumps({"nbytes": target.out.nbytes, "hashes": hashes}))
+            os.replace(target.path, final)
+        except OSError as error:
+            raise _cannot_write(target.path, error) from error
+        self.hashes.update(hashes)
+
+
+def combine(digests: list[bytes]) -> str:
+    """A tensor's hash from its blocks' digests: the digest itself, or the digest of all of them in order."""
+    return digests[0].hex() if len(digests) == 1 else xxhash.xxh3_128_hexdigest(b"".join(digests))
+
+
+def clean_records(work: Path) -> None:
+    """Remove the marks of finished files before a folder is published."""
+    for path in work.rglob(f"*{_DONE}"):
+        path.unlink()
+
+
+def _finished(work: Path, out: OutFile) -> dict[str, str] | None:
+    """The hashes of a file that an earlier run of the same plan finished, else None."""
+    path = work / out.name
+    record = path.with_name(path.name + _DONE)
+    if not (path.is_file() and record.is_file() and path.stat().st_size == out.nbytes):
+        return None
+    try:
+        data = json.loads(record.read_text())
+        with open(path, "rb") as file:
+            same = file.read(len(out.header)) == out.header
+        hashes: dict[str, str] = data["hashes"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return hashes if same else None
+
+
+def _write(handle: int, data: np.ndarray, offset: int) -> None:  # type: ignore[type-arg]
+    view = memoryview(data)
+    while view:
+        n = os.pwrite(handle, view, offset)
+        view, offset = view[n:], offset + n
+
+
+def _cannot_write(path: Path, error: OSError) -> CkptconvError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CkptconvError("the disk is full", where=path.parent, hint="free space or choose another target; run again to resume")
+    return CkptconvError(f"cannot be written: {error.strerror or error}", where=path)

@@ -1,0 +1,1 @@
+"""Trained (module) names and layouts to Hub names and layouts, and back."""

@@ -1,0 +1,105 @@
+"""The model's own config.json: does it fit the tensors, and what must change in it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models import facts
+from ckptconv.view import Shape
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_CLASSIFIER = "score.weight"
+_VALUE_HEADS = ("v_head.", "value_head.")
+
+
+def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:
+    """Raise when vocabulary, width or depth of the tensors are not what the config says (a config of another model)."""
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    for name, shape in shapes.items():
+        if name.endswith(("embed_tokens.weight", "wte.weight")) and len(shape) == 2 and not _other_tower(name):
+            _compare(where, name, "vocab_size", text.get("vocab_size"), shape[0])
+            _compare(where, name, "hidden_size", text.get("hidden_size"), shape[1])
+            break
+    found = [
+        int(match.group(1))
+        for name in shapes
+        if not _other_tower(name) and not name.startswith("lora_adapter/") and (match := _LAYER.search(name))
+    ]
+    stated = text.get("num_hidden_layers")
+    if found and isinstance(stated, int):
+        mtp = text.get("num_nextn_predict_layers")
+        allowed = range(stated, stated + (mtp if isinstance(mtp, int) else 0) + 1)
+        if max(found) + 1 not in allowed:
+            _compare(where, "layers", "num_hidden_layers", stated, max(found) + 1)
+
+
+def corrected(config: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str, notes: list[str]) -> dict[str, Any]:
+    """The config for the model folder: its dtype, its architecture, its number of labels. Adds what it changed to notes."""
+    new = copy.deepcopy(dict(config))
+    _set_dtype(new, dtype)
+    _set_architecture(new, shapes, notes)
+    return new
+
+
+def _other_tower(name: str) -> bool:
+    return any(part in name for part in ("vision", "visual", "audio", "encoder.", "mtp"))
+
+
+def _compare(where: Path, tensor: str, key: str, stated: object, found: int) -> None:
+    if isinstance(stated, int) and stated != found:
+        raise CkptconvError(
+            "the config does not belong to these tensors",
+            where=where,
+            found=f"{found:,} by {tensor}",
+            wanted=f"{key} {stated:,}",
+            hint="name the right model's folder with --config DIR",
+        )
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Every dtype in the config that was the old one becomes the new one; a config without one gets it."""
+    old = config.get("dtype", config.get("torch_dtype"))
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    for part in config.values():
+        if isinstance(part, dict):
+            for name in ("dtype", "torch_dtype"):
+                if part.get(name) is not None and part[name] == old:
+                    part[name] = dtype
+    config[key] = dtype
+
+
+def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes: list[str]) -> None:
+    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    score = shapes.get(_CLASSIFIER)
+    if any(name.startswith(_VALUE_HEADS) for name in shapes):
+        notes.append("a value head is kept under its own name (v_head); transformers ignores it, TRL reads it")
+    if score is not None and not any("Classification" in name or "Reward" in name for name in named):
+        wanted = facts.architecture_for(config, "token") or facts.architecture_for(config, "sequence")
+        if wanted:
+            notes.append(f"a value head (score.weight) is stored: architectures is set to {wanted}")
+            named = [wanted]
+    if score is not None and len(score) == 2:
+        _set_labels(config, score[0])
+    if not named:
+        default = facts.default_architecture(config)
+        if default:
+            notes.append(f"the config names no architecture: set to {default}")
+            named = [default]
+    if named:
+        config["architectures"] = named
+
+
+def _set_labels(config: dict[str, Any], count: int) -> None:
+    """transformers reads the number of labels from id2label, and takes two when it is not there."""
+    labels = config.get("id2label")
+    if not isinstance(labels, dict) or len(labels) != count:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(count)}
+    if "num_labels" in config:
+        config["num_labels"] = count
