@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from ckptconv.push_folder import ModelFolder
 from ckptconv.version import __version__
 
+README = "README.md"
+_MARK = "<!-- made by ckptconv push, sha256 of the text above: {} -->"
 # A repository's name on the Hub; a base model that is a local folder stays out of the front matter.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PIPELINES = {"ForCausalLM": "text-generation", "ForImageTextToText": "image-text-to-text"}
@@ -34,7 +37,18 @@ def model_card(folder: ModelFolder, repo_id: str) -> str:
         _loading(folder, repo_id),
         _hashes(receipt),
     ]
-    return ModelCard("\n".join(part for part in parts if part)).content
+    text = ModelCard("\n".join(part for part in parts if part)).content.rstrip()
+    return f"{text}\n\n{_mark(text)}\n"
+
+
+def is_untouched(card: str) -> bool:
+    """True for a card that a push made and nobody has changed since, so that the next push may replace it."""
+    text, _, mark = card.replace("\r\n", "\n").rstrip().rpartition("\n")
+    return mark == _mark(text.rstrip())
+
+
+def _mark(text: str) -> str:
+    return _MARK.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 def _introduction(receipt: Mapping[str, Any], trainer: object) -> str:
@@ -43,15 +57,16 @@ def _introduction(receipt: Mapping[str, Any], trainer: object) -> str:
     origin = f"a sharded {_plain(trainer)} checkpoint" if trainer else "a sharded checkpoint"
     version = _plain(receipt.get("ckptconv") or __version__)
     return (
-        f"Converted from {origin} with [ckptconv](https://pypi.org/project/ckptconv/) {version}. `ckptconv.json` in this "
-        "repository is the receipt: what was read and what was written, tensor by tensor.\n"
+        f"Converted from {origin} with [ckptconv](https://pypi.org/project/ckptconv/) {version}. "
+        "`ckptconv.json` is the receipt: what was read and what was written, tensor by tensor.\n"
     )
 
 
 def _facts(folder: ModelFolder, source: Mapping[str, Any]) -> str:
     """The table of what is known; a row whose value is unknown is left out."""
+    names = _texts(folder.config.get("architectures"))
     rows = (
-        ("Architecture", ", ".join(_texts(folder.config.get("architectures"))) or folder.config.get("peft_type")),
+        ("Architecture", ", ".join(names) or folder.config.get("peft_type")),
         ("Base model", folder.receipt.get("base_model") or folder.config.get("base_model_name_or_path")),
         ("Trainer", source.get("trainer")),
         ("Checkpoint layout", source.get("layout")),
@@ -79,25 +94,28 @@ def _mesh(mesh: object) -> str:
 
 def _conversion(dtype: object) -> str:
     if isinstance(dtype, Mapping):
-        return ", ".join(f"{old} → {new}" for old, new in dtype.items() if isinstance(new, str) and new != old)
+        changes = ((old, new) for old, new in dtype.items() if isinstance(new, str) and new != old)
+        return ", ".join(f"{old} → {new}" for old, new in changes)
     return dtype if isinstance(dtype, str) else ""
 
 
 def _loading(folder: ModelFolder, repo_id: str) -> str:
+    library, auto = "transformers", "AutoModel"
     if folder.is_adapter:
-        lines = ("from peft import AutoPeftModelForCausalLM", "", "model = AutoPeftModelForCausalLM.from_pretrained(")
-        return "\n".join(["```python", *lines[:-1], f'{lines[-1]}"{repo_id}")', "```\n"])
-    auto = "AutoModelForCausalLM" if _pipeline(folder) == "text-generation" else "AutoModel"
-    return f'```python\nfrom transformers import {auto}\n\nmodel = {auto}.from_pretrained("{repo_id}")\n```\n'
+        library, auto = "peft", "AutoPeftModelForCausalLM"
+    elif _pipeline(folder) == "text-generation":
+        auto = "AutoModelForCausalLM"
+    lines = (f"from {library} import {auto}", "", f'model = {auto}.from_pretrained("{repo_id}")')
+    return "\n".join(["```python", *lines, "```", ""])
 
 
 def _hashes(receipt: Mapping[str, Any]) -> str:
     rows = []
     for name, said in _table(receipt.get("files")).items():
-        digest = said if isinstance(said, str) else next((_table(said)[k] for k in ("sha256", "hash") if k in _table(said)), "")
+        digest = said if isinstance(said, str) else _table(said).get("sha256") or _table(said).get("hash")
         if digest:
             rows.append(f"| `{_plain(name)}` | `{_plain(digest)}` |")
-    return "\n".join(["## Files", "", "| File | Hash |", "|---|---|", *rows]) + "\n" if rows else ""
+    return "\n".join(["## Files", "", "| File | Hash |", "|---|---|", *rows, ""]) if rows else ""
 
 
 def _pipeline(folder: ModelFolder) -> str | None:

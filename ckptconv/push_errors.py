@@ -1,6 +1,6 @@
-"""What went wrong with the Hub, in one sentence each, with the command to type next. A token is never repeated.
+"""What went wrong with the Hub: one sentence each, with the command to type next. A token is never repeated.
 
-huggingface_hub changed its HTTP library between major versions, so errors are known by class name, not by class.
+huggingface_hub changed its HTTP library between major versions: errors are known by class name, not by class.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Saying:
-    """One row of the table: a sentence and a hint, with {repo}, {user}, {endpoint}, {revision} and {command} to fill in.
+    """One row of the table: a sentence and a hint, with {repo}, {user}, {command} and so on to fill in.
 
     quote: repeat what the server said, because the sentence alone does not tell the user enough.
     """
@@ -54,41 +54,48 @@ class Saying:
 
 
 _AGAIN = "run it again, it goes on where it stopped: {command}"
+_NO_TOKEN = "make one at {endpoint}/settings/tokens, then: hf auth login --force"
+_NO_RIGHT = "use a token that may, or choose a name of your own, then: {command}"
+_NO_SPACE = "see {endpoint}/settings/billing, then: {command}"
+_TOO_LARGE = "make smaller shards, then push: ckptconv merge DIR {folder} --overwrite --max-shard-size 5GB"
+_NO_ADDRESS = Saying("{endpoint} is not an address", "HF_ENDPOINT=https://huggingface.co {command}")
+_BROKEN = Saying("the connection to {endpoint} broke", _AGAIN)
+_SERVER = Saying("the Hub failed with status {status}", _AGAIN)
+_README = Saying("the front matter of README.md is not valid", "correct it, then: {command}", quote=True)
+_OTHER = Saying("the upload failed", _AGAIN, quote=True)
 _BY_STATUS = {
     400: Saying("the Hub refused the request", "correct what it names, then: {command}", quote=True),
-    401: Saying("the Hub does not accept this token", "make one at {endpoint}/settings/tokens, then: hf auth login --force"),
-    402: Saying("the Hub asks for a paid plan or more storage", "see {endpoint}/settings/billing, then: {command}", quote=True),
-    403: Saying(
-        "the token of {user} may not write to {repo}",
-        "use a token that may, or choose a name of your own, then: {command}",
-        quote=True,
-    ),
+    401: Saying("the Hub does not accept this token", _NO_TOKEN),
+    402: Saying("the Hub asks for a paid plan or more storage", _NO_SPACE, quote=True),
+    403: Saying("the token of {user} may not write to {repo}", _NO_RIGHT, quote=True),
     404: Saying("the Hub has no {repo} that this token can see", "check the name, then: {command}"),
     409: Saying("{repo} was being changed at the same time", _AGAIN, quote=True),
     412: Saying("{repo} was changed during the upload", _AGAIN),
-    413: Saying("a file is larger than the Hub takes", "merge again with smaller shards: ckptconv merge DIR OUT --max-shard-size 5GB"),
+    413: Saying("a file is larger than the Hub takes", _TOO_LARGE),
     429: Saying("the Hub asks for a pause: too many requests", "wait some minutes, then: {command}"),
 }
-_SERVER = Saying("the Hub failed with status {status}", _AGAIN)
-_BROKEN = Saying("the connection to {endpoint} broke", _AGAIN)
 _BY_NAME = {
-    "OfflineModeIsEnabled": Saying("HF_HUB_OFFLINE is set, so nothing can be sent", "HF_HUB_OFFLINE=0 {command}"),
+    "OfflineModeIsEnabled": Saying("HF_HUB_OFFLINE is set, so nothing is sent", "HF_HUB_OFFLINE=0 {command}"),
     "LocalTokenNotFoundError": Saying("there is no token for {endpoint}", "hf auth login"),
-    "HFValidationError": Saying("{repo} is no name for a repository", "as in: ckptconv push {folder} ORG/NAME", quote=True),
-    "RevisionNotFoundError": Saying("{repo} has no revision {revision}", "look at {endpoint}/{repo}, then: {command}"),
-    "ConnectError": Saying("cannot reach {endpoint}", "check the network and HF_ENDPOINT, then: {command}"),
-    "ProxyError": Saying("the proxy does not let this through", "check HTTPS_PROXY, then: {command}", quote=True),
-    "UnsupportedProtocol": Saying("{endpoint} is not an address", "HF_ENDPOINT=https://huggingface.co {command}"),
-    "InvalidURL": Saying("{endpoint} is not an address", "HF_ENDPOINT=https://huggingface.co {command}"),
+    "HFValidationError": Saying(
+        "{repo!r} cannot name a repository", "as in: ckptconv push {folder} ORG/NAME", True
+    ),
+    "RevisionNotFoundError": Saying("{repo} has no {revision}", "look at {endpoint}/{repo}, then: {command}"),
+    "ConnectError": Saying(
+        "cannot reach {endpoint}", "check network and HF_ENDPOINT, then: {command}", quote=True
+    ),
+    "ProxyError": Saying("the proxy refuses", "check HTTPS_PROXY, then: {command}", quote=True),
+    "UnsupportedProtocol": _NO_ADDRESS,
+    "InvalidURL": _NO_ADDRESS,
     "TimeoutException": Saying("{endpoint} does not answer", _AGAIN),
     "TransportError": _BROKEN,
     "ConnectionError": _BROKEN,
-    "JSONDecodeError": Saying("{endpoint} does not answer like a Hub", "check HF_ENDPOINT, then: {command}"),
+    "JSONDecodeError": Saying(
+        "{endpoint} does not answer as a Hub does", "check HF_ENDPOINT, then: {command}"
+    ),
     "XetAuthenticationError": Saying("the Hub's storage does not accept this token", _AGAIN, quote=True),
     "OSError": Saying("a file could not be read or sent", _AGAIN, quote=True),
 }
-_README = Saying("the front matter of README.md is not valid", "correct or remove README.md, then: {command}", quote=True)
-_OTHER = Saying("the upload failed", _AGAIN, quote=True)
 
 
 def scrub(text: str, token: str | None) -> str:
@@ -99,12 +106,12 @@ def scrub(text: str, token: str | None) -> str:
 
 
 def explain(error: BaseException, job: Job, left: str | None = None) -> CkptconvError:
-    """The one error for whatever huggingface_hub raised. left: the ref of a pull request that is half done."""
+    """The one error for whatever huggingface_hub raised. left: the ref of a pull request half done."""
     saying, cause = _find(error)
     response = getattr(cause, "response", None)
     if left is not None:
         job = replace(job, revision=left, create_pr=False)
-        saying = replace(saying, hint=f"the pull request is open; finish it: {job.command.replace('{', '{{')}")
+        saying = replace(saying, hint="the pull request is open; finish it: {command}")
     words = {
         "repo": job.repo_id,
         "user": job.user or "this account",

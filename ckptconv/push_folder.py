@@ -22,7 +22,7 @@ _MERGE = "make the folder again, then push: ckptconv merge DIR"
 class ModelFolder:
     """A folder that from_pretrained can load, as far as its files tell without their data.
 
-    config: the content of config.json or adapter_config.json. receipt: that of ckptconv.json, {} where there is none.
+    config: the content of config.json or adapter_config.json. receipt: that of ckptconv.json, {} without one.
     dtypes: how many elements the tensors have, by dtype.
     """
 
@@ -38,7 +38,7 @@ class ModelFolder:
 
 
 def check_folder(folder: Path) -> ModelFolder:
-    """Read config, index and every safetensors header. Raises CkptconvError where something is missing or disagrees."""
+    """Read config, index and every safetensors header. Raises CkptconvError where one is missing or wrong."""
     from ckptconv.backends import huggingface
     from ckptconv.backends.locate import Place
 
@@ -54,26 +54,31 @@ def check_folder(folder: Path) -> ModelFolder:
     return ModelFolder(folder, config, _receipt(folder), dtypes, len(found.tensors))
 
 
-def choose_files(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[tuple[str, int]]:
+def choose_files(folder: Path, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[str, int]]:
     """The files to send as (path in the folder, bytes), sorted.
 
-    Patterns are the `hf` command line's: fnmatch on the whole path, and `name/` for all below a folder. Hidden and
-    temporary files are never sent, .gitattributes apart.
+    Patterns are the `hf` command line's: fnmatch on the whole path, and `name/` for all below a folder.
+    Hidden and temporary files are never sent, .gitattributes apart.
     """
     chosen = [
-        (path, (folder / path).stat().st_size)
-        for path in _walk(folder)
-        if (not include or _fits(path, include)) and not _fits(path, exclude)
+        (path, (folder / path).stat().st_size) for path in _walk(folder) if is_wanted(path, include, exclude)
     ]
     if not chosen:
         wanted = ", ".join(include) or "a file that --exclude does not name"
-        raise CkptconvError("no file is left to send", where=folder, wanted=wanted, hint="look at --include and --exclude")
+        hint = "look at --include and --exclude"
+        raise CkptconvError("no file is left to send", where=folder, wanted=wanted, hint=hint)
     return sorted(chosen)
+
+
+def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """True where the patterns let a path through."""
+    return (not include or _fits(path, include)) and not _fits(path, exclude)
 
 
 def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CkptconvError("the folder does not exist", where=folder, hint="merge a checkpoint: ckptconv merge DIR OUT")
+        hint = f"make it: ckptconv merge DIR {folder}"
+        raise CkptconvError("the folder does not exist", where=folder, hint=hint)
     path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
     if path is None:
         hint = f"is it a trainer's checkpoint? Then first: ckptconv merge {folder} OUT"

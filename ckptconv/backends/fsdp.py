@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptconv.backends.device_mesh import read_mesh
 from ckptconv.backends.locate import Place
 from ckptconv.backends.sharding import Box, Placement, local_box
 from ckptconv.backends.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord
 from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
 from ckptconv.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor
-from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
 from ckptconv.view import View, place, stored
 
@@ -81,6 +81,7 @@ class _Piece(NamedTuple):
     placement: str
     box: Box | None
     view: View
+    seat: tuple[int, ...] = ()  # the rank's mesh coordinate
 
 
 @dataclass(slots=True)
@@ -152,8 +153,8 @@ def _pieces_of(file: TorchZip, rank: int, meshes: dict[Mesh, None]) -> Iterable[
                 yield name, _Piece(view.shape, view.dtype, "", None, view)
             elif isinstance(value, WrapperRecord) and value.kind == "DTensor":
                 yield name, _dtensor(file, value, mesh_cache, meshes)
-            elif isinstance(value, Inert) and value.kind == "ShardedTensor":
-                for piece in _sharded_tensor(file, value):
+            elif isinstance(value, WrapperRecord) and value.kind == "ShardedTensor":
+                for piece in _sharded_tensor(file, value.raw):
                     yield name, piece
             elif isinstance(value, WrapperRecord | Inert):
                 raise CkptconvError(
@@ -195,56 +196,36 @@ def _dtensor(
             found=f"{view.dtype} {list(view.shape)}",
             wanted=f"{dtype} {list(box.sizes)}, for {said} at mesh coordinate {coordinate}",
         )
-    return _Piece(shape, dtype, said, box, view)
+    return _Piece(shape, dtype, said, box, view, coordinate)
 
 
 def _mesh(file: TorchZip, mesh: Any, cache: dict[int, Any]) -> tuple[Mesh, tuple[int, ...] | None]:
-    """A DeviceMesh's sizes and this rank's coordinate. torch < 2.9 pickles `mesh`, later ones `_layout`."""
     if not isinstance(mesh, Inert):
         raise CkptconvError("a DTensor without a mesh")
     if id(mesh) not in cache:
-        layout, grid = mesh.get("_layout"), mesh.get("mesh")
-        if isinstance(grid, TensorRecord):
-            shape = grid.shape
-        elif isinstance(layout, Inert):
-            axes = layout.get("axes")
-            if axes is not None:
-                shape = tuple(size for axis in axes for size in _tuple(axis.get("shape")))
-            else:
-                shape = _tuple(layout.get("shape") or (layout.args[0] if layout.args else ()))
-        else:
-            raise CkptconvError("a DeviceMesh of an unknown form", hint="please report it with the torch version")
-        names = tuple(mesh.get("_mesh_dim_names") or mesh.get("mesh_dim_names") or ())
-        coordinate = mesh.get("_coordinate_on_dim")
-        found = None if coordinate is None else tuple(coordinate)
-        if found is not None and (len(found) != len(shape) or any(not 0 <= i < n for i, n in zip(found, shape, strict=True))):
-            raise CkptconvError("a mesh coordinate lies outside its mesh", found=found, wanted=f"inside {list(shape)}")
-        cache[id(mesh)] = Mesh(shape, names if len(names) == len(shape) else ()), found
+        cache[id(mesh)] = read_mesh(file, mesh)
     return cache[id(mesh)]  # type: ignore[no-any-return]
 
 
-def _sharded_tensor(file: TorchZip, value: Inert) -> list[_Piece]:
+def _sharded_tensor(file: TorchZip, state: Any) -> list[_Piece]:
     """ShardedTensor state: (local shards, metadata, ...), offsets stated; a rank without data has no shard."""
-    if not isinstance(value.state, tuple) or len(value.state) < 2 or not isinstance(value.state[1], Inert):
-        raise CkptconvError("a ShardedTensor of an unknown form")
-    shards, meta = value.state[0], value.state[1]
+    if not isinstance(state, tuple) or len(state) < 2 or not isinstance(state[1], Inert):
+        raise CkptconvError("a ShardedTensor of an unknown form", hint="please report it with the torch version")
+    shards, meta = state[0], state[1]
     shape = tuple(meta.get("size"))
     properties = meta.get("tensor_properties")
-    dtype = properties.get("dtype") if isinstance(properties, Inert) else None
-    if dtype is None and isinstance(properties, Inert) and isinstance(properties.state, tuple):
-        dtype = next((item for item in properties.state if isinstance(item, Dtype)), None)
-    name = dtype.name if isinstance(dtype, Dtype) else None
+    fields = properties.state if isinstance(properties, Inert) and isinstance(properties.state, tuple) else ()
+    dtype = next((field.name for field in fields if isinstance(field, Dtype)), None)
     pieces = []
     for shard in shards:
-        local, where = shard.get("tensor"), shard.get("metadata")
-        view = file.view(local)
+        view, where = file.view(shard.get("tensor")), shard.get("metadata")
         box = Box(tuple(where.get("shard_offsets")), tuple(where.get("shard_sizes")))
         if view.shape != box.sizes:
             raise CkptconvError("a shard has not the shape that its metadata gives", found=view.shape, wanted=box.sizes)
-        pieces.append(_Piece(shape, name or view.dtype, "ShardedTensor", box, view))
-    if not pieces and name:
+        pieces.append(_Piece(shape, dtype or view.dtype, "ShardedTensor", box, view))
+    if not pieces and dtype:
         empty = Box((0,) * len(shape), (0,) * len(shape))
-        pieces.append(_Piece(shape, name, "ShardedTensor", empty, stored(file.path, 0, (0,), name)))
+        pieces.append(_Piece(shape, dtype, "ShardedTensor", empty, stored(file.path, 0, (0,), dtype)))
     return pieces
 
 
@@ -253,20 +234,21 @@ def _assemble(name: str, found: _Pieces, missing: list[int], world_size: int, fo
     if first.box is None:
         replicas = tuple(((0,) * len(first.shape), piece.view) for piece in found.pieces[1:])
         return StoredTensor(first.view, "", replicas)
-    parts: dict[Box, View] = {}
+    parts: dict[Box, _Piece] = {}
     copies = []
     for piece in found.pieces:
         box = piece.box
         if box is None or 0 in box.sizes or 0 in first.shape:
             continue
-        if box in parts:
-            copies.append((box.offsets, piece.view))
-        else:
-            parts[box] = piece.view
-    if copies and "Replicate" not in first.placement:
-        raise CkptconvError(f"two ranks hold the same part of {name}, but nothing says that it is replicated", where=folder)
+        if box not in parts:
+            parts[box] = piece
+            continue
+        # A mesh may span only some of the ranks (norms under FSDP + TP): ranks in the same seat hold the same part.
+        if "Replicate" not in piece.placement and piece.seat != parts[box].seat:
+            raise CkptconvError(f"two ranks hold the same part of {name}, but nothing says that it is replicated", where=folder)
+        copies.append((box.offsets, piece.view))
     try:
-        view = place(first.shape, first.dtype, [(box.offsets, part) for box, part in parts.items()])
+        view = place(first.shape, first.dtype, [(box.offsets, part.view) for box, part in parts.items()])
     except CkptconvError as error:
         if missing:
             raise _missing(missing, world_size, folder) from error
@@ -313,13 +295,6 @@ def _say(piece: _Piece) -> str:
     return f"{piece.dtype} {list(piece.shape)}{' ' + piece.placement if piece.placement else ' plain'}"
 
 
-def _tuple(value: Any) -> tuple[int, ...]:
-    """Layouts may nest: (2, (2, 2)) -> (2, 2, 2)."""
-    if isinstance(value, int):
-        return (value,)
-    return tuple(inner for item in value for inner in _tuple(item))
-
-
 def _skipped(folders: Sequence[Path]) -> list[Skipped]:
     sizes: dict[str, int] = {}
     for folder in folders:
@@ -342,6 +317,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _lora_meta(folders: Sequence[Path]) -> dict[str, Any]:
     return next((meta for folder in folders if (meta := _read_json(folder / "lora_train_meta.json"))), {})
-
-
-__all__ = ["NAME", "is_mine", "itemsize", "read"]

@@ -92,10 +92,11 @@ class TensorRecord(NamedTuple):
 
 
 class WrapperRecord(NamedTuple):
-    """A tensor subclass that holds others (DTensor): its class's kind and its pickled state."""
+    """A tensor subclass that holds others: its class's kind, its pickled fields (DTensor), its raw state (ShardedTensor)."""
 
     kind: str
     state: dict[str, Any]
+    raw: Any
 
 
 class Emulated:
@@ -132,7 +133,7 @@ def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     if function is _WRAPPER:
         parts = state if isinstance(state, tuple) else (state,)  # (dict, slots): DTensor has slots
         fields = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
-        return WrapperRecord(getattr(kind, "kind", str(kind)), fields)
+        return WrapperRecord(getattr(kind, "kind", str(kind)), fields, state)
     if isinstance(function, Emulated):
         return function(*args)
     return Inert(function, kind, args, state)
@@ -142,9 +143,9 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _enum_member(owner: Any, name: Any) -> str:
-    """builtins.getattr, as enums are pickled by old protocols: the member's name, never an attribute."""
-    return str(name)
+def _member(owner: Any, name: Any) -> Any:
+    """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
+    return stand_in(str(getattr(owner, "kind", owner)), str(name))
 
 
 _WRAPPER = Emulated(_wrapper)
@@ -158,8 +159,8 @@ _CALLS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): Emulated(_rebuild_parameter),
     ("torch._utils", "_rebuild_wrapper_subclass"): _WRAPPER,
     ("torch._tensor", "_rebuild_from_type_v2"): Emulated(_rebuild_from_type),
-    ("builtins", "getattr"): Emulated(_enum_member),
-    ("__builtin__", "getattr"): Emulated(_enum_member),
+    ("builtins", "getattr"): Emulated(_member),
+    ("__builtin__", "getattr"): Emulated(_member),
     ("builtins", "set"): Emulated(lambda values=(): list(values)),
     ("__builtin__", "set"): Emulated(lambda values=(): list(values)),
 }
@@ -190,6 +191,8 @@ _KINDS: dict[tuple[str, str], str] = {
         "ShardedTensorMetadata": ("torch.distributed._shard.sharded_tensor.metadata",),
         "TensorProperties": ("torch.distributed._shard.sharded_tensor.metadata",),
         "ShardMetadata": ("torch.distributed._shard.metadata",),
+        "ChunkShardingSpec": ("torch.distributed._shard.sharding_spec.chunk_sharding_spec",),
+        "EnumerableShardingSpec": ("torch.distributed._shard.sharding_spec.api",),
         "Tensor": ("torch",),
         "Parameter": ("torch.nn.parameter",),
     }.items()
