@@ -83,16 +83,17 @@ def merge(
     begun = time.monotonic()
     target = Path(target)
     count = workers_for(max_memory, workers)
+    _check_target(target, [Path(source)], overwrite)
     checkpoint = open_checkpoint(source, backend=backend, step=step, also=also)
     plan, folder = _plan(checkpoint, options or Options(), config, base)
     if check_replicas:
         from ckptconv.replicas import require_equal
 
         require_equal(checkpoint)
+    _check_target(target, [checkpoint.root], overwrite)
+    _check_room(target, plan)
     if events.on_plan:
         events.on_plan(plan)
-    _check_target(target, [Path(source), checkpoint.root], overwrite)
-    _check_room(target, plan)
     if dry_run:
         return Merged(plan, target, count, True, time.monotonic() - begun)
     with _work_folder(target, plan) as work:

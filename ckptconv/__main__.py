@@ -1,0 +1,49 @@
+"""The entry point: runs a command and turns whatever happens into one message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ckptconv.errors import CkptconvError, ExitCode
+
+
+def main() -> None:
+    """`ckptconv` and `python -m ckptconv`."""
+    from ckptconv.cli import app
+
+    debug = bool(os.environ.get("CKPTCONV_DEBUG"))
+    try:
+        app(prog_name="ckptconv")
+    except CkptconvError as error:
+        if debug:
+            raise
+        _show(error)
+        sys.exit(int(error.code))
+    except KeyboardInterrupt:
+        print("stopped; nothing was changed", file=sys.stderr)
+        sys.exit(int(ExitCode.INTERRUPTED))
+    except BrokenPipeError:  # `ckptconv inspect … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(int(ExitCode.OK))
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        _show(
+            CkptconvError(
+                f"something that ckptconv did not expect: {what}",
+                hint="run again with CKPTCONV_DEBUG=1 for the traceback, and please report it",
+            )
+        )
+        sys.exit(int(ExitCode.FAILED))
+
+
+def _show(error: CkptconvError) -> None:
+    from ckptconv.show.sink import Sink
+
+    Sink(as_json="--json" in sys.argv[1:]).error(error)
+
+
+if __name__ == "__main__":
+    main()

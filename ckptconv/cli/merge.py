@@ -1,0 +1,131 @@
+"""ckptconv merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ckptconv.cli import options as o
+
+_MERGING = "What is merged"
+_WRITING = "How it is written"
+
+
+def command(
+    directory: Annotated[Optional[Path], typer.Argument(metavar="DIR", help="The checkpoint: run, step or role folder.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Argument(metavar="OUT", help="The model folder to write.")] = None,  # noqa: UP045
+    backend: o.Backend = None,
+    step: o.Step = None,
+    also: o.Also = None,
+    config: o.Config = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, keep, or float32, bfloat16, float16 for all floats.", rich_help_panel=_MERGING)
+    ] = "auto",
+    lora: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--lora", help="merge, adapter or both, where LoRA tensors are stored.", rich_help_panel=_MERGING),
+    ] = None,
+    lora_alpha: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--lora-alpha", help="LoRA's alpha, where no file says it.", rich_help_panel=_MERGING),
+    ] = None,
+    base: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--base", help="Base model folder, for checkpoints of LoRA tensors alone.", rich_help_panel=_MERGING),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", help="Names and layouts: hub, or module as trained.", rich_help_panel=_MERGING)
+    ] = "hub",
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", help="Largest file.", rich_help_panel=_WRITING)
+    ] = "5GB",
+    max_memory: Annotated[
+        str, typer.Option("--max-memory", help="Bound on all buffers together.", rich_help_panel=_WRITING)
+    ] = "256MiB",
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--workers", min=1, help="Threads; one a core when not given.", rich_help_panel=_WRITING),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, once the new one is whole.", rich_help_panel=_WRITING)
+    ] = False,
+    check_replicas: Annotated[
+        bool, typer.Option("--check-replicas", help="Read the copies too, and compare their bytes.", rich_help_panel=_WRITING)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and write nothing.", rich_help_panel=_WRITING)
+    ] = False,
+    upload: o.UploadPath = None,
+    private: Annotated[bool, typer.Option("--private/--no-private", help="With --push: a private repository.")] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    local_dir: o.LocalDir = None,
+    target_dir: o.TargetDir = None,
+    tie: o.Tie = False,
+    value_model: o.ValueModel = False,
+    remote_code: o.RemoteCode = False,
+    cpu_init: o.CpuInit = False,
+    model_path: o.ModelPath = None,
+) -> None:
+    """Turn a checkpoint into a Hugging Face model folder.
+
+    Backend, latest step, dtype, tied head, value head and LoRA are found from the files and said. The folder appears
+    whole or not at all; a run that was killed is resumed by the same command.
+
+    verl's lines work as they are: merge --backend fsdp --local_dir D --target_dir O [--hf_upload_path org/name].
+    """
+    from ckptconv.cli.push import push_and_show
+    from ckptconv.errors import CkptconvError
+    from ckptconv.merge import Events, merge
+    from ckptconv.plan import Options
+    from ckptconv.show import merge as show
+    from ckptconv.show.sink import Sink
+
+    _one_of("--lora", lora, (None, "merge", "adapter", "both"))
+    _one_of("--layout", layout, ("hub", "module"))
+    _one_of("--dtype", dtype, ("auto", "keep", "float32", "bfloat16", "float16"))
+    source = o.one_of(directory, local_dir, "the checkpoint folder", "--local_dir")
+    default = Path("tmp") if local_dir is not None and target_dir is None and out is None else None  # verl's own default
+    target = default or o.one_of(out, target_dir, "the model folder to write", "--target_dir")
+    sink = Sink(as_json=json, quiet=quiet)
+
+    with show.Writing(sink) as writing:
+
+        def on_plan(plan: show.Plan) -> None:
+            if value_model and not any("score." in name or "v_head." in name for name in plan.outputs):
+                raise CkptconvError("--is-value-model, but no value head is stored", where=plan.checkpoint.root)
+            sink.phase("Reading", show.summary(plan))
+            sink.phase("Planning", show.planned(plan))
+            for note in plan.notes:
+                sink.note(note)
+            if not dry_run:
+                writing.start(plan)
+
+        result = merge(
+            source,
+            target,
+            options=Options(dtype, lora, lora_alpha, layout, max_shard_size),
+            backend=backend,
+            step=step,
+            also=also or (),
+            config=config,
+            base=base,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            max_memory=o.memory(max_memory),
+            workers=workers,
+            check_replicas=check_replicas,
+            events=Events(on_plan, writing.on_bytes),
+        )
+    sink.result(show.done(result), show.record(result), quiet=str(target))
+    if upload and not dry_run:
+        push_and_show(sink, target, upload, private=private)
+
+
+def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:
+    from ckptconv.errors import CkptconvError
+
+    if value not in allowed:
+        raise CkptconvError(f"{flag} {value} is not known", wanted=", ".join(str(item) for item in allowed if item))

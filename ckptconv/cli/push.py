@@ -1,0 +1,63 @@
+"""ckptconv push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ckptconv.cli import options as o
+
+if TYPE_CHECKING:
+    from ckptconv.show.sink import Sink
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder.")],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; made if it is not there.")],
+    private: Annotated[Optional[bool], typer.Option("--private/--no-private", help="Visibility of a new repository.")] = None,  # noqa: UP045
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--revision", help="A branch, made if missing; refs/pr/N resumes a pull request."),
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    commit_message: Annotated[Optional[str], typer.Option("--commit-message", help="First line of the commit.")] = None,  # noqa: UP045
+    commit_description: Annotated[Optional[str], typer.Option("--commit-description", help="The rest of it.")] = None,  # noqa: UP045
+    include: Annotated[Optional[list[str]], typer.Option("--include", help="Only files like this. Repeatable.")] = None,  # noqa: UP045
+    exclude: Annotated[Optional[list[str]], typer.Option("--exclude", help="No files like this. Repeatable.")] = None,  # noqa: UP045
+    token: Annotated[Optional[str], typer.Option("--token", help="Else HF_TOKEN, or what `hf auth login` saved.")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and list what would go.")] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Upload a model folder to the Hub; run the same command again to resume.
+
+    The folder, the token and the repository are checked first. A model card is made from the receipt unless the
+    folder has a README.md. Prints the URL.
+    """
+    from ckptconv.show.sink import Sink
+
+    push_and_show(
+        Sink(as_json=json, quiet=quiet),
+        folder,
+        repo,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        include=include or (),
+        exclude=exclude or (),
+        token=token,
+        dry_run=dry_run,
+    )
+
+
+def push_and_show(sink: Sink, folder: Path, repo: str, **options: Any) -> None:
+    """Push and show the result; `merge --push` ends here too."""
+    from ckptconv.push import push
+    from ckptconv.show import push as show
+
+    result = push(folder, repo, on_progress=show.listener(sink), bars=sink.live, **options)
+    sink.result(show.done(result), result, quiet=result.url)

@@ -1,0 +1,38 @@
+"""Numbers as people read them: decimal bytes, seconds, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def size(nbytes: float) -> str:
+    """1187432448 -> "1.19 GB": three figures, powers of a thousand, as disks and safetensors' index count."""
+    value, units = float(nbytes), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    if unit == "B":
+        return f"{int(value)} B"
+    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.1f} {unit}" if value >= 9.995 else f"{value:.2f} {unit}"
+
+
+def count(number: int) -> str:
+    """494032768 -> "494 M"."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= limit:
+            value = number / limit
+            return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.2f} {unit}"
+    return f"{number:,}"
+
+
+def seconds(value: float) -> str:
+    """0.84 -> "0.84 s", 75 -> "1:15"."""
+    if value < 10:
+        return f"{value:.2f} s"
+    return f"{value:.1f} s" if value < 60 else f"{int(value) // 60}:{int(value) % 60:02d}"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """(4096, 1024) -> "4096×1024"; a scalar is "scalar"."""
+    return "×".join(map(str, sizes)) or "scalar"
