@@ -1,8 +1,8 @@
 """ckptconv: sharded trainer checkpoints to Hugging Face models.
 
-    import ckptconv
-    tensors = ckptconv.open("checkpoints/run")      # lazy: name -> tensor with .numpy() and .torch()
-    ckptconv.merge("checkpoints/run", "model")      # the records that the command line shows
+import ckptconv
+tensors = ckptconv.open("checkpoints/run")      # lazy: name -> tensor with .numpy() and .torch()
+ckptconv.merge("checkpoints/run", "model")      # the records that the command line shows
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CkptconvError("no config.json here", where=folder, hint="name a model folder with --config DIR") from error
+        raise CkptconvError(
+            "no config.json here", where=folder, hint="name a model folder with --config DIR"
+        ) from error
     except (OSError, ValueError) as error:
         raise CkptconvError("config.json cannot be read", where=path, found=str(error)) from error
     if not isinstance(config, dict):
@@ -56,7 +58,9 @@ def write_config(target: Path, config: dict[str, Any], original: Path | None) ->
         if path.is_file() and read_config(path) == config:
             shutil.copyfile(path, target / "config.json")
             return
-    (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (target / "config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _walk(folder: Path) -> Iterator[Path]:

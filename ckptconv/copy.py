@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,8 @@ from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
 from ckptconv.layout import OutFile
 from ckptconv.plan import Output, Plan
-from ckptconv.read import SCRATCH, Reader
+from ckptconv.read import SCRATCH, Array, Reader
+from ckptconv.workers import count, for_each
 
 HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
 HASH = "xxh3-128/4MiB"
@@ -79,8 +81,7 @@ def workers_for(max_memory: int, wanted: int | None = None) -> int:
             wanted=f"at least {_PER_WORKER:,}",
             hint="raise --max-memory",
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(wanted or min(cores, 16), fit)
+    return min(count(wanted), fit)
 
 
 def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], None] | None = None) -> Copied:
@@ -117,27 +118,13 @@ class _Run:
         self._plan, self._work, self._files, self._on_bytes = plan, work, files, on_bytes
         self._lock = threading.Lock()
         self._targets: dict[int, _Target] = {}
-        self._tiles = self._all_tiles()
-        self._error: BaseException | None = None
-        self._stop = threading.Event()
 
     def go(self, workers: int) -> None:
-        threads = [threading.Thread(target=self._work_on, daemon=True) for _ in range(workers)]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)  # a join without a timeout cannot be interrupted
+            for_each(self._all_tiles(), self._open_worker, workers)
         finally:
-            self._stop.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
             for target in self._targets.values():
                 os.close(target.handle)
-        if self._error is not None:
-            raise self._error
 
     def _all_tiles(self) -> Iterator[tuple[_Tile, _Target]]:
         for number, out in enumerate(self._files):
@@ -146,10 +133,12 @@ class _Run:
             for key in out.offsets:
                 output = self._plan.outputs[key]
                 step = HASH_BLOCK // itemsize(output.dtype)
-                count = output.nbytes // itemsize(output.dtype)
-                lows = range(0, count, step) if count else range(1)
+                numel = output.nbytes // itemsize(output.dtype)
+                lows = range(0, numel, step) if numel else range(1)
                 target.digests[key] = [b""] * len(lows)
-                tiles += [_Tile(number, key, output, low, min(low + step, count), i) for i, low in enumerate(lows)]
+                tiles += [
+                    _Tile(number, key, output, low, min(low + step, numel), i) for i, low in enumerate(lows)
+                ]
             target.left = len(tiles)
             if not tiles:
                 self._finish(number, target)
@@ -167,36 +156,31 @@ class _Run:
             raise _cannot_write(path, error) from error
         return _Target(out, path, handle, 0)
 
-    def _work_on(self) -> None:
+    @contextmanager
+    def _open_worker(self) -> Iterator[Callable[[tuple[_Tile, _Target]], None]]:
+        """One thread's buffers and open files; what it yields writes a tile."""
         blocks: dict[str, Block] = {}
         buffer, scratch = np.empty(HASH_BLOCK, np.uint8), np.empty(8 * CAST_BLOCK, np.uint8)
-        try:
-            with Reader() as reader:
-                while not self._stop.is_set():
-                    with self._lock:
-                        item = next(self._tiles, None)
-                    if item is None:
-                        break
-                    self._do(*item, reader, blocks, buffer, scratch)
-                with self._lock:
-                    self.read += reader.nbytes
-        except BaseException as error:
-            self._error = self._error or error
-            self._stop.set()
+        with Reader() as reader:
 
-    def _do(
-        self, tile: _Tile, target: _Target, reader: Reader, blocks: dict[str, Block], buffer: np.ndarray, scratch: np.ndarray  # type: ignore[type-arg]
-    ) -> None:
-        output = tile.output
-        if tile.key not in blocks:
-            blocks.clear()  # one tensor at a time: a block's tables are only needed while its tensor is written
-            blocks[tile.key] = Block(output.source, output.dtype)
-        item = itemsize(output.dtype)
-        out = buffer[: (tile.high - tile.low) * item]
-        blocks[tile.key].fill(reader, tile.low, tile.high, out, scratch)
-        digest = xxhash.xxh3_128_digest(out)
+            def write(item: tuple[_Tile, _Target]) -> None:
+                tile, target = item
+                if tile.key not in blocks:
+                    blocks.clear()  # a block's tables are only needed while its tensor is written
+                    blocks[tile.key] = Block(tile.output.source, tile.output.dtype)
+                out = buffer[: (tile.high - tile.low) * itemsize(tile.output.dtype)]
+                blocks[tile.key].fill(reader, tile.low, tile.high, out, scratch)
+                self._put(tile, target, out)
+
+            yield write
+            with self._lock:
+                self.read += reader.nbytes
+
+    def _put(self, tile: _Tile, target: _Target, data: Array) -> None:
+        digest = xxhash.xxh3_128_digest(data)
+        offset = target.out.offsets[tile.key] + tile.low * itemsize(tile.output.dtype)
         try:
-            _write(target.handle, out, target.out.offsets[tile.key] + tile.low * item)
+            _write(target.handle, data, offset)
         except OSError as error:
             raise _cannot_write(target.path, error) from error
         with self._lock:
@@ -204,7 +188,7 @@ class _Run:
             target.left -= 1
             last = target.left == 0
             if self._on_bytes:
-                self._on_bytes(out.nbytes, target.out.name)
+                self._on_bytes(data.nbytes, target.out.name)
         if last:
             self._finish(tile.file, target)
 
@@ -250,7 +234,7 @@ def _finished(work: Path, out: OutFile) -> dict[str, str] | None:
     return hashes if same else None
 
 
-def _write(handle: int, data: np.ndarray, offset: int) -> None:  # type: ignore[type-arg]
+def _write(handle: int, data: Array, offset: int) -> None:
     view = memoryview(data)
     while view:
         n = os.pwrite(handle, view, offset)
@@ -259,5 +243,9 @@ def _write(handle: int, data: np.ndarray, offset: int) -> None:  # type: ignore[
 
 def _cannot_write(path: Path, error: OSError) -> CkptconvError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CkptconvError("the disk is full", where=path.parent, hint="free space or choose another target; run again to resume")
+        return CkptconvError(
+            "the disk is full",
+            where=path.parent,
+            hint="free space or choose another target; run again to resume",
+        )
     return CkptconvError(f"cannot be written: {error.strerror or error}", where=path)

@@ -55,7 +55,9 @@ class RankMap:
     file: str
     nbytes: int
     copies: int
-    parts: tuple[float, ...]  # for each of Inspection.parts: the share of its bytes that this rank stores, 0 to 1
+    parts: tuple[
+        float, ...
+    ]  # for each of Inspection.parts: the share of its bytes that this rank stores, 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,15 @@ def _rows(checkpoint: Checkpoint) -> tuple[Row, ...]:
         groups[key] = groups.get(key, 0) + 1
         first.setdefault(key, Row(name, 1, view.shape, view.dtype, tensor.placement, view.nbytes, slices))
     return tuple(
-        Row(key[0] if count > 1 else row.pattern, count, row.shape, row.dtype, row.placement, row.nbytes * count, row.slices)
+        Row(
+            key[0] if count > 1 else row.pattern,
+            count,
+            row.shape,
+            row.dtype,
+            row.placement,
+            row.nbytes * count,
+            row.slices,
+        )
         for (key, row), count in zip(first.items(), groups.values(), strict=True)
     )
 
@@ -206,7 +216,8 @@ def _lora(checkpoint: Checkpoint) -> str | None:
     meta = checkpoint.extras.get("lora") or {}
     alpha = meta.get("lora_alpha", "unknown")
     alone = all(".lora_" in name for name in checkpoint.tensors)
-    return f"on {len(modules)} modules, r {meta.get('r', 'unknown')}, alpha {alpha}{', without base weights' if alone else ''}"
+    tail = ", without base weights" if alone else ""
+    return f"on {len(modules)} modules, r {meta.get('r', 'unknown')}, alpha {alpha}{tail}"
 
 
 __all__ = ["Inspection", "RankMap", "Row", "Slice", "inspect", "part_of"]

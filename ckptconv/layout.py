@@ -17,12 +17,11 @@ from ckptconv.view import Shape
 
 INDEX = "model.safetensors.index.json"
 # safetensors' Dtype enum, in its order of alignment.
-_RANK = {
-    code: rank
-    for rank, code in enumerate(
-        "BOOL F4 F6_E2M3 F6_E3M2 U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64".split()
-    )
-}
+_ORDER = (
+    *("BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"),
+    *("I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"),
+)
+_RANK = {code: rank for rank, code in enumerate(_ORDER)}
 
 
 class Laid(Protocol):
@@ -49,7 +48,9 @@ class OutFile:
     nbytes: int
 
 
-def shards(tensors: Mapping[str, Laid], max_shard_size: int | str, stem: str = "model") -> tuple[OutFile, ...]:
+def shards(
+    tensors: Mapping[str, Laid], max_shard_size: int | str, stem: str = "model"
+) -> tuple[OutFile, ...]:
     """Cut a state dict into files of at most max_shard_size (bytes, or text such as "5GB"), as save_pretrained does."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -61,8 +62,12 @@ def shards(tensors: Mapping[str, Laid], max_shard_size: int | str, stem: str = "
             max_shard_size=max_shard_size,
         )
     except ValueError as error:
-        raise CkptconvError(f"not a size: {max_shard_size}", wanted="a number with KB, MB, GB or TB, such as 5GB") from error
-    return tuple(out_file(name, {n: tensors[n] for n in names}) for name, names in split.filename_to_tensors.items())
+        raise CkptconvError(
+            f"not a size: {max_shard_size}", wanted="a number with KB, MB, GB or TB, such as 5GB"
+        ) from error
+    return tuple(
+        out_file(name, {n: tensors[n] for n in names}) for name, names in split.filename_to_tensors.items()
+    )
 
 
 def out_file(name: str, tensors: Mapping[str, Laid]) -> OutFile:

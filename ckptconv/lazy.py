@@ -42,7 +42,11 @@ class LazyTensor:
         import torch
 
         raw = read_numpy(self.view)
-        return torch.from_numpy(raw.reshape(-1).view(np.uint8)).view(getattr(torch, self.dtype)).reshape(self.shape)
+        return (
+            torch.from_numpy(raw.reshape(-1).view(np.uint8))
+            .view(getattr(torch, self.dtype))
+            .reshape(self.shape)
+        )
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.name!r}, {self.dtype}, {list(self.shape)})"

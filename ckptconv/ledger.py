@@ -64,7 +64,13 @@ def _check_residue(left: dict[_Place, int]) -> None:
     for (file, item), value in sums.items():
         if value or counts[file, item]:
             elements = counts[file, item]
-            word = "never used" if elements > 0 else "used more than once" if elements < 0 else "used twice, others never"
+            word = (
+                "never used"
+                if elements > 0
+                else "used more than once"
+                if elements < 0
+                else "used twice, others never"
+            )
             raise CkptconvError(
                 "the ledger does not balance: nothing was written",
                 where=file,

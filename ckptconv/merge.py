@@ -72,12 +72,14 @@ def merge(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     check_replicas: bool = False,
-    events: Events = Events(),  # noqa: B008 - frozen
+    events: Events = Events(),
+    **choices: Any,
 ) -> Merged:
     """Convert the checkpoint in `source` into the model folder `target`.
 
     The target appears whole or not at all, and an existing one is only replaced with `overwrite`, at the end. A run
     that was killed leaves a work folder beside it, which the same command picks up again.
+    choices: fields of `Options`, in place of one: merge(run, out, dtype="keep", lora="adapter").
     Raises CkptconvError for everything that is wrong with the input, before anything is written.
     """
     begun = time.monotonic()
@@ -85,7 +87,7 @@ def merge(
     count = workers_for(max_memory, workers)
     _check_target(target, [Path(source)], overwrite)
     checkpoint = open_checkpoint(source, backend=backend, step=step, also=also)
-    plan, folder = _plan(checkpoint, options or Options(), config, base)
+    plan, folder = _plan(checkpoint, options or Options(**choices), config, base)
     if check_replicas:
         from ckptconv.replicas import require_equal
 
@@ -131,7 +133,9 @@ def _plan(checkpoint: Any, options: Options, config: Any, base: Any) -> tuple[Pl
             where=checkpoint.root,
             hint="name the folder of the base model: --config DIR",
         )
-    return make_plan(checkpoint, found, options, based), folder if folder is None or folder.is_dir() else folder.parent
+    return make_plan(
+        checkpoint, found, options, based
+    ), folder if folder is None or folder.is_dir() else folder.parent
 
 
 def _adapter_only(checkpoint: Any) -> bool:
@@ -142,7 +146,9 @@ def _check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
     resolved = target.resolve()
     for source in sources:
         if resolved == source.resolve() or resolved in source.resolve().parents:
-            raise CkptconvError("the target holds the checkpoint itself", where=target, hint="choose another folder")
+            raise CkptconvError(
+                "the target holds the checkpoint itself", where=target, hint="choose another folder"
+            )
     parent = _existing_parent(target)
     if not os.access(parent, os.W_OK):
         raise CkptconvError("no permission to write here", where=parent)
@@ -155,10 +161,18 @@ def _check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
         return
     if not overwrite:
         raise CkptconvError(
-            "the target is there already", where=target, found=_listed(names), hint="--overwrite replaces it when the new one is whole"
+            "the target is there already",
+            where=target,
+            found=_listed(names),
+            hint="--overwrite replaces it when the new one is whole",
         )
-    if not any(name == "config.json" or name == "adapter_config.json" or name.endswith(".safetensors") for name in names):
-        raise CkptconvError("the target is no model folder; it will not be replaced", where=target, found=_listed(names))
+    if not any(
+        name == "config.json" or name == "adapter_config.json" or name.endswith(".safetensors")
+        for name in names
+    ):
+        raise CkptconvError(
+            "the target is no model folder; it will not be replaced", where=target, found=_listed(names)
+        )
 
 
 def _listed(names: list[str]) -> str:
@@ -178,10 +192,15 @@ def _check_room(target: Path, plan: Plan) -> None:
     parent = _existing_parent(target)
     free = shutil.disk_usage(parent).free
     work = _work_path(target)
-    begun = sum(path.stat().st_blocks * 512 for path in work.rglob("*") if path.is_file()) if work.is_dir() else 0
+    begun = (
+        sum(path.stat().st_blocks * 512 for path in work.rglob("*") if path.is_file()) if work.is_dir() else 0
+    )
     if plan.nbytes > free + begun:
         raise CkptconvError(
-            "not enough room on the target's disk", where=parent, found=f"{free:,} bytes free", wanted=f"{plan.nbytes:,} bytes"
+            "not enough room on the target's disk",
+            where=parent,
+            found=f"{free:,} bytes free",
+            wanted=f"{plan.nbytes:,} bytes",
         )
 
 
@@ -334,7 +353,9 @@ def _publish(work: Path, target: Path, overwrite: bool) -> None:
             raise
         _fsync_folder(target.parent)
     except OSError as error:
-        raise CkptconvError(f"the finished folder cannot be moved into place: {error.strerror}", where=target) from error
+        raise CkptconvError(
+            f"the finished folder cannot be moved into place: {error.strerror}", where=target
+        ) from error
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from ckptconv import ledger, layout
+from ckptconv import layout, ledger
 from ckptconv.checkpoint import Checkpoint
 from ckptconv.compute import Fuse, Source, views_of
 from ckptconv.dtypes import FLOATS, from_text, is_float, itemsize
@@ -68,7 +68,9 @@ class Plan:
     """All that a merge will write. files and outputs are keyed alike; texts: small files by name."""
 
     checkpoint: Checkpoint
-    outputs: dict[str, Output]  # by tensor name; an adapter beside the model has "lora_adapter/" before its names
+    outputs: dict[
+        str, Output
+    ]  # by tensor name; an adapter beside the model has "lora_adapter/" before its names
     files: tuple[layout.OutFile, ...]
     dropped: tuple[Dropped, ...]
     config: dict[str, Any] | None
@@ -139,7 +141,10 @@ def make_plan(
         files += (layout.out_file(f"{folder}adapter_model.safetensors", adapter),)
         outputs.update(adapter)
     if mode == "adapter":
-        dropped += [Dropped(origin[n], v.nbytes, "base weight, not part of an adapter") for n, v in parts.weights.items()]
+        dropped += [
+            Dropped(origin[n], v.nbytes, "base weight, not part of an adapter")
+            for n, v in parts.weights.items()
+        ]
     if not outputs:
         raise CkptconvError("the checkpoint holds no model tensors", where=checkpoint.root)
     if config is not None and mode != "adapter":
@@ -160,23 +165,31 @@ def make_plan(
 
 
 def _lora_mode(parts: lora.Separated, options: Options, base: Checkpoint | None, notes: list[str]) -> str:
-    """"merge", "adapter", "both", or "none" where no LoRA is stored."""
+    """ "merge", "adapter", "both", or "none" where no LoRA is stored."""
     if not parts.factors:
         if options.lora in ("adapter", "both"):
             raise CkptconvError("no LoRA tensors are in this checkpoint", hint="leave --lora away")
         if base is not None:
-            raise CkptconvError("--base is for checkpoints that hold LoRA tensors alone", hint="leave --base away")
+            raise CkptconvError(
+                "--base is for checkpoints that hold LoRA tensors alone", hint="leave --base away"
+            )
         return "none"
     if not parts.weights and base is None:
         if options.lora in ("merge", "both"):
-            raise CkptconvError("the checkpoint holds LoRA tensors alone", hint="name the base model's folder: --base DIR")
+            raise CkptconvError(
+                "the checkpoint holds LoRA tensors alone", hint="name the base model's folder: --base DIR"
+            )
         if options.lora is None:
-            notes.append("LoRA tensors alone are stored: writing a PEFT adapter (with --base DIR: the merged model)")
+            notes.append(
+                "LoRA tensors alone are stored: writing a PEFT adapter (with --base DIR: the merged model)"
+            )
         return "adapter"
     if parts.weights and base is not None:
         raise CkptconvError("the checkpoint holds its base weights itself", hint="leave --base away")
     if options.lora is None:
-        notes.append(f"LoRA on {len(parts.factors)} modules is merged into the weights (--lora adapter exports it instead)")
+        notes.append(
+            f"LoRA on {len(parts.factors)} modules is merged into the weights (--lora adapter exports it instead)"
+        )
     return options.lora or "merge"
 
 
@@ -187,7 +200,11 @@ def _replicas(checkpoint: Checkpoint) -> list[Dropped]:
 
 
 def _tie(
-    weights: dict[str, View], config: dict[str, Any] | None, origin: dict[str, str], dropped: list[Dropped], notes: list[str]
+    weights: dict[str, View],
+    config: dict[str, Any] | None,
+    origin: dict[str, str],
+    dropped: list[Dropped],
+    notes: list[str],
 ) -> dict[str, View]:
     """Write a tied head once if its bytes are the embedding's; if they differ, both, and the config is corrected."""
     if config is None:
@@ -198,11 +215,14 @@ def _tie(
         if not says:
             continue
         if same_values(weights[target], weights[source]):
-            dropped.append(Dropped(origin.get(target, target), weights[target].nbytes, f"tied: equal to {source}"))
+            dropped.append(
+                Dropped(origin.get(target, target), weights[target].nbytes, f"tied: equal to {source}")
+            )
             del kept[target]
         else:
             notes.append(
-                f"{target} differs from {source} although the config ties them: both are written, tie_word_embeddings is set to false"
+                f"{target} differs from {source} although the config ties them: "
+                "both are written, tie_word_embeddings is set to false"
             )
             config["tie_word_embeddings"] = False
             if isinstance(config.get("text_config"), dict) and "tie_word_embeddings" in config["text_config"]:
@@ -213,14 +233,18 @@ def _tie(
 _Filled = dict[str, tuple[Source, Shape, tuple[str, ...]]]
 
 
-def _rename(weights: Mapping[str, View], config: dict[str, Any], names: str) -> tuple[_Filled, tuple[str, ...]]:
+def _rename(
+    weights: Mapping[str, View], config: dict[str, Any], names: str
+) -> tuple[_Filled, tuple[str, ...]]:
     if names == "module":
         return {name: (view, view.shape, (name,)) for name, view in weights.items()}, ()
     renamed = to_hub(weights, config)
     return {n: (t.value, t.shape, t.sources) for n, t in renamed.tensors.items()}, tuple(renamed.rules)
 
 
-def _fuse(named: _Filled, parts: lora.Separated, mode: str, meta: Mapping[str, Any], options: Options) -> _Filled:
+def _fuse(
+    named: _Filled, parts: lora.Separated, mode: str, meta: Mapping[str, Any], options: Options
+) -> _Filled:
     if mode not in ("merge", "both"):
         return named
     fused = dict(named)
@@ -231,7 +255,11 @@ def _fuse(named: _Filled, parts: lora.Separated, mode: str, meta: Mapping[str, A
             raise CkptconvError(f"LoRA on {factors.module}, but the model has no weight of that name")
         source, shape, origins = named[name]
         left, right = factors.sides()
-        if (left.shape[0], right.shape[1]) != source.shape or not isinstance(source, View) or shape != source.shape:
+        if (
+            (left.shape[0], right.shape[1]) != source.shape
+            or not isinstance(source, View)
+            or shape != source.shape
+        ):
             raise CkptconvError(
                 f"LoRA on {factors.module} does not fit its weight",
                 found=f"{left.shape[0]} × {right.shape[1]}",
@@ -289,7 +317,11 @@ def _main_dtype(outputs: Mapping[str, Output]) -> str:
 
 
 def _balance(
-    stored: Mapping[str, View], outputs: Mapping[str, Output], dropped: list[Dropped], views: Mapping[str, View], mode: str
+    stored: Mapping[str, View],
+    outputs: Mapping[str, Output],
+    dropped: list[Dropped],
+    views: Mapping[str, View],
+    mode: str,
 ) -> int:
     """Close the ledger; every output is tiled exactly once and every stored element is used or dropped."""
     used: list[View] = []

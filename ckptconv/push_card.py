@@ -53,11 +53,11 @@ def _mark(text: str) -> str:
 
 def _introduction(receipt: Mapping[str, Any], trainer: object) -> str:
     if not receipt:
-        return "Pushed with [ckptconv](https://pypi.org/project/ckptconv/).\n"
+        return "Pushed with `ckptconv`.\n"
     origin = f"a sharded {_plain(trainer)} checkpoint" if trainer else "a sharded checkpoint"
     version = _plain(receipt.get("ckptconv") or __version__)
     return (
-        f"Converted from {origin} with [ckptconv](https://pypi.org/project/ckptconv/) {version}. "
+        f"Converted from {origin} with `ckptconv` {version}. "
         "`ckptconv.json` is the receipt: what was read and what was written, tensor by tensor.\n"
     )
 

@@ -134,6 +134,7 @@ def explain(error: BaseException, job: Job, left: str | None = None) -> Ckptconv
 
 def _find(error: BaseException) -> tuple[Saying, BaseException]:
     """The row for an error or, where huggingface_hub wrapped it, for what it was raised from."""
+    vague: BaseException | None = None
     for link in _chain(error):
         if "Invalid metadata in README.md" in str(link):
             return _README, link
@@ -142,9 +143,11 @@ def _find(error: BaseException) -> tuple[Saying, BaseException]:
         status = getattr(getattr(link, "response", None), "status_code", None)
         if status is not None and named in (None, "OSError"):
             return _BY_STATUS.get(status, _SERVER if status >= 500 else _OTHER), link
-        if named is not None:
+        if named == "OSError":  # also what huggingface_hub wraps a failed request in
+            vague = vague or link
+        elif named is not None:
             return _BY_NAME[named], link
-    return _OTHER, error
+    return (_BY_NAME["OSError"], vague) if vague else (_OTHER, error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

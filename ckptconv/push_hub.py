@@ -49,7 +49,7 @@ def sign_in(api: HfApi, job: Job) -> Job:
 
 
 def open_repo(api: HfApi, job: Job) -> Target:
-    """Make repository and branch where they are missing. Raises CkptconvError where --private does not hold."""
+    """Make repository and branch where they are missing. Raises CkptconvError if --private does not hold."""
     created = False
     try:
         info = api.model_info(job.repo_id)

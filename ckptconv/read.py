@@ -64,10 +64,11 @@ def prepare(view: View) -> Prepared:
 
 def _is_run(chunk: Chunk, shape: Shape, item: int) -> bool:
     step, whole = item, True  # whole: every dim to the right is covered entirely
-    for size, stride, full in zip(reversed(chunk.sizes), reversed(chunk.strides), reversed(shape), strict=True):
-        if size != 1:
-            if not whole or stride != step:
-                return False
+    for size, stride, full in zip(
+        reversed(chunk.sizes), reversed(chunk.strides), reversed(shape), strict=True
+    ):
+        if size != 1 and (not whole or stride != step):
+            return False
         whole = whole and size == full
         step *= size
     return True
@@ -122,7 +123,9 @@ class Reader:
 
     def _strided(self, file: str, start: int, strides: Shape, out: Array) -> None:
         """Read a strided box: its whole span where that is dense and fits, or its two halves along the widest dim."""
-        span = out.itemsize + sum((size - 1) * stride for size, stride in zip(out.shape, strides, strict=True))
+        span = out.itemsize + sum(
+            (size - 1) * stride for size, stride in zip(out.shape, strides, strict=True)
+        )
         if span <= out.nbytes * _DENSE and span <= self._scratch.nbytes:
             span_bytes = self._scratch[:span]
             self._fill(file, start, span_bytes)

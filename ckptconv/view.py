@@ -66,7 +66,9 @@ def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
     return tuple(reversed(strides))
 
 
-def stored(file: str, start: int, shape: Sequence[int], dtype: str, stride: Sequence[int] | None = None) -> View:
+def stored(
+    file: str, start: int, shape: Sequence[int], dtype: str, stride: Sequence[int] | None = None
+) -> View:
     """Move 1: a tensor as it lies in a file. stride: in elements, as torch counts; C-contiguous when not given."""
     shape, item = tuple(shape), itemsize(dtype)
     strides = contiguous_strides(shape, item) if stride is None else tuple(step * item for step in stride)
@@ -84,7 +86,9 @@ def narrow(x: T, dim: int, start: int, length: int) -> T:
     array: Any = x
     size = array.shape[dim]
     if start < 0 or length < 0 or start + length > size:
-        raise CkptconvError(f"elements {start} to {start + length} along dim {dim} are outside its {size} elements")
+        raise CkptconvError(
+            f"elements {start} to {start + length} along dim {dim} are outside its {size} elements"
+        )
     if not isinstance(x, View):
         return array[(slice(None),) * dim + (slice(start, start + length),)]
     if length == size:
@@ -180,7 +184,9 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
             raise CkptconvError("shards of one tensor have different dtypes", found=part.dtype, wanted=dtype)
         if len(part.shape) != len(shape):
             raise CkptconvError(
-                "a shard has another number of dims than its tensor", found=list(part.shape), wanted=list(shape)
+                "a shard has another number of dims than its tensor",
+                found=list(part.shape),
+                wanted=list(shape),
             )
         for c in part.chunks:
             chunks.append(c._replace(offsets=tuple(map(int.__add__, c.offsets, offsets))))
@@ -242,7 +248,9 @@ def check_tiling(shape: Shape, chunks: Sequence[Chunk]) -> None:
         _check_disjoint(chunks)
     if volume != prod(shape):
         raise CkptconvError(
-            "the shards do not cover their tensor", found=f"{volume:,} elements", wanted=f"{prod(shape):,} elements"
+            "the shards do not cover their tensor",
+            found=f"{volume:,} elements",
+            wanted=f"{prod(shape):,} elements",
         )
 
 

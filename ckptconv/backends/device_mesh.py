@@ -23,7 +23,10 @@ def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, tuple[int, ...] | None
     """The mesh and this rank's seat; None for a rank outside the mesh."""
     grid, layout = mesh.get("mesh"), mesh.get("_layout")
     if isinstance(grid, TensorRecord):
-        axes = [[i * step for i in range(n)] for n, step in zip(grid.shape, contiguous_strides(grid.shape, 1), strict=True)]
+        axes = [
+            [i * step for i in range(n)]
+            for n, step in zip(grid.shape, contiguous_strides(grid.shape, 1), strict=True)
+        ]
         ranks = file.ints(grid)
     elif isinstance(layout, Inert):
         axes = _axes(layout)
@@ -39,7 +42,9 @@ def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, tuple[int, ...] | None
         return found, None
     coordinate = tuple(coordinate)
     if len(coordinate) != len(shape) or any(not 0 <= i < n for i, n in zip(coordinate, shape, strict=True)):
-        raise CkptconvError("a mesh coordinate lies outside its mesh", found=coordinate, wanted=f"inside {list(shape)}")
+        raise CkptconvError(
+            "a mesh coordinate lies outside its mesh", found=coordinate, wanted=f"inside {list(shape)}"
+        )
     return found, _seat(axes, ranks, coordinate)
 
 

@@ -47,13 +47,20 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
             pieces.setdefault(name, _Pieces()).add(name, rank, piece)
     missing = [rank for rank in range(world_size) if rank not in paths]
     _check_same_names(pieces, sorted(paths), folders[0])
-    tensors = {name: _assemble(name, found, missing, world_size, folders[0]) for name, found in pieces.items()}
+    tensors = {
+        name: _assemble(name, found, missing, world_size, folders[0]) for name, found in pieces.items()
+    }
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
     held = sum(entry.nbytes for rank_file in ranks.values() for entry in rank_file.entries.values())
-    notes = [f"beside it: {', '.join(place_.others)} (name its folder to convert it)"] if place_.others else []
+    notes = (
+        [f"beside it: {', '.join(place_.others)} (name its folder to convert it)"] if place_.others else []
+    )
     if missing:
         notes.append(f"rank files {_spans(missing)} are missing; replicas hold all that they held")
-    skipped = [*_skipped(folders), Skipped("padding in storages", max(held - used, 0), "belongs to no tensor")]
+    skipped = [
+        *_skipped(folders),
+        Skipped("padding in storages", max(held - used, 0), "belongs to no tensor"),
+    ]
     config = _read_json(place_.folder / "fsdp_config.json")
     version = config.get("FSDP_version")
     return Checkpoint(
@@ -66,7 +73,9 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         meshes=tuple(meshes),
         step=place_.step,
         role=place_.role,
-        assets=next((f / "huggingface" for f in folders if (f / "huggingface" / "config.json").is_file()), None),
+        assets=next(
+            (f / "huggingface" for f in folders if (f / "huggingface" / "config.json").is_file()), None
+        ),
         skipped=tuple(item for item in skipped if item.nbytes),
         extras={"lora": _lora_meta(folders), "fsdp_config": config},
         notes=tuple(notes),
@@ -115,7 +124,9 @@ def _rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
                 world, rank = int(match.group(1)), int(match.group(2))
                 first = found.setdefault(world, {}).setdefault(rank, path)
                 if first.stat().st_size != path.stat().st_size:
-                    raise CkptconvError(f"rank {rank} is there twice, with different sizes", where=f"{first} and {path}")
+                    raise CkptconvError(
+                        f"rank {rank} is there twice, with different sizes", where=f"{first} and {path}"
+                    )
     if not found:
         raise CkptconvError("no rank files here", where=folders[0], wanted="model_world_size_W_rank_R.pt")
     if len(found) > 1:
@@ -164,12 +175,17 @@ def _pieces_of(file: TorchZip, rank: int, meshes: dict[Mesh, None]) -> Iterable[
             elif value is not None:
                 raise CkptconvError(f"holds a {type(value).__name__}, not a tensor")
         except CkptconvError as error:
-            error.where = f"{name} in {file.path}" if error.where in (None, file.path) else f"{name} in {error.where}"
+            error.where = (
+                f"{name} in {file.path}" if error.where in (None, file.path) else f"{name} in {error.where}"
+            )
             raise
 
 
 def _dtensor(
-    file: TorchZip, value: WrapperRecord, cache: dict[int, tuple[Mesh, tuple[int, ...] | None]], meshes: dict[Mesh, None]
+    file: TorchZip,
+    value: WrapperRecord,
+    cache: dict[int, tuple[Mesh, tuple[int, ...] | None]],
+    meshes: dict[Mesh, None],
 ) -> _Piece:
     spec, local = value.state.get("_spec"), value.state.get("_local_tensor")
     meta = spec.get("tensor_meta") if isinstance(spec, Inert) else None
@@ -185,7 +201,9 @@ def _dtensor(
     view = file.view(local)
     said = f"({', '.join(map(str, placements))})"
     if coordinate is None:  # a rank outside the mesh holds nothing
-        return _Piece(shape, dtype, said, Box((0,) * len(shape), (0,) * len(shape)), stored(file.path, 0, (0,), dtype))
+        return _Piece(
+            shape, dtype, said, Box((0,) * len(shape), (0,) * len(shape)), stored(file.path, 0, (0,), dtype)
+        )
     order = tuple(entry.args for entry in spec.get("shard_order") or () if isinstance(entry, Inert))
     box = local_box(shape, mesh.shape, coordinate, placements, order)
     if 0 in box.sizes and 0 in view.shape:
@@ -210,7 +228,9 @@ def _mesh(file: TorchZip, mesh: Any, cache: dict[int, Any]) -> tuple[Mesh, tuple
 def _sharded_tensor(file: TorchZip, state: Any) -> list[_Piece]:
     """ShardedTensor state: (local shards, metadata, ...), offsets stated; a rank without data has no shard."""
     if not isinstance(state, tuple) or len(state) < 2 or not isinstance(state[1], Inert):
-        raise CkptconvError("a ShardedTensor of an unknown form", hint="please report it with the torch version")
+        raise CkptconvError(
+            "a ShardedTensor of an unknown form", hint="please report it with the torch version"
+        )
     shards, meta = state[0], state[1]
     shape = tuple(meta.get("size"))
     properties = meta.get("tensor_properties")
@@ -221,7 +241,9 @@ def _sharded_tensor(file: TorchZip, state: Any) -> list[_Piece]:
         view, where = file.view(shard.get("tensor")), shard.get("metadata")
         box = Box(tuple(where.get("shard_offsets")), tuple(where.get("shard_sizes")))
         if view.shape != box.sizes:
-            raise CkptconvError("a shard has not the shape that its metadata gives", found=view.shape, wanted=box.sizes)
+            raise CkptconvError(
+                "a shard has not the shape that its metadata gives", found=view.shape, wanted=box.sizes
+            )
         pieces.append(_Piece(shape, dtype or view.dtype, "ShardedTensor", box, view))
     if not pieces and dtype:
         empty = Box((0,) * len(shape), (0,) * len(shape))
@@ -245,7 +267,10 @@ def _assemble(name: str, found: _Pieces, missing: list[int], world_size: int, fo
             continue
         # A mesh may span only some of the ranks (norms under FSDP + TP): ranks in the same seat hold the same part.
         if "Replicate" not in piece.placement and piece.seat != parts[box].seat:
-            raise CkptconvError(f"two ranks hold the same part of {name}, but nothing says that it is replicated", where=folder)
+            raise CkptconvError(
+                f"two ranks hold the same part of {name}, but nothing says that it is replicated",
+                where=folder,
+            )
         copies.append((box.offsets, piece.view))
     try:
         view = place(first.shape, first.dtype, [(box.offsets, part.view) for box, part in parts.items()])
@@ -299,7 +324,13 @@ def _skipped(folders: Sequence[Path]) -> list[Skipped]:
     sizes: dict[str, int] = {}
     for folder in folders:
         for path in folder.iterdir():
-            kind = "optimizer" if path.name.startswith("optim_") else "trainer state" if path.name.startswith("extra_state_") else ""
+            kind = (
+                "optimizer"
+                if path.name.startswith("optim_")
+                else "trainer state"
+                if path.name.startswith("extra_state_")
+                else ""
+            )
             if kind and path.is_file():
                 sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
     return [Skipped(kind, nbytes, "not part of the model") for kind, nbytes in sizes.items()]

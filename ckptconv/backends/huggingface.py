@@ -42,7 +42,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         found, _ = read_header(path)
         for tensor, view in found.items():
             if tensor in tensors:
-                raise CkptconvError(f"two shards hold {tensor}", where=f"{tensors[tensor].view.files} and {path}")
+                raise CkptconvError(
+                    f"two shards hold {tensor}", where=f"{tensors[tensor].view.files} and {path}"
+                )
             tensors[tensor] = StoredTensor(view)
         files.append(RankFile(number, str(path), path.stat().st_size))
     if expected is not None:
@@ -66,7 +68,9 @@ def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CkptconvError("not a safetensors file, or a truncated one", where=path, found=f"{size:,} bytes")
+            raise CkptconvError(
+                "not a safetensors file, or a truncated one", where=path, found=f"{size:,} bytes"
+            )
         data = file.read(length)
     try:
         header = json.loads(data)
@@ -82,14 +86,19 @@ def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
         views[name] = view
     if begin + end != size:
         raise CkptconvError(
-            "a safetensors file whose tensors do not fill it", where=path, found=f"{size:,} bytes", wanted=f"{begin + end:,}"
+            "a safetensors file whose tensors do not fill it",
+            where=path,
+            found=f"{size:,} bytes",
+            wanted=f"{begin + end:,}",
         )
     return {name: views[name] for name in header}, metadata
 
 
 def _offset(entry: Any) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)):
+    if not (
+        isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
+    ):
         return (-1, -1)
     return (offsets[0], offsets[1])
 
@@ -102,10 +111,14 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
     if dtype is None:
         raise CkptconvError("a dtype that ckptconv does not know", where=where, found=str(entry)[:80])
     if low != expected or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise CkptconvError("a safetensors header with a hole, an overlap or no shape", where=where, found=str(entry)[:120])
+        raise CkptconvError(
+            "a safetensors header with a hole, an overlap or no shape", where=where, found=str(entry)[:120]
+        )
     view = stored(str(path), begin + low, shape, dtype)
     if view.numel * itemsize(dtype) != high - low:
-        raise CkptconvError("a tensor whose bytes do not match its shape", where=where, found=str(entry)[:120])
+        raise CkptconvError(
+            "a tensor whose bytes do not match its shape", where=where, found=str(entry)[:120]
+        )
     return view, high
 
 
@@ -113,7 +126,9 @@ def _files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     index = folder / _INDEX
     if not index.is_file():
         single = folder / "model.safetensors"
-        return ([single.name] if single.is_file() else sorted(p.name for p in folder.glob("*.safetensors"))), None
+        return (
+            [single.name] if single.is_file() else sorted(p.name for p in folder.glob("*.safetensors"))
+        ), None
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         expected = {str(name): str(file) for name, file in weight_map.items()}

@@ -50,7 +50,9 @@ def local_box(
         if kind == "Replicate":
             continue
         if kind not in ("Shard", "_StridedShard"):
-            raise CkptconvError(f"a {kind} placement is no finished value", hint="save the checkpoint after the reduction")
+            raise CkptconvError(
+                f"a {kind} placement is no finished value", hint="save the checkpoint after the reduction"
+            )
         dim = dim + len(shape) if dim < 0 else dim
         if not 0 <= dim < len(shape):
             raise CkptconvError(f"a placement cuts dim {dim} of a tensor with {len(shape)} dims")

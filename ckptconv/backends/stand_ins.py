@@ -25,6 +25,9 @@ class Inert:
 
     kind = ""
     __slots__ = ("args", "items", "state")
+    args: tuple[Any, ...]
+    state: Any
+    items: list[Any]
 
     def __new__(cls, *args: Any, **_: Any) -> Inert:
         self = object.__new__(cls)
@@ -184,8 +187,14 @@ _KINDS: dict[tuple[str, str], str] = {
         "DeviceMesh": ("torch.distributed.device_mesh", "torch.distributed._tensor.device_mesh"),
         "_MeshLayout": ("torch.distributed._mesh_layout",),
         "_FlatLayout": ("torch.distributed._mesh_layout",),
-        "Replicate": ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
-        "_StridedShard": ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
+        "Replicate": (
+            "torch.distributed.tensor.placement_types",
+            "torch.distributed._tensor.placement_types",
+        ),
+        "_StridedShard": (
+            "torch.distributed.tensor.placement_types",
+            "torch.distributed._tensor.placement_types",
+        ),
         "Partial": ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
         "ShardedTensor": ("torch.distributed._shard.sharded_tensor.api",),
         "ShardedTensorMetadata": ("torch.distributed._shard.sharded_tensor.metadata",),
@@ -241,4 +250,6 @@ def safe_load(data: bytes, where: str) -> Any:
     except (MemoryError, RecursionError) as error:
         raise CkptconvError("a pickle asks for more memory than a checkpoint needs", where=where) from error
     except Exception as error:
-        raise CkptconvError(f"a pickle cannot be read: {type(error).__name__}: {error}", where=where) from error
+        raise CkptconvError(
+            f"a pickle cannot be read: {type(error).__name__}: {error}", where=where
+        ) from error

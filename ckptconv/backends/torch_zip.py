@@ -44,8 +44,12 @@ class TorchZip:
         storage, item = tensor.storage, itemsize(tensor.storage.dtype)
         entry = self.entries.get(storage.key)
         if entry is None:
-            raise CkptconvError("a tensor names a storage that is not in the file", where=self.path, found=storage.key)
-        last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+            raise CkptconvError(
+                "a tensor names a storage that is not in the file", where=self.path, found=storage.key
+            )
+        last = tensor.offset + sum(
+            (size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True)
+        )
         if 0 not in tensor.shape and (last + 1) * item > entry.nbytes:
             raise CkptconvError(
                 "a tensor reaches outside its storage",
@@ -111,7 +115,9 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | Non
 def _check(path: str, prefix: str, archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], main: Any) -> None:
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-            raise CkptconvError("a compressed entry is not a torch storage", where=f"{path}:{info.filename}", hint=_RESAVE)
+            raise CkptconvError(
+                "a compressed entry is not a torch storage", where=f"{path}:{info.filename}", hint=_RESAVE
+            )
     if main.file_size > _MAX_PICKLE:
         raise CkptconvError("the pickle is too large", where=path, found=f"{main.file_size:,} bytes")
     order = next((info for info in infos if info.filename == f"{prefix}byteorder"), None)
@@ -127,7 +133,9 @@ def _entries(path: str, infos: list[zipfile.ZipInfo], prefix: int) -> Iterator[t
         for info in sorted(infos, key=lambda info: info.header_offset):
             start = _data_start(path, handle, info)
             if start < end or start + info.file_size > size:
-                raise CkptconvError("a storage lies outside the file or on another one", where=f"{path}:{info.filename}")
+                raise CkptconvError(
+                    "a storage lies outside the file or on another one", where=f"{path}:{info.filename}"
+                )
             end = start + info.file_size
             yield info.filename[prefix:], Entry(start, info.file_size, info.CRC)
     finally:
@@ -137,7 +145,9 @@ def _entries(path: str, infos: list[zipfile.ZipInfo], prefix: int) -> Iterator[t
 def _data_start(path: str, handle: int, info: zipfile.ZipInfo) -> int:
     header = os.pread(handle, 30, info.header_offset)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise CkptconvError("an entry's header is not where the directory says", where=f"{path}:{info.filename}")
+        raise CkptconvError(
+            "an entry's header is not where the directory says", where=f"{path}:{info.filename}"
+        )
     name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
     return info.header_offset + 30 + name + extra
 
@@ -156,7 +166,9 @@ def _not_a_zip(path: str, error: Exception) -> CkptconvError:
             hint="copy it again from the node where it was written, or take an earlier step",
         )
     if head[:2] == b"\x80\x02" or head[257:262] == b"ustar":
-        return CkptconvError("the file has torch's old form from before 1.6, which is no zip", where=path, hint=_RESAVE)
+        return CkptconvError(
+            "the file has torch's old form from before 1.6, which is no zip", where=path, hint=_RESAVE
+        )
     return CkptconvError("not a file that torch.save wrote", where=path, found=repr(head[:8]))
 
 

@@ -11,7 +11,9 @@ from ckptconv.cli import options as o
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run, step or role folder, or a model folder.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A run, step or role folder, or a model folder.")
+    ],
     backend: o.Backend = None,
     step: o.Step = None,
     also: o.Also = None,

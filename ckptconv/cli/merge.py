@@ -14,18 +14,27 @@ _WRITING = "How it is written"
 
 
 def command(
-    directory: Annotated[Optional[Path], typer.Argument(metavar="DIR", help="The checkpoint: run, step or role folder.")] = None,  # noqa: UP045
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The checkpoint: run, step or role folder.")
+    ] = None,
     out: Annotated[Optional[Path], typer.Argument(metavar="OUT", help="The model folder to write.")] = None,  # noqa: UP045
     backend: o.Backend = None,
     step: o.Step = None,
     also: o.Also = None,
     config: o.Config = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="auto, keep, or float32, bfloat16, float16 for all floats.", rich_help_panel=_MERGING)
+        str,
+        typer.Option(
+            "--dtype",
+            help="auto, keep, or float32, bfloat16, float16 for all floats.",
+            rich_help_panel=_MERGING,
+        ),
     ] = "auto",
     lora: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--lora", help="merge, adapter or both, where LoRA tensors are stored.", rich_help_panel=_MERGING),
+        typer.Option(
+            "--lora", help="merge, adapter or both, where LoRA tensors are stored.", rich_help_panel=_MERGING
+        ),
     ] = None,
     lora_alpha: Annotated[
         Optional[float],  # noqa: UP045
@@ -33,10 +42,17 @@ def command(
     ] = None,
     base: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--base", help="Base model folder, for checkpoints of LoRA tensors alone.", rich_help_panel=_MERGING),
+        typer.Option(
+            "--base",
+            help="Base model folder, for checkpoints of LoRA tensors alone.",
+            rich_help_panel=_MERGING,
+        ),
     ] = None,
     layout: Annotated[
-        str, typer.Option("--layout", help="Names and layouts: hub, or module as trained.", rich_help_panel=_MERGING)
+        str,
+        typer.Option(
+            "--layout", help="Names and layouts: hub, or module as trained.", rich_help_panel=_MERGING
+        ),
     ] = "hub",
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", help="Largest file.", rich_help_panel=_WRITING)
@@ -46,19 +62,27 @@ def command(
     ] = "256MiB",
     workers: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--workers", min=1, help="Threads; one a core when not given.", rich_help_panel=_WRITING),
+        typer.Option(
+            "--workers", min=1, help="Threads; one a core when not given.", rich_help_panel=_WRITING
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT, once the new one is whole.", rich_help_panel=_WRITING)
+        bool,
+        typer.Option("--overwrite", help="Replace OUT, once the new one is whole.", rich_help_panel=_WRITING),
     ] = False,
     check_replicas: Annotated[
-        bool, typer.Option("--check-replicas", help="Read the copies too, and compare their bytes.", rich_help_panel=_WRITING)
+        bool,
+        typer.Option(
+            "--check-replicas", help="Read the copies too, and compare their bytes.", rich_help_panel=_WRITING
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and write nothing.", rich_help_panel=_WRITING)
     ] = False,
     upload: o.UploadPath = None,
-    private: Annotated[bool, typer.Option("--private/--no-private", help="With --push: a private repository.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private/--no-private", help="With --push: a private repository.")
+    ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     local_dir: o.LocalDir = None,
@@ -87,7 +111,9 @@ def command(
     _one_of("--layout", layout, ("hub", "module"))
     _one_of("--dtype", dtype, ("auto", "keep", "float32", "bfloat16", "float16"))
     source = o.one_of(directory, local_dir, "the checkpoint folder", "--local_dir")
-    default = Path("tmp") if local_dir is not None and target_dir is None and out is None else None  # verl's own default
+    default = (
+        Path("tmp") if local_dir is not None and target_dir is None and out is None else None
+    )  # verl's own default
     target = default or o.one_of(out, target_dir, "the model folder to write", "--target_dir")
     sink = Sink(as_json=json, quiet=quiet)
 
@@ -95,7 +121,9 @@ def command(
 
         def on_plan(plan: show.Plan) -> None:
             if value_model and not any("score." in name or "v_head." in name for name in plan.outputs):
-                raise CkptconvError("--is-value-model, but no value head is stored", where=plan.checkpoint.root)
+                raise CkptconvError(
+                    "--is-value-model, but no value head is stored", where=plan.checkpoint.root
+                )
             sink.phase("Reading", show.summary(plan))
             sink.phase("Planning", show.planned(plan))
             for note in plan.notes:
@@ -128,4 +156,6 @@ def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:
     from ckptconv.errors import CkptconvError
 
     if value not in allowed:
-        raise CkptconvError(f"{flag} {value} is not known", wanted=", ".join(str(item) for item in allowed if item))
+        raise CkptconvError(
+            f"{flag} {value} is not known", wanted=", ".join(str(item) for item in allowed if item)
+        )

@@ -16,18 +16,34 @@ if TYPE_CHECKING:
 def command(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder.")],
     repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; made if it is not there.")],
-    private: Annotated[Optional[bool], typer.Option("--private/--no-private", help="Visibility of a new repository.")] = None,  # noqa: UP045
+    private: Annotated[
+        bool | None, typer.Option("--private/--no-private", help="Visibility of a new repository.")
+    ] = None,
     revision: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--revision", help="A branch, made if missing; refs/pr/N resumes a pull request."),
     ] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
-    commit_message: Annotated[Optional[str], typer.Option("--commit-message", help="First line of the commit.")] = None,  # noqa: UP045
-    commit_description: Annotated[Optional[str], typer.Option("--commit-description", help="The rest of it.")] = None,  # noqa: UP045
-    include: Annotated[Optional[list[str]], typer.Option("--include", help="Only files like this. Repeatable.")] = None,  # noqa: UP045
-    exclude: Annotated[Optional[list[str]], typer.Option("--exclude", help="No files like this. Repeatable.")] = None,  # noqa: UP045
-    token: Annotated[Optional[str], typer.Option("--token", help="Else HF_TOKEN, or what `hf auth login` saved.")] = None,  # noqa: UP045
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and list what would go.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+    ] = False,
+    commit_message: Annotated[
+        str | None, typer.Option("--commit-message", help="First line of the commit.")
+    ] = None,
+    commit_description: Annotated[
+        str | None, typer.Option("--commit-description", help="The rest of it.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="Only files like this. Repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="No files like this. Repeatable.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option("--token", help="Else HF_TOKEN, or what `hf auth login` saved.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the folder and list what would go.")
+    ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:

@@ -19,13 +19,17 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--against", help="What it should equal: a model folder or another checkpoint."),
     ] = None,
-    atol: Annotated[float, typer.Option("--atol", min=0, help="Allowed absolute difference; 0 is bit for bit.")] = 0.0,
+    atol: Annotated[
+        float, typer.Option("--atol", min=0, help="Allowed absolute difference; 0 is bit for bit.")
+    ] = 0.0,
     rtol: Annotated[float, typer.Option("--rtol", min=0, help="Allowed relative difference.")] = 0.0,
     backend: o.Backend = None,
     step: o.Step = None,
     also: o.Also = None,
     config: o.Config = None,
-    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="Threads; one a core when not given.")] = None,  # noqa: UP045
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads; one a core when not given.")
+    ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     local_dir: o.LocalDir = None,

@@ -22,7 +22,11 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
     for name, shape in shapes.items():
-        if name.endswith(("embed_tokens.weight", "wte.weight")) and len(shape) == 2 and not _other_tower(name):
+        if (
+            name.endswith(("embed_tokens.weight", "wte.weight"))
+            and len(shape) == 2
+            and not _other_tower(name)
+        ):
             _compare(where, name, "vocab_size", text.get("vocab_size"), shape[0])
             _compare(where, name, "hidden_size", text.get("hidden_size"), shape[1])
             break
@@ -39,7 +43,9 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
             _compare(where, "layers", "num_hidden_layers", stated, max(found) + 1)
 
 
-def corrected(config: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str, notes: list[str]) -> dict[str, Any]:
+def corrected(
+    config: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str, notes: list[str]
+) -> dict[str, Any]:
     """The config for the model folder: its dtype, its architecture, its number of labels. Adds what it changed to notes."""
     new = copy.deepcopy(dict(config))
     _set_dtype(new, dtype)
@@ -78,7 +84,9 @@ def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes
     named = [name for name in config.get("architectures") or () if isinstance(name, str)]
     score = shapes.get(_CLASSIFIER)
     if any(name.startswith(_VALUE_HEADS) for name in shapes):
-        notes.append("a value head is kept under its own name (v_head); transformers ignores it, TRL reads it")
+        notes.append(
+            "a value head is kept under its own name (v_head); transformers ignores it, TRL reads it"
+        )
     if score is not None and not any("Classification" in name or "Reward" in name for name in named):
         wanted = facts.architecture_for(config, "token") or facts.architecture_for(config, "sequence")
         if wanted:

@@ -17,7 +17,9 @@ from ckptconv.errors import CkptconvError
 from ckptconv.view import View, permute
 
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?(?P<tail>\.weight)?$")
+_FACTOR = re.compile(
+    r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?(?P<tail>\.weight)?$"
+)
 _OTHER = re.compile(r"\.lora_|lora_magnitude_vector|\.adapter_")
 
 
@@ -74,7 +76,9 @@ def separate(tensors: Mapping[str, View]) -> Separated:
             adapters.add(match["adapter"] or "default")
             halves.setdefault(module, {})[side] = (name, view)
         elif _OTHER.search(name):
-            raise CkptconvError(f"{name} is an adapter of a kind that is not plain LoRA", hint="merge it in PEFT first")
+            raise CkptconvError(
+                f"{name} is an adapter of a kind that is not plain LoRA", hint="merge it in PEFT first"
+            )
         else:
             bare, trained = _saved_module(_bare(name))
             if bare in weights and not (trained or bare in replaced):
@@ -85,7 +89,9 @@ def separate(tensors: Mapping[str, View]) -> Separated:
                 continue
             weights[bare], origin[bare] = view, name
     if len(adapters) > 1:
-        raise CkptconvError("more than one adapter is stored", found=", ".join(sorted(adapters)), hint="save one of them")
+        raise CkptconvError(
+            "more than one adapter is stored", found=", ".join(sorted(adapters)), hint="save one of them"
+        )
     return Separated(weights, tuple(_pair(module, found) for module, found in halves.items()), origin)
 
 
@@ -111,14 +117,20 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None) -> flo
     return alpha / (sqrt(rank) if meta.get("use_rslora") else rank)
 
 
-def adapter_config(factors: tuple[Factors, ...], meta: Mapping[str, Any], alpha: float | None, base: str | None) -> dict[str, Any]:
+def adapter_config(
+    factors: tuple[Factors, ...], meta: Mapping[str, Any], alpha: float | None, base: str | None
+) -> dict[str, Any]:
     """PEFT's adapter_config.json for exported factors."""
     ranks = {f.rank for f in factors}
     if len(ranks) != 1 and not meta.get("rank_pattern"):
-        raise CkptconvError("LoRA ranks differ between modules and no rank_pattern says how", found=sorted(ranks))
+        raise CkptconvError(
+            "LoRA ranks differ between modules and no rank_pattern says how", found=sorted(ranks)
+        )
     first = factors[0]
     scale(first, meta, alpha)  # the same refusal when alpha is not known
-    known = {key: value for key, value in meta.items() if key in ("rank_pattern", "alpha_pattern", "use_rslora")}
+    known = {
+        key: value for key, value in meta.items() if key in ("rank_pattern", "alpha_pattern", "use_rslora")
+    }
     return {
         "peft_type": "LORA",
         "task_type": meta.get("task_type"),
@@ -158,10 +170,14 @@ def _pair(module: str, found: dict[str, tuple[str, View]]) -> Factors:
     embedding = "eA" in found or "eB" in found
     a, b = ("eA", "eB") if embedding else ("A", "B")
     if set(found) != {a, b}:
-        raise CkptconvError(f"of the LoRA pair of {module} only one half is stored", found=", ".join(n for n, _ in found.values()))
+        raise CkptconvError(
+            f"of the LoRA pair of {module} only one half is stored",
+            found=", ".join(n for n, _ in found.values()),
+        )
     (a_name, a_view), (b_name, b_view) = found[a], found[b]
     if len(a_view.shape) != 2 or len(b_view.shape) != 2 or a_view.shape[0] != b_view.shape[1]:
         raise CkptconvError(
-            f"the LoRA pair of {module} does not fit together", found=f"A {list(a_view.shape)}, B {list(b_view.shape)}"
+            f"the LoRA pair of {module} does not fit together",
+            found=f"A {list(a_view.shape)}, B {list(b_view.shape)}",
         )
     return Factors(module, a_view, b_view, a_name, b_name, embedding)

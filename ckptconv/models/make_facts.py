@@ -79,7 +79,7 @@ def _modeling_modules() -> list[str]:
 def _facts(model: Any) -> dict[str, Any]:
     tied = _plain(model._tied_weights_keys)
     facts = {
-        "tied": tied if isinstance(tied, dict) else {key: "" for key in tied},
+        "tied": tied if isinstance(tied, dict) else dict.fromkeys(tied, ""),
         "keep_fp32": sorted(_plain(model._keep_in_fp32_modules)),
         "keep_fp32_strict": sorted(_plain(model._keep_in_fp32_modules_strict)),
     }

@@ -27,14 +27,19 @@ def _facts(found: Inspection) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="bold")
     table.add_column(overflow="fold")
-    place = "".join([f", step {found.step}" if found.step is not None else "", f", {found.role}" if found.role else ""])
+    place = "".join(
+        [f", step {found.step}" if found.step is not None else "", f", {found.role}" if found.role else ""]
+    )
     table.add_row("format", f"{found.layout}{place}")
     table.add_row("model", _model(found))
     if found.backend != "huggingface":
         meshes = ", ".join(found.meshes) or "none: every rank holds whole tensors"
         table.add_row("mesh", f"{meshes}  →  {found.world_size} rank{'s' if found.world_size != 1 else ''}")
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, _, nbytes in found.dtypes)
-    table.add_row("stores", f"{found.tensors} tensors in {len(found.ranks)} files, {count(found.parameters)} parameters: {dtypes}")
+    table.add_row(
+        "stores",
+        f"{found.tensors} tensors in {len(found.ranks)} files, {count(found.parameters)} parameters: {dtypes}",
+    )
     if found.replica_bytes:
         table.add_row("copies", f"{size(found.replica_bytes)} on other ranks, left out")
     if found.lora:
@@ -48,7 +53,8 @@ def _model(found: Inspection) -> str:
     config = found.config
     if not config:
         return "unknown: no config.json beside it"
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else config
     facts = [found.architecture or f"{config.get('model_type', 'unknown')} (config names no architecture)"]
     if isinstance(text.get("num_hidden_layers"), int):
         facts.append(f"{text['num_hidden_layers']} layers")
@@ -63,7 +69,11 @@ def _map(found: Inspection, width: int) -> list[RenderableType]:
     layers = [int(part) for part in found.parts if part.isdigit()]
     named = [part for part in found.parts if not part.isdigit()]
     span = f"layers {min(layers)}–{max(layers)}" if layers else ""
-    order = [part for part in ("embedding",) if part in named] + [span] * bool(span) + [p for p in named if p != "embedding"]
+    order = (
+        [part for part in ("embedding",) if part in named]
+        + [span] * bool(span)
+        + [p for p in named if p != "embedding"]
+    )
     title = Text.assemble(("who stores what", "bold"), f"     {', '.join(order)}")
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -104,7 +114,9 @@ def _tensors(found: Inspection, width: int) -> RenderableType:
 def _end(found: Inspection) -> list[RenderableType]:
     mark = (OK, "green") if found.complete else (NO, "red")
     lines: list[RenderableType] = [
-        Text.assemble(mark, " complete: every element of every tensor is stored, copies agree in shape and dtype")
+        Text.assemble(
+            mark, " complete: every element of every tensor is stored, copies agree in shape and dtype"
+        )
     ]
     lines += [Text(f"  {note}", "yellow") for note in found.notes]
     if found.backend != "huggingface":

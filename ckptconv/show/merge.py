@@ -24,12 +24,14 @@ def summary(plan: Plan) -> str:
     mesh = f", mesh {', '.join(map(str, source.meshes))}" if source.meshes else ""
     step = f", step {source.step}" if source.step is not None else ""
     role = f", {source.role}" if source.role else ""
-    model = ((plan.config or {}).get("architectures") or ["PEFT adapter" if plan.is_adapter else "unknown model"])[0]
+    model = (
+        (plan.config or {}).get("architectures") or ["PEFT adapter" if plan.is_adapter else "unknown model"]
+    )[0]
     return f"{source.layout}{mesh}{step}{role}: {model}"
 
 
 def files(plan: Plan) -> str:
-    """"1 file", "3 files"."""
+    """ "1 file", "3 files"."""
     return f"{len(plan.files)} file{'s' if len(plan.files) != 1 else ''}"
 
 
@@ -62,7 +64,14 @@ def dry_run(result: Merged) -> RenderableType:
     casts = _table("stored as", "written as", "tensors", "bytes")
     for stored, written, number, nbytes in plan.casts:
         casts.add_row(stored, written if written != stored else "the same", str(number), f"{nbytes:,}")
-    parts: list[RenderableType] = [Text(f"would write {result.target}", "bold"), Text(), listed, Text(), casts, Text()]
+    parts: list[RenderableType] = [
+        Text(f"would write {result.target}", "bold"),
+        Text(),
+        listed,
+        Text(),
+        casts,
+        Text(),
+    ]
     if plan.dropped or plan.checkpoint.skipped:
         left = _table("left out", "bytes", "because")
         for item in plan.dropped:
@@ -73,9 +82,16 @@ def dry_run(result: Merged) -> RenderableType:
     if plan.rules:
         parts += [Text("renamed", "bold"), *(Text(f"  {rule}") for rule in plan.rules), Text()]
     parts.append(
-        Text(f"needs {size(plan.nbytes)} of disk and {size(result.buffers)} of buffers on {result.workers} workers")
+        Text(
+            f"needs {size(plan.nbytes)} of disk and {size(result.buffers)} of buffers on {result.workers} workers"
+        )
     )
-    parts.append(Text.assemble((f"{OK} ", "green"), f"the ledger balances: {plan.balanced:,} stored bytes, each used once or left out above"))
+    parts.append(
+        Text.assemble(
+            (f"{OK} ", "green"),
+            f"the ledger balances: {plan.balanced:,} stored bytes, each used once or left out above",
+        )
+    )
     return Group(*parts)
 
 
@@ -83,7 +99,9 @@ def _table(*columns: str) -> Table:
     """A plain table; numbers to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in ("tensors", "bytes") else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column in ("tensors", "bytes") else "left", overflow="fold"
+        )
     return table
 
 
@@ -154,6 +172,8 @@ class Writing:
     def __enter__(self) -> Writing:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._progress is not None:
             self._progress.stop()

@@ -24,10 +24,16 @@ def listener(sink: Sink) -> Callable[[int, int, str], None]:
 def done(result: Pushed) -> RenderableType:
     """The last lines: what went, and where to look at it."""
     if result.dry_run:
-        lines = [Text(f"would push {len(result.files)} files, {size(result.nbytes)}, to {result.repo_id}", "bold")]
+        lines = [
+            Text(f"would push {len(result.files)} files, {size(result.nbytes)}, to {result.repo_id}", "bold")
+        ]
         lines += [Text(f"  {name}  {size(nbytes)}") for name, nbytes in result.files]
         return Group(*lines)
-    what = f"{len(result.files)} files, {size(result.nbytes)}" if result.uploaded else "everything was there already"
+    what = (
+        f"{len(result.files)} files, {size(result.nbytes)}"
+        if result.uploaded
+        else "everything was there already"
+    )
     lines = [Text.assemble((f"{OK} ", "green"), (result.url, "bold"), f"   {what}")]
     if result.pull_request:
         lines.append(Text(f"  pull request  {result.pull_request}"))

@@ -21,7 +21,10 @@ def coverage(shares: Sequence[float], rank: int, width: int) -> Text:
     """A bar over the model's parts: the fuller the glyph, the more of that part the rank stores."""
     text = Text()
     for column in range(width):
-        low, high = column * len(shares) // width, max((column + 1) * len(shares) // width, column * len(shares) // width + 1)
+        low, high = (
+            column * len(shares) // width,
+            max((column + 1) * len(shares) // width, column * len(shares) // width + 1),
+        )
         share = max(shares[low:high], default=0.0)
         glyph = _SHADES[0] if share <= 0 else _SHADES[min(1 + int(share * 4), 4)]
         text.append(glyph, colour(rank) if share > 0 else "dim")

@@ -57,7 +57,11 @@ class Sink:
     def error(self, error: CkptconvError) -> None:
         """One error: what, where, found, wanted, hint."""
         if self.as_json:
-            fields = {"what": error.what, **{label: text for label, text in error.rows()}, "code": int(error.code)}
+            fields = {
+                "what": error.what,
+                **dict(error.rows()),
+                "code": int(error.code),
+            }
             sys.stdout.write(json.dumps({"error": fields}, indent=1) + "\n")
         lines = [Text.assemble(("error: ", "bold red"), error.what)]
         lines += [Text.assemble((f"  {label:<6} ", "dim"), text) for label, text in error.rows()]

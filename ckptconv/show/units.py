@@ -14,7 +14,13 @@ def size(nbytes: float) -> str:
         value /= 1000
     if unit == "B":
         return f"{int(value)} B"
-    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.1f} {unit}" if value >= 9.995 else f"{value:.2f} {unit}"
+    return (
+        f"{value:.0f} {unit}"
+        if value >= 99.95
+        else f"{value:.1f} {unit}"
+        if value >= 9.995
+        else f"{value:.2f} {unit}"
+    )
 
 
 def count(number: int) -> str:

@@ -1,0 +1,53 @@
+# Every target makes the .venv it needs; nothing else has to be installed first (Python 3.10+, make).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := .cache/demo
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test check lint types bench tables screens clean help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# torch first and by the pin, so that the install never falls for a larger build of it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## train a tiny model with FSDP2 on two ranks, then inspect, merge, verify and use it
+	@echo "== two ranks train a tiny Qwen2 with FSDP2 and save it as verl does"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 tests/make/demo.py $(DEMO)/run
+	@echo "== ckptconv inspect $(DEMO)/run"
+	@$(BIN)/ckptconv inspect $(DEMO)/run
+	@echo "== ckptconv merge $(DEMO)/run $(DEMO)/model --overwrite"
+	@$(BIN)/ckptconv merge $(DEMO)/run $(DEMO)/model --overwrite
+	@echo "== ckptconv verify $(DEMO)/model --against $(DEMO)/run"
+	@$(BIN)/ckptconv verify $(DEMO)/model --against $(DEMO)/run
+	@echo "== the merged model speaks"
+	@$(BIN)/python tests/make/demo_speak.py $(DEMO)/model 2>/dev/null
+
+test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: lint types test  ## what a change must pass
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## ckptconv beside verl, accelerate, DCP and the disk's own limit
+	$(BIN)/python -m benchmarks.run --out .cache/bench
+
+tables: $(VENV)/.installed  ## regenerate models/*.json from the installed transformers
+	$(BIN)/python -m ckptconv.models.make_facts
+	$(BIN)/python -m ckptconv.models.make_table
+
+clean:
+	rm -rf .cache build dist *.egg-info
