@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 from ckptconv.backends.stand_ins import Storage, TensorRecord, safe_load
@@ -65,12 +66,15 @@ class TorchZip:
         """The values of a small integer tensor (a mesh's ranks)."""
         view = self.view(tensor)
         item = itemsize(view.dtype)
-        if view.nbytes > 1 << 24 or view.dtype not in ("int64", "int32"):
+        if view.numel > 1 << 20 or view.dtype not in ("int64", "int32"):
             raise CkptconvError("a mesh is not a small tensor of integers", where=self.path, found=view.dtype)
         with open(self.path, "rb") as file:
-            file.seek(view.chunks[0].start if view.chunks else 0)
-            data = file.read(view.nbytes)
-        return [int.from_bytes(data[i : i + item], "little", signed=True) for i in range(0, len(data), item)]
+            values = []
+            for index in product(*map(range, view.shape)):  # in C order; a submesh is a strided window
+                chunk = view.chunks[0]
+                file.seek(chunk.start + sum(map(int.__mul__, index, chunk.strides)))
+                values.append(int.from_bytes(file.read(item), "little", signed=True))
+        return values
 
 
 def open_torch_zip(path: str) -> TorchZip:

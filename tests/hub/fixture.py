@@ -1,0 +1,69 @@
+"""The pytest fixtures: `hub` and `bench`, a fresh Hub and home; `folder`, a tiny model; `send` pushes it.
+
+A test file names this module in `pytest_plugins`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptconv.push import Pushed, push
+
+from .bench import Bench
+from .server import TOKEN, Hub
+
+Push = Callable[..., Pushed]
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub in LFS mode and in Xet mode; huggingface_hub in this process speaks the same.
+
+    huggingface_hub reads its environment once, when it is imported, so its constants are set instead.
+    """
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    running = Hub(tmp_path / "hub", request.param)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def bench(hub: Hub, tmp_path: Path) -> Bench:
+    """The Hub and a fresh home, in the same mode."""
+    return Bench(hub, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 of 22,816 parameters in six shards."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    Qwen2ForCausalLM(config).save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+@pytest.fixture
+def folder(tiny_qwen2: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    return Path(shutil.copytree(tiny_qwen2, tmp_path / "OUT"))
+
+
+@pytest.fixture
+def send(hub: Hub, folder: Path) -> Push:
+    """push(OUT, "alice/tiny", ...) to the Hub as alice."""
+
+    def call(repo_id: str = "alice/tiny", **options: object) -> Pushed:
+        return push(folder, repo_id, **{"token": TOKEN, "endpoint": hub.url, **options})  # type: ignore[arg-type]
+
+    return call
