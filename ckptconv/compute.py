@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ckptconv.dtypes import to_numpy
+from ckptconv.errors import CkptconvError
 from ckptconv.read import Array, Prepared, Reader, prepare, raw_dtype, read_numpy
 from ckptconv.view import Shape, View
 
@@ -57,9 +58,13 @@ class Block:
         self._raw, self._from, self._to = raw_dtype(base.dtype), to_numpy(base.dtype), to_numpy(dtype)
         self._fuse = None if isinstance(source, View) else _FusedRows(source)
         self._copies = self._fuse is None and base.dtype == dtype
+        self._narrow = dtype == "float16" and base.dtype != "float16"  # the one float with a smaller range
 
     def fill(self, reader: Reader, low: int, high: int, out: Array, scratch: Array) -> None:
-        """Elements low..high-1 into `out` (bytes). scratch: at least CAST_BLOCK elements of eight bytes."""
+        """Elements low..high-1 into `out` (bytes). scratch: at least CAST_BLOCK elements of eight bytes.
+
+        Raises CkptconvError for values that the output dtype cannot hold.
+        """
         target = out.view(self._to)
         if self._copies:
             reader.interval(self._base, low, high, target.view(self._raw))
@@ -71,8 +76,14 @@ class Block:
             values = stored.view(self._from)
             if self._fuse is not None:
                 values = self._fuse.add(reader, at, end, values)
+            part = target[at - low : end - low]
             with np.errstate(over="ignore", invalid="ignore"):
-                np.copyto(target[at - low : end - low], values, casting="unsafe")
+                np.copyto(part, values, casting="unsafe")
+            if self._narrow and np.isinf(part).any() and not np.isinf(values).any():
+                raise CkptconvError(
+                    f"values do not fit in {self._to}: the largest is {np.nanmax(np.abs(values)):.3g}",
+                    hint="--dtype bfloat16 has the range of float32",
+                )
 
 
 class _FusedRows:

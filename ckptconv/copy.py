@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from ckptconv import writeback
 from ckptconv.compute import CAST_BLOCK, Block
 from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
@@ -169,7 +170,11 @@ class _Run:
                     blocks.clear()  # a block's tables are only needed while its tensor is written
                     blocks[tile.key] = Block(tile.output.source, tile.output.dtype)
                 out = buffer[: (tile.high - tile.low) * itemsize(tile.output.dtype)]
-                blocks[tile.key].fill(reader, tile.low, tile.high, out, scratch)
+                try:
+                    blocks[tile.key].fill(reader, tile.low, tile.high, out, scratch)
+                except CkptconvError as error:
+                    error.where = error.where or tile.key
+                    raise
                 self._put(tile, target, out)
 
             yield write
@@ -183,6 +188,7 @@ class _Run:
             _write(target.handle, data, offset)
         except OSError as error:
             raise _cannot_write(target.path, error) from error
+        writeback.begin(target.handle, offset, data.nbytes)
         with self._lock:
             target.digests[tile.key][tile.number] = digest
             target.left -= 1

@@ -1,7 +1,4 @@
-"""A few threads over one list of tasks.
-
-What they do is reading and numpy, which run outside Python's lock.
-"""
+"""A few threads over one list of tasks: reading, hashing and numpy all run outside Python's lock."""
 
 from __future__ import annotations
 

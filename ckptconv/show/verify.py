@@ -37,7 +37,7 @@ def _layers(found: Verified) -> Table:
     for layer in found.layers:
         said = Text(layer.found)
         if layer.ok and layer.proves:
-            said.append(f"  {layer.proves}", "dim")
+            said.append(f" – {layer.proves}", "dim")
         table.add_row(layer.name, _mark(layer.ok), said)
         for note in layer.notes:
             table.add_row("", "", Text(note, "dim"))
