@@ -1,0 +1,6 @@
+"""Structure, integrity, values and sanity of a model folder or a checkpoint; see `run.verify`."""
+
+from ckptconv.verify.records import Difference, Layer, Problem, Slice, Verified
+from ckptconv.verify.run import verify
+
+__all__ = ["Difference", "Layer", "Problem", "Slice", "Verified", "verify"]

@@ -1,0 +1,156 @@
+"""What transformers expects in a model folder: its own class, without storage, is asked for its state dict.
+
+transformers, accelerate and torch are imported in here only. Nothing that a config names is downloaded or
+run: the class comes from transformers itself, whatever `auto_map` says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models import facts
+from ckptconv.models.hub_names import to_hub
+from ckptconv.verify.records import Problem
+from ckptconv.view import Shape
+
+# Beside the model, and loaded by other tools or by nobody: TRL's value heads, old rotary tables.
+_BESIDE = ("v_head.", "value_head.")
+_OLD_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A class and the tensors of its state dict. names: "Hub" names or "module" names; ignored: patterns."""
+
+    architecture: str
+    shapes: dict[str, Shape]
+    tied: dict[str, str]
+    names: str
+    may_miss: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotChecked:
+    """Why there is nothing to expect, without anything being wrong."""
+
+    why: str
+
+
+def expect(config: Mapping[str, Any], present: Iterable[str]) -> Expected | NotChecked | Problem:
+    """The tensors of the model that the config describes, under the names that fit `present` best."""
+    if config.get("quantization_config"):
+        return NotChecked("the model is quantised, and its tensors are the quantiser's")
+    found = _architecture(config)
+    if not isinstance(found, str):
+        return found
+    try:
+        model = _on_meta(found, _without_code(config))
+    except ImportError as error:
+        return NotChecked(f"a library that the model needs is not installed: {_first_line(error)}")
+    except Exception as error:  # a config can be wrong in any way, and each model class says so in its own
+        return Problem("config.json", f"transformers cannot build {found} from it: {_first_line(error)}")
+    return _best_names(found, model, dict(config), set(present))
+
+
+def is_beside(name: str, expected: Expected) -> bool:
+    """True for a tensor that the class does not know and does not mind."""
+    if name.startswith(_BESIDE) or _OLD_BUFFERS.search(name):
+        return True
+    return any(re.search(pattern, name) for pattern in expected.ignored)
+
+
+def _architecture(config: Mapping[str, Any]) -> str | NotChecked | Problem:
+    import transformers
+
+    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    architecture = named[0] if named else facts.default_architecture(dict(config))
+    known = config.get("model_type") in transformers.CONFIG_MAPPING
+    if architecture is not None and known and hasattr(transformers, architecture):
+        return architecture
+    if config.get("auto_map"):
+        return NotChecked("the model brings its own code, which is not run")
+    if not known:
+        said = f"transformers {transformers.__version__} does not know the model type {config.get('model_type')!r}"
+        exists = architecture is not None and hasattr(transformers, architecture)
+        return Problem("config.json", said) if exists else NotChecked(said)
+    if architecture is None:
+        return Problem(
+            "config.json", "names no architecture", hint="set architectures, so that it can be loaded"
+        )
+    return Problem(
+        "config.json", f"transformers has no class {architecture}", hint="set architectures to one it has"
+    )
+
+
+def _on_meta(architecture: str, config: dict[str, Any]) -> Any:
+    """The model on the meta device; its buffers as well, where the class can do without their values."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    with _quiet(transformers):
+        made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
+        try:
+            with init_empty_weights(include_buffers=True):
+                return getattr(transformers, architecture)(made)
+        except (RuntimeError, NotImplementedError):
+            with init_empty_weights(include_buffers=False):
+                return getattr(transformers, architecture)(made)
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def _best_names(architecture: str, model: Any, config: dict[str, Any], present: set[str]) -> Expected:
+    """The Hub's names, those with old prefixes, or the module's: whichever leaves the least over."""
+    state = model.state_dict()
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {}) if facts.says_tied(config) else {}
+    choices: list[tuple[str, dict[str, Shape], dict[str, str]]] = []
+    for prefixes in (False, True):
+        try:
+            renamed = to_hub(state, config, prefix_changes=prefixes)
+        except CkptconvError:
+            continue
+        choices.append(
+            ("Hub", {n: tuple(t.shape) for n, t in renamed.tensors.items()}, _renamed_ties(renamed, ties))
+        )
+    choices.append(("module", {name: tuple(tensor.shape) for name, tensor in state.items()}, ties))
+    names, shapes, tied = min(choices, key=lambda choice: len(choice[1].keys() ^ present))
+    return Expected(
+        architecture,
+        shapes,
+        tied,
+        names,
+        tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()),
+        tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
+    )
+
+
+def _renamed_ties(renamed: Any, ties: dict[str, str]) -> dict[str, str]:
+    by_source = {named.sources[0]: name for name, named in renamed.tensors.items() if len(named.sources) == 1}
+    return {by_source.get(a, a): by_source.get(b, b) for a, b in ties.items()}
+
+
+def _without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config and its parts without auto_map."""
+    return {
+        key: _without_code(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "auto_map"
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,230 @@
+"""Are the files the bytes that were written? CRCs of rank files; laws, index and receipt of a model folder.
+
+The model folder is read here on another path than everywhere else: safetensors' own reader for the headers,
+plain reads for the data. What this agrees on does not rest on the views that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckptconv import workers as threads
+from ckptconv.backends.torch_zip import check_crcs, open_torch_zip
+from ckptconv.checkpoint import Checkpoint
+from ckptconv.layout import INDEX
+from ckptconv.verify.records import Layer, Problem
+
+OnRead = Callable[[int], None] | None
+
+
+class Stretch(NamedTuple):
+    """Where a tensor lies by its file's header: file, first byte, bytes."""
+
+    file: Path
+    start: int
+    nbytes: int
+
+
+@dataclass(slots=True)
+class Found:
+    """What checking one thing came to; `seen` says what was looked at."""
+
+    seen: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, other: Found) -> None:
+        self.seen += other.seen
+        self.problems += other.problems
+        self.notes += other.notes
+
+
+def integrity_layer(found: Found) -> Layer:
+    """Layer integrity, of everything that was checked on both sides."""
+    proves = "the files hold what their writers put there: checksums, header laws, index, receipt"
+    seen = "; ".join(found.seen)
+    problems, notes = tuple(found.problems), tuple(found.notes)
+    if not seen and not problems:
+        return Layer("integrity", None, proves, "there is nothing to check the files against", (), notes)
+    return Layer("integrity", not problems, proves, seen, problems, notes)
+
+
+def check_rank_files(checkpoint: Checkpoint, workers: int | None, on_read: OnRead = None) -> Found:
+    """CRC-32 of every entry of every rank file; a damaged one is named by the tensors that lie in it."""
+    paths = zip_files(checkpoint)
+    damaged: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
+    unchecked = [path for path in paths if not _has_crcs(path)]
+
+    @contextmanager
+    def worker() -> Iterator[Callable[[str], None]]:
+        def do(path: str) -> None:
+            bad, count = [], 0
+            for nbytes, entry in check_crcs(path):
+                count += 1
+                if entry is not None:
+                    bad.append(entry)
+                if on_read:
+                    on_read(nbytes)
+            counts[path], damaged[path] = count, bad
+
+        yield do
+
+    threads.for_each([path for path in paths if path not in unchecked], worker, threads.count(workers))
+    found = Found()
+    if counts:
+        found.seen.append(f"CRC-32 of {sum(counts.values()):,} entries in {len(counts):,} rank files")
+    if unchecked:
+        found.notes.append(
+            f"{len(unchecked):,} rank files were saved without CRCs: their bytes cannot be checked"
+        )
+    for path in paths:
+        if damaged.get(path):
+            found.problems += _damage(checkpoint, path, damaged[path])
+    return found
+
+
+def zip_files(checkpoint: Checkpoint) -> list[str]:
+    """The rank files that are .pt containers."""
+    return [file.path for file in checkpoint.files if file.path.endswith((".pt", ".pth", ".bin"))]
+
+
+def _has_crcs(path: str) -> bool:
+    """False where torch was told to leave them out (torch.serialization.set_crc32_options): all are zero."""
+    with zipfile.ZipFile(path) as archive:
+        return any(info.CRC for info in archive.infolist())
+
+
+def _damage(checkpoint: Checkpoint, path: str, entries: list[str]) -> Iterator[Problem]:
+    rank = checkpoint.rank_of.get(path)
+    hint = "copy the file again from the node where it was written, or take an earlier step"
+    storages = open_torch_zip(path).entries
+    for entry in entries:
+        key = entry.partition("/data/")[2]
+        low, high = (
+            (storages[key].start, storages[key].start + storages[key].nbytes) if key in storages else (0, 0)
+        )
+        names = [
+            name
+            for name, tensor in checkpoint.tensors.items()
+            for view in (tensor.view, *(copy for _, copy in tensor.replicas))
+            if any(chunk.file == path and low <= chunk.start < high for chunk in view.chunks)
+        ]
+        where = f"rank {rank}, {entry} in {path}"
+        yield Problem(
+            ", ".join(dict.fromkeys(names)) or entry,
+            "its stored bytes do not match their CRC-32",
+            where,
+            hint,
+        )
+
+
+def check_folder(folder: Path) -> tuple[Found, dict[str, Stretch]]:
+    """Header laws of a model folder's safetensors files, and its index; and where each tensor lies."""
+    found, places = Found(), dict[str, Stretch]()
+    index = read_json(folder / INDEX, found)
+    paths = _weight_files(folder, index)
+    for path in paths:
+        held = read_file(path, found)
+        for name in held.keys() & places.keys():
+            found.problems.append(
+                Problem(name, "stands in two files", f"{places[name].file.name} and {path.name}")
+            )
+        places.update(held)
+    if paths:
+        found.seen.append(
+            f"the headers of {len(paths):,} file{'s' if len(paths) > 1 else ''} by safetensors' own reader"
+        )
+    if index is not None:
+        _index(index, places, found)
+    return found, places
+
+
+def _weight_files(folder: Path, index: Mapping[str, Any] | None) -> list[Path]:
+    """The files that transformers would open: the index's, or the one, or all. Others may lie beside them."""
+    weight_map = (index or {}).get("weight_map")
+    single = folder / "model.safetensors"
+    if isinstance(weight_map, dict):
+        return sorted(
+            path for name in {*map(str, weight_map.values())} if (path := folder / Path(name).name).is_file()
+        )
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def read_file(path: Path, found: Found) -> dict[str, Stretch]:
+    """One file's tensors, once safetensors has opened it and agrees with the header's text."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as reader:
+            theirs = {}
+            for name in reader.keys():  # noqa: SIM118 - not a dict
+                part = reader.get_slice(name)
+                theirs[name] = (str(part.get_dtype()), list(part.get_shape()))
+            metadata = reader.metadata() or {}
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        hint = "it is truncated or damaged: make it again"
+        found.problems.append(Problem(path.name, f"safetensors cannot open it: {error}", str(path), hint))
+        return {}
+    if metadata.get("format") != "pt":
+        found.notes.append(f"{path.name} does not say format pt, which older versions of transformers want")
+    header.pop("__metadata__", None)
+    if {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()} != theirs:
+        found.problems.append(
+            Problem(path.name, "safetensors reads other tensors than the header states", str(path))
+        )
+    return {
+        name: Stretch(
+            path, 8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    }
+
+
+def _index(index: Mapping[str, Any], places: Mapping[str, Stretch], found: Found) -> None:
+    """The index names every tensor, in its file, and adds their bytes up."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        found.problems.append(Problem(INDEX, "has no weight map"))
+        return
+    for name, file in weight_map.items():
+        if name not in places:
+            found.problems.append(Problem(name, "the index names it, but no file holds it", str(file)))
+        elif places[name].file.name != file:
+            found.problems.append(
+                Problem(name, f"the index says {file}", f"it is in {places[name].file.name}")
+            )
+    found.problems += [
+        Problem(name, "the index does not name it", places[name].file.name)
+        for name in places
+        if name not in weight_map
+    ]
+    stated = (index.get("metadata") or {}).get("total_size")
+    total = sum(place.nbytes for place in places.values())
+    if stated is not None and stated != total:
+        found.problems.append(Problem(INDEX, f"total_size is {stated:,}, the tensors have {total:,} bytes"))
+    found.seen.append(f"an index of {len(weight_map):,} names")
+
+
+def read_json(path: Path, found: Found) -> dict[str, Any] | None:
+    """A JSON table beside the weights; None where it is not there, a problem where it is something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        found.problems.append(Problem(path.name, f"cannot be read: {error}", str(path)))
+        return None
+    if not isinstance(data, dict):
+        found.problems.append(Problem(path.name, "is no table", str(path)))
+        return None
+    return data

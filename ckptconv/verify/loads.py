@@ -1,0 +1,90 @@
+"""A target on its own: the layers that hold it against the model class that its config names."""
+
+from __future__ import annotations
+
+from ckptconv.dtypes import from_text, is_float
+from ckptconv.read import same_values
+from ckptconv.verify import structure
+from ckptconv.verify.expected import Expected, NotChecked, expect, is_beside
+from ckptconv.verify.records import Layer, Problem
+from ckptconv.verify.sides import Side
+from ckptconv.view import View
+
+_PROVES = "transformers has the class that config.json names and builds it, without running the folder's code"
+
+
+def alone(side: Side) -> list[Layer]:
+    """The layers loads, names, shapes and dtypes of a side without a reference."""
+    if side.is_adapter or side.config is None:
+        why = (
+            "an adapter is no model of its own"
+            if side.is_adapter
+            else "no config.json lies beside the tensors"
+        )
+        wrong = () if side.is_adapter else (Problem("config.json", "is missing", str(side.checkpoint.root)),)
+        return [Layer("loads", False if wrong else None, _PROVES, why, wrong), *_not_checked(why)]
+    expected = expect(side.config, side.tensors)
+    if isinstance(expected, NotChecked):
+        return [Layer("loads", None, _PROVES, f"not checked: {expected.why}"), *_not_checked(expected.why)]
+    if isinstance(expected, Problem):
+        why = "there is no model to hold it against"
+        return [Layer("loads", False, _PROVES, expected.what, (expected,)), *_not_checked(why)]
+    notes = (f"the names are the {expected.names}'s",) if expected.names != "Hub" else ()
+    loads = Layer(
+        "loads", True, _PROVES, f"{expected.architecture}, {len(expected.shapes):,} tensors", (), notes
+    )
+    return [loads, _names(side, expected), _shapes(side, expected), _dtypes(side)]
+
+
+def _names(side: Side, expected: Expected) -> Layer:
+    notes, problems = [], []
+    tied = {a: b for a, b in expected.tied.items() if a in expected.shapes and b in expected.shapes}
+    absent = {name for name in tied if name not in side.tensors and tied[name] in side.tensors}
+    for name, source in tied.items():
+        if name in absent:
+            notes.append(f"{name} is tied to {source} and stored once")
+        elif name in side.tensors and source in side.tensors and not _same(side, name, source):
+            hint = "set tie_word_embeddings to false in config.json: loading would replace one by the other"
+            problems.append(Problem(name, f"the config ties it to {source}, and they differ", hint=hint))
+    missing = [n for n in expected.shapes if n not in side.tensors and n not in absent]
+    extra = [n for n in side.tensors if n not in expected.shapes]
+    beside = [n for n in extra if is_beside(n, expected)]
+    if beside:
+        notes.append(
+            f"{len(beside):,} tensors that {expected.architecture} leaves unread, such as {beside[0]}"
+        )
+    known = [n for n in extra if not is_beside(n, expected)]
+    layer = structure.names_layer(missing, known, len(expected.shapes), expected.architecture, notes)
+    found = tuple(problems) + layer.problems
+    return Layer("names", not found, layer.proves, layer.found, found, layer.notes)
+
+
+def _same(side: Side, name: str, source: str) -> bool:
+    a, b = side.tensors[name].source, side.tensors[source].source
+    return isinstance(a, View) and isinstance(b, View) and same_values(a, b)
+
+
+def _shapes(side: Side, expected: Expected) -> Layer:
+    shared = [name for name in expected.shapes if name in side.tensors]
+    wrong = [
+        (name, side.tensors[name].shape, expected.shapes[name])
+        for name in shared
+        if side.tensors[name].shape != expected.shapes[name]
+    ]
+    return structure.shapes_layer(wrong, len(shared), expected.architecture)
+
+
+def _dtypes(side: Side) -> Layer:
+    """What is stored, and what the config says; another dtype is not wrong, but transformers casts to it."""
+    config = side.config or {}
+    stated = from_text(config.get("dtype") or config.get("torch_dtype") or "")
+    floats = [output for output in side.tensors.values() if is_float(output.dtype)]
+    proves = "which dtypes are stored; whatever they are, transformers loads in the config's"
+    notes = []
+    if stated and floats and not side.planned and all(output.dtype != stated for output in floats):
+        notes.append(f"config.json says {stated}: loading casts every weight")
+    return Layer("dtypes", True, proves, structure.dtype_counts(side.tensors.values()), (), tuple(notes))
+
+
+def _not_checked(why: str) -> list[Layer]:
+    return [Layer(name, None, "", f"not checked: {why}") for name in ("names", "shapes")]

@@ -1,0 +1,107 @@
+"""What a verification found, as plain data. Nothing here reads or shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptconv.errors import ExitCode
+from ckptconv.view import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. name: the tensor or file. where: its rows, rank or file. hint: what to do."""
+
+    name: str
+    what: str
+    where: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One kind of check. ok None: it could not be made, and `found` says why.
+
+    proves: what a yes means. found: what was looked at, in a line. notes: worth saying, but not wrong.
+    """
+
+    name: str
+    ok: bool | None
+    proves: str
+    found: str
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The box of a tensor that a rank stores, in elements; a bounding box where it stores several pieces."""
+
+    rank: int
+    offsets: Shape
+    sizes: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How one tensor differs from the reference.
+
+    dtype: what both were compared in. count: elements that differ, `nonfinite` of them NaN or Inf on a side;
+    the numbers are over the finite ones. max_abs, mean_abs: of |target - reference|, the mean over all
+    elements. max_rel: the largest |target - reference| / |reference|. at: where max_abs is. first_row,
+    last_row, rows: along dim 0; rows has at most 32 even parts of it and says which differ. slices: of the
+    ranks that store the elements that differ, where a side is a trainer's checkpoint.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    count: int
+    nonfinite: int
+    max_abs: float
+    mean_abs: float
+    max_rel: float
+    at: Shape
+    first_row: int
+    last_row: int
+    rows: tuple[bool, ...]
+    slices: tuple[Slice, ...] = ()
+
+    @property
+    def stored_rank(self) -> tuple[int, ...]:
+        """The ranks that store elements that differ."""
+        return tuple(part.rank for part in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The layers in the order in which they were checked, and every tensor that differs.
+
+    compared, equal: tensors whose values were read on both sides, and those without a difference.
+    read: bytes read. seconds: the whole of it.
+    """
+
+    target: Path
+    against: Path | None
+    layers: tuple[Layer, ...]
+    differences: tuple[Difference, ...] = ()
+    tensors: int = 0
+    compared: int = 0
+    equal: int = 0
+    read: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """True when no layer says no. A layer that could not be checked does not."""
+        return all(layer.ok is not False for layer in self.layers)
+
+    @property
+    def code(self) -> ExitCode:
+        """The exit code that a command makes of it."""
+        return ExitCode.OK if self.ok else ExitCode.NO
+
+    def layer(self, name: str) -> Layer | None:
+        """The layer of that name, or None where it was not part of this verification."""
+        return next((layer for layer in self.layers if layer.name == name), None)

@@ -1,0 +1,170 @@
+"""Names, shapes and dtypes of two sides, from metadata.
+
+A tied head may stand under one name or under both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ckptconv.plan import Output
+from ckptconv.verify.records import Layer, Problem
+from ckptconv.verify.sides import Side
+from ckptconv.view import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A tensor with its counterpart; None where it has none of the same shape."""
+
+    name: str
+    ours: Output
+    theirs: Output | None
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The target's tensors in the order of their files, and what is left over on each side."""
+
+    matches: tuple[Match, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    wrong_shape: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def match(ours: Side, theirs: Side) -> Matched:
+    """Pair tensors by name."""
+    our_ties, their_ties = ours.ties(theirs.tensors), theirs.ties(ours.tensors)
+    matches: list[Match] = []
+    extra, wrong, notes = [], [], []
+    for name, output in ours.tensors.items():
+        other = theirs.tensors.get(name)
+        if other is None and their_ties.get(name) in theirs.tensors:
+            other = theirs.tensors[their_ties[name]]
+            notes.append(f"{name} is tied in the reference: compared with its {their_ties[name]}")
+        if other is None:
+            extra.append(name)
+        elif other.shape != output.shape:
+            wrong.append(name)
+            other = None
+        matches.append(Match(name, output, other))
+    missing = []
+    for name, output in theirs.tensors.items():
+        source = our_ties.get(name, "")
+        if name in ours.tensors:
+            continue
+        if source in ours.tensors and ours.tensors[source].shape == output.shape:
+            notes.append(f"{name} is tied: {source} is compared with the reference's {name}")
+            matches.append(Match(name, ours.tensors[source], output))
+        else:
+            missing.append(name)
+    return Matched(tuple(matches), tuple(missing), tuple(extra), tuple(wrong), tuple(notes))
+
+
+def against_reference(ours: Side, theirs: Side, found: Matched) -> list[Layer]:
+    """The layers names, shapes and dtypes."""
+    pairs = [(m.name, m.ours, m.theirs) for m in found.matches if m.theirs is not None]
+    wrong = [
+        (n, ours.tensors[n].shape, theirs.tensors[n].shape) for n in found.wrong_shape if n in theirs.tensors
+    ]
+    return [
+        names_layer(found.missing, found.extra, len(theirs.tensors), "the reference", found.notes),
+        shapes_layer(wrong, len(pairs) + len(found.wrong_shape), "the reference"),
+        _dtypes(ours, theirs, [(name, a, b) for name, a, b in pairs if b is not None]),
+    ]
+
+
+def names_layer(
+    missing: Iterable[str], extra: Iterable[str], expected: int, reference: str, notes: Iterable[str] = ()
+) -> Layer:
+    """Layer names: what is missing and what is too much. expected: how many names the reference has."""
+    missing, extra = list(missing), list(extra)
+    problems = [Problem(name, f"missing: {reference} has it") for name in missing]
+    problems += [Problem(name, f"{reference} has no such tensor") for name in extra]
+    found = f"{expected - len(missing):,} of {expected:,}" + (f", {len(extra):,} unexpected" if extra else "")
+    hint = _other_names(missing, extra)
+    if hint:
+        problems[0] = Problem(problems[0].name, problems[0].what, hint=hint)
+    proves = f"every tensor of {reference} is there under its name, and no other"
+    return Layer("names", not problems, proves, found, tuple(problems), tuple(notes))
+
+
+def shapes_layer(wrong: list[tuple[str, Shape, Shape]], total: int, reference: str) -> Layer:
+    """Layer shapes. wrong: (name, shape found, shape wanted)."""
+    problems = tuple(
+        Problem(name, f"has shape {_text(found)}, {reference}'s is {_text(wanted)}")
+        for name, found, wanted in wrong
+    )
+    proves = f"every tensor has the shape that {reference} gives it"
+    if not total:
+        return Layer("shapes", None, proves, "no name is on both sides")
+    return Layer("shapes", not wrong, proves, f"{total - len(wrong):,} of {total:,}", problems)
+
+
+def dtype_counts(outputs: Iterable[Output]) -> str:
+    """ "bfloat16 310, float32 12"."""
+    counts = Counter(output.dtype for output in outputs)
+    return ", ".join(f"{dtype} {count:,}" for dtype, count in counts.most_common())
+
+
+def compared_in(ours: Side, theirs: Side, a: Output, b: Output) -> str:
+    """The dtype that two tensors are compared in.
+
+    The model folder's where the other side is stored masters.
+    """
+    if a.dtype == b.dtype:
+        return a.dtype
+    if ours.as_stored != theirs.as_stored:
+        return b.dtype if ours.as_stored else a.dtype
+    return wider(a.dtype, b.dtype)
+
+
+def wider(a: str, b: str) -> str:
+    """A dtype that holds the values of both."""
+    if a == b:
+        return a
+    floats = [name for name in (a, b) if name.startswith(("float", "bfloat"))]
+    if len(floats) == 2 and "float64" not in floats:
+        return "float32"
+    if floats:
+        return "float64"
+    return "complex64" if "complex64" in (a, b) else "int64"
+
+
+def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -> Layer:
+    differ = [(name, a.dtype, b.dtype) for name, a, b in pairs if a.dtype != b.dtype]
+    proves = "every tensor has the reference's dtype"
+    if ours.as_stored != theirs.as_stored:
+        counts = Counter((a, b) if ours.as_stored else (b, a) for _, a, b in differ)
+        side = "the target" if ours.as_stored else "the reference"
+        notes = tuple(
+            f"{side} stores {stored}: {count:,} tensors are cast to {dtype} to be compared"
+            for (stored, dtype), count in counts.items()
+        )
+        proves = "a trainer's masters have no dtype of their own: they are compared in the model folder's"
+        folder = dtype_counts(b if ours.as_stored else a for _, a, b in pairs)
+        return Layer("dtypes", True, proves, folder, (), notes)
+    problems = tuple(Problem(name, f"is {a}, the reference's is {b}") for name, a, b in differ)
+    found = f"{len(pairs) - len(differ):,} of {len(pairs):,}"
+    if not problems:
+        found += f": {dtype_counts(b for _, _, b in pairs)}" if pairs else ""
+    return Layer("dtypes", not problems, proves, found, problems)
+
+
+def _other_names(missing: list[str], extra: list[str]) -> str:
+    """What to say where the same tensors have other names."""
+    if not missing or not extra:
+        return ""
+    ends = {name.split(".", 1)[-1] for name in extra} | {
+        f"{part}.{name}" for name in extra for part in ("model",)
+    }
+    if set(missing) <= ends or {name.split(".", 1)[-1] for name in missing} <= set(extra):
+        return "the names differ by a prefix only: one side has the module's names, the other the Hub's"
+    return ""
+
+
+def _text(shape: Shape) -> str:
+    return "×".join(map(str, shape)) if shape else "a scalar"
