@@ -8,14 +8,15 @@ entry's bytes begin after its local header, whose name and extra lengths are the
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
 from ckptconv.backends.stand_ins import Storage, TensorRecord, safe_load
+from ckptconv.backends.zip_directory import NotAZip, Window, ZipEntry, data_start, read_directory
 from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
 from ckptconv.view import View, stored
@@ -82,89 +83,103 @@ def open_torch_zip(path: str) -> TorchZip:
 
     Raises CkptconvError for a truncated, compressed, big-endian, pre-zip or otherwise foreign file.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            main = next((info for info in infos if info.filename.endswith("/data.pkl")), None)
-            if main is None:
-                raise CkptconvError("a zip file without data.pkl is no torch file", where=path)
-            prefix = main.filename.removesuffix("data.pkl")
-            _check(path, prefix, archive, infos, main)
-            pickled = archive.read(main)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
-        raise _not_a_zip(path, error) from error
-    except OSError as error:
-        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+    with _opened(path) as handle:
+        return torch_zip_at(path, handle, 0, os.fstat(handle).st_size)
+
+
+def torch_zip_at(path: str, handle: int, start: int, size: int) -> TorchZip:
+    """The same for a range of an open file: DCP keeps one such archive a tensor, one after another."""
+    window, entries = _directory(path, handle, start, size)
+    main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
+    if main is None:
+        raise CkptconvError("a zip file without data.pkl is no torch file", where=path)
+    prefix = main.name.removesuffix("data.pkl")
+    for entry in entries:
+        if not entry.stored:
+            raise CkptconvError(
+                "a compressed entry is not a torch storage", where=f"{path}:{entry.name}", hint=_RESAVE
+            )
+    order = next((entry for entry in entries if entry.name == f"{prefix}byteorder"), None)
+    if order is not None and _small_entry(window, order) not in (b"little", b""):
+        raise CkptconvError("the file was written on a big-endian machine", where=path, hint=_RESAVE)
+    pickled = _small_entry(window, main)
     data = f"{prefix}data/"
-    entries = dict(_entries(path, [info for info in infos if info.filename.startswith(data)], len(data)))
-    return TorchZip(path, safe_load(pickled, f"{path}:{main.filename}"), entries)
+    storages = dict(_storages(window, [entry for entry in entries if entry.name.startswith(data)], len(data)))
+    return TorchZip(path, safe_load(pickled, f"{path}:{main.name}"), storages)
 
 
 def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | None]]:
     """Read every entry and compare its CRC-32: yields (bytes read, name of a damaged entry or None)."""
-    buffer = bytearray(block)
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        for info in archive.infolist():
-            file.seek(_data_start(path, file.fileno(), info))
-            left, crc = info.file_size, 0
+    buffer = memoryview(bytearray(block))
+    with _opened(path) as handle:
+        window, entries = _directory(path, handle, 0, os.fstat(handle).st_size)
+        for entry in entries:
+            at, left, crc = data_start(window, entry), entry.nbytes, 0
             while left:
-                got = file.readinto(memoryview(buffer)[: min(block, left)])
+                got = os.preadv(handle, [buffer[: min(block, left)]], at)
                 if not got:
                     break
-                crc = zlib.crc32(memoryview(buffer)[:got], crc)
-                left -= got
-            yield info.file_size, info.filename if left or crc != info.CRC else None
+                crc = zlib.crc32(buffer[:got], crc)
+                at, left = at + got, left - got
+            yield entry.nbytes, entry.name if left or crc != entry.crc else None
 
 
-def _check(path: str, prefix: str, archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], main: Any) -> None:
-    for info in infos:
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-            raise CkptconvError(
-                "a compressed entry is not a torch storage", where=f"{path}:{info.filename}", hint=_RESAVE
-            )
-    if main.file_size > _MAX_PICKLE:
-        raise CkptconvError("the pickle is too large", where=path, found=f"{main.file_size:,} bytes")
-    order = next((info for info in infos if info.filename == f"{prefix}byteorder"), None)
-    if order is not None and archive.read(order) not in (b"little", b""):
-        raise CkptconvError("the file was written on a big-endian machine", where=path, hint=_RESAVE)
-
-
-def _entries(path: str, infos: list[zipfile.ZipInfo], prefix: int) -> Iterator[tuple[str, Entry]]:
-    """The storages; each must lie inside the file, and no two on the same bytes."""
-    handle = os.open(path, os.O_RDONLY)
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
     try:
-        size, end = os.fstat(handle).st_size, 0
-        for info in sorted(infos, key=lambda info: info.header_offset):
-            start = _data_start(path, handle, info)
-            if start < end or start + info.file_size > size:
-                raise CkptconvError(
-                    "a storage lies outside the file or on another one", where=f"{path}:{info.filename}"
-                )
-            end = start + info.file_size
-            yield info.filename[prefix:], Entry(start, info.file_size, info.CRC)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+    try:
+        yield handle
     finally:
         os.close(handle)
 
 
-def _data_start(path: str, handle: int, info: zipfile.ZipInfo) -> int:
-    header = os.pread(handle, 30, info.header_offset)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+def _directory(path: str, handle: int, start: int, size: int) -> tuple[Window, list[ZipEntry]]:
+    try:
+        window = Window(path, handle, start, size)
+        return window, read_directory(window)
+    except NotAZip as error:
+        raise _not_a_zip(path, os.pread(handle, 512, start), size, error) from error
+    except OSError as error:
+        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+
+
+def _small_entry(window: Window, entry: ZipEntry) -> bytes:
+    """The bytes of an entry that is no storage, its CRC compared; torch can be told to write none, which is 0."""
+    where = f"{window.path}:{entry.name}"
+    if entry.nbytes > _MAX_PICKLE:
+        raise CkptconvError("the pickle is too large", where=where, found=f"{entry.nbytes:,} bytes")
+    data = window.read(data_start(window, entry), entry.nbytes)
+    if len(data) != entry.nbytes or (entry.crc and zlib.crc32(data) != entry.crc):
         raise CkptconvError(
-            "an entry's header is not where the directory says", where=f"{path}:{info.filename}"
+            "the file is damaged: an entry does not match its checksum",
+            where=where,
+            hint="copy it again from the node where it was written, or take an earlier step",
         )
-    name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-    return info.header_offset + 30 + name + extra
+    return data
 
 
-def _not_a_zip(path: str, error: Exception) -> CkptconvError:
-    with open(path, "rb") as file:
-        head = file.read(512)
+def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[tuple[str, Entry]]:
+    """The storages, by their place in the file; each must lie inside the range, and no two on the same bytes."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header):
+        start = data_start(window, entry)
+        if start < end or start + entry.nbytes > window.size:
+            raise CkptconvError(
+                "a storage lies outside the file or on another one", where=f"{window.path}:{entry.name}"
+            )
+        end = start + entry.nbytes
+        yield entry.name[prefix:], Entry(window.start + start, entry.nbytes, entry.crc)
+
+
+def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:
     if not head:
         return CkptconvError("the file is empty", where=path)
     if head[:4] == b"PK\x03\x04":
-        size = os.path.getsize(path)
         return CkptconvError(
-            "the file is truncated or damaged: its directory, the last thing written, cannot be read",
+            "the file is truncated or damaged",
             where=path,
             found=f"{size:,} bytes; {error}",
             hint="copy it again from the node where it was written, or take an earlier step",
@@ -176,4 +191,4 @@ def _not_a_zip(path: str, error: Exception) -> CkptconvError:
     return CkptconvError("not a file that torch.save wrote", where=path, found=repr(head[:8]))
 
 
-__all__ = ["Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip"]
+__all__ = ["Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "torch_zip_at"]
