@@ -1,0 +1,223 @@
+"""The Hub's names and layouts for the tensors of a model that was trained with transformers.
+
+transformers 5 keeps fused experts and other names in the module than it writes to the Hub. `to_hub` does what its
+`save_pretrained` does, from the table that make_table wrote, as moves on views: nothing is read.
+Source of the order of things: transformers, core_model_loading.revert_weight_conversion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.operations import layouts_of, readable, targets_of
+from ckptconv.models.rules import Piece, to_hub_layout
+from ckptconv.models.table import Config, TableRule, rules_of
+from ckptconv.view import Shape
+
+T = TypeVar("T")  # a View, a numpy array or a torch tensor
+
+# What torch.compile, FSDP1 and activation checkpointing put into names, and DDP before them.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_DDP = "module."
+
+
+@dataclass(frozen=True)
+class Named(Generic[T]):
+    """What a Hub tensor is made of: its elements are `value` in C order, read with `shape`; the trained names."""
+
+    value: T
+    shape: Shape
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Renamed(Generic[T]):
+    """The tensors under their Hub names, and the rules that were applied, one short text each."""
+
+    tensors: dict[str, Named[T]]
+    rules: list[str]
+
+
+@dataclass
+class _Group(Generic[T]):
+    """The trained tensors that one application of a rule consumes, by the pattern they matched."""
+
+    rule: TableRule
+    pieces: dict[str, tuple[str, T]] = field(default_factory=dict)
+
+
+def strip_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Names without the segments that wrappers put in. `module.` goes where every name begins with it."""
+    names = list(tensors)
+    for wrapper in _WRAPPERS:
+        names = [name.replace(wrapper, "") for name in names]
+    while names and all(name.startswith(_DDP) for name in names):
+        names = [name[len(_DDP) :] for name in names]
+    found: dict[str, T] = {}
+    for name, old in zip(names, tensors, strict=True):
+        if name in found:
+            raise CkptconvError(
+                "two tensors have the same name once wrapper prefixes are taken off", where=name
+            )
+        found[name] = tensors[old]
+    return found
+
+
+def to_hub(tensors: Mapping[str, T], config: Config, *, prefix_changes: bool = False) -> Renamed[T]:
+    """Tensors by trained (module) name -> by Hub name, as `save_pretrained` of a model of this config writes them.
+
+    config: the parsed config.json. Names that no rule knows stay as they are. prefix_changes: also put back the
+    prefixes that from_pretrained took off (transformers does so only for a model that it loaded with them).
+    Raises CkptconvError where a rule finds only some of its tensors, two tensors get one name, or the table has a
+    conversion that is not known here.
+    """
+    rules = rules_of(config, tensors.keys(), prefix_changes=prefix_changes)
+    converters = [rule for rule in rules if rule.ops is not None]
+    renamings = [rule for rule in rules if rule.ops is None]
+    groups, rest = _collect(tensors, converters)
+    made: list[tuple[str, Named[T]]] = [(name, _named(tensors[name], name)) for name in rest]
+    applied: dict[str, int] = {}
+    for key, group in groups.items():
+        outputs = _convert(key, group, config)
+        text = f"{readable(group.rule.patterns)} -> {{}} x {readable(group.rule.targets)}"
+        applied[text] = applied.get(text, 0) + 1
+        made += outputs
+    names, renamed = _rename_all([name for name, _ in made], renamings)
+    texts = [text.replace("{}", f"{count:,}", 1) for text, count in applied.items()]
+    return Renamed(_unique(names, [named for _, named in made]), texts + renamed)
+
+
+def _collect(tensors: Mapping[str, T], converters: list[TableRule]) -> tuple[dict[str, _Group[T]], list[str]]:
+    """The groups of tensors that converters take, by the name transformers gives a group; the names of the rest.
+
+    At most one converter takes a name. Where two have the same pattern, the last one's layout is used, as there.
+    """
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.patterns}
+    groups: dict[str, _Group[T]] = {}
+    rest: list[str] = []
+    for name, value in tensors.items():
+        for rule in converters:
+            found = rule.search(name)
+            if found:
+                break
+        else:
+            rest.append(name)
+            continue
+        prefix, match, index = found
+        pattern = rule.patterns[index]
+        key = prefix + _replaced(match, rule.targets[0])
+        group = groups.setdefault(key, _Group(by_pattern[pattern]))
+        if pattern in group.pieces:
+            raise CkptconvError(
+                f"two tensors stand for one piece of {key}", where=name, found=group.pieces[pattern][0]
+            )
+        group.pieces[pattern] = (name, value)
+    return groups, rest
+
+
+def _convert(key: str, group: _Group[T], config: Config) -> list[tuple[str, Named[T]]]:
+    """One application of a rule: its trained tensors through its layout changes, under the names before renaming."""
+    rule = group.rule
+    missing = [pattern for pattern in rule.patterns if pattern not in group.pieces]
+    if missing:
+        raise CkptconvError(
+            f"only a part of what becomes {key} is there",
+            where=", ".join(name for name, _ in group.pieces.values()),
+            wanted=readable(tuple(missing)),
+            hint="the checkpoint holds some pieces of a fused tensor and not the others",
+        )
+    sources = [group.pieces[pattern] for pattern in rule.patterns]
+    targets = targets_of(rule, config)
+    layouts = layouts_of(rule, len(targets), config)
+    try:
+        pieces = to_hub_layout(layouts, [Piece.of(value) for _, value in sources])
+    except CkptconvError as error:
+        raise CkptconvError(
+            error.what, where=sources[0][0], found=error.found, wanted=error.wanted, hint=error.hint
+        ) from error
+    trained = tuple(name for name, _ in sources)
+    names = _expanded(key, targets, len(pieces))
+    return [
+        (name, Named(piece.value, piece.shape, (trained[i],) if len(trained) == len(pieces) else trained))
+        for i, (name, piece) in enumerate(zip(names, pieces, strict=True))
+    ]
+
+
+def _expanded(key: str, targets: tuple[str, ...], count: int) -> list[str]:
+    """The names of the pieces, all targets' first pieces first: the key with each target where the first one stands."""
+    each, left = divmod(count, len(targets))
+    stars = [target for target in targets if "*" in target]
+    if left or (each != 1 and len(stars) != len(targets)):
+        raise CkptconvError(f"{count} tensors cannot be named after {len(targets)} patterns", where=key)
+    names = [target.replace("*", str(i)) for target in targets for i in range(each)]
+    full = key.replace("*.", "0.")
+    anchor = next((name for name in names if name in full), None)
+    if anchor is None:
+        raise CkptconvError("no pattern is found in the name that it made", where=full)
+    prefix, _, suffix = full.partition(anchor)
+    return [prefix + name + suffix for name in names]
+
+
+def _rename_all(names: list[str], renamings: list[TableRule]) -> tuple[list[str], list[str]]:
+    """Every name through every renaming in turn, and the texts of those that changed something."""
+    texts = []
+    for rule in renamings:
+        found = [rule.search(name) for name in names]
+        if rule.kind == "group" and not any(hit and hit[2] == 0 for hit in found):
+            continue  # the first of the group's patterns guards the others
+        count = 0
+        for place, hit in enumerate(found):
+            if hit:
+                prefix, match, index = hit
+                target = _target(rule, match, index)
+                if _has_it(match, target):
+                    continue
+                new = prefix + _replaced(match, target)
+                count += new != names[place]
+                names[place] = new
+        if count:
+            texts.append(f"{readable(rule.patterns)} -> {readable(rule.targets)} ({count:,} names)")
+    return names, texts
+
+
+def _target(rule: TableRule, match: re.Match[str], index: int) -> str:
+    """What a renaming puts in: its target with the groups of the match filled in."""
+    target = rule.targets[index if rule.kind == "group" else 0]
+    if rule.kind == "offset":
+        return target.replace(r"\1", str(int(match[1]) + rule.offset))
+    return re.sub(r"\\(\d)", lambda hole: match[int(hole[1])], target)
+
+
+def _has_it(match: re.Match[str], target: str) -> bool:
+    """True where the match lies in the target text already: the name came in its Hub form (transformers 4)."""
+    begin = match.start() - target.find(match[0])
+    return match[0] in target and begin >= 0 and match.string.startswith(target, begin)
+
+
+def _replaced(match: re.Match[str], target: str) -> str:
+    """The name with the first occurrence of the matched text replaced."""
+    if "\\1" in target and match.re.groups:
+        target = target.replace(r"\1", match[1])
+    return match.string.replace(match[0], target, 1)
+
+
+def _named(value: T, name: str) -> Named[T]:
+    array: Any = value
+    return Named(value, tuple(array.shape), (name,))
+
+
+def _unique(names: list[str], tensors: list[Named[T]]) -> dict[str, Named[T]]:
+    found: dict[str, Named[T]] = {}
+    for name, named in zip(names, tensors, strict=True):
+        if name in found:
+            raise CkptconvError(
+                "two tensors get the same name on the Hub",
+                where=name,
+                found=" and ".join((*found[name].sources, *named.sources)),
+            )
+        found[name] = named
+    return found

@@ -1,0 +1,116 @@
+"""Operations of transformers' table as layout changes of ours, and its patterns as text to read.
+
+transformers names an operation and its arguments; sizes come from the tensors, counts of heads from the config.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.rules import Cut, Layout, Modalities, Pairs, Piece, Rope, Swap, Turned, Unstack
+from ckptconv.models.table import Config, TableRule, heads_key
+
+T = TypeVar("T")
+
+
+def targets_of(rule: TableRule, config: Config) -> tuple[str, ...]:
+    """The Hub patterns; one with a star and a count in the config stands for that many."""
+    for _, arguments in rule.ops or ():
+        count = arguments.get("num_shards_attribute")
+        if count:
+            text = config.get("text_config") or config
+            if not isinstance(text.get(count), int):
+                raise CkptconvError(
+                    "the config does not say how many parts a tensor has", where=rule.entry, wanted=count
+                )
+            return tuple(rule.targets[0].replace("*", str(i)) for i in range(text[count]))
+    return rule.targets
+
+
+def layouts_of(rule: TableRule, targets: int, config: Config) -> list[Layout]:
+    """The layout changes of a rule that makes this many patterns, in the order they are done."""
+    return [_layout(name, arguments, rule, targets, config) for name, arguments in rule.ops or ()]
+
+
+def _layout(name: str, arguments: dict[str, Any], rule: TableRule, targets: int, config: Config) -> Layout:
+    """A layout change of ours for an operation of transformers, already turned towards the Hub."""
+    dim = arguments.get("dim", 0)
+    make: dict[str, Callable[[], Layout]] = {
+        "Chunk": lambda: Cut(dim, targets),
+        "Concatenate": lambda: Turned(Cut(dim, len(rule.patterns))),
+        "SplitModulelist": lambda: Unstack(dim, targets),
+        "Transpose": lambda: _transpose(arguments, rule),
+        "Interleave": lambda: Pairs(dim) if arguments["inverse"] else Turned(Pairs(dim)),
+        "PermuteForRope": lambda: _rope(arguments, rule, config),
+        "ErnieSplitAndDecoupleTextVisionExperts": lambda: Modalities(
+            len(rule.patterns), targets, arguments["stack_dim"], arguments["concat_dim"]
+        ),
+    }
+    if name not in make:
+        raise CkptconvError(
+            f"the conversion of {rule.entry} has an operation that is not known here: {name}",
+            where=readable(rule.patterns),
+        )
+    return make[name]()
+
+
+def _transpose(arguments: dict[str, Any], rule: TableRule) -> Layout:
+    """check_dims: transposed only where the shape is not the module's, which a trained tensor's always is."""
+    if not arguments.get("check_dims"):
+        return Swap(arguments["dim0"], arguments["dim1"])
+    if rule.patterns != rule.targets:
+        raise CkptconvError(f"the conversion of {rule.entry} transposes by shape and renames at once")
+    return _Same()
+
+
+@dataclass(frozen=True)
+class _Same:
+    """No change."""
+
+    def split(self, pieces: list[Piece[T]]) -> list[Piece[T]]:
+        return pieces
+
+    join = split
+
+
+def _rope(arguments: dict[str, Any], rule: TableRule, config: Config) -> Layout:
+    inner = config.get(arguments.get("subconfig_key") or "")
+    chosen = inner if isinstance(inner, dict) else config
+    heads = chosen.get("num_attention_heads", chosen.get(heads_key(str(chosen.get("model_type")))))
+    if not isinstance(heads, int):
+        raise CkptconvError(
+            "the config does not say how many heads there are", where=f"{rule.entry}: {rule.targets[0]}"
+        )
+    only = arguments.get("permute_layer_names")
+    places = (
+        None if only is None else tuple(i for i, p in enumerate(rule.patterns) if any(n in p for n in only))
+    )
+    layout = Rope(heads, places)
+    return layout if arguments["inverse"] else Turned(layout)
+
+
+def readable(patterns: tuple[str, ...]) -> str:
+    """Patterns as names with holes: what they have in common once, what differs in braces."""
+    plain = [
+        re.sub(r"\(\?[!=<][^()]*\)|^\^", "", text).replace("\\.", ".").replace("*", "{expert}")
+        for text in patterns
+    ]
+    first, others = plain[0].split("."), [text.split(".") for text in plain[1:]]
+    if not others or any(len(other) != len(first) for other in others):
+        return plain[0] if not others else ", ".join(plain)
+    columns = [list(dict.fromkeys(column)) for column in zip(first, *others, strict=True)]
+    return ".".join(column[0] if len(column) == 1 else _braced(column) for column in columns)
+
+
+def _braced(words: list[str]) -> str:
+    """gate_proj, up_proj -> {gate,up}_proj."""
+    ends = [word.split("_") for word in words]
+    shared = 0
+    while all(len(end) > shared + 1 and end[-1 - shared] == ends[0][-1 - shared] for end in ends):
+        shared += 1
+    heads = ["_".join(end[: len(end) - shared]) for end in ends]
+    return "_".join(["{" + ",".join(heads) + "}", *(ends[0][-shared:] if shared else [])])

@@ -1,0 +1,201 @@
+"""The table of transformers' own conversions, as data, and which of its entries a config calls for.
+
+transformers_table.json is written by make_table; transformers is not imported here. Its sections: `rules` (entry ->
+rules, module -> Hub), `classes` (model class -> its sub-models), `auto` (which class an AutoModel picks), `heads`
+(what configs call num_attention_heads).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models import facts
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TableRule:
+    """One rule of the table, under the prefix of the sub-model it belongs to.
+
+    regexes, patterns, targets: what is searched in a name (first hit counts), how it is called in `ops`, what it
+    becomes. ops: the layout changes as (name, arguments); None for a plain renaming. scopes: what may
+    stand before a sub-model's names (its path; transformers takes it also without the base model's prefix). order: of
+    the regexes, longest pattern first. kind: "prefix", "group", "offset" or "".
+    """
+
+    entry: str
+    regexes: tuple[re.Pattern[str], ...]
+    patterns: tuple[str, ...]
+    targets: tuple[str, ...]
+    ops: tuple[tuple[str, dict[str, Any]], ...] | None
+    scopes: tuple[str, ...]
+    order: tuple[int, ...]
+    kind: str
+    offset: int = 0
+
+    def search(self, name: str) -> tuple[str, re.Match[str], int] | None:
+        """(prefix, match in the rest of the name, which pattern), or None."""
+        for scope in self.scopes:
+            if name.startswith(scope):
+                break
+        else:
+            return None
+        rest = name[len(scope) :]
+        found: tuple[re.Match[str], int] | None = None
+        for index in self.order:
+            match = self.regexes[index].search(rest)
+            if match and (found is None or match.start() < found[0].start()):
+                found = match, index
+        return (scope, *found) if found else None
+
+
+class Node(NamedTuple):
+    """A model or sub-model: where it lies, its class and its model type."""
+
+    path: str
+    cls: str
+    kind: str
+
+
+@cache
+def load() -> dict[str, Any]:
+    """The table, read once."""
+    return json.loads((files("ckptconv.models") / "transformers_table.json").read_text("utf-8"))
+
+
+def rules_of(config: Config, names: Collection[str], *, prefix_changes: bool = False) -> list[TableRule]:
+    """The rules for a model, in the order they are tried when it is saved (sub-models first).
+
+    names: the trained ones. A sub-model that no name lies in has no rules: the names are not the module's then.
+    prefix_changes: also those that put back a prefix which the Hub repository had and the module has not.
+    """
+    table = load()
+    nodes = list(_nodes(config, table))
+    base = (table["classes"].get(nodes[0].cls) or {}).get("prefix", "") if nodes else ""
+    rules: list[TableRule] = []
+    for entry, path in reversed(_claimed(nodes, table["rules"])):
+        if path and not any(name.startswith(path + ".") for name in names):
+            continue
+        for rule in _entry(table, entry):
+            if prefix_changes or not rule.get("prefix"):
+                rules.append(_rule(entry, rule, path, base))
+    return rules
+
+
+def heads_key(model_type: str) -> str:
+    """What a config of this model type calls num_attention_heads."""
+    return load()["heads"].get(model_type, "num_attention_heads")
+
+
+def _nodes(config: Config, table: dict[str, Any]) -> Iterator[Node]:
+    """The model and its sub-models, in the order of the module tree."""
+    kind = str(config.get("model_type", ""))
+    known = table["classes"]
+    names = config.get("architectures") or [facts.default_architecture(config) or ""]
+    cls = str(names[0])
+    own_code = [str(path).rpartition(".")[2] for path in (config.get("auto_map") or {}).values()]
+    if cls in known or cls not in own_code:  # a repository's own code may share a model type, not the names
+        yield from _walk(Node("", cls, kind), config, known, table)
+
+
+def _walk(node: Node, config: Config, known: dict[str, Any], table: dict[str, Any]) -> Iterator[Node]:
+    yield node
+    found = known.get(node.cls)
+    if found is None:
+        if node.cls in known:
+            _refuse_unknown_parts(node, config, table)
+        return
+    for path, cls, key, kind, auto in found["parts"]:
+        inner = config
+        if key:
+            stated = config.get(key)
+            inner = stated if isinstance(stated, dict) else {}
+            actual = inner.get("model_type", kind)
+            if auto and actual != kind:
+                kind, cls = actual, table["auto"][auto].get(actual, "")
+        yield from _walk(Node(f"{node.path}.{path}" if node.path else path, cls, kind), inner, known, table)
+
+
+def _refuse_unknown_parts(node: Node, config: Config, table: dict[str, Any]) -> None:
+    """A class that make_table could not build: its sub-models are unknown, which matters if one has rules."""
+    for key, inner in config.items():
+        kind = inner.get("model_type") if isinstance(inner, dict) else None
+        if kind and any(not rule.get("prefix") for rule in _entry(table, kind)):
+            raise CkptconvError(
+                f"the table of Hub names does not know what lies in {node.cls}",
+                where=f"config.json, {key}: {kind}",
+                hint="save this model with its own save_pretrained",
+            )
+
+
+def _entry(table: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = table["rules"].get(name, [])
+    return table["rules"][found] if isinstance(found, str) else found
+
+
+def _claimed(nodes: list[Node], entries: dict[str, Any]) -> list[tuple[str, str]]:
+    """(entry, path) for each node that brings rules of its own; what lies in an equal node is covered by that one.
+
+    The class comes before the model type, and is found even where the model type was seen. transformers:
+    conversion_mapping.get_model_conversion_mapping.
+    """
+    seen: defaultdict[str, list[str]] = defaultdict(list)
+    found: list[tuple[str, str]] = []
+    for path, cls, kind in nodes:
+        if _inside(path, seen[cls]):
+            continue
+        by_class = cls in entries
+        if not by_class and (_inside(path, seen[kind]) or kind not in entries):
+            continue
+        found.append((cls if by_class else kind, path))
+        seen[cls].append(path)
+        if not by_class:
+            seen[kind].append(path)
+    return found
+
+
+def _inside(path: str, claimed: list[str]) -> bool:
+    return any(other == "" or path.startswith(other + ".") for other in claimed)
+
+
+def _scopes(path: str, base: str) -> tuple[str, ...]:
+    if not path:
+        return ("",)
+    inner = path.removeprefix(base).removeprefix(".")
+    inner = f"{inner}." if inner else ""
+    return (f"{base}.{inner}" if base else inner, inner)
+
+
+@cache
+def _compiled(regex: str) -> re.Pattern[str]:
+    return re.compile(regex)
+
+
+def _rule(entry: str, rule: dict[str, Any], path: str, base: str) -> TableRule:
+    if "unknown" in rule:
+        raise CkptconvError(
+            f"the conversion of {entry} is of a kind that is not known here: {rule['unknown']}"
+        )
+    kinds = [kind for kind in ("prefix", "group", "offset") if kind in rule]
+    patterns = tuple(rule.get("patterns", rule["from"]))
+    ops = tuple((name, arguments) for name, arguments in rule["ops"]) if "ops" in rule else None
+    return TableRule(
+        entry,
+        tuple(_compiled(regex) for regex in rule["from"]),
+        patterns,
+        tuple(rule["to"]),
+        ops,
+        _scopes(path, base),
+        tuple(sorted(range(len(patterns)), key=lambda i: -len(patterns[i]))),
+        kinds[0] if kinds else "",
+        rule.get("offset", 0),
+    )
