@@ -1,0 +1,64 @@
+"""Who takes part: ckptconv, the tools that do the same job today, and the floor that no tool can go under."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.sizes import Checkpoint, Size
+
+_DCP_TO_TORCH = (
+    "import sys; from torch.distributed.checkpoint.format_utils import dcp_to_torch_save;"
+    " dcp_to_torch_save(sys.argv[1], sys.argv[2])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A timed command. output: what it writes, removed after each run. nbytes: the least it must write."""
+
+    key: str
+    label: str
+    dtype: str
+    command: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    output: Path | None
+    nbytes: int
+    is_floor: bool = False
+
+
+def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: str | None) -> list[Contender]:
+    """Everyone, in the order of the table. Without a verl python, verl is left out."""
+    ranks, shards = tuple(checkpoint.rank_files()), tuple(checkpoint.dcp_files())
+    half, full = 2 * size.parameters, 4 * size.parameters
+    out, python = scratch / "out", sys.executable
+    merge = (python, "-m", "ckptconv", "merge", str(checkpoint.actor), str(out))
+    keep = (*merge, "--dtype", "keep")
+    verl: tuple[str, ...] = (verl_python or "", "-m", "verl.model_merger", "merge", "--backend", "fsdp")
+    verl += ("--local_dir", str(checkpoint.actor), "--target_dir", str(out))
+    accelerate = (str(Path(python).with_name("accelerate")), "merge-weights", str(checkpoint.dcp), str(out))
+    to_torch = (python, "-c", _DCP_TO_TORCH, str(checkpoint.dcp), str(out))
+    found = [
+        Contender("ckptconv", "ckptconv merge", "bf16", merge, ranks, out, half),
+        Contender("verl", "verl 0.9.1 model_merger", "bf16", verl, ranks, out, half),
+        Contender("ckptconv-fp32", "ckptconv merge --dtype keep", "fp32", keep, ranks, out, full),
+        Contender("accelerate", "accelerate merge-weights", "fp32", accelerate, shards, out, full),
+        Contender("dcp", "dcp_to_torch_save", "fp32", to_torch, shards, out, full),
+        _cat("cat-ranks", "cat of the rank files", ranks),
+        _cat("cat-dcp", "cat of the DCP files", shards),
+        _write("write-bf16", "dd of the bf16 size", "bf16", out, half),
+        _write("write-fp32", "dd of the fp32 size", "fp32", out, full),
+        _write("sync-bf16", "dd conv=fsync of the bf16 size", "bf16", out, half, "conv=fsync"),
+    ]
+    return [one for one in found if verl_python or one.key != "verl"]
+
+
+def _cat(key: str, label: str, files: tuple[Path, ...]) -> Contender:
+    command = ("sh", "-c", 'cat "$@" > /dev/null', "cat", *map(str, files))
+    return Contender(key, label, "", command, files, None, 0, is_floor=True)
+
+
+def _write(key: str, label: str, dtype: str, out: Path, nbytes: int, *more: str) -> Contender:
+    command = ("dd", "if=/dev/zero", f"of={out}", "bs=128K", f"count={nbytes}", "iflag=count_bytes,fullblock")
+    return Contender(key, label, dtype, (*command, "status=none", *more), (), out, nbytes, is_floor=True)

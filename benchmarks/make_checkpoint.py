@@ -1,0 +1,44 @@
+"""Makes the checkpoints of a size by a real FSDP2 run over four gloo ranks, once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.sizes import SIZES, WORLD, Checkpoint, Size
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def ensure(size: Size, out: Path) -> Checkpoint:
+    """The checkpoints of a size under `out`; written only when they are not there whole and of this shape."""
+    checkpoint = Checkpoint(out / size.name)
+    shape = {key: value for key, value in asdict(size).items() if key != "rounds"} | {"world": WORLD}
+    if checkpoint.mark.is_file() and json.loads(checkpoint.mark.read_text()) == shape:
+        return checkpoint
+    need = 2 * 4 * size.parameters
+    checkpoint.root.mkdir(parents=True, exist_ok=True)
+    for folder in ("run", "dcp"):
+        shutil.rmtree(checkpoint.root / folder, ignore_errors=True)
+    if need > shutil.disk_usage(checkpoint.root).free:
+        raise SystemExit(f"the checkpoints of {size.name} need {need / 1e9:.1f} GB of free disk")
+    print(f"writing the {size.name} checkpoints, {need / 1e9:.1f} GB", file=sys.stderr)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    command += [
+        "-m",
+        "benchmarks.write_checkpoint",
+        f"--size={size.name}",
+        f"--root={checkpoint.root.resolve()}",
+    ]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    checkpoint.mark.write_text(json.dumps(shape))
+    return checkpoint
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        ensure(SIZES[name], Path(sys.argv[1]))

@@ -1,0 +1,188 @@
+"""Who may import whom, read from the sources; and what a command must not import, read from sys.modules."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ckptconv
+
+SOURCES = Path(ckptconv.__file__).parent
+
+FRAMEWORKS = {"torch", "transformers", "accelerate"}
+# Words that every room uses.
+WORDS = {"dtypes", "errors", "version"}
+BELOW_COMMANDS = {
+    "assets", "backends", "checkpoint", "compute", "copy", "layout", "models", "plan", "read", "replicas", "view",
+    "workers",
+}  # fmt: skip
+# DESIGN.md, "Who may import whom": a room -> the rooms it may import, downwards only. A room is a module or a folder.
+LAW: dict[str, set[str]] = {
+    "dtypes": set(),
+    "errors": set(),
+    "version": set(),
+    "workers": set(),
+    "writeback": set(),
+    "view": set(),
+    "read": {"view"},
+    "ledger": {"view"},
+    "layout": {"view"},
+    "checkpoint": {"view"},
+    "models": {"view"},
+    "backends": {"checkpoint", "view"},
+    "assets": set(),
+    "compute": {"read", "view"},
+    "plan": {"checkpoint", "compute", "layout", "ledger", "models", "read", "view"},
+    "copy": {"compute", "layout", "plan", "read", "workers", "writeback"},
+    "replicas": {"checkpoint", "read", "view", "workers"},
+    "lazy": {"backends", "checkpoint", "read", "view"},
+    "inspect": BELOW_COMMANDS,
+    "merge": BELOW_COMMANDS,
+    "verify": BELOW_COMMANDS | {"merge"},
+    "push": {"backends", "checkpoint"},
+    "show": {"inspect", "merge", "plan", "push", "verify"},
+    "cli": {"inspect", "merge", "plan", "push", "show", "verify"},
+    "__main__": {"cli", "show"},
+    "__init__": {"inspect", "lazy", "merge", "push", "verify"},
+}
+
+
+def room_of(module: str) -> str:
+    """ckptconv.backends.fsdp -> backends; push_hub and push_card are push's."""
+    parts = module.split(".")
+    name = parts[1] if len(parts) > 1 else "__init__"
+    return "push" if name.startswith("push_") else name
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module by its dotted name."""
+    found = {}
+    for path in sorted(SOURCES.rglob("*.py")):
+        parts = path.relative_to(SOURCES.parent).with_suffix("").parts
+        if parts[-1] == "__init__" and len(parts) > 2:
+            parts = parts[:-1]
+        found[".".join(parts)] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+def imports_of(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Everything a module imports, anywhere in it, as (dotted name, line)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: imports are written out"
+            base = node.module or ""
+            if base == "ckptconv":  # from ckptconv import ledger
+                yield from ((f"ckptconv.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield base, node.lineno
+
+
+def own_imports() -> Iterator[tuple[str, str, str, int]]:
+    """(module, its room, room it imports, line) for every import of another room."""
+    for module, tree in modules().items():
+        for imported, line in imports_of(tree):
+            if imported.split(".")[0] == "ckptconv" and room_of(imported) != room_of(module):
+                yield module, room_of(module), room_of(imported), line
+
+
+def test_every_room_is_in_the_law() -> None:
+    assert {room_of(module) for module in modules()} <= set(LAW)
+
+
+def test_rooms_import_downwards_only() -> None:
+    wrong = [
+        f"{module}:{line} imports {imported}"
+        for module, room, imported, line in own_imports()
+        if imported not in LAW[room] | WORDS
+    ]
+    assert wrong == []
+
+
+def test_the_law_itself_goes_downwards() -> None:
+    """Each room may import only rooms above it in the table."""
+    order = list(LAW)
+    for room, allowed in LAW.items():
+        assert all(order.index(other) < order.index(room) for other in allowed), room
+
+
+def test_backends_and_models_do_not_know_each_other() -> None:
+    pairs = {(room, imported) for _, room, imported, _ in own_imports()}
+    assert not pairs & {("backends", "models"), ("models", "backends")}
+    assert {room for room, imported in pairs if imported == "models"} >= {"plan"}
+
+
+def test_show_knows_records_only() -> None:
+    reached = {imported for _, room, imported, _ in own_imports() if room == "show"}
+    assert not reached & {"backends", "checkpoint", "copy", "models", "read", "view"}
+
+
+def test_torch_and_transformers_are_not_imported_at_the_top() -> None:
+    """A module may import them inside a function, or for types alone."""
+    heavy = []
+    for module, tree in modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                )
+                heavy += [(module, name) for name in names if name.split(".")[0] in FRAMEWORKS]
+    assert heavy == []
+
+
+# --- what a command imports
+
+HEAVY = {*FRAMEWORKS, "safetensors", "huggingface_hub"}
+
+
+def imported_by(*args: str) -> set[str]:
+    """The packages in sys.modules after a command."""
+    code = (
+        "import json, sys\n"
+        "from ckptconv.__main__ import main\n"
+        "sys.argv = ['ckptconv', *sys.argv[1:]]\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = "import sys, ckptconv; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & (HEAVY | {"numpy", "typer", "rich"})
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("merge",), ("push",)], ids=lambda command: " ".join(command) or "all"
+)
+def test_help_imports_neither_torch_nor_transformers(command: tuple[str, ...]) -> None:
+    assert not imported_by(*command, "--help") & (HEAVY | {"numpy"})
+
+
+def test_inspect_imports_neither_torch_nor_transformers(made: Callable[[str], Path]) -> None:
+    found = imported_by("inspect", str(made("fsdp2_w4")))
+    assert "ckptconv" in found
+    assert not found & HEAVY
+
+
+def test_merging_a_plain_model_imports_neither_torch_nor_transformers(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    found = imported_by("merge", str(made("fsdp2_w4")), str(tmp_path / "model"))
+    assert (tmp_path / "model" / "config.json").is_file()
+    assert not found & FRAMEWORKS
