@@ -250,6 +250,23 @@ def test_a_repositorys_own_code_keeps_its_names() -> None:
     assert len(to_hub(_fused(), own | {"auto_map": {}}).tensors) == 2 * 3 * 3
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"architectures": [3]},
+        {"architectures": "LlavaModel"},
+        {"architectures": []},
+        {"auto_map": ["a"]},
+        {"architectures": ["LlavaForConditionalGeneration"], "text_config": {"model_type": ["a"]}},
+        {"architectures": ["LlavaForConditionalGeneration"], "text_config": 3},
+        {"architectures": ["DetrModel"], "backbone_config": {"model_type": {}}},
+        {"model_type": ["a"]},
+    ],
+)
+def test_a_config_of_odd_values_changes_nothing(odd: dict[str, Any]) -> None:
+    assert list(to_hub({"a.weight": np.ones(2)}, {"model_type": "-"} | odd).tensors) == ["a.weight"]
+
+
 def test_half_of_a_fused_rule_is_an_error_that_names_it() -> None:
     config = {"model_type": "radio", "architectures": ["RadioModel"]}
     names = [f"encoder.layer.0.attention.{part}_proj.weight" for part in "qv"]

@@ -100,9 +100,9 @@ def _nodes(config: Config, table: dict[str, Any]) -> Iterator[Node]:
     """The model and its sub-models, in the order of the module tree."""
     kind = str(config.get("model_type", ""))
     known = table["classes"]
-    names = config.get("architectures") or [facts.default_architecture(config) or ""]
-    cls = str(names[0])
-    own_code = [str(path).rpartition(".")[2] for path in (config.get("auto_map") or {}).values()]
+    stated, code = config.get("architectures"), config.get("auto_map")
+    cls = str(stated[0] if isinstance(stated, list) and stated else facts.default_architecture(config) or "")
+    own_code = [str(path).rpartition(".")[2] for path in code.values()] if isinstance(code, dict) else []
     if cls in known or cls not in own_code:  # a repository's own code may share a model type, not the names
         yield from _walk(Node("", cls, kind), config, known, table)
 
@@ -119,7 +119,7 @@ def _walk(node: Node, config: Config, known: dict[str, Any], table: dict[str, An
         if key:
             stated = config.get(key)
             inner = stated if isinstance(stated, dict) else {}
-            actual = inner.get("model_type", kind)
+            actual = str(inner.get("model_type", kind))
             if auto and actual != kind:
                 kind, cls = actual, table["auto"][auto].get(actual, "")
         yield from _walk(Node(f"{node.path}.{path}" if node.path else path, cls, kind), inner, known, table)
@@ -128,8 +128,8 @@ def _walk(node: Node, config: Config, known: dict[str, Any], table: dict[str, An
 def _refuse_unknown_parts(node: Node, config: Config, table: dict[str, Any]) -> None:
     """A class that make_table could not build: its sub-models are unknown, which matters if one has rules."""
     for key, inner in config.items():
-        kind = inner.get("model_type") if isinstance(inner, dict) else None
-        if kind and any(not rule.get("prefix") for rule in _entry(table, kind)):
+        kind = str(inner.get("model_type")) if isinstance(inner, dict) else ""
+        if any(not rule.get("prefix") for rule in _entry(table, kind)):
             raise CkptconvError(
                 f"the table of Hub names does not know what lies in {node.cls}",
                 where=f"config.json, {key}: {kind}",
