@@ -66,6 +66,7 @@ class Checkpoint:
     assets: the folder with config.json and the tokenizer, None where there is none.
     extras: facts beside the tensors that a later step may need (LoRA metadata, trainer settings), plain data.
     notes: findings that a user should see; they do not make the checkpoint wrong.
+    naming: whose names the tensors have: "transformers" (a module's), "megatron", or "hub".
     """
 
     backend: str
@@ -81,6 +82,7 @@ class Checkpoint:
     skipped: tuple[Skipped, ...] = ()
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    naming: str = "transformers"
 
     @property
     def rank_of(self) -> dict[str, int]:

@@ -5,20 +5,22 @@ All that can be wrong is found here, from metadata, before a byte is written. Th
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from ckptconv import layout, ledger
+from ckptconv import dtype_policy, layout, ledger
 from ckptconv.checkpoint import Checkpoint
 from ckptconv.compute import Fuse, Source, views_of
-from ckptconv.dtypes import FLOATS, from_text, is_float, itemsize
+from ckptconv.dtypes import FLOATS, is_float, itemsize
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, lora
 from ckptconv.models.config import check_fit, corrected
-from ckptconv.models.hub_names import to_hub
+from ckptconv.models.naming import to_hub
+from ckptconv.models.unwrap import unwrap
 from ckptconv.read import same_values
 from ckptconv.view import Shape, View, check_tiling
 
@@ -56,11 +58,15 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Stored bytes that no output holds, and why."""
+    """Stored bytes that no output holds, and why. view: which; None for copies, which the ledger does not count."""
 
     name: str
     nbytes: int
     reason: str
+    view: View | None = None
+
+
+_Filled = dict[str, tuple[Source, Shape, tuple[str, ...]]]  # what fills a tensor, its label, trained names
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,65 +109,141 @@ def make_plan(
 
     Raises CkptconvError where the checkpoint cannot become what is asked.
     """
-    views = {name: tensor.view for name, tensor in checkpoint.tensors.items()}
-    stored = dict(views)
-    parts = lora.separate(views)
-    notes = list(checkpoint.notes)
-    meta = checkpoint.extras.get("lora") or {}
-    mode = _lora_mode(parts, options, base, notes)
-    weights, origin = parts.weights, parts.origin
-    if base is not None and parts.factors:
-        weights = {name: tensor.view for name, tensor in base.tensors.items()}
-        origin = {name: name for name in weights}
-        stored.update({f"base: {name}": view for name, view in weights.items()})
-    dropped = _replicas(checkpoint)
-    outputs: dict[str, Output] = {}
-    rules: tuple[str, ...] = ()
-    said = ""
-    if mode != "adapter":
-        if base is None:
-            weights = _tie(weights, config, origin, dropped, notes)
-        named, rules = _rename(weights, config or {}, options.layout if base is None else "module")
-        fused = _fuse(named, parts, mode, meta, options)
-        target, said = _target_dtype(checkpoint, config, options)
-        keep = facts.keeps_fp32(config or {}, target) if options.dtype == "auto" and target else ()
-        for name, (source, shape, trained) in fused.items():
-            dtype = _dtype_of(source.dtype, target, options.dtype, (name, *trained), keep)
-            outputs[name] = Output(name, shape, dtype, source, tuple(origin.get(t, t) for t in trained))
-        if config is not None:
-            check_fit(config, {name: output.shape for name, output in outputs.items()}, checkpoint.root)
-    files = layout.shards(outputs, options.max_shard_size) if outputs else ()
-    texts: dict[str, Any] = {}
-    if mode in ("adapter", "both") and parts.factors:
-        folder = f"{ADAPTER_FOLDER}/" if mode == "both" else ""
-        adapter = {f"{folder}{name}": output for name, output in _adapter(parts, options).items()}
-        texts[f"{folder}adapter_config.json"] = lora.adapter_config(
-            parts.factors, meta, options.lora_alpha, (config or {}).get("_name_or_path") or None
-        )
-        files += (layout.out_file(f"{folder}adapter_model.safetensors", adapter),)
-        outputs.update(adapter)
-    if mode == "adapter":
-        dropped += [
-            Dropped(origin[n], v.nbytes, "base weight, not part of an adapter")
-            for n, v in parts.weights.items()
-        ]
-    if not outputs:
+    draft = _Draft(checkpoint, config, options, base)
+    if draft.mode != "adapter":
+        draft.add_model()
+    if draft.mode in ("adapter", "both"):
+        draft.add_adapter()
+    if not draft.outputs:
         raise CkptconvError("the checkpoint holds no model tensors", where=checkpoint.root)
-    if config is not None and mode != "adapter":
-        config = corrected(config, {n: o.shape for n, o in outputs.items()}, _main_dtype(outputs), notes)
-    return Plan(
-        checkpoint=checkpoint,
-        outputs=outputs,
-        files=files,
-        dropped=tuple(dropped),
-        config=None if mode == "adapter" else config,
-        texts=texts,
-        notes=tuple(notes),
-        dtype_said=said,
-        rules=rules,
-        balanced=_balance(stored, outputs, dropped, views, mode),
-        is_adapter=mode == "adapter",
-    )
+    return draft.close()
+
+
+class _Draft:
+    """A plan in the making: outputs, what is dropped, what must be said."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: dict[str, Any] | None, options: Options, base: Checkpoint | None
+    ) -> None:
+        self._checkpoint, self._options, self._base = checkpoint, options, base
+        self._config = copy.deepcopy(config)
+        self._notes = list(checkpoint.notes)
+        self._meta = checkpoint.extras.get("lora") or {}
+        self._stored = [tensor.view for tensor in checkpoint.tensors.values()]
+        bare, self._origin = unwrap({name: tensor.view for name, tensor in checkpoint.tensors.items()})
+        self._parts = lora.separate(bare)
+        self.mode = _lora_mode(self._parts, options, base, self._notes)
+        self.outputs: dict[str, Output] = {}
+        self._files: tuple[layout.OutFile, ...] = ()
+        self._texts: dict[str, Any] = {}
+        self._dropped = _replicas(checkpoint)
+        self._rules: tuple[str, ...] = ()
+        self._dtype_said = ""
+
+    def add_model(self) -> None:
+        """The model's tensors: tied, renamed, LoRA merged into them, with a dtype each."""
+        weights, naming = self._weights()
+        named = self._rename(weights, naming)
+        fused = _fuse(named, self._parts, self.mode, self._meta, self._options)
+        config, options = self._config or {}, self._options
+        policy = "keep" if self._checkpoint.naming == "hub" and options.dtype == "auto" else options.dtype
+        stored = {source.dtype for source, _, _ in fused.values()}
+        target, self._dtype_said = dtype_policy.target(stored, self._config, policy)
+        keep = facts.keeps_fp32(config, target) if options.dtype == "auto" and target else ()
+        for name, (source, shape, trained) in fused.items():
+            dtype = dtype_policy.of(source.dtype, target, options.dtype, (name, *trained), keep)
+            self.outputs[name] = Output(name, shape, dtype, source, tuple(map(self._stored_name, trained)))
+        shapes = {name: output.shape for name, output in self.outputs.items()}
+        if self._config is not None:
+            check_fit(self._config, shapes, self._checkpoint.root)
+            self._config = corrected(
+                self._config,
+                shapes,
+                dtype_policy.most((o.dtype, o.nbytes) for o in self.outputs.values()),
+                self._notes,
+            )
+        if self.outputs:
+            self._files = layout.shards(self.outputs, options.max_shard_size)
+
+    def add_adapter(self) -> None:
+        """The LoRA factors as PEFT keeps them; in a folder of their own where the model is written too."""
+        folder = f"{ADAPTER_FOLDER}/" if self.mode == "both" else ""
+        named = _adapter(self._parts, self._options)
+        adapter = {
+            f"{folder}{name}": replace(output, origins=tuple(map(self._stored_name, output.origins)))
+            for name, output in named.items()
+        }
+        base = (self._config or {}).get("_name_or_path") or None
+        self._texts[f"{folder}adapter_config.json"] = lora.adapter_config(
+            self._parts.factors, self._meta, self._options.lora_alpha, base
+        )
+        self._files += (layout.out_file(f"{folder}adapter_model.safetensors", adapter),)
+        self.outputs.update(adapter)
+        if self.mode == "adapter":
+            for name, view in self._parts.weights.items():
+                self._drop(name, view, "base weight, not part of an adapter")
+            self._config = None
+
+    def close(self) -> Plan:
+        """The ledger, and the plan."""
+        return Plan(
+            checkpoint=self._checkpoint,
+            outputs=self.outputs,
+            files=self._files,
+            dropped=tuple(self._dropped),
+            config=self._config,
+            texts=self._texts,
+            notes=tuple(self._notes),
+            dtype_said=self._dtype_said,
+            rules=self._rules,
+            balanced=_balance(self._stored, self.outputs, self._dropped, self.mode),
+            is_adapter=self.mode == "adapter",
+        )
+
+    def _weights(self) -> tuple[Mapping[str, View], str]:
+        """The weights by trained name, and how they are named: the checkpoint's own, or the base model's."""
+        if self._base is not None:
+            views = {name: tensor.view for name, tensor in self._base.tensors.items()}
+            self._stored += views.values()
+            return views, self._base.naming
+        if self._config is None:
+            return self._parts.weights, self._checkpoint.naming
+        return self._tie(self._parts.weights, self._config), self._checkpoint.naming
+
+    def _tie(self, weights: dict[str, View], config: dict[str, Any]) -> dict[str, View]:
+        """Write a tied head once if its bytes are the embedding's; if they differ, both, and the config is corrected."""
+        if not facts.says_tied(config):
+            return weights
+        kept = dict(weights)
+        for target, source in facts.tied_pairs(config, weights):
+            if same_values(weights[target], weights[source]):
+                self._drop(target, kept.pop(target), f"tied: equal to {source}")
+                continue
+            self._notes.append(
+                f"{target} differs from {source} although the config ties them: "
+                "both are written, tie_word_embeddings is set to false"
+            )
+            config["tie_word_embeddings"] = False
+            text = config.get("text_config")
+            if isinstance(text, dict) and "tie_word_embeddings" in text:
+                text["tie_word_embeddings"] = False
+        return kept
+
+    def _rename(self, weights: Mapping[str, View], naming: str) -> _Filled:
+        if self._options.layout == "module":
+            naming = "hub"
+        renamed = to_hub(naming, weights, self._config or {})
+        self._rules = tuple(renamed.rules)
+        for name, view, reason in renamed.left_out:
+            self._drop(name, view, reason)
+        return {n: (t.value, t.shape, t.sources) for n, t in renamed.tensors.items()}
+
+    def _drop(self, name: str, view: View, reason: str) -> None:
+        self._dropped.append(Dropped(self._stored_name(name), view.nbytes, reason, view))
+
+    def _stored_name(self, name: str) -> str:
+        bare = self._parts.origin.get(name, name)
+        return self._origin.get(bare, bare)
 
 
 def _lora_mode(parts: lora.Separated, options: Options, base: Checkpoint | None, notes: list[str]) -> str:
@@ -197,49 +279,6 @@ def _replicas(checkpoint: Checkpoint) -> list[Dropped]:
     count = sum(len(tensor.replicas) for tensor in checkpoint.tensors.values())
     nbytes = sum(tensor.replica_bytes for tensor in checkpoint.tensors.values())
     return [Dropped(f"{count} copies", nbytes, "replicas on other ranks")] if count else []
-
-
-def _tie(
-    weights: dict[str, View],
-    config: dict[str, Any] | None,
-    origin: dict[str, str],
-    dropped: list[Dropped],
-    notes: list[str],
-) -> dict[str, View]:
-    """Write a tied head once if its bytes are the embedding's; if they differ, both, and the config is corrected."""
-    if config is None:
-        return weights
-    says = facts.says_tied(config)
-    kept = dict(weights)
-    for target, source in facts.tied_pairs(config, weights):
-        if not says:
-            continue
-        if same_values(weights[target], weights[source]):
-            dropped.append(
-                Dropped(origin.get(target, target), weights[target].nbytes, f"tied: equal to {source}")
-            )
-            del kept[target]
-        else:
-            notes.append(
-                f"{target} differs from {source} although the config ties them: "
-                "both are written, tie_word_embeddings is set to false"
-            )
-            config["tie_word_embeddings"] = False
-            if isinstance(config.get("text_config"), dict) and "tie_word_embeddings" in config["text_config"]:
-                config["text_config"]["tie_word_embeddings"] = False
-    return kept
-
-
-_Filled = dict[str, tuple[Source, Shape, tuple[str, ...]]]
-
-
-def _rename(
-    weights: Mapping[str, View], config: dict[str, Any], names: str
-) -> tuple[_Filled, tuple[str, ...]]:
-    if names == "module":
-        return {name: (view, view.shape, (name,)) for name, view in weights.items()}, ()
-    renamed = to_hub(weights, config)
-    return {n: (t.value, t.shape, t.sources) for n, t in renamed.tensors.items()}, tuple(renamed.rules)
 
 
 def _fuse(
@@ -281,48 +320,7 @@ def _adapter(parts: lora.Separated, options: Options) -> dict[str, Output]:
     return found
 
 
-def _target_dtype(checkpoint: Checkpoint, config: dict[str, Any] | None, options: Options) -> tuple[str, str]:
-    """The dtype that float32 masters become ("" for none), and the sentence that says why."""
-    if options.dtype == "keep":
-        return "", "dtypes are kept as stored"
-    if options.dtype != "auto":
-        return options.dtype, f"floats become {options.dtype}, as asked"
-    if checkpoint.backend == "huggingface":
-        return "", "dtypes are kept as stored"
-    text = (config or {}).get("dtype") or (config or {}).get("torch_dtype")
-    wanted = from_text(text) if text else None
-    if wanted in (None, "float32"):
-        why = "the config's float32 is how masters are loaded" if wanted else "the config names no dtype"
-        return "bfloat16", f"float32 masters become bfloat16 ({why}; --dtype keep leaves them)"
-    return str(wanted), f"float32 masters become {wanted}, the config's dtype"
-
-
-def _dtype_of(stored: str, target: str, policy: str, names: tuple[str, ...], keep: tuple[str, ...]) -> str:
-    if not target or not is_float(stored):
-        return stored
-    if policy != "auto":
-        return target
-    if stored != "float32" or any(part in name for part in keep for name in names):
-        return stored
-    return target
-
-
-def _main_dtype(outputs: Mapping[str, Output]) -> str:
-    """The dtype that most of the model's floats have."""
-    sizes: Counter[str] = Counter()
-    for output in outputs.values():
-        if is_float(output.dtype):
-            sizes[output.dtype] += output.nbytes
-    return sizes.most_common(1)[0][0] if sizes else "float32"
-
-
-def _balance(
-    stored: Mapping[str, View],
-    outputs: Mapping[str, Output],
-    dropped: list[Dropped],
-    views: Mapping[str, View],
-    mode: str,
-) -> int:
+def _balance(stored: list[View], outputs: Mapping[str, Output], dropped: list[Dropped], mode: str) -> int:
     """Close the ledger; every output is tiled exactly once and every stored element is used or dropped."""
     used: list[View] = []
     for output in outputs.values():
@@ -333,6 +331,4 @@ def _balance(
             raise CkptconvError(f"{output.name} would have another number of elements than its source")
         # With "both", a LoRA factor goes into the weight and into the adapter; the adapter is what accounts for it.
         used += made_of[:1] if mode == "both" else made_of
-    names = {item.name for item in dropped}
-    gone = [view for name, view in views.items() if name in names]
-    return ledger.check_balance(stored.values(), used, gone)
+    return ledger.check_balance(stored, used, [item.view for item in dropped if item.view is not None])

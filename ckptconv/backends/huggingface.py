@@ -59,6 +59,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         step=place.step,
         role=place.role,
         assets=folder if (folder / "config.json").is_file() else None,
+        naming="hub",
     )
 
 

@@ -36,10 +36,14 @@ class Named(Generic[T]):
 
 @dataclass(frozen=True)
 class Renamed(Generic[T]):
-    """The tensors under their Hub names, and the rules that were applied, one short text each."""
+    """The tensors under their Hub names, and the rules that were applied, one short text each.
+
+    left_out: (trained name, value, reason) of what no Hub tensor holds, such as the padding of a vocabulary.
+    """
 
     tensors: dict[str, Named[T]]
     rules: list[str]
+    left_out: list[tuple[str, T, str]] = field(default_factory=list)
 
 
 @dataclass
