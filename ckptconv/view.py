@@ -214,6 +214,24 @@ def select(x: T, dim: int, index: int) -> T:
     return squeeze(narrow(x, dim, index, 1), dim)
 
 
+def unbind(x: T, dim: int) -> list[T]:
+    """Every element along dim, and the dim is gone. One pass over the chunks, however many elements there are."""
+    array: Any = x
+    size = array.shape[dim]
+    if not isinstance(x, View):
+        return [select(x, dim, index) for index in range(size)]
+    found: list[list[Chunk]] = [[] for _ in range(size)]
+    for c in x.chunks:
+        offsets, sizes = c.offsets[:dim] + c.offsets[dim + 1 :], c.sizes[:dim] + c.sizes[dim + 1 :]
+        strides, step = c.strides[:dim] + c.strides[dim + 1 :], c.strides[dim]
+        for index in range(c.sizes[dim]):
+            found[c.offsets[dim] + index].append(
+                Chunk(offsets, sizes, c.file, c.start + index * step, strides)
+            )
+    shape = x.shape[:dim] + x.shape[dim + 1 :]
+    return [View(shape, x.dtype, tuple(chunks)) for chunks in found]  # type: ignore[misc]
+
+
 def split(x: T, dim: int, lengths: Sequence[int]) -> list[T]:
     """Consecutive parts along dim; the lengths must add up to it."""
     array: Any = x

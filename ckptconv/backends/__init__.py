@@ -12,7 +12,7 @@ from ckptconv.checkpoint import Checkpoint
 from ckptconv.errors import CkptconvError
 
 # In the order in which their signs are looked for: a trainer's shards come before the Hugging Face files beside them.
-BACKENDS = ("fsdp", "huggingface")
+BACKENDS = ("fsdp", "megatron", "huggingface")
 
 
 def open_checkpoint(
@@ -62,5 +62,6 @@ def _nothing(root: Path, backend: str | None) -> CkptconvError:
         what,
         where=root,
         found=shown,
-        wanted="model_world_size_W_rank_R.pt (verl FSDP) or *.safetensors, here or in actor/ or global_step_N/",
+        wanted="model_world_size_W_rank_R.pt (verl FSDP), .metadata or mp_rank_TT_PPP/ (Megatron), or *.safetensors",
+        hint="name the run's folder, a step or a role in it",
     )

@@ -7,11 +7,14 @@ from typing import Any
 
 from ckptconv.models import hub_names
 from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.models.megatron import convert
 from ckptconv.view import View
 
 
 def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:
-    """naming: "transformers" for a module's names, "hub" for names that stay."""
+    """naming: "transformers" for a module's names, "megatron", or "hub" for names that stay."""
     if naming == "hub":
         return Renamed({name: Named(view, view.shape, (name,)) for name, view in tensors.items()}, [])
+    if naming == "megatron":
+        return convert.to_hub(tensors, config)
     return hub_names.to_hub(tensors, config)

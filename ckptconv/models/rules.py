@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, Generic, Protocol, TypeVar
 
 from ckptconv.errors import CkptconvError
-from ckptconv.view import Shape, View, cat, narrow, permute, select, split, stack, unflatten
+from ckptconv.view import Shape, View, cat, permute, split, stack, unbind, unflatten
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 
@@ -92,7 +92,7 @@ class Unstack:
 
     def split(self, pieces: Pieces[T]) -> Pieces[T]:
         pieces = _exactly(pieces, self.lists)
-        return [Piece.of(one) for piece in pieces for one in _unstacked(piece.plain, self.dim)]
+        return [Piece.of(one) for piece in pieces for one in unbind(piece.plain, self.dim)]
 
     def join(self, pieces: Pieces[T]) -> Pieces[T]:
         each = len(pieces) // self.lists
@@ -173,6 +173,36 @@ class Modalities:
 
 
 @dataclass(frozen=True)
+class QKV:
+    """Rows grouped by KV head in training, [its queries, k, v] each; all queries, all keys, all values on the Hub.
+
+    Source: megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors.
+    """
+
+    groups: int
+    queries: int
+    head_dim: int
+
+    def split(self, pieces: Pieces[T]) -> Pieces[T]:
+        (piece,) = _exactly(pieces, 1)
+        grouped = unflatten(piece.plain, 0, (self.groups, self.queries + 2, self.head_dim))
+        found = []
+        for part, heads in zip(split(grouped, 1, (self.queries, 1, 1)), (self.queries, 1, 1), strict=True):
+            found.append(Piece(part, (self.groups * heads * self.head_dim, *piece.shape[1:])))
+        return found
+
+    def join(self, pieces: Pieces[T]) -> Pieces[T]:
+        parts = []
+        for piece, heads in zip(_exactly(pieces, 3), (self.queries, 1, 1), strict=True):
+            sizes = (self.groups, heads, self.head_dim)
+            value: Any = piece.value
+            grouped = tuple(value.shape[:3]) == sizes
+            parts.append(piece.value if grouped else unflatten(piece.plain, 0, sizes))
+        rows = self.groups * (self.queries + 2) * self.head_dim
+        return [Piece(cat(parts, 1), (rows, *pieces[0].shape[1:]))]
+
+
+@dataclass(frozen=True)
 class Turned:
     """A layout change the other way round: `split` joins and `join` splits."""
 
@@ -242,17 +272,6 @@ def _exactly(pieces: Pieces[T], count: int) -> Pieces[T]:
     if len(pieces) != count:
         raise CkptconvError(f"a layout change of {count} tensors was given {len(pieces)}")
     return pieces
-
-
-def _unstacked(value: T, dim: int, block: int = 16) -> list[T]:
-    """Every element along dim; in blocks first, so that a view of many chunks is not searched once an element."""
-    array: Any = value
-    size, found = array.shape[dim], []
-    for start in range(0, size, block):
-        length = min(block, size - start)
-        part = narrow(value, dim, start, length)
-        found += [select(part, dim, i) for i in range(length)]
-    return found
 
 
 def _swap(value: T, first: int, second: int) -> T:

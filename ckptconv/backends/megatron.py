@@ -1,0 +1,90 @@
+"""Megatron-Core distributed checkpoints (torch_dist): Megatron-LM, Megatron-Bridge, verl. Without Megatron.
+
+Folders: RUN/iter_NNNNNNN/ (Megatron-LM, Megatron-Bridge); ROLE/dist_ckpt/ beside ROLE/huggingface/ (verl v1);
+ROLE/model/{dist_ckpt,huggingface}/ with ROLE/ckpt_contents.json, which is written last (verl v2).
+Names come out as `megatron_names.canonical` writes them: a layer and an expert each have a number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptconv.backends.dcp_files import is_dcp, read_dcp
+from ckptconv.backends.locate import Place
+from ckptconv.backends.megatron_names import canonical
+from ckptconv.checkpoint import Checkpoint, Mesh
+from ckptconv.errors import CkptconvError
+
+NAME = "megatron"
+_CONTENTS = "ckpt_contents.json"
+_HOMES = ("", "dist_ckpt", "model/dist_ckpt")
+_RNG = re.compile(r"^rng_state/shard_\d+\.\d+_(\d+)\.(\d+)$")
+
+
+def is_mine(folder: Path) -> bool:
+    """True for a folder that holds a torch_dist checkpoint, itself or where verl puts it."""
+    return _home(folder) is not None
+
+
+def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+    """Read the metadata. also: folders with more of the `.distcp` files.
+
+    Raises CkptconvError for a save that never finished, and for all that `read_dcp` refuses.
+    """
+    home = _home(place.folder)
+    if home is None:
+        raise CkptconvError(
+            "no Megatron checkpoint here", where=place.folder, wanted=".metadata and metadata.json"
+        )
+    folder = place.folder / home
+    verl = "model" if home.startswith("model") else ""
+    if verl and not (place.folder / _CONTENTS).is_file():
+        raise CkptconvError(
+            "the save never finished: what verl writes last is not there",
+            where=place.folder,
+            wanted=_CONTENTS,
+            hint="take an earlier step with --step",
+        )
+    others = [path / home if (path / home).is_dir() else path for path in also]
+    files = read_dcp(folder, others, _why_not)
+    sizes = [match.groups() for name in files.names if (match := _RNG.match(name))]
+    mesh = [Mesh((int(sizes[0][1]), int(sizes[0][0])), ("tp", "pp"))] if sizes else []
+    assets = (place.folder / verl / "huggingface", folder)
+    notes = [f"beside it: {', '.join(place.others)} (name its folder to convert it)"] if place.others else []
+    return Checkpoint(
+        backend=NAME,
+        layout="Megatron-Core distributed checkpoint (torch_dist)" + (", saved by verl" if home else ""),
+        root=place.folder,
+        world_size=files.world_size,
+        files=files.files,
+        tensors=canonical(files.tensors),
+        meshes=tuple(mesh),
+        step=place.step,
+        role=place.role,
+        assets=next((path for path in assets if (path / "config.json").is_file()), None),
+        skipped=files.skipped,
+        notes=tuple(notes),
+        naming="megatron",
+    )
+
+
+def _home(folder: Path) -> str | None:
+    """Where in the folder the checkpoint lies; Megatron's own marks tell it from a plain DCP folder."""
+    for home in _HOMES:
+        path = folder / home
+        if is_dcp(path) and ((path / "common.pt").is_file() or (path / "metadata.json").is_file()):
+            return home
+    return None
+
+
+def _why_not(name: str) -> str | None:
+    """What is no weight: optimizer states, random states, Transformer Engine's extra states."""
+    if "optimizer." in name or name.startswith("optimizer"):
+        return "optimizer"
+    if "_extra_state" in name:
+        return "Transformer Engine state"
+    if name.startswith(("rng_state", "rerun_state", "opt_param_scheduler", "scheduler")):
+        return "trainer state"
+    return None

@@ -1,0 +1,90 @@
+"""The families. What models share is a table of its own; a family is put together from tables.
+
+Layout facts: megatron/core (attention.py, mlp.py, moe/), read off real checkpoints; see docs/megatron.md.
+"""
+
+from __future__ import annotations
+
+from ckptconv.models.megatron.family import QKV, Family, GateUp, Rule, Same, Vocab
+
+L, M = "decoder.layers.{layer}.", "model.layers.{layer}."
+
+ENDS = (
+    Vocab("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
+    Same("decoder.final_layernorm.weight", "model.norm.weight"),
+    Vocab("output_layer.weight", "lm_head.weight"),
+)
+ATTENTION = (
+    Same(L + "self_attention.linear_qkv.layer_norm_weight", M + "input_layernorm.weight"),
+    Same(L + "input_layernorm.weight", M + "input_layernorm.weight"),
+    QKV(L + "self_attention.linear_qkv.{what}", M + "self_attn.{q,k,v}_proj.{what}"),
+    Same(L + "self_attention.linear_proj.{what}", M + "self_attn.o_proj.{what}"),
+)
+QK_NORM = (
+    Same(L + "self_attention.q_layernorm.weight", M + "self_attn.q_norm.weight"),
+    Same(L + "self_attention.k_layernorm.weight", M + "self_attn.k_norm.weight"),
+)
+# Multi-head latent attention: straight copies; q_proj where there is no q-LoRA.
+LATENT = (
+    Same(L + "input_layernorm.weight", M + "input_layernorm.weight"),
+    Same(L + "self_attention.linear_q_proj.weight", M + "self_attn.q_proj.weight"),
+    Same(L + "self_attention.linear_q_down_proj.weight", M + "self_attn.q_a_proj.weight"),
+    Same(L + "self_attention.linear_q_up_proj.layer_norm_weight", M + "self_attn.q_a_layernorm.weight"),
+    Same(L + "self_attention.linear_q_up_proj.weight", M + "self_attn.q_b_proj.weight"),
+    Same(L + "self_attention.linear_kv_down_proj.weight", M + "self_attn.kv_a_proj_with_mqa.weight"),
+    Same(L + "self_attention.linear_kv_up_proj.layer_norm_weight", M + "self_attn.kv_a_layernorm.weight"),
+    Same(L + "self_attention.linear_kv_up_proj.weight", M + "self_attn.kv_b_proj.weight"),
+    Same(L + "self_attention.linear_proj.weight", M + "self_attn.o_proj.weight"),
+)
+MLP_NORM = (
+    Same(L + "mlp.linear_fc1.layer_norm_weight", M + "post_attention_layernorm.weight"),
+    Same(L + "pre_mlp_layernorm.weight", M + "post_attention_layernorm.weight"),
+)
+MLP = (
+    GateUp(L + "mlp.linear_fc1.weight", M + "mlp.{gate,up}_proj.weight"),
+    Same(L + "mlp.linear_fc2.weight", M + "mlp.down_proj.weight"),
+)
+
+
+def experts(block: str, names: str = "gate_proj,up_proj,down_proj") -> tuple[Rule, ...]:
+    """Router and routed experts under the Hub's name of the MoE block, with its names of gate, up and down."""
+    gate, up, down = names.split(",")
+    one = f"{M}{block}.experts.{{expert}}."
+    return (
+        Same(L + "mlp.router.weight", f"{M}{block}.gate.weight"),
+        Same(L + "mlp.router.expert_bias", f"{M}{block}.gate.e_score_correction_bias"),
+        GateUp(L + "mlp.experts.{expert}.linear_fc1.weight", f"{one}{{{gate},{up}}}.weight"),
+        Same(L + "mlp.experts.{expert}.linear_fc2.weight", f"{one}{down}.weight"),
+    )
+
+
+def shared_experts(block: str) -> tuple[Rule, ...]:
+    """The experts that every token goes through."""
+    return (
+        GateUp(L + "mlp.shared_experts.linear_fc1.weight", f"{M}mlp.{block}.{{gate,up}}_proj.weight"),
+        Same(L + "mlp.shared_experts.linear_fc2.weight", f"{M}mlp.{block}.down_proj.weight"),
+        Same(L + "mlp.shared_experts.gate_weight", f"{M}mlp.{block}_gate.weight"),
+    )
+
+
+LLAMA = Family("Llama", ENDS + ATTENTION + MLP_NORM + MLP)
+QWEN3 = Family("Qwen3", LLAMA.rules + QK_NORM)
+QWEN2_MOE = Family("Qwen2-MoE", LLAMA.rules + experts("mlp") + shared_experts("shared_expert"))
+QWEN3_MOE = Family("Qwen3-MoE", QWEN3.rules + experts("mlp"))
+MIXTRAL = Family("Mixtral", ENDS + ATTENTION + MLP_NORM + experts("block_sparse_moe", "w1,w3,w2"))
+DEEPSEEK = Family(
+    "DeepSeek", ENDS + LATENT + MLP_NORM + MLP + experts("mlp") + shared_experts("shared_experts")
+)
+
+# config.json's model_type -> family
+FAMILIES = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,  # with a QKV bias, which {what} covers
+    "qwen3": QWEN3,
+    "qwen2_moe": QWEN2_MOE,
+    "qwen3_moe": QWEN3_MOE,
+    "mixtral": MIXTRAL,
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
+}
