@@ -144,6 +144,8 @@ class _Draft:
         """The model's tensors: tied, renamed, LoRA merged into them, with a dtype each."""
         weights, naming = self._weights()
         named = self._rename(weights, naming)
+        if self._base is None:
+            named = self._tie(named)
         fused = _fuse(named, self._parts, self.mode, self._meta, self._options)
         config, options = self._config or {}, self._options
         policy = "keep" if self._checkpoint.naming == "hub" and options.dtype == "auto" else options.dtype
@@ -206,18 +208,27 @@ class _Draft:
             views = {name: tensor.view for name, tensor in self._base.tensors.items()}
             self._stored += views.values()
             return views, self._base.naming
-        if self._config is None:
-            return self._parts.weights, self._checkpoint.naming
-        return self._tie(self._parts.weights, self._config), self._checkpoint.naming
+        return self._parts.weights, self._checkpoint.naming
 
-    def _tie(self, weights: dict[str, View], config: dict[str, Any]) -> dict[str, View]:
-        """Write a tied head once if its bytes are the embedding's; if they differ, both, and the config is corrected."""
-        if not facts.says_tied(config):
-            return weights
-        kept = dict(weights)
-        for target, source in facts.tied_pairs(config, weights):
-            if same_values(weights[target], weights[source]):
-                self._drop(target, kept.pop(target), f"tied: equal to {source}")
+    def _tie(self, named: _Filled) -> _Filled:
+        """Write a tied head once if its bytes are the embedding's; if they differ, both, and the config is corrected.
+
+        Ties are stated in module names, so a tensor is found by its trained name or by its Hub name.
+        """
+        config = self._config
+        if config is None or not facts.says_tied(config):
+            return named
+        hub = {trained[0]: name for name, (_, _, trained) in named.items() if len(trained) == 1}
+        hub.update({name: name for name in named})
+        kept = dict(named)
+        for tied, repeated in facts.tied_pairs(config, hub):
+            target, source = hub[tied], hub[repeated]
+            one, two = named[target][0], named[source][0]
+            if target not in kept or not isinstance(one, View) or not isinstance(two, View):
+                continue
+            if same_values(one, two):
+                del kept[target]
+                self._drop(named[target][2][0], one, f"tied: equal to {source}")
                 continue
             self._notes.append(
                 f"{target} differs from {source} although the config ties them: "

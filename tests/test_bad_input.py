@@ -131,7 +131,12 @@ def flip(file: Path, key: str = "0") -> None:
     with open(file, "r+b") as raw:
         raw.seek(info.header_offset)
         head = raw.read(30)
-        at = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        at = (
+            info.header_offset
+            + 30
+            + int.from_bytes(head[26:28], "little")
+            + int.from_bytes(head[28:30], "little")
+        )
         raw.seek(at + info.file_size // 2)
         byte = raw.read(1)[0]
         raw.seek(-1, os.SEEK_CUR)
@@ -266,9 +271,17 @@ def test_code_that_a_config_names_is_copied_and_not_run(made: Made, tmp_path: Pa
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     folder, sign = run / ROLE / "huggingface", tmp_path / "it-ran"
     code = f"open({str(sign)!r}, 'w')\n"
-    for name in ("configuration_odd.py", "modeling_odd.py", "sitecustomize.py", "transformers.py", "torch.py"):
+    for name in (
+        "configuration_odd.py",
+        "modeling_odd.py",
+        "sitecustomize.py",
+        "transformers.py",
+        "torch.py",
+    ):
         (folder / name).write_text(code)
-    edit_config(run, model_type="odd", auto_map={"AutoConfig": "configuration_odd.O", "AutoModel": "modeling_odd.O"})
+    edit_config(
+        run, model_type="odd", auto_map={"AutoConfig": "configuration_odd.O", "AutoModel": "modeling_odd.O"}
+    )
     assert cli("merge", run, place / "out").code == 0
     assert not sign.exists()
     assert (place / "out" / "modeling_odd.py").read_text() == code
@@ -280,7 +293,12 @@ def test_code_that_a_config_names_is_copied_and_not_run(made: Made, tmp_path: Pa
 def test_shapes_that_disagree(made: Made, tmp_path: Path, place: Path) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     shutil.copy(rank_file(made("fsdp2_tp_even_w4"), 1), rank_file(run, 1))
-    refused(run, place, r"ranks disagree on model\.embed_tokens\.weight", names=("[104, 28]", "[101, 27]", "rank 1"))
+    refused(
+        run,
+        place,
+        r"ranks disagree on model\.embed_tokens\.weight",
+        names=("[104, 28]", "[101, 27]", "rank 1"),
+    )
 
 
 def test_slices_that_leave_a_hole(made: Made, tmp_path: Path, place: Path) -> None:
@@ -291,7 +309,8 @@ def test_slices_that_leave_a_hole(made: Made, tmp_path: Path, place: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("vocab_size", 102), ("hidden_size", 28), ("num_hidden_layers", 3), ("num_hidden_layers", 1)]
+    ("key", "value"),
+    [("vocab_size", 102), ("hidden_size", 28), ("num_hidden_layers", 3), ("num_hidden_layers", 1)],
 )
 def test_a_config_that_does_not_fit(made: Made, tmp_path: Path, place: Path, key: str, value: int) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
@@ -303,7 +322,9 @@ def test_a_config_that_does_not_fit(made: Made, tmp_path: Path, place: Path, key
     ("key", "value"),
     [
         pytest.param(
-            key, value, marks=pytest.mark.xfail(strict=True, reason="only vocabulary, width and depth are compared")
+            key,
+            value,
+            marks=pytest.mark.xfail(strict=True, reason="only vocabulary, width and depth are compared"),
         )
         for key, value in (
             ("intermediate_size", 38),
@@ -313,7 +334,9 @@ def test_a_config_that_does_not_fit(made: Made, tmp_path: Path, place: Path, key
         )
     ],
 )
-def test_a_config_whose_heads_or_mlp_do_not_fit(made: Made, tmp_path: Path, place: Path, key: str, value: int) -> None:
+def test_a_config_whose_heads_or_mlp_do_not_fit(
+    made: Made, tmp_path: Path, place: Path, key: str, value: int
+) -> None:
     """transformers would not load such a folder."""
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     edit_config(run, **{key: value})
@@ -338,7 +361,9 @@ def test_a_config_that_is_no_json_table(made: Made, tmp_path: Path, place: Path,
     "values",
     [
         {"architectures": "Qwen2ForCausalLM"},
-        pytest.param({"architectures": [3]}, marks=pytest.mark.xfail(strict=True, reason="joined as if it were text")),
+        pytest.param(
+            {"architectures": [3]}, marks=pytest.mark.xfail(strict=True, reason="joined as if it were text")
+        ),
         {"num_hidden_layers": "two"},
         {"vocab_size": None},
         {"text_config": 7},
@@ -366,14 +391,19 @@ def test_a_config_of_odd_values_is_an_error_or_harmless(
 
 def test_a_target_under_a_file(made: Made, place: Path) -> None:
     before = state(place)
-    assert_one_error(cli("merge", made("fsdp2_w4"), place / "neighbour" / "out"), r"is a file", names=("neighbour",))
+    assert_one_error(
+        cli("merge", made("fsdp2_w4"), place / "neighbour" / "out"), r"is a file", names=("neighbour",)
+    )
     assert_one_error(cli("merge", made("fsdp2_w4"), place / "neighbour"), r"the target is a file")
     assert state(place) == before
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_a_target_where_nobody_may_write(made: Made) -> None:
-    assert_one_error(cli("merge", made("fsdp2_w4"), "/proc/ckptconv-out"), r"cannot be written|no permission|not enough room")
+    assert_one_error(
+        cli("merge", made("fsdp2_w4"), "/proc/ckptconv-out"),
+        r"cannot be written|no permission|not enough room",
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -386,14 +416,15 @@ def test_a_target_in_a_folder_without_permission(made: Made, place: Path) -> Non
 
 
 def mount(*words: str) -> bool:
-    return not shutil.which("mount") or subprocess.run(["mount", *words], capture_output=True).returncode == 0
+    permitted = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
+    return permitted and subprocess.run(["mount", *words], capture_output=True).returncode == 0
 
 
 @contextlib.contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[Path]:
     """A small file system of its own, where this machine permits it."""
     folder.mkdir(exist_ok=True)
-    if sys.platform != "linux" or os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)):
+    if not mount("-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)):
         pytest.skip("mounting a tmpfs is not permitted here")
     try:
         yield folder
@@ -427,7 +458,9 @@ def test_a_full_target_is_found_before_the_first_byte(large: Path, place: Path) 
 
 
 @pytest.mark.parametrize("shards", ["5GB", "100KB"])
-def test_a_disk_that_fills_in_the_middle(large: Path, place: Path, monkeypatch: pytest.MonkeyPatch, shards: str) -> None:
+def test_a_disk_that_fills_in_the_middle(
+    large: Path, place: Path, monkeypatch: pytest.MonkeyPatch, shards: str
+) -> None:
     """Somebody else filled it meanwhile: simulated by a check that sees more room than there is."""
     usage = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1 << 40))
@@ -439,7 +472,9 @@ def test_a_disk_that_fills_in_the_middle(large: Path, place: Path, monkeypatch: 
         assert (disk / "neighbour").read_text() == "stays"
 
 
-@pytest.mark.xfail(strict=True, reason="the hint says run again to resume, but the finished files are removed")
+@pytest.mark.xfail(
+    strict=True, reason="the hint says run again to resume, but the finished files are removed"
+)
 def test_a_full_disk_promises_nothing_that_is_not_kept(
     large: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,7 +499,9 @@ def test_a_disk_that_fills_at_the_last_small_file(made: Made, tmp_path: Path, pl
 def test_a_result_that_cannot_be_printed_does_not_undo_the_merge(made: Made, place: Path) -> None:
     with open("/dev/full", "w") as full:
         words = [sys.executable, "-m", "ckptconv", "merge", str(made("fsdp2_w4")), str(place / "out"), "-q"]
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=60)
+        done = subprocess.run(
+            words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=60
+        )
     assert "Traceback" not in re.sub(r"Exception ignored.*", "", done.stderr, flags=re.DOTALL)
     assert_equal(tensors(place / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
 

@@ -43,7 +43,9 @@ def bare(found: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize("lora", [None, "merge"])
-def test_merged_weights_are_those_of_pefts_merge_and_unload(made: Made, tmp_path: Path, lora: str | None) -> None:
+def test_merged_weights_are_those_of_pefts_merge_and_unload(
+    made: Made, tmp_path: Path, lora: str | None
+) -> None:
     merge(made("lora_w4"), tmp_path / "out", dtype="keep", lora=lora)
     peft = bare(tensors(made("lora_w4") / "lora_merged.safetensors"))
     assert largest_difference(tensors(tmp_path / "out"), peft) <= CLOSE
@@ -74,7 +76,9 @@ def test_a_bf16_base_is_fused_in_fp32_and_rounded_once(made: Made, tmp_path: Pat
         int(np.count_nonzero(np.frombuffer(t.data, "<u2") != np.frombuffer(wanted[n].data, "<u2")))
         for n, t in found.items()
     )
-    assert off <= sum(len(t.data) // 2 for t in found.values()) // 1000  # where fp32 sums fall on a rounding edge
+    assert (
+        off <= sum(len(t.data) // 2 for t in found.values()) // 1000
+    )  # where fp32 sums fall on a rounding edge
 
 
 def test_verls_own_lora_checkpoint_merges_to_what_peft_made_of_it(tmp_path: Path) -> None:
@@ -133,7 +137,9 @@ def test_the_adapter_file_is_pefts_own(made: Made, tmp_path: Path) -> None:
     assert {name.rsplit(".", 1)[-1] for name in pefts["target_modules"]} == set(config["target_modules"])
 
 
-def test_an_adapter_folder_holds_no_base_weights_and_says_that_they_were_left(made: Made, tmp_path: Path) -> None:
+def test_an_adapter_folder_holds_no_base_weights_and_says_that_they_were_left(
+    made: Made, tmp_path: Path
+) -> None:
     done = merge(made("lora_w4"), tmp_path / "out", lora="adapter")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "ckptconv.json"} <= names
@@ -147,7 +153,10 @@ def test_both_writes_the_merged_model_and_the_adapter_beside_it(made: Made, tmp_
     merge(made("lora_w4"), tmp_path / "adapter", dtype="keep", lora="adapter")
     assert_equal(tensors(tmp_path / "both"), tensors(tmp_path / "merged"))
     assert_equal(tensors(tmp_path / "both" / "lora_adapter"), tensors(tmp_path / "adapter"))
-    one, two = tmp_path / "both" / "lora_adapter" / "adapter_config.json", tmp_path / "adapter" / "adapter_config.json"
+    one, two = (
+        tmp_path / "both" / "lora_adapter" / "adapter_config.json",
+        tmp_path / "adapter" / "adapter_config.json",
+    )
     assert one.read_bytes() == two.read_bytes()
 
 
@@ -263,7 +272,9 @@ def test_the_alpha_that_is_said_is_written_into_the_adapter(made: Made, tmp_path
 
 @pytest.mark.parametrize("alpha", [0, -1, None, "7", True])
 @pytest.mark.parametrize("lora", ["merge", "adapter"])
-def test_an_alpha_of_zero_in_the_metadata_is_no_alpha(made: Made, tmp_path: Path, alpha: object, lora: str) -> None:
+def test_an_alpha_of_zero_in_the_metadata_is_no_alpha(
+    made: Made, tmp_path: Path, alpha: object, lora: str
+) -> None:
     """verl once wrote 0 for every run; merging with it gives the base model."""
     run = own_copy(made("lora_w4"), tmp_path / "run")
     edit_json(run / META, lora_alpha=alpha)
@@ -271,7 +282,9 @@ def test_an_alpha_of_zero_in_the_metadata_is_no_alpha(made: Made, tmp_path: Path
         merge(run, tmp_path / "out", lora=lora)
 
 
-NOT_A_NUMBER = pytest.param("nan", marks=pytest.mark.xfail(strict=True, reason="nan <= 0 is false: all weights become NaN"))
+NOT_A_NUMBER = pytest.param(
+    "nan", marks=pytest.mark.xfail(strict=True, reason="nan <= 0 is false: all weights become NaN")
+)
 
 
 @pytest.mark.parametrize("alpha", ["0", "-3", NOT_A_NUMBER])
@@ -313,21 +326,32 @@ def peft_run(folder: Path, meta: dict[str, Any] | None = None, **options: Any) -
 
     torch.manual_seed(0)
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 1}
-    config = Qwen2Config(vocab_size=41, hidden_size=18, intermediate_size=23, tie_word_embeddings=False, **sizes)
+    config = Qwen2Config(
+        vocab_size=41, hidden_size=18, intermediate_size=23, tie_word_embeddings=False, **sizes
+    )
     settings = {"r": 4, "lora_alpha": 6} | options
     model = get_peft_model(Qwen2ForCausalLM(config), LoraConfig(task_type="CAUSAL_LM", **settings))
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape)
     written = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **config.to_diff_dict()}
     run = save_ws1(model.state_dict(), json.loads(json.dumps(written, default=str)), folder)
-    stated = {"r": settings["r"], "lora_alpha": settings["lora_alpha"], "task_type": "CAUSAL_LM", **(meta or {})}
+    stated = {
+        "r": settings["r"],
+        "lora_alpha": settings["lora_alpha"],
+        "task_type": "CAUSAL_LM",
+        **(meta or {}),
+    }
     (run / META).write_text(json.dumps(stated))
     model.save_pretrained(folder.parent / "pefts")
-    merged = {name: tensor.contiguous().clone() for name, tensor in model.merge_and_unload().state_dict().items()}
+    merged = {
+        name: tensor.contiguous().clone() for name, tensor in model.merge_and_unload().state_dict().items()
+    }
     return run, parse(save(merged))
 
 
-WHOLE = pytest.mark.xfail(strict=True, reason="original_module is in no ledger: modules_to_save cannot be merged")
+WHOLE = pytest.mark.xfail(
+    strict=True, reason="original_module is in no ledger: modules_to_save cannot be merged"
+)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +361,9 @@ WHOLE = pytest.mark.xfail(strict=True, reason="original_module is in no ledger: 
         {"target_modules": ["embed_tokens", "v_proj"]},
         {"target_modules": ["lm_head", "o_proj"]},
         pytest.param({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, marks=WHOLE),
-        pytest.param({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "norm"]}, marks=WHOLE),
+        pytest.param(
+            {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "norm"]}, marks=WHOLE
+        ),
     ],
     ids=["some", "embedding", "head", "trained_head", "trained_embedding_and_norm"],
 )
@@ -368,12 +394,16 @@ def test_an_embeddings_adapter_has_pefts_own_names(tmp_path: Path) -> None:
     assert_equal(tensors(tmp_path / "out"), pefts)
 
 
-@pytest.mark.xfail(strict=True, reason="--lora adapter drops modules_to_save, and its config says that there are none")
+@pytest.mark.xfail(
+    strict=True, reason="--lora adapter drops modules_to_save, and its config says that there are none"
+)
 def test_an_adapter_keeps_the_modules_that_were_trained_whole(tmp_path: Path) -> None:
     run, _ = peft_run(tmp_path / "run", target_modules=["q_proj"], modules_to_save=["lm_head"])
     merge(run, tmp_path / "out", lora="adapter", dtype="keep")
     assert_equal(tensors(tmp_path / "out"), tensors(tmp_path / "pefts"))
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] == ["lm_head"]
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] == [
+        "lm_head"
+    ]
 
 
 def test_dora_is_refused_not_merged_as_if_it_were_lora(tmp_path: Path) -> None:
@@ -418,7 +448,9 @@ def test_half_a_lora_pair_is_refused(tmp_path: Path) -> None:
 
     stem = "base_model.model.model.layers.0.mlp.up_proj"
     run = save_ws1(
-        {f"{stem}.base_layer.weight": torch.ones(4, 3), f"{stem}.lora_A.default.weight": torch.ones(2, 3)}, {}, tmp_path
+        {f"{stem}.base_layer.weight": torch.ones(4, 3), f"{stem}.lora_A.default.weight": torch.ones(2, 3)},
+        {},
+        tmp_path,
     )
     with pytest.raises(CkptconvError, match="only one half is stored"):
         merge(run, tmp_path / "out", lora_alpha=1)

@@ -43,32 +43,28 @@ from ckptconv.merge import Events, merge
 Made = Callable[[str], Path]
 merge_module = sys.modules["ckptconv.merge"]  # the package's own `merge` is the function
 
-PREFIXED = pytest.mark.xfail(strict=True, reason="pretrained_model. stays before every name: nothing loads it")
-
-
-def marked(variants: tuple[str, ...]) -> list[Any]:
-    return [pytest.param(v, marks=PREFIXED) if v == "trl_vhead_w2" else v for v in variants]
-
-
 # --- the same bytes
 
 WITH_HUB = tuple(v for v in VARIANTS if v not in (*NO_HUB, *LORA))
 
 
-@pytest.mark.parametrize("variant", marked(WITH_HUB))
+@pytest.mark.parametrize("variant", WITH_HUB)
 def test_dtype_keep_equals_save_pretrained(made: Made, tmp_path: Path, variant: str) -> None:
     merge(made(variant), tmp_path / "out", dtype="keep")
     assert_equal(tensors(tmp_path / "out"), tensors(made(variant) / "hub"))
 
 
 @pytest.mark.parametrize("variant", NO_HUB)
-def test_models_that_transformers_does_not_know_keep_their_names(made: Made, tmp_path: Path, variant: str) -> None:
+def test_models_that_transformers_does_not_know_keep_their_names(
+    made: Made, tmp_path: Path, variant: str
+) -> None:
     merge(made(variant), tmp_path / "out", dtype="keep")
     assert_equal(tensors(tmp_path / "out"), tensors(made(variant) / "truth.safetensors"))
 
 
 @pytest.mark.parametrize(
-    "variant", ["fsdp2_w4", "fsdp2_bf16_w4", "shard1_w2", "fsdp1_sharded_tensor_w2", "buffers_w2", "qwen3_moe_w4"]
+    "variant",
+    ["fsdp2_w4", "fsdp2_bf16_w4", "shard1_w2", "fsdp1_sharded_tensor_w2", "buffers_w2", "qwen3_moe_w4"],
 )
 def test_dtype_auto_equals_torchs_own_cast_to_bf16(made: Made, tmp_path: Path, variant: str) -> None:
     """Integers, bools and what is bf16 already stay."""
@@ -81,7 +77,9 @@ def test_dtype_auto_rounds_every_kind_of_float_as_torch_does(tmp_path: Path) -> 
     """Ties, subnormals, infinities, the largest floats, and NaN, which must not become Inf."""
     import torch
 
-    bits = torch.tensor([0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000, -0x800000, 1, 0x8000, 0x7FC00000, 0x7F800001])
+    bits = torch.tensor(
+        [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000, -0x800000, 1, 0x8000, 0x7FC00000, 0x7F800001]
+    )
     special = bits.to(torch.int32).view(torch.float32)
     values = torch.cat([special, torch.randn(2**17 + 3, generator=torch.Generator().manual_seed(0))])
     run = save_ws1({"w": values}, {"model_type": "odd"}, tmp_path / "run")
@@ -152,8 +150,10 @@ def test_threads_do_not_change_a_byte(made: Made, tmp_path: Path, variant: str, 
 def test_tensors_larger_than_a_block_are_cut_and_joined_right(tmp_path: Path) -> None:
     import torch
 
-    big = torch.randn(1_700, 1_301, generator=torch.Generator().manual_seed(1))
-    run = save_ws1({"big": big, "turned": big.T, "odd": big[::3, 1::2]}, {"model_type": "odd"}, tmp_path / "run")
+    big = torch.randn(1_100, 1_003, generator=torch.Generator().manual_seed(1))
+    run = save_ws1(
+        {"big": big, "turned": big.T, "odd": big[::3, 1::2]}, {"model_type": "odd"}, tmp_path / "run"
+    )
     merge(run, tmp_path / "kept", dtype="keep")
     merge(run, tmp_path / "cast", workers=3)
     found = tensors(tmp_path / "kept")
@@ -174,7 +174,9 @@ def test_a_file_is_the_one_that_safetensors_itself_would_write(made: Made, tmp_p
 
 
 @pytest.mark.parametrize("limit", ["5KB", "20KB", 30_000])
-def test_shards_keep_to_the_limit_and_the_index_names_them(made: Made, tmp_path: Path, limit: int | str) -> None:
+def test_shards_keep_to_the_limit_and_the_index_names_them(
+    made: Made, tmp_path: Path, limit: int | str
+) -> None:
     done = merge(made("fsdp2_w4"), tmp_path / "out", dtype="keep", max_shard_size=limit)
     out = tmp_path / "out"
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -228,7 +230,12 @@ def test_assets_arrive_byte_for_byte(made: Made, tmp_path: Path) -> None:
 
 def test_weights_and_indexes_that_lie_beside_the_tokenizer_are_not_copied(made: Made, tmp_path: Path) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
-    for name in ("model-00001-of-00002.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "ckptconv.json"):
+    for name in (
+        "model-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+        "model.safetensors.index.json",
+        "ckptconv.json",
+    ):
         (run / ROLE / "huggingface" / name).write_bytes(b"an old one")
     merge(run, tmp_path / "out")
     assert b"an old one" not in [p.read_bytes() for p in (tmp_path / "out").iterdir()]
@@ -246,7 +253,9 @@ def config_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_the_config_says_the_dtype_of_the_weights_and_nothing_else_changes(made: Made, tmp_path: Path) -> None:
+def test_the_config_says_the_dtype_of_the_weights_and_nothing_else_changes(
+    made: Made, tmp_path: Path
+) -> None:
     merge(made("fsdp2_w4"), tmp_path / "out")
     before = config_of(made("fsdp2_w4") / ROLE / "huggingface")
     assert before["dtype"] == "float32"
@@ -315,7 +324,9 @@ LOADS = ("llama", "qwen3_moe", "gemma2", "phi3", "gpt_oss", "deepseek_v3", "mixt
 
 
 @pytest.mark.parametrize("variant", ["fsdp2_tied_w4", *(f"arch_{model_type}_w2" for model_type in LOADS)])
-def test_transformers_loads_it_without_a_missing_or_unexpected_key(made: Made, tmp_path: Path, variant: str) -> None:
+def test_transformers_loads_it_without_a_missing_or_unexpected_key(
+    made: Made, tmp_path: Path, variant: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
     merge(made(variant), tmp_path / "out", dtype="keep")
@@ -459,9 +470,11 @@ def test_a_target_that_is_the_source_or_holds_it_is_refused(made: Made, tmp_path
     assert state(tmp_path) == before
 
 
-@pytest.mark.xfail(strict=True, reason="only the target above the source is refused, not that above --also, --config, --base")
+@pytest.mark.xfail(strict=True, reason="_check_target knows the source, not --config and --base")
 @pytest.mark.parametrize("option", ["config", "base"])
-def test_a_target_that_holds_the_config_or_the_base_is_refused(made: Made, tmp_path: Path, option: str) -> None:
+def test_a_target_that_holds_the_config_or_the_base_is_refused(
+    made: Made, tmp_path: Path, option: str
+) -> None:
     """--overwrite would put the finished model in their place."""
     variant = "fsdp2_w4" if option == "config" else "lora_only_w2"
     run = own_copy(made(variant), tmp_path / "run")
@@ -587,7 +600,9 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.xfail(
-    sys.version_info < (3, 13), strict=True, reason="an interrupted Thread.join takes the thread for ended: it writes on"
+    sys.version_info < (3, 13),
+    strict=True,
+    reason="an interrupted Thread.join takes the thread for ended: it writes on",
 )
 def test_ctrl_c_waits_for_the_threads_before_it_cleans_up(made: Made, tmp_path: Path) -> None:
     words = [sys.executable, "-c", INTERRUPTED, str(made("fsdp2_w4")), str(tmp_path / "out")]
@@ -629,7 +644,9 @@ merge(sys.argv[1], sys.argv[2], dtype="keep", max_shard_size="10KB", workers=1, 
 
 
 @pytest.mark.parametrize("after", [1, 7, 26])
-def test_a_merge_killed_at_any_tensor_gives_the_same_bytes_after_all(made: Made, tmp_path: Path, after: int) -> None:
+def test_a_merge_killed_at_any_tensor_gives_the_same_bytes_after_all(
+    made: Made, tmp_path: Path, after: int
+) -> None:
     run = made("fsdp2_w4")
     words = [sys.executable, "-c", KILLED, str(run), str(tmp_path / "out"), str(after)]
     assert subprocess.run(words, env=environment(), timeout=60, check=False).returncode == -signal.SIGKILL
@@ -663,7 +680,9 @@ def test_what_a_killed_merge_left_is_not_used_for_a_changed_source(made: Made, t
     assert_equal(tensors(tmp_path / "out"), tensors(made("fsdp2_tied_w4") / "hub"))
 
 
-@pytest.mark.xfail(strict=True, reason="the fingerprint leaves the LoRA scale out: weights of another alpha are kept")
+@pytest.mark.xfail(
+    strict=True, reason="the fingerprint leaves the LoRA scale out: weights of another alpha are kept"
+)
 def test_what_a_killed_merge_left_is_not_used_for_another_lora_alpha(made: Made, tmp_path: Path) -> None:
     run = own_copy(made("lora_w4"), tmp_path / "run")
     kill_at(run, tmp_path / "out", 20)
@@ -689,7 +708,9 @@ def test_a_second_merge_into_the_same_target_is_refused(made: Made, tmp_path: Pa
         inside.set()
         assert go.wait(60)
 
-    first = threading.Thread(target=lambda: merge(made("fsdp2_w4"), tmp_path / "out", events=Events(on_bytes=wait)))
+    first = threading.Thread(
+        target=lambda: merge(made("fsdp2_w4"), tmp_path / "out", events=Events(on_bytes=wait))
+    )
     first.start()
     assert inside.wait(60)
     ran = cli("merge", made("fsdp2_w4"), tmp_path / "out")
@@ -700,7 +721,9 @@ def test_a_second_merge_into_the_same_target_is_refused(made: Made, tmp_path: Pa
     assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
 
 
-@pytest.mark.xfail(strict=True, reason="_publish removes the lock before the rename: a second merge empties the folder")
+@pytest.mark.xfail(
+    strict=True, reason="_publish removes the lock before the rename: a second merge empties the folder"
+)
 def test_a_second_merge_is_refused_until_the_first_one_has_moved_into_place(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

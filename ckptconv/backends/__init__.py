@@ -12,7 +12,7 @@ from ckptconv.checkpoint import Checkpoint
 from ckptconv.errors import CkptconvError
 
 # In the order in which their signs are looked for: a trainer's shards come before the Hugging Face files beside them.
-BACKENDS = ("fsdp", "megatron", "huggingface")
+BACKENDS = ("fsdp", "megatron", "megatron_legacy", "huggingface")
 
 
 def open_checkpoint(

@@ -29,6 +29,8 @@ def canonical(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
             half = _HALF.match(single) if single.endswith(("weight_w", "weight_v")) else None
             if half:
                 halves.setdefault(half[1], {})[half[2]] = StoredTensor(view, tensor.placement)
+            elif single == name:
+                found[single] = tensor
             elif single in found:
                 raise CkptconvError(f"{single} is stored twice")
             else:

@@ -68,7 +68,13 @@ def test_plain_tensors_of_one_rank_read_as_they_are(tmp_path: Path) -> None:
     import torch
 
     whole = torch.arange(60.0).reshape(6, 10)
-    views = {"whole": whole, "rows": whole[2:5], "turned": whole.T, "step": whole[::2, 1::3], "scalar": whole[3, 3]}
+    views = {
+        "whole": whole,
+        "rows": whole[2:5],
+        "turned": whole.T,
+        "step": whole[::2, 1::3],
+        "scalar": whole[3, 3],
+    }
     found = opened(save_ws1(views, {}, tmp_path))
     assert {name: (t.shape, t.data) for name, t in found.items()} == {
         name: (tuple(view.shape), view.contiguous().numpy().tobytes()) for name, view in views.items()
@@ -89,7 +95,9 @@ def test_plain_tensors_of_one_rank_read_as_they_are(tmp_path: Path) -> None:
         ("fsdp2_tp_uneven_w4", (Mesh((2, 2), ("dp", "tp")), Mesh((2,), ("dp",)))),
     ],
 )
-def test_meshes_are_said_as_the_trainer_named_them(made: Made, variant: str, meshes: tuple[Mesh, ...]) -> None:
+def test_meshes_are_said_as_the_trainer_named_them(
+    made: Made, variant: str, meshes: tuple[Mesh, ...]
+) -> None:
     assert open_checkpoint(made(variant)).meshes == meshes
 
 
@@ -211,7 +219,9 @@ def test_the_step_of_the_first_disk_is_taken_on_the_others(tmp_path: Path) -> No
             folder = tmp_path / node / f"global_step_{step}" / "actor"
             folder.mkdir(parents=True)
             for rank in ranks:
-                shutil.copy(RUN / f"global_step_{step}" / "actor" / f"model_world_size_4_rank_{rank}.pt", folder)
+                shutil.copy(
+                    RUN / f"global_step_{step}" / "actor" / f"model_world_size_4_rank_{rank}.pt", folder
+                )
     truth = FIXTURES / "verl_fsdp2_w4" / "truth" / "global_step_1" / "actor" / "truth.safetensors"
     assert_equal(opened(tmp_path / "a", step=1, also=[tmp_path / "b"]), tensors(truth))
 
@@ -242,7 +252,10 @@ def test_an_also_folder_of_another_step_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    ["nowhere", pytest.param("empty", marks=pytest.mark.xfail(strict=True, reason="asks for the run's folder"))],
+    [
+        "nowhere",
+        pytest.param("empty", marks=pytest.mark.xfail(strict=True, reason="asks for the run's folder")),
+    ],
 )
 def test_an_also_folder_without_rank_files_is_refused(made: Made, tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -254,7 +267,9 @@ def test_an_also_folder_without_rank_files_is_refused(made: Made, tmp_path: Path
 # --- what is missing
 
 
-@pytest.mark.parametrize("variant", ["fsdp2_w4", "fsdp1_dtensor_w4", "fsdp1_sharded_tensor_w4", "fsdp2_tp_even_w4"])
+@pytest.mark.parametrize(
+    "variant", ["fsdp2_w4", "fsdp1_dtensor_w4", "fsdp1_sharded_tensor_w4", "fsdp2_tp_even_w4"]
+)
 @pytest.mark.parametrize("gone", [0, 3])
 def test_a_missing_rank_is_named(made: Made, tmp_path: Path, variant: str, gone: int) -> None:
     run = own_copy(made(variant), tmp_path)
@@ -276,7 +291,9 @@ def test_several_missing_ranks_are_named_at_once(made: Made, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("variant", ["hsdp_w4", "hsdp_oddnames_w4", "hsdp_fsdp1_w4"])
 @pytest.mark.parametrize("gone", range(4))
-def test_hsdp_converts_from_the_other_replica_and_says_so(made: Made, tmp_path: Path, variant: str, gone: int) -> None:
+def test_hsdp_converts_from_the_other_replica_and_says_so(
+    made: Made, tmp_path: Path, variant: str, gone: int
+) -> None:
     run = own_copy(made(variant), tmp_path)
     rank_file(run, gone).unlink()
     assert any(f"rank files {gone} are missing" in note for note in open_checkpoint(run).notes)

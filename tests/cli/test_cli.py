@@ -15,7 +15,20 @@ from pathlib import Path
 
 import pytest
 import typer
-from helpers import ROLE, assert_equal, cast, cli, command, edit_json, environment, own_copy, process, rank_file, state, tensors
+from helpers import (
+    ROLE,
+    assert_equal,
+    cast,
+    cli,
+    command,
+    edit_json,
+    environment,
+    own_copy,
+    process,
+    rank_file,
+    state,
+    tensors,
+)
 
 from ckptconv.version import __version__
 
@@ -28,7 +41,7 @@ ESCAPE = "\x1b["
 # --- verl's own lines, word by word
 
 
-@pytest.mark.parametrize("line", ["--backend fsdp --local_dir D --target_dir O", "--backend fsdp --local-dir D --target-dir O"])
+@pytest.mark.parametrize("line", [f"--backend fsdp --local{dash}dir D --target{dash}dir O" for dash in "_-"])
 def test_verls_merge_line_works_in_both_spellings(made: Made, tmp_path: Path, line: str) -> None:
     paths = {"D": str(made("fsdp2_w4") / ROLE), "O": str(tmp_path / "out")}
     ran = cli("merge", *(paths.get(word, word) for word in line.split()))
@@ -36,7 +49,10 @@ def test_verls_merge_line_works_in_both_spellings(made: Made, tmp_path: Path, li
     assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
 
 
-@pytest.mark.parametrize("flag", ["--tie-word-embedding", "--tie_word_embedding", "--trust-remote-code", "--use_cpu_initialization"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--tie-word-embedding", "--tie_word_embedding", "--trust-remote-code", "--use_cpu_initialization"],
+)
 def test_verls_other_flags_are_accepted_and_change_nothing(made: Made, tmp_path: Path, flag: str) -> None:
     ran = cli("merge", flag, "--local_dir", made("fsdp2_w4"), "--target_dir", tmp_path / "out")
     assert ran.code == 0
@@ -92,7 +108,9 @@ def test_test_is_hidden(made: Made) -> None:
         (("inspect", "nowhere"), "no such folder"),
     ],
 )
-def test_wrong_words_are_one_error_and_exit_code_2(made: Made, tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+def test_wrong_words_are_one_error_and_exit_code_2(
+    made: Made, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
     paths = {"D": str(made("fsdp2_w4")), "O": str(tmp_path / "out"), "nowhere": str(tmp_path / "nowhere")}
     ran = cli(*(paths.get(word, word) for word in words))
     assert ran.code == 2
@@ -101,7 +119,9 @@ def test_wrong_words_are_one_error_and_exit_code_2(made: Made, tmp_path: Path, w
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [("merge", "--bogus"), ("merge", "a", "b", "c"), ("bogus",), ("merge", "a", "b", "--step", "x")])
+@pytest.mark.parametrize(
+    "words", [("merge", "--bogus"), ("merge", "a", "b", "c"), ("bogus",), ("merge", "a", "b", "--step", "x")]
+)
 def test_words_that_typer_refuses_end_with_2_and_write_to_stderr(words: tuple[str, ...]) -> None:
     ran = cli(*words)
     assert (ran.code, ran.out) == (2, "")
@@ -116,7 +136,9 @@ def test_exit_code_0_is_done(made: Made, tmp_path: Path) -> None:
     assert cli("merge", made("fsdp2_w4"), tmp_path / "out").code == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a missing rank ends with 2; CLI.md and the help of inspect say 1: incomplete")
+@pytest.mark.xfail(
+    strict=True, reason="a missing rank ends with 2; CLI.md and the help of inspect say 1: incomplete"
+)
 def test_exit_code_1_of_inspect_is_incomplete(made: Made, tmp_path: Path) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path)
     rank_file(run, 2).unlink()
@@ -164,7 +186,9 @@ def test_merge_writes_its_result_to_stdout_and_its_phases_to_stderr(made: Made, 
     assert "in 1 file" in ran.out
     assert len(ran.out.splitlines()) == 1
     first, planning, note, writing = ran.err.splitlines()
-    assert first == "Reading   verl FSDP2 shards, one file a rank, mesh fsdp 4, step 7, actor: Qwen2ForCausalLM"
+    assert (
+        first == "Reading   verl FSDP2 shards, one file a rank, mesh fsdp 4, step 7, actor: Qwen2ForCausalLM"
+    )
     assert planning.startswith("Planning  55 stored → 27 model tensors, ")
     assert note.startswith("! LoRA on 14 modules is merged")
     assert writing.startswith("Writing   ")
@@ -236,7 +260,9 @@ def test_nothing_is_coloured_where_no_terminal_is(made: Made, tmp_path: Path) ->
 @pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_color_is_kept_even_where_colour_is_forced(made: Made, setting: dict[str, str]) -> None:
     forced = process("inspect", made("hsdp_w4"), FORCE_COLOR="1", TERM="xterm-256color").out
-    without = process("inspect", made("hsdp_w4"), **{"FORCE_COLOR": "1", "TERM": "xterm-256color"} | setting).out
+    without = process(
+        "inspect", made("hsdp_w4"), **{"FORCE_COLOR": "1", "TERM": "xterm-256color"} | setting
+    ).out
     assert f"{ESCAPE}36m" in forced
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", without)
 
@@ -247,7 +273,9 @@ def test_glyphs_say_without_colour_which_rank_stores_what(made: Made) -> None:
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
-@pytest.mark.parametrize("variant", ["fsdp2_w4", "hsdp_w4", "fsdp2_tp_uneven_w4", "arch_qwen3_5_moe_w2", "buffers_w2"])
+@pytest.mark.parametrize(
+    "variant", ["fsdp2_w4", "hsdp_w4", "fsdp2_tp_uneven_w4", "arch_qwen3_5_moe_w2", "buffers_w2"]
+)
 def test_inspect_fits_its_width_and_loses_no_number(made: Made, variant: str, columns: int) -> None:
     ran = cli("inspect", made(variant), columns=columns)
     assert max(map(len, ran.out.splitlines())) <= columns
@@ -258,7 +286,15 @@ def test_inspect_fits_its_width_and_loses_no_number(made: Made, variant: str, co
 
 @pytest.mark.parametrize("columns", [60, 200])
 def test_a_dry_run_fits_its_width_and_loses_no_number(made: Made, tmp_path: Path, columns: int) -> None:
-    ran = cli("merge", made("fsdp2_tied_w4"), tmp_path / "o", "--dry-run", "--max-shard-size", "20KB", columns=columns)
+    ran = cli(
+        "merge",
+        made("fsdp2_tied_w4"),
+        tmp_path / "o",
+        "--dry-run",
+        "--max-shard-size",
+        "20KB",
+        columns=columns,
+    )
     assert max(map(len, ran.out.splitlines())) <= columns
     assert "…" not in ran.out
     assert len(re.findall(r"model-0000\d-of-0000\d\.safetensors", ran.out)) == 2
@@ -271,7 +307,9 @@ def test_a_closed_pipe_is_no_error(made: Made, name: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = subprocess.run(command(*words), stdout=writer, stderr=subprocess.PIPE, text=True, env=environment())
+        done = subprocess.run(
+            command(*words), stdout=writer, stderr=subprocess.PIPE, text=True, env=environment()
+        )
     finally:
         os.close(writer)
     assert "Traceback" not in done.stderr
@@ -282,7 +320,9 @@ def test_a_closed_pipe_is_no_error(made: Made, name: str) -> None:
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_head_gets_its_line(made: Made) -> None:
     words = " ".join(f"'{word}'" for word in command("inspect", made("arch_qwen3_5_moe_w2")))
-    done = subprocess.run(["bash", "-c", f"{words} | head -1"], capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | head -1"], capture_output=True, text=True, env=environment()
+    )
     assert done.stdout.startswith(" format  verl FSDP2 shards")
     assert done.stderr == ""
 
@@ -334,7 +374,11 @@ def test_merges_help_has_verls_line() -> None:
 
 def test_the_first_help_shows_each_command_in_use() -> None:
     ran = cli("--help", columns=110)
-    for line in ("ckptconv inspect checkpoints/run", "ckptconv merge   checkpoints/run MODEL", "ckptconv verify  MODEL"):
+    for line in (
+        "ckptconv inspect checkpoints/run",
+        "ckptconv merge   checkpoints/run MODEL",
+        "ckptconv verify  MODEL",
+    ):
         assert line in ran.out
 
 
@@ -366,9 +410,13 @@ def test_a_dry_run_shows_all_that_would_be_done_and_does_nothing(made: Made, tmp
     assert state(tmp_path) == before
     cli("merge", run, tmp_path / "out", "--max-shard-size", "20KB")
     for file in (tmp_path / "out").glob("*.safetensors"):
-        assert re.search(rf"^{file.name} +{len(tensors(file))} +{file.stat().st_size:,}$", ran.out, re.MULTILINE)
+        assert re.search(
+            rf"^{file.name} +{len(tensors(file))} +{file.stat().st_size:,}$", ran.out, re.MULTILINE
+        )
     assert re.search(r"^float32 +bfloat16 +26 +[\d,]+$", ran.out, re.MULTILINE)
-    assert re.search(r"^lm_head\.weight +10,908 +tied: equal to model\.embed_tokens\.weight *$", ran.out, re.MULTILINE)
+    assert re.search(
+        r"^lm_head\.weight +10,908 +tied: equal to model\.embed_tokens\.weight *$", ran.out, re.MULTILINE
+    )
     assert re.search(r"^optimizer +12,345 +not part of the model *$", ran.out, re.MULTILINE)
     assert re.search(r"needs [\d.]+ kB of disk and [\d.]+ MB of buffers on \d+ workers?", ran.flat)
     assert "the ledger balances" in ran.flat
@@ -387,7 +435,9 @@ def test_a_dry_run_as_json_says_the_same_as_the_run_itself(made: Made, tmp_path:
 def test_a_dry_run_finds_what_the_run_would_find(made: Made, tmp_path: Path) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     edit_json(run / ROLE / "huggingface" / "config.json", vocab_size=999)
-    assert cli("merge", run, tmp_path / "out", "--dry-run").errors == ["error: the config does not belong to these tensors"]
+    assert cli("merge", run, tmp_path / "out", "--dry-run").errors == [
+        "error: the config does not belong to these tensors"
+    ]
 
 
 def test_also_may_be_given_several_times(made: Made, tmp_path: Path) -> None:

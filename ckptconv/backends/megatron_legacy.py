@@ -1,0 +1,309 @@
+"""Megatron's rank files: mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt (Megatron-LM) or model.pt (verl v0).
+
+Each holds one rank's module state dict, with layers numbered from 0 in each pipeline stage and model chunk
+(megatron/training/checkpointing.py, get_checkpoint_name and generate_state_dict). How a tensor is cut over TP is
+not in the files; it is Megatron's own rule for the module (megatron/core/tensor_parallel/layers.py): column-parallel
+weights along dim 0, row-parallel ones along dim 1, everything else is whole on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckptconv.backends.locate import Place
+from ckptconv.backends.megatron_names import canonical
+from ckptconv.backends.stand_ins import Inert, TensorRecord
+from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
+from ckptconv.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor
+from ckptconv.errors import CkptconvError
+from ckptconv.view import View, cat, split
+
+NAME = "megatron_legacy"
+_FOLDER = re.compile(r"^mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?$")
+_FILES = ("model_optim_rng.pt", "model.pt")
+_CHUNK = re.compile(r"^model(\d*)$")
+_LAYER = re.compile(r"(?<=layers\.)(\d+)(?=\.)")
+_GROUPED = re.compile(r"^(.*\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)$")
+_EXPERT = re.compile(r"^(.*\.experts\.)(\d+)(\.linear_fc[12]\..+)$")
+_COLUMN = re.compile(
+    r"(word_embeddings\.weight|output_layer\.weight|linear_(qkv|fc1|q_proj|q_up_proj|kv_up_proj)\.(weight|bias))$"
+)
+_ROW = re.compile(r"linear_(proj|fc2)\.weight$")
+_GATED = re.compile(r"linear_fc1\.(weight|bias)$")
+
+
+class _Seat(NamedTuple):
+    tp: int
+    pp: int
+    ep: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """One rank's chunks: name -> view, layers numbered within the chunk."""
+
+    seat: _Seat
+    chunks: tuple[dict[str, View], ...]
+
+    def layers(self, chunk: int) -> int:
+        """Transformer layers in a chunk."""
+        found = [
+            int(m[1])
+            for name in self.chunks[chunk]
+            if name.startswith("decoder.") and (m := _LAYER.search(name))
+        ]
+        return max(found, default=-1) + 1
+
+
+def is_mine(folder: Path) -> bool:
+    """True for a folder with mp_rank_* folders, itself or in model/ as verl has it."""
+    return _home(folder) is not None
+
+
+def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+    """Read every rank's metadata and put stages, experts and TP parts together.
+
+    Raises CkptconvError for ranks that are missing or do not fit together.
+    """
+    home = _home(place.folder)
+    if home is None:
+        raise CkptconvError("no mp_rank_* folders here", where=place.folder)
+    found = _paths([home, *(_home(path) or path for path in also)])
+    opened = {seat: open_torch_zip(str(path)) for seat, path in found.items()}
+    settings = _settings(place.folder, opened)
+    ranks = _seated(opened)
+    sizes = {axis: 1 + max(getattr(r.seat, axis) for r in ranks) for axis in ("tp", "pp", "ep")}
+    _check_complete(ranks, sizes, settings, home)
+    tensors = canonical(dict(_assembled(ranks, sizes, settings)))
+    held = sum(path.stat().st_size for path in found.values())
+    used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
+    folders = (place.folder / "huggingface", place.folder / "model" / "huggingface", place.folder)
+    return Checkpoint(
+        backend="megatron",
+        layout="Megatron rank files (mp_rank_*)",
+        root=place.folder,
+        world_size=len(ranks),
+        files=tuple(
+            RankFile(n, str(path), path.stat().st_size) for n, (_, path) in enumerate(sorted(found.items()))
+        ),
+        tensors=tensors,
+        meshes=(Mesh((sizes["tp"], sizes["pp"], sizes["ep"]), ("tp", "pp", "ep")),),
+        step=place.step,
+        role=place.role,
+        assets=next((path for path in folders if (path / "config.json").is_file()), None),
+        skipped=(Skipped("optimizer and trainer state", max(held - used, 0), "not part of the model"),),
+        naming="megatron",
+    )
+
+
+def _home(folder: Path) -> Path | None:
+    for path in (folder, folder / "model"):
+        if path.is_dir() and any(_FOLDER.match(child.name) and child.is_dir() for child in path.iterdir()):
+            return path
+    return None
+
+
+def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
+    """Folder numbers -> rank file."""
+    found: dict[tuple[int, ...], Path] = {}
+    for home in homes:
+        for folder in sorted(home.iterdir()):
+            match = _FOLDER.match(folder.name)
+            if not match:
+                continue
+            path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+            if path is None:
+                raise CkptconvError(
+                    "a rank's folder without its file", where=folder, wanted=" or ".join(_FILES)
+                )
+            found.setdefault(tuple(int(n) for n in match.groups() if n is not None), path)
+    if len({len(numbers) for numbers in found}) > 1:
+        raise CkptconvError("rank folders of different forms lie together", where=homes[0])
+    return found
+
+
+def _seated(opened: dict[tuple[int, ...], TorchZip]) -> list[_Rank]:
+    """Two numbers are (TP, PP), or (TP, EP) without pipeline stages: then every rank has the final norm."""
+    loaded = {numbers: _chunks(file) for numbers, file in opened.items()}
+    staged = not all(any("decoder.final_layernorm.weight" in c for c in chunks) for chunks in loaded.values())
+    ranks = []
+    for numbers, chunks in sorted(loaded.items()):
+        tp, second, third = (*numbers, 0, 0)[:3]
+        seat = _Seat(tp, second, third) if len(numbers) == 3 or staged else _Seat(tp, 0, second)
+        ranks.append(_Rank(seat, chunks))
+    return ranks
+
+
+def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
+    """The model chunks of a rank file: "model", or "model0", "model1", … with virtual stages; verl keeps a list."""
+    root = file.root
+    parts = root if isinstance(root, list) else None
+    if isinstance(root, dict):
+        named = {int(m[1] or 0): value for key, value in root.items() if (m := _CHUNK.match(str(key)))}
+        parts = [named[number] for number in sorted(named)]
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise CkptconvError(
+            "a rank file without a model", where=file.path, wanted="'model', 'model0' or a list"
+        )
+    chunks = []
+    for part in parts:
+        views: dict[str, View] = {}
+        for name, value in part.items():
+            if "_extra_state" in name or value is None:
+                continue
+            if not isinstance(value, TensorRecord):
+                raise CkptconvError(f"{name} is no tensor", where=file.path, found=repr(value)[:80])
+            views[str(name).removeprefix("module.")] = file.view(value)
+        chunks.append(views)
+    return tuple(chunks)
+
+
+def _settings(folder: Path, opened: dict[tuple[int, ...], TorchZip]) -> dict[str, Any]:
+    """The trainer's own settings, where they lie beside the weights: Megatron-LM's args, verl's transformer_config."""
+    for file in opened.values():
+        args = file.root.get("args") if isinstance(file.root, dict) else None
+        if isinstance(args, Inert) and isinstance(args.state, dict):
+            return args.state
+    path = folder / "transformer_config.json"
+    if path.is_file():
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CkptconvError("not readable as JSON", where=path, found=str(error)) from error
+        return data if isinstance(data, dict) else {}
+    return {}
+
+
+def _check_complete(ranks: list[_Rank], sizes: dict[str, int], settings: dict[str, Any], home: Path) -> None:
+    """Every TP and PP index, and every EP index of every stage, must be there; with folders not a cross product."""
+    stated = {
+        "tp": settings.get("tensor_model_parallel_size"),
+        "pp": settings.get("pipeline_model_parallel_size"),
+        "ep": settings.get("expert_model_parallel_size"),
+    }
+    for axis, size in stated.items():
+        if isinstance(size, int) and size > sizes[axis]:
+            sizes[axis] = size
+    for pp in range(sizes["pp"]):
+        for axis in ("tp", "ep"):
+            there = {getattr(rank.seat, axis) for rank in ranks if rank.seat.pp == pp}
+            absent = sorted(set(range(sizes[axis])) - there)
+            if absent:
+                raise CkptconvError(
+                    f"{axis} rank {absent[0]} of {sizes[axis]} is missing in pipeline stage {pp}",
+                    where=home,
+                    found=f"{axis} ranks {sorted(there)}",
+                    hint="copy its mp_rank_ folder from the node where it ran, or name that folder's parent with --also",
+                )
+
+
+def _assembled(
+    ranks: list[_Rank], sizes: dict[str, int], settings: dict[str, Any]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Stages and chunks in the order of the layers: chunk 0 of every stage, then chunk 1, …"""
+    first = 0
+    for chunk in range(max(len(rank.chunks) for rank in ranks)):
+        for pp in range(sizes["pp"]):
+            stage = [rank for rank in ranks if rank.seat.pp == pp]
+            names = dict.fromkeys(name for rank in stage for name in rank.chunks[chunk])
+            for name in names:
+                yield from _tensor(name, stage, chunk, first, settings)
+            first += stage[0].layers(chunk)
+
+
+def _tensor(
+    name: str, stage: list[_Rank], chunk: int, first: int, settings: dict[str, Any]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """One name of a stage: over TP; an expert's over EP too, with its number in the whole model."""
+    number = _LAYER.search(name)
+    whole = name
+    if number and name.startswith("decoder."):
+        whole = name[: number.start()] + str(int(number[1]) + first) + name[number.end() :]
+    numbered = _numbered(whole)
+    expert = _EXPERT.match(numbered)
+    if expert is None:
+        yield (
+            whole,
+            _over_tp(
+                name,
+                [(rank.seat.tp, rank.chunks[chunk][name]) for rank in stage if name in rank.chunks[chunk]],
+            ),
+        )
+        return
+    local = _experts_here(stage[0].chunks[chunk], expert[1], first)
+    for ep in sorted({rank.seat.ep for rank in stage}):
+        held = [
+            (r.seat.tp, r.chunks[chunk][name]) for r in stage if r.seat.ep == ep and name in r.chunks[chunk]
+        ]
+        full = f"{expert[1]}{int(expert[2]) + ep * local}{expert[3]}"
+        if settings.get("expert_tensor_parallel_size") == 1:
+            (_, view), *copies = held
+            yield full, StoredTensor(view, "", tuple(((0,) * len(view.shape), copy) for _, copy in copies))
+        else:
+            yield full, _over_tp(numbered, held)
+
+
+def _numbered(name: str) -> str:
+    """`experts.linear_fc1.weight3` (grouped GEMM) and `experts.local_experts.3.…` as `experts.3.linear_fc1.weight`."""
+    grouped = _GROUPED.match(name)
+    if grouped:
+        return f"{grouped[1]}.{grouped[4]}.{grouped[2]}.{grouped[3]}"
+    return name.replace(".experts.local_experts.", ".experts.")
+
+
+def _experts_here(chunk: dict[str, View], prefix: str, first: int) -> int:
+    """How many experts of a layer one rank holds."""
+    layer = _LAYER.search(prefix)
+    local = (
+        prefix
+        if layer is None
+        else f"{prefix[: layer.start()]}{int(layer[1]) - first}{prefix[layer.end() :]}"
+    )
+    numbers = {m[2] for name in chunk if (m := _EXPERT.match(_numbered(name))) and m[1] == local}
+    return len(numbers)
+
+
+def _over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
+    """The parts of the TP ranks put together; ranks of one TP index (over EP) hold copies."""
+    parts: dict[int, View] = {}
+    copies: list[tuple[int, View]] = []
+    for tp, view in held:
+        if tp in parts:
+            copies.append((tp, view))
+        else:
+            parts[tp] = view
+    views = [parts[tp] for tp in sorted(parts)]
+    dim = 0 if _COLUMN.search(name) else 1 if _ROW.search(name) else None
+    scalar_head = (
+        name == "output_layer.weight" and views[0].shape[0] == 1
+    )  # a critic's, the same on every rank
+    if dim is None or scalar_head or len(views) == 1:
+        zero = (0,) * len(views[0].shape)
+        rest = [*views[1:], *(view for _, view in copies)]
+        return StoredTensor(views[0], "", tuple((zero, view) for view in rest))
+    if _GATED.search(name):  # every rank has its own [gate | up]
+        halves = [split(view, 0, [view.shape[0] // 2] * 2) for view in views]
+        view = cat([half for side in (0, 1) for half in (pair[side] for pair in halves)], 0)
+        return StoredTensor(view, "gated Shard(0)", tuple(_gated_copies(copies, parts)))
+    size = views[0].shape[dim]
+    offsets = [(tp * size if d == dim else 0 for d in range(len(views[0].shape))) for tp, _ in copies]
+    return StoredTensor(
+        cat(views, dim),
+        f"Shard({dim})",
+        tuple((tuple(o), v) for o, (_, v) in zip(offsets, copies, strict=True)),
+    )
+
+
+def _gated_copies(
+    copies: list[tuple[int, View]], parts: dict[int, View]
+) -> Iterator[tuple[tuple[int, ...], View]]:
+    for tp, view in copies:
+        half = view.shape[0] // 2
+        for side, part in enumerate(split(view, 0, [half, half])):
+            row = side * half * len(parts) + tp * half
+            yield (row, *(0,) * (len(view.shape) - 1)), part

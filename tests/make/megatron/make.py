@@ -1,0 +1,125 @@
+"""Makes, checks and keeps the fixtures of tests/fixtures/megatron; README.md says what they need."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import check
+import tiny
+from cases import CASES, Case
+
+HERE = Path(__file__).resolve().parent
+FIXTURES = HERE.parents[1] / "fixtures/megatron"
+PACKAGES = ("torch", "transformers", "safetensors")
+BRIDGES = {"mbridge": "mbridge", "megatron_bridge": "megatron-bridge", "mcore_bridge": "mcore-bridge"}
+
+
+def make(name: str, case: Case, old_core: Path | None, out: Path) -> str:
+    """One fixture; it is kept only when its files give back the model bit for bit. Returns a line about it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / name
+        tiny.make(case.family, folder / "hf")
+        if case.critic:
+            tiny.as_critic(folder / "hf")
+        index = tiny.write_index(folder / "hf")
+        failed = launch(name, case, folder, old_core)
+        index.unlink()
+        if failed:
+            return f"FAILED  {name}\n{failed}"
+        if case.critic:
+            tiny.as_classifier(folder / "hf")
+        wrong = check.differences(case, folder)
+        if wrong:
+            keep = Path(tempfile.gettempdir()) / f"wrong-{name}"
+            shutil.rmtree(keep, ignore_errors=True)
+            shutil.copytree(folder, keep)
+            return f"WRONG   {name}  (kept in {keep})\n" + "\n".join(wrong[:20])
+        (folder / "about.json").write_text(json.dumps(about(name, case), indent=1) + "\n")
+        paths = machine_paths(folder)
+        if paths:
+            return f"PATHS   {name}  {paths}"
+        shutil.rmtree(out / name, ignore_errors=True)
+        shutil.copytree(folder, out / name)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return f"OK      {name}  {size / 1000:.0f} kB"
+
+
+def launch(name: str, case: Case, folder: Path, old_core: Path | None) -> str:
+    """Runs write.py under torchrun in the fixture's folder; returns the end of its output if it fails."""
+    paths = [str(HERE), str(HERE / "stand_ins")]
+    if case.core != version("megatron-core"):
+        if old_core is None:
+            return f"needs --old-core: a folder with megatron-core {case.core}"
+        paths.insert(0, str(old_core.resolve()))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    port = random.randrange(20000, 60000)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--master-port={port}"]
+    command += [f"--nproc-per-node={case.world}", str(HERE / "write.py"), name]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    if done.returncode == 0:
+        return ""
+    lines = (done.stdout + done.stderr).split("torch.distributed.elastic.multiprocessing.errors")[0].splitlines()
+    told = [line for line in lines if "torch/distributed/" not in line and "^^^" not in line and "gloo" not in line]
+    return "\n".join(told)[-3500:]
+
+
+def about(name: str, case: Case) -> dict[str, Any]:
+    """What a fixture is, for about.json."""
+    used = {each: getattr(case, each) for each in ("tp", "pp", "vpp", "ep", "etp") if getattr(case, each) > 1}
+    if case.ep > 1:
+        used["etp"] = case.etp
+    versions = {each: version(each) for each in (*PACKAGES, BRIDGES[case.bridge])} | {"megatron-core": case.core}
+    return {
+        "command": f"python tests/make/megatron/make.py {name}",
+        "shows": case.shows,
+        "family": case.family,
+        "layout": case.layout,
+        "ranks": case.world,
+        "parallelism": used,
+        "spec": case.spec,
+        "first_stage_layers": case.first,
+        "padded_to_multiple_of": case.pad,
+        "metadata": case.metadata,
+        "optimizer": case.optimizer,
+        "versions": {"python": sys.version.split()[0]} | versions,
+        "not_real": "Transformer Engine and CUDA (stand_ins/); Megatron-Core and the bridge are",
+    }
+
+
+def machine_paths(folder: Path) -> list[str]:
+    """Files that hold a path of this machine."""
+    marks = [str(Path.home()), str(HERE.parents[2]), tempfile.gettempdir(), sys.prefix, "/work/", "/root/", "/tmp/"]
+    found = []
+    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+        data = file.read_bytes()
+        found += [f"{file.relative_to(folder)}: {mark}" for mark in marks if mark.encode() in data]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("case", nargs="*", help="names from cases.py; all of them by default")
+    parser.add_argument("--old-core", type=Path, help="pip's --target folder of the older megatron-core")
+    parser.add_argument("--out", type=Path, default=FIXTURES)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for name in options.case or CASES:
+        line = make(name, CASES[name], options.old_core, options.out)
+        print(line, flush=True)
+        failed += not line.startswith("OK")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
