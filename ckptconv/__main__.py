@@ -20,6 +20,10 @@ def main() -> None:
             raise
         _show(error)
         sys.exit(int(error.code))
+    except SystemExit as end:  # typer turns Ctrl-C into exit code 130 without a word
+        if end.code == int(ExitCode.INTERRUPTED):
+            print("stopped; nothing was changed", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("stopped; nothing was changed", file=sys.stderr)
         sys.exit(int(ExitCode.INTERRUPTED))

@@ -85,7 +85,8 @@ def merge(
     begun = time.monotonic()
     target = Path(target)
     count = workers_for(max_memory, workers)
-    _check_target(target, [Path(source)], overwrite)
+    given = [Path(path) for path in (source, *also, config, base) if path is not None]
+    _check_target(target, given, overwrite)
     checkpoint = open_checkpoint(source, backend=backend, step=step, also=also)
     plan, folder = _plan(checkpoint, options or Options(**choices), config, base)
     if check_replicas:
@@ -260,6 +261,7 @@ def _fingerprint(plan: Plan) -> str:
     for key, output in sorted(plan.outputs.items()):
         for view in _views(output):
             digest.update(repr((key, output.dtype, view.chunks[:1])).encode())
+        digest.update(repr(getattr(output.source, "scale", None)).encode())
     return digest.hexdigest()
 
 
@@ -336,13 +338,14 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
 
 def _publish(work: Path, target: Path, overwrite: bool) -> None:
     """Make the work folder the target by one rename; the old target is moved aside first and removed last."""
-    for name in (_STAMP, ".lock"):
-        (work / name).unlink(missing_ok=True)
+    (work / _STAMP).unlink(missing_ok=True)
     target = target.resolve()
     old = None
     try:
         _fsync_tree(work)
         if target.exists() and any(target.iterdir()):
+            if not overwrite:
+                raise CkptconvError("the target is there already: it appeared during the merge", where=target)
             old = target.parent / f".{target.name}.ckptconv-old-{os.getpid()}"
             os.replace(target, old)
         try:
@@ -351,6 +354,7 @@ def _publish(work: Path, target: Path, overwrite: bool) -> None:
             if old is not None:
                 os.replace(old, target)
             raise
+        (target / ".lock").unlink(missing_ok=True)  # only now: until the rename it keeps other merges out
         _fsync_folder(target.parent)
     except OSError as error:
         raise CkptconvError(

@@ -133,10 +133,12 @@ class _Draft:
         bare, self._origin = unwrap({name: tensor.view for name, tensor in checkpoint.tensors.items()})
         self._parts = lora.separate(bare)
         self.mode = _lora_mode(self._parts, options, base, self._notes)
+        replaced = "replaced by its trained copy (modules_to_save)"
         self.outputs: dict[str, Output] = {}
         self._files: tuple[layout.OutFile, ...] = ()
         self._texts: dict[str, Any] = {}
         self._dropped = _replicas(checkpoint)
+        self._dropped += [Dropped(name, view.nbytes, replaced, view) for name, view in self._parts.replaced]
         self._rules: tuple[str, ...] = ()
         self._dtype_said = ""
 
@@ -146,8 +148,9 @@ class _Draft:
         named = self._rename(weights, naming)
         if self._base is None:
             named = self._tie(named)
-        fused = _fuse(named, self._parts, self.mode, self._meta, self._options)
         config, options = self._config or {}, self._options
+        turned = lora.is_fan_in_fan_out(self._meta, config)
+        fused = _fuse(named, self._parts, self._meta, options, turned)
         policy = "keep" if self._checkpoint.naming == "hub" and options.dtype == "auto" else options.dtype
         stored = {source.dtype for source, _, _ in fused.values()}
         target, self._dtype_said = dtype_policy.target(stored, self._config, policy)
@@ -177,13 +180,14 @@ class _Draft:
         }
         base = (self._config or {}).get("_name_or_path") or None
         self._texts[f"{folder}adapter_config.json"] = lora.adapter_config(
-            self._parts.factors, self._meta, self._options.lora_alpha, base
+            self._parts, self._meta, self._options.lora_alpha, base
         )
         self._files += (layout.out_file(f"{folder}adapter_model.safetensors", adapter),)
         self.outputs.update(adapter)
         if self.mode == "adapter":
             for name, view in self._parts.weights.items():
-                self._drop(name, view, "base weight, not part of an adapter")
+                if name not in self._parts.trained:
+                    self._drop(name, view, "base weight, not part of an adapter")
             self._config = None
 
     def close(self) -> Plan:
@@ -207,6 +211,11 @@ class _Draft:
         if self._base is not None:
             views = {name: tensor.view for name, tensor in self._base.tensors.items()}
             self._stored += views.values()
+            for name in self._parts.trained:
+                if name not in views:
+                    raise CkptconvError(f"{name} was trained whole, but the base model has no such weight")
+                self._drop(f"base: {name}", views[name], "replaced by its trained copy (modules_to_save)")
+                views[name] = self._parts.weights[name]
             return views, self._base.naming
         return self._parts.weights, self._checkpoint.naming
 
@@ -267,7 +276,8 @@ def _lora_mode(parts: lora.Separated, options: Options, base: Checkpoint | None,
                 "--base is for checkpoints that hold LoRA tensors alone", hint="leave --base away"
             )
         return "none"
-    if not parts.weights and base is None:
+    alone = set(parts.weights) <= set(parts.trained)
+    if alone and base is None:
         if options.lora in ("merge", "both"):
             raise CkptconvError(
                 "the checkpoint holds LoRA tensors alone", hint="name the base model's folder: --base DIR"
@@ -277,7 +287,7 @@ def _lora_mode(parts: lora.Separated, options: Options, base: Checkpoint | None,
                 "LoRA tensors alone are stored: writing a PEFT adapter (with --base DIR: the merged model)"
             )
         return "adapter"
-    if parts.weights and base is not None:
+    if not alone and base is not None:
         raise CkptconvError("the checkpoint holds its base weights itself", hint="leave --base away")
     if options.lora is None:
         notes.append(
@@ -293,10 +303,9 @@ def _replicas(checkpoint: Checkpoint) -> list[Dropped]:
 
 
 def _fuse(
-    named: _Filled, parts: lora.Separated, mode: str, meta: Mapping[str, Any], options: Options
+    named: _Filled, parts: lora.Separated, meta: Mapping[str, Any], options: Options, turned: bool
 ) -> _Filled:
-    if mode not in ("merge", "both"):
-        return named
+    """LoRA merged into the weights. turned: these are (in, out)."""
     fused = dict(named)
     by_source = {sources[0]: name for name, (_, _, sources) in named.items() if len(sources) == 1}
     for factors in parts.factors:
@@ -304,7 +313,7 @@ def _fuse(
         if name is None:
             raise CkptconvError(f"LoRA on {factors.module}, but the model has no weight of that name")
         source, shape, origins = named[name]
-        left, right = factors.sides()
+        left, right = factors.sides(turned)
         if (
             (left.shape[0], right.shape[1]) != source.shape
             or not isinstance(source, View)
@@ -321,25 +330,34 @@ def _fuse(
 
 
 def _adapter(parts: lora.Separated, options: Options) -> dict[str, Output]:
+    """What PEFT saves: the factors, and the weights that were trained whole."""
     forced = options.dtype if options.dtype in FLOATS else None
-    found = {}
+    pairs = [(lora.saved_name(name), parts.weights[name], name) for name in parts.trained]
     for factors in parts.factors:
-        named = lora.adapter_names(factors)
-        for (name, view), origin in zip(named, (factors.a_name, factors.b_name), strict=True):
-            dtype = forced if forced and is_float(view.dtype) else view.dtype
-            found[name] = Output(name, view.shape, dtype, view, (origin,))
+        a, b = lora.adapter_names(factors)
+        pairs += [(*a, factors.a_name), (*b, factors.b_name)]
+    found = {}
+    for name, view, origin in pairs:
+        dtype = forced if forced and is_float(view.dtype) else view.dtype
+        found[name] = Output(name, view.shape, dtype, view, (origin,))
     return found
 
 
 def _balance(stored: list[View], outputs: Mapping[str, Output], dropped: list[Dropped], mode: str) -> int:
     """Close the ledger; every output is tiled exactly once and every stored element is used or dropped."""
     used: list[View] = []
-    for output in outputs.values():
+    for key, output in outputs.items():
         made_of = views_of(output.source)
         for view in made_of:
             check_tiling(view.shape, view.chunks)
         if prod(output.shape) != output.source.numel:
             raise CkptconvError(f"{output.name} would have another number of elements than its source")
-        # With "both", a LoRA factor goes into the weight and into the adapter; the adapter is what accounts for it.
-        used += made_of[:1] if mode == "both" else made_of
+        # With "both", factors and trained weights go into the model and into the adapter. The factors are accounted
+        # for in the adapter, everything else in the model.
+        if mode != "both":
+            used += made_of
+        elif not key.startswith(ADAPTER_FOLDER):
+            used += made_of[:1]
+        elif ".lora_" in key:
+            used += made_of
     return ledger.check_balance(stored, used, [item.view for item in dropped if item.view is not None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -30,7 +31,7 @@ def for_each(
     todo, lock, stop = iter(tasks), threading.Lock(), threading.Event()
     errors: list[BaseException] = []
 
-    def work() -> None:
+    def work(ended: threading.Event) -> None:
         try:
             with open_worker() as do:
                 while not stop.is_set():
@@ -42,18 +43,29 @@ def for_each(
         except BaseException as error:
             errors.append(error)
             stop.set()
+        finally:
+            ended.set()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    # Events, not Thread.join: up to Python 3.12 a join that Ctrl-C interrupts takes the running thread for ended.
+    started: list[threading.Event] = []
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)  # a join without a timeout cannot be interrupted
+        for _ in range(workers):
+            ended = threading.Event()
+            threading.Thread(target=work, args=(ended,), daemon=True).start()
+            started.append(ended)
+        for ended in started:
+            while not ended.wait(0.2):  # a wait without a timeout cannot be interrupted
+                pass
     finally:
         stop.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        _wait_for(started)
     if errors:
         raise errors[0]
+
+
+def _wait_for(started: list[threading.Event]) -> None:
+    """Wait for threads that were told to stop; a second Ctrl-C must not close their files under them."""
+    for ended in started:
+        while not ended.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                ended.wait(0.2)

@@ -19,7 +19,7 @@ REPO = Path(__file__).resolve().parent.parent
 MAKE = Path(__file__).resolve().parent / "make"
 
 # Makers that have nothing to do with the checkpoints here; any other file there counts for the cache.
-OTHER_MAKERS = ("verl_", "smollm", "old_torch")
+OTHER_MAKERS = ("verl_", "smollm", "old_torch", "demo", "screens")
 
 
 def cache_key() -> str:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from ckptconv.backends.locate import Place, locate
+from ckptconv.backends.locate import Place, locate, steps_of
 from ckptconv.checkpoint import Checkpoint
 from ckptconv.errors import CkptconvError
 
@@ -44,12 +44,24 @@ def _other(folder: str | Path, module: ModuleType, first: Place) -> Path:
     root = Path(folder)
     if not root.is_dir():
         raise CkptconvError("no such folder", where=root, hint="--also names a folder with rank files")
-    place = locate(root / first.role if first.role and (root / first.role).is_dir() else root, module.is_mine)
-    if place is None and first.step is not None:
-        place = locate(root, module.is_mine, first.step)
+    if not module.is_mine(root) and (steps := steps_of(root)):
+        if first.step not in steps:
+            raise _another_step(root, first.step)
+        root = steps[first.step]
+    if first.role and (root / first.role).is_dir():
+        root = root / first.role
+    place = locate(root, module.is_mine)
     if place is None:
         raise CkptconvError("no rank files here", where=root, hint="--also names a folder with rank files")
+    if place.step is not None and place.step != first.step:
+        raise _another_step(root, first.step)
     return place.folder
+
+
+def _another_step(root: Path, step: int | None) -> CkptconvError:
+    return CkptconvError(
+        f"step {step} is not in this folder", where=root, hint="--also names the same step on another disk"
+    )
 
 
 def _nothing(root: Path, backend: str | None) -> CkptconvError:

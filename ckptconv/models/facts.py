@@ -52,7 +52,7 @@ def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
 
     transformers keeps `_keep_in_fp32_modules_strict` in float32 always, `_keep_in_fp32_modules` when in float16.
     """
-    kept: list[str] = []
+    kept = ["e_score_correction_bias"]  # a router's bias; some classes forget to say it
     for architecture in _architectures(config):
         facts = _class(architecture)
         kept += facts.get("keep_fp32_strict", [])

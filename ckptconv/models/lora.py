@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 from ckptconv.errors import CkptconvError
@@ -20,6 +20,7 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"^(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?(?P<tail>\.weight)?$"
 )
+_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # transformers.pytorch_utils.Conv1D
 _OTHER = re.compile(r"\.lora_|lora_magnitude_vector|\.adapter_")
 
 
@@ -42,20 +43,29 @@ class Factors:
     def weight(self) -> str:
         return f"{self.module}.weight"
 
-    def sides(self) -> tuple[View, View]:
-        """left (out, r) and right (r, in), so that the update is scale * left @ right."""
-        if self.embedding:
+    def sides(self, fan_in_fan_out: bool) -> tuple[View, View]:
+        """left (rows, r) and right (r, columns), so that the update is scale * left @ right.
+
+        fan_in_fan_out: the weight is (in, out), as GPT-2's Conv1D has it.
+        """
+        if self.embedding or fan_in_fan_out:
             return permute(self.a, (1, 0)), permute(self.b, (1, 0))
         return self.b, self.a
 
 
 @dataclass(frozen=True, slots=True)
 class Separated:
-    """A state dict taken apart: base weights under their own names, and the updates. origin: new name -> stored name."""
+    """A state dict taken apart: base weights under their own names, and the updates.
+
+    origin: new name -> stored name. trained: weights that PEFT trained whole (modules_to_save); replaced: the
+    originals of those, by stored name.
+    """
 
     weights: dict[str, View]
     factors: tuple[Factors, ...]
     origin: dict[str, str]
+    trained: tuple[str, ...] = ()
+    replaced: tuple[tuple[str, View], ...] = ()
 
 
 def separate(tensors: Mapping[str, View]) -> Separated:
@@ -67,7 +77,7 @@ def separate(tensors: Mapping[str, View]) -> Separated:
     adapters: set[str] = set()
     weights: dict[str, View] = {}
     origin: dict[str, str] = {}
-    replaced: set[str] = set()
+    saved: dict[str, tuple[str, View]] = {}
     for name, view in tensors.items():
         match = _FACTOR.match(name)
         if match:
@@ -80,47 +90,65 @@ def separate(tensors: Mapping[str, View]) -> Separated:
                 f"{name} is an adapter of a kind that is not plain LoRA", hint="merge it in PEFT first"
             )
         else:
-            bare, trained = _saved_module(_bare(name))
-            if bare in weights and not (trained or bare in replaced):
-                raise CkptconvError(f"two stored tensors are both {bare}", found=f"{origin[bare]} and {name}")
-            if trained:
-                replaced.add(bare)
-            elif bare in replaced:
-                continue
-            weights[bare], origin[bare] = view, name
+            bare, is_saved = _saved_module(_bare(name))
+            if bare in (saved if is_saved else weights):
+                first = saved[bare][0] if is_saved else origin[bare]
+                raise CkptconvError(f"two stored tensors are both {bare}", found=f"{first} and {name}")
+            if is_saved:
+                saved[bare] = name, view
+            else:
+                weights[bare], origin[bare] = view, name
     if len(adapters) > 1:
         raise CkptconvError(
             "more than one adapter is stored", found=", ".join(sorted(adapters)), hint="save one of them"
         )
-    return Separated(weights, tuple(_pair(module, found) for module, found in halves.items()), origin)
+    replaced = tuple((origin[bare], weights[bare]) for bare in saved if bare in weights)
+    for bare, (name, view) in saved.items():
+        weights[bare], origin[bare] = view, name
+    pairs = tuple(_pair(module, found) for module, found in halves.items())
+    return Separated(weights, pairs, origin, tuple(saved), replaced)
 
 
 def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None) -> float:
     """alpha / r (or alpha / sqrt(r) for rsLoRA). alpha: what the user said; otherwise the metadata must say it."""
     rank = factors.rank
     if alpha is None:
-        alpha = meta.get("lora_alpha")
-        stated = meta.get("r")
-        if isinstance(stated, int) and stated > 0 and stated != rank and not meta.get("rank_pattern"):
+        alpha = _of_module(meta.get("alpha_pattern"), factors.module, meta.get("lora_alpha"))
+        stated = _of_module(meta.get("rank_pattern"), factors.module, meta.get("r"))
+        if isinstance(stated, int) and stated > 0 and stated != rank:
             raise CkptconvError(
                 "the LoRA metadata does not belong to these tensors",
                 found=f"r = {rank} in {factors.a_name}",
                 wanted=f"r = {stated}",
                 hint="say the alpha yourself: --lora-alpha N",
             )
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or alpha <= 0:
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < inf:
         raise CkptconvError(
             "LoRA tensors are there, but their alpha is not known",
             found="no lora_alpha above 0 in lora_train_meta.json or adapter_config.json",
-            hint="say it: --lora-alpha N (the training configuration has it), or export the adapter: --lora adapter",
+            hint="say it: --lora-alpha N (the training configuration has it)",
         )
     return alpha / (sqrt(rank) if meta.get("use_rslora") else rank)
 
 
+def is_fan_in_fan_out(meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """True where weights are (in, out): what PEFT's config says, and the model types built of Conv1D."""
+    return bool(meta.get("fan_in_fan_out")) or config.get("model_type") in _CONV1D
+
+
+def _of_module(patterns: Any, module: str, default: Any) -> Any:
+    """What a rank_pattern or alpha_pattern says of a module (peft/utils/other.py, get_pattern_key), or the default."""
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if re.match(rf"(?:.*\.)?(?:{pattern})$", module):
+            return value
+    return default
+
+
 def adapter_config(
-    factors: tuple[Factors, ...], meta: Mapping[str, Any], alpha: float | None, base: str | None
+    parts: Separated, meta: Mapping[str, Any], alpha: float | None, base: str | None
 ) -> dict[str, Any]:
     """PEFT's adapter_config.json for exported factors."""
+    factors = parts.factors
     ranks = {f.rank for f in factors}
     if len(ranks) != 1 and not meta.get("rank_pattern"):
         raise CkptconvError(
@@ -140,12 +168,17 @@ def adapter_config(
         "target_modules": sorted({f.module.rsplit(".", 1)[-1] for f in factors}),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": bool(meta.get("fan_in_fan_out")),
         "inference_mode": True,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": sorted({name.rsplit(".", 2)[-2] for name in parts.trained}) or None,
         **known,
     }
+
+
+def saved_name(name: str) -> str:
+    """A wholly trained weight (modules_to_save) as PEFT saves it."""
+    return f"{_PREFIX}{name}"
 
 
 def adapter_names(factors: Factors) -> tuple[tuple[str, View], tuple[str, View]]:

@@ -42,7 +42,7 @@ class Sink:
             if quiet:
                 sys.stdout.write(quiet + "\n")
         else:
-            self.out.print(shown)
+            self.out.print(shown, soft_wrap=isinstance(shown, Text))  # a path stays in one piece
 
     def phase(self, word: str, text: str) -> None:
         """One line of what is being done: `Reading   Megatron tp 2 × pp 2`."""

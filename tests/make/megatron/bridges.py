@@ -105,7 +105,9 @@ def by_megatron_bridge(case: Any) -> Loaded:
     provider.params_dtype = provider.pipeline_dtype = torch.bfloat16
     provider.bf16 = True
     if case.pad:
-        provider.make_vocab_size_divisible_by = case.pad
+        provider.make_vocab_size_divisible_by, provider.should_pad_vocab = case.pad, True
+    if hasattr(provider, "q_lora_rank"):  # Megatron-Bridge takes null for "the default"
+        provider.q_lora_rank = bridge.hf_pretrained.config.q_lora_rank
     provider.finalize()
     wrapped = provider.provide_distributed_model(wrap_with_ddp=False)
     for module in (each for model in wrapped for each in model.modules()):

@@ -86,7 +86,7 @@ CASES: dict[str, Case] = {
     "deepseek_v2_mb": Case("deepseek_v2", "MLA without q-LoRA, without expert bias", "bridge", tp=2, ep=2, bridge="megatron_bridge"),
     "qwen3_next_mb": Case("qwen3_next", "gated delta net in Megatron's own layout", "bridge", tp=2, bridge="megatron_bridge", pad=2),
     "qwen2_mb": Case("qwen2", "run_config.yaml; not padded beyond TP", "bridge", tp=2, pp=2, first=2, bridge="megatron_bridge", pad=2),
-    "glm4_mcb": Case("glm4", "GLM-4: sandwich norms", "mlm", tp=2, bridge="mcore_bridge", pad=2),
+    "glm4_mcb": Case("glm4", "GLM-4: sandwich norms", "mlm", pp=2, bridge="mcore_bridge", pad=2),
     "glm4_moe_mtp_mcb": Case("glm4_moe_mtp", "an MTP layer", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
     "olmoe_mcb": Case("olmoe", "q and k norms under other names", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=2),
     "gpt_oss_mcb": Case("gpt_oss", "sinks, biases; the Hub's experts are interleaved and transposed", "mlm", tp=2, bridge="mcore_bridge", pad=2),
