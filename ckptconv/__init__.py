@@ -13,23 +13,29 @@ from ckptconv.errors import CkptconvError, ExitCode
 from ckptconv.version import __version__
 
 if TYPE_CHECKING:
-    from ckptconv.inspect import inspect
+    from ckptconv.commands.inspect import inspect
+    from ckptconv.commands.merge import merge
+    from ckptconv.commands.push import push
+    from ckptconv.commands.verify import verify
     from ckptconv.lazy import open
-    from ckptconv.merge import merge
-    from ckptconv.push import push
-    from ckptconv.verify import verify
 
 __all__ = ["CkptconvError", "ExitCode", "__version__", "inspect", "merge", "open", "push", "verify"]
 
-_HOMES = {"open": "lazy", "inspect": "inspect", "merge": "merge", "verify": "verify", "push": "push"}
+_HOMES = {
+    "open": "ckptconv.lazy",
+    "inspect": "ckptconv.commands.inspect",
+    "merge": "ckptconv.commands.merge",
+    "verify": "ckptconv.commands.verify",
+    "push": "ckptconv.commands.push",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The public functions, imported on first use. A command's module has its function's name and is callable."""
+    """The public functions, imported on first use."""
     if name in _HOMES:
         from importlib import import_module
 
-        value = getattr(import_module(f"ckptconv.{_HOMES[name]}"), name)
+        value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'ckptconv' has no attribute {name!r}")

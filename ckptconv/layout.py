@@ -15,6 +15,7 @@ from ckptconv.dtypes import itemsize, to_safetensors
 from ckptconv.errors import CkptconvError
 from ckptconv.view import Shape
 
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 INDEX = "model.safetensors.index.json"
 # safetensors' Dtype enum, in its order of alignment.
 _ORDER = (
@@ -54,20 +55,30 @@ def shards(
     """Cut a state dict into files of at most max_shard_size (bytes, or text such as "5GB"), as save_pretrained does."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    try:
-        split = split_state_dict_into_shards_factory(
-            dict(tensors),
-            get_storage_size=lambda tensor: tensor.nbytes,
-            filename_pattern=f"{stem}{{suffix}}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError as error:
-        raise CkptconvError(
-            f"not a size: {max_shard_size}", wanted="a number with KB, MB, GB or TB, such as 5GB"
-        ) from error
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=_in_bytes(max_shard_size),
+    )
     return tuple(
         out_file(name, {n: tensors[n] for n in names}) for name, names in split.filename_to_tensors.items()
     )
+
+
+def _in_bytes(size: int | str) -> int:
+    """A size as a number of bytes: one that is given, or one with a unit of thousands ("5GB")."""
+    try:
+        number = (
+            size
+            if isinstance(size, int)
+            else int(float(size.strip()[:-2]) * _UNITS[size.strip()[-2:].upper()])
+        )
+    except (ValueError, KeyError, OverflowError):
+        number = 0
+    if number < 1:
+        raise CkptconvError(f"not a size: {size}", wanted="a number with KB, MB, GB or TB, such as 5GB")
+    return number
 
 
 def out_file(name: str, tensors: Mapping[str, Laid]) -> OutFile:

@@ -46,21 +46,17 @@ def _place(chunk: Chunk, item: int) -> _Place:
 
 def _check_residue(left: dict[_Place, int]) -> None:
     x = secrets.randbelow(_PRIME - 2) + 2
-    inverses: dict[int, int] = {}
     sums: dict[tuple[str, int], int] = {}
     counts: dict[tuple[str, int], int] = {}
+    boxes: dict[tuple[tuple[int, int], ...], tuple[int, int]] = {}
     for (file, start, dims, item), count in left.items():
-        value = pow(x, start, _PRIME)
-        for size, stride in dims:
-            if stride == 0:
-                value = value * size % _PRIME
-                continue
-            if stride not in inverses:
-                inverses[stride] = pow(pow(x, stride, _PRIME) - 1, -1, _PRIME)
-            value = value * (pow(x, stride * size, _PRIME) - 1) % _PRIME * inverses[stride] % _PRIME
+        if dims not in boxes:  # few: what is cut alike has the same sizes and strides
+            boxes[dims] = _box(x, dims)
+        value, elements = boxes[dims]
+        value = value * pow(x, start, _PRIME)
         key = (file, item)
         sums[key] = (sums.get(key, 0) + count * value) % _PRIME
-        counts[key] = counts.get(key, 0) + count * prod(size for size, _ in dims)
+        counts[key] = counts.get(key, 0) + count * elements
     for (file, item), value in sums.items():
         if value or counts[file, item]:
             elements = counts[file, item]
@@ -77,3 +73,15 @@ def _check_residue(left: dict[_Place, int]) -> None:
                 found=f"{abs(elements) * item:,} stored bytes are {word}",
                 hint="this is a defect in ckptconv; please report it with `ckptconv inspect --json`",
             )
+
+
+def _box(x: int, dims: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The sum of x^position over a box that begins at 0, and its number of elements."""
+    value = 1
+    for size, stride in dims:
+        if stride:
+            step = pow(x, stride, _PRIME)
+            value = value * (pow(step, size, _PRIME) - 1) * pow(step - 1, -1, _PRIME) % _PRIME
+        else:
+            value = value * size % _PRIME
+    return value, prod(size for size, _ in dims)

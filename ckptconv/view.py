@@ -84,6 +84,7 @@ def stored(
 def narrow(x: T, dim: int, start: int, length: int) -> T:
     """Move 2: elements start .. start+length-1 along dim."""
     array: Any = x
+    _check_dim(array, dim)
     size = array.shape[dim]
     if start < 0 or length < 0 or start + length > size:
         raise CkptconvError(
@@ -114,6 +115,7 @@ def narrow(x: T, dim: int, start: int, length: int) -> T:
 def cat(parts: Sequence[T], dim: int) -> T:
     """Move 3: tensors one after another along dim; all other dims and the dtype are the same."""
     first: Any = parts[0]
+    _check_dim(first, dim)
     if not isinstance(first, View):
         return _library(first).concatenate(list(parts), dim)
     views: Sequence[View] = parts  # type: ignore[assignment]
@@ -140,7 +142,7 @@ def permute(x: T, dims: Sequence[int]) -> T:
     if sorted(dims) != list(range(len(array.shape))):
         raise CkptconvError(f"{list(dims)} is no order of {len(array.shape)} dims")
     if not isinstance(x, View):
-        return array.permute(*dims) if hasattr(array, "permute") else array.transpose(dims)
+        return array.permute(tuple(dims)) if hasattr(array, "permute") else array.transpose(dims)
 
     def pick(values: Shape) -> Shape:
         return tuple(values[dim] for dim in dims)
@@ -152,6 +154,7 @@ def permute(x: T, dims: Sequence[int]) -> T:
 def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
     """Move 5: one dim becomes several, row-major. A chunk cut in mid-row becomes at most 2n-1 boxes."""
     array: Any = x
+    _check_dim(array, dim)
     sizes = tuple(sizes)
     if prod(sizes) != array.shape[dim] or any(size < 0 for size in sizes):
         raise CkptconvError(f"a dim of {array.shape[dim]} elements cannot become {list(sizes)}")
@@ -182,7 +185,7 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
     for offsets, part in parts:
         if part.dtype != dtype:
             raise CkptconvError("shards of one tensor have different dtypes", found=part.dtype, wanted=dtype)
-        if len(part.shape) != len(shape):
+        if not len(part.shape) == len(offsets) == len(shape):
             raise CkptconvError(
                 "a shard has another number of dims than its tensor",
                 found=list(part.shape),
@@ -197,6 +200,7 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
 def squeeze(x: T, dim: int) -> T:
     """Drop a dim of one element."""
     array: Any = x
+    _check_dim(array, dim)
     if array.shape[dim] != 1:
         raise CkptconvError(f"dim {dim} has {array.shape[dim]} elements, not one")
     if not isinstance(x, View):
@@ -273,6 +277,33 @@ def check_tiling(shape: Shape, chunks: Sequence[Chunk]) -> None:
 
 
 def _check_disjoint(chunks: Sequence[Chunk]) -> None:
+    """Cut where no box crosses, along any dim; what cannot be cut any further is compared box by box."""
+    groups = [list(chunks)]
+    while groups:
+        group = groups.pop()
+        for dim in range(len(group[0].sizes)):
+            slabs = _slabs(group, dim)
+            if len(slabs) > 1:
+                groups += (slab for slab in slabs if len(slab) > 1)
+                break
+        else:
+            _compare_boxes(group)
+
+
+def _slabs(chunks: list[Chunk], dim: int) -> list[list[Chunk]]:
+    """Groups between cuts along a dim that go through no box."""
+    slabs: list[list[Chunk]] = []
+    end = -1
+    for chunk in sorted(chunks, key=lambda c: c.offsets[dim]):
+        begin = chunk.offsets[dim]
+        if begin >= end:
+            slabs.append([])
+        slabs[-1].append(chunk)
+        end = max(end, begin + chunk.sizes[dim])
+    return slabs
+
+
+def _compare_boxes(chunks: Sequence[Chunk]) -> None:
     """Sweep along the dim with the most cuts; only boxes that are open together are compared."""
     dims = range(len(chunks[0].sizes))
     sweep = max(dims, key=lambda dim: len({c.offsets[dim] for c in chunks}), default=None)
@@ -298,6 +329,8 @@ def _check_disjoint(chunks: Sequence[Chunk]) -> None:
 
 def boxes_of_interval(low: int, high: int, sizes: Shape) -> list[tuple[int, Shape, Shape]]:
     """The boxes of a row-major lattice that hold positions low..high-1, as (first position, offsets, sizes)."""
+    if not sizes:
+        return [(0, (), ())] if low < high else []
     if len(sizes) == 1:
         return [(low, (low,), (high - low,))]
     inner = prod(sizes[1:])
@@ -337,6 +370,13 @@ def _scalar_to_vector(x: T) -> T:
         return array.reshape((1,))
     chunks = tuple(Chunk((0,), (1,), c.file, c.start, (itemsize(x.dtype),)) for c in x.chunks)
     return View((1,), x.dtype, chunks)  # type: ignore[return-value]
+
+
+def _check_dim(x: Any, dim: int) -> None:
+    if not 0 <= dim < len(x.shape):
+        raise CkptconvError(
+            f"there is no dim {dim} in a tensor of {len(x.shape)} dims", hint="dims count from 0"
+        )
 
 
 def _put(values: Shape, dim: int, value: int) -> Shape:

@@ -35,8 +35,8 @@ from helpers import (
     tensors,
 )
 
+from ckptconv.commands.merge import Events, merge
 from ckptconv.errors import CkptconvError
-from ckptconv.merge import Events, merge
 
 Made = Callable[[str], Path]
 
@@ -143,7 +143,9 @@ def flip(file: Path, key: str = "0") -> None:
         raw.write(bytes([byte ^ 0x10]))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ckptconv.verify") is None, reason="verify is not there yet")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ckptconv.commands.verify") is None, reason="verify is not there yet"
+)
 def test_a_flipped_bit_is_found_by_verify(made: Made, tmp_path: Path) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     assert cli("verify", run).code == 0
@@ -245,7 +247,7 @@ def evil(tmp_path: Path, form: str) -> tuple[Path, Path]:
 def test_a_pickle_that_tries_to_run_code_does_not(tmp_path: Path, place: Path, form: str) -> None:
     run, sign = evil(tmp_path, form)
     for words in (("inspect", run), ("merge", run, place / "out"), ("verify", run)):
-        if words[0] != "verify" or importlib.util.find_spec("ckptconv.verify"):
+        if words[0] != "verify" or importlib.util.find_spec("ckptconv.commands.verify"):
             ran = cli(*words)
             assert ran.code == 2
             assert len(ran.errors) == 1

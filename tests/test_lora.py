@@ -26,8 +26,8 @@ from helpers import (
     tensors,
 )
 
+from ckptconv.commands.merge import merge
 from ckptconv.errors import CkptconvError
-from ckptconv.merge import merge
 
 Made = Callable[[str], Path]
 META = f"{ROLE}/lora_train_meta.json"

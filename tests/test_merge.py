@@ -37,11 +37,11 @@ from helpers import (
     tensors,
 )
 
+from ckptconv.commands.merge import Events, merge
 from ckptconv.errors import CkptconvError
-from ckptconv.merge import Events, merge
 
 Made = Callable[[str], Path]
-merge_module = sys.modules["ckptconv.merge"]  # the package's own `merge` is the function
+merge_module = sys.modules["ckptconv.commands.merge"]  # the package's own `merge` is the function
 
 # --- the same bytes
 
@@ -584,7 +584,7 @@ def test_a_stopped_merge_leaves_the_target_as_it_was(
 INTERRUPTED = """
 import signal, sys, threading, time
 from pathlib import Path
-from ckptconv.merge import Events, merge
+from ckptconv.commands.merge import Events, merge
 left = 3
 def on_bytes(nbytes, file):
     global left
@@ -632,7 +632,7 @@ def test_a_killed_merge_is_resumed_by_the_same_command(slow: Path, tmp_path: Pat
 
 KILLED = """
 import os, signal, sys
-from ckptconv.merge import Events, merge
+from ckptconv.commands.merge import Events, merge
 left = int(sys.argv[3])
 def on_bytes(nbytes, file):
     global left

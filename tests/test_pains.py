@@ -45,8 +45,8 @@ from helpers import (
 )
 
 from ckptconv.backends import open_checkpoint
+from ckptconv.commands.merge import Events, merge
 from ckptconv.errors import CkptconvError
-from ckptconv.merge import Events, merge
 
 Made = Callable[[str], Path]
 ROUTER_BIAS = "e_score_correction_bias"
@@ -336,7 +336,7 @@ def test_rank_files_scattered_over_nodes(made: Made, tmp_path: Path) -> None:
 
 RSS = """
 import sys
-from ckptconv.merge import merge
+from ckptconv.commands.merge import merge
 done = merge(sys.argv[1], sys.argv[2], max_memory=64 << 20)
 assert not {"torch", "transformers", "verl"} & set(sys.modules), sorted(sys.modules)
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM")) if sys.platform == "linux" else ("0 0",)

@@ -11,7 +11,7 @@ from hub import TOKEN, Bench, Hub
 from hub.refused import refused
 from hub.store import File
 
-from ckptconv.push import Pushed
+from ckptconv.commands.push import Pushed
 
 pytest_plugins = ["hub.fixture"]
 
@@ -60,7 +60,7 @@ def test_loads_with_transformers(folder: Path, tmp_path: Path) -> None:
     """Both modes at once, each in a process of its own: HF_ENDPOINT counts only at import."""
     code = f"""
 import torch
-from ckptconv.push import push
+from ckptconv.commands.push import push
 from transformers import AutoModelForCausalLM
 push({str(folder)!r}, "alice/tiny")
 ids = torch.arange(8)[None]

@@ -11,7 +11,7 @@ import pytest
 from hub import OTHER_TOKEN, READ_TOKEN, TOKEN, Bench, Hub
 from hub.refused import refused
 
-from ckptconv.push import Pushed
+from ckptconv.commands.push import Pushed
 
 pytest_plugins = ["hub.fixture"]
 
@@ -24,7 +24,7 @@ Push = Callable[..., Pushed]
 def test_killed_in_the_middle_then_resumed(bench: Bench, send: Push, folder: Path) -> None:
     hub = bench.hub
     hub.fail("POST .*/commit/main", "hang")
-    run = bench.python(f"from ckptconv.push import push; push({str(folder)!r}, 'alice/tiny')")
+    run = bench.python(f"from ckptconv.commands.push import push; push({str(folder)!r}, 'alice/tiny')")
     assert hub.hanging.wait(30)
     run.kill()
     run.communicate()
@@ -142,7 +142,7 @@ def test_bad_front_matter(hub: Hub, send: Push, folder: Path) -> None:
 
 
 def test_a_server_that_repeats_the_token(hub: Hub, send: Push) -> None:
-    from ckptconv.push_errors import Job, explain
+    from ckptconv.commands.push_errors import Job, explain
 
     error = explain(
         ValueError(f"bad header 'Bearer {TOKEN}' and {OTHER_TOKEN}"), Job("OUT", "a/b", hub.url, TOKEN)
@@ -216,7 +216,7 @@ def test_a_folder_that_is_not_whole(hub: Hub, send: Push, folder: Path, how: str
 TELL = """
 import sys
 from ckptconv.errors import CkptconvError
-from ckptconv.push import push
+from ckptconv.commands.push import push
 try:
     print(push({folder!r}, "alice/tiny").url)
 except CkptconvError as error:
@@ -260,5 +260,5 @@ def test_refusals_from_the_environment(bench: Bench, folder: Path) -> None:
 @pytest.mark.parametrize("hub", ["xet"], indirect=True)
 def test_import_is_cheap(bench: Bench) -> None:
     heavy = {"huggingface_hub", "torch", "transformers", "numpy"}
-    code = f"import sys, ckptconv.push; print({heavy} & set(sys.modules))"
+    code = f"import sys, ckptconv.commands.push; print({heavy} & set(sys.modules))"
     assert bench.python(code).communicate(timeout=60) == ("set()\n", "")

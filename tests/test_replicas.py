@@ -8,10 +8,10 @@ import pytest
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.checkpoint import Checkpoint
+from ckptconv.commands.merge import merge
+from ckptconv.commands.verify import verify
 from ckptconv.errors import CkptconvError
-from ckptconv.merge import merge
 from ckptconv.replicas import deviations, require_equal
-from ckptconv.verify import verify
 
 NORM = "model.layers.1.input_layernorm.weight"
 Made = Callable[[str], Path]

@@ -195,7 +195,9 @@ def _dtensor(
     shape, dtype = tuple(meta.args[0]), meta.args[2].name if isinstance(meta.args[2], Dtype) else "?"
     mesh, coordinate = _mesh(file, spec.get("mesh"), cache)
     meshes[mesh] = None
-    placements = tuple(Placement(p.kind, p.get("dim", 0)) for p in spec.get("placements", ()))
+    placements = tuple(
+        Placement(p.kind, p.get("dim", 0), p.get("split_factor", 1)) for p in spec.get("placements", ())
+    )
     if len(placements) != len(mesh.shape):
         raise CkptconvError(f"{len(placements)} placements on a mesh of {len(mesh.shape)} dims")
     view = file.view(local)

@@ -16,6 +16,7 @@ class Placement(NamedTuple):
 
     kind: str
     dim: int = 0
+    split_factor: int = 1  # of a _StridedShard: into how many parts the dims that cut before it have cut
 
     def __str__(self) -> str:
         return self.kind if self.kind == "Replicate" else f"{self.kind}({self.dim})"
@@ -35,24 +36,18 @@ def local_box(
 ) -> Box:
     """The box that the rank at a mesh coordinate holds.
 
-    Mesh dims cut from left to right; a `_StridedShard` says that the dims to its right have cut before it, so
-    then it is right to left. shard_order: newer torch states the order itself, (tensor dim, mesh dims) pairs.
+    Mesh dims cut from left to right, but for a `_StridedShard`, whose split factor says how many parts dims to its
+    right have cut before it. shard_order: newer torch states the order itself, (tensor dim, mesh dims) pairs.
     """
-    order = list(range(len(mesh)))
-    if any(placement.kind == "_StridedShard" for placement in placements):
-        order.reverse()
-    elif shard_order:
-        stated = [dim for _, dims in shard_order for dim in dims]
-        order = stated + [dim for dim in order if dim not in stated]
-    offsets, sizes = [0] * len(shape), list(shape)
-    for mesh_dim in order:
-        kind, dim = placements[mesh_dim]
-        if kind == "Replicate":
-            continue
-        if kind not in ("Shard", "_StridedShard"):
+    for kind, *_ in placements:
+        if kind not in ("Shard", "_StridedShard", "Replicate"):
             raise CkptconvError(
                 f"a {kind} placement is no finished value", hint="save the checkpoint after the reduction"
             )
+    order = [m for _, dims in shard_order for m in dims] if shard_order else _order(mesh, placements)
+    offsets, sizes = [0] * len(shape), list(shape)
+    for mesh_dim in order:
+        dim = placements[mesh_dim].dim
         dim = dim + len(shape) if dim < 0 else dim
         if not 0 <= dim < len(shape):
             raise CkptconvError(f"a placement cuts dim {dim} of a tensor with {len(shape)} dims")
@@ -62,3 +57,22 @@ def local_box(
         offsets[dim] += begin
         sizes[dim] = min(step, size - begin)
     return Box(tuple(offsets), tuple(sizes))
+
+
+def _order(mesh: tuple[int, ...], placements: tuple[Placement, ...]) -> list[int]:
+    """The mesh dims in the order in which they cut: from left to right, a _StridedShard after those it says."""
+    cuts: dict[int, list[int]] = {}
+    for mesh_dim in reversed(range(len(mesh))):
+        kind, dim, factor = placements[mesh_dim]
+        if kind == "Replicate":
+            continue
+        before, at, parts = cuts.setdefault(dim, []), 0, 1
+        while parts != factor and at < len(before):
+            parts *= mesh[before[at]]
+            at += 1
+        if parts != factor:
+            raise CkptconvError(
+                f"a _StridedShard says that {factor} parts were cut before it", found=f"mesh {list(mesh)}"
+            )
+        before.insert(at, mesh_dim)
+    return [mesh_dim for before in cuts.values() for mesh_dim in before]

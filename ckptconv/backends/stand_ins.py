@@ -10,6 +10,7 @@ torch/distributed/device_mesh.py, torch/distributed/_shard/sharded_tensor/ (torc
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 from collections.abc import Callable
@@ -117,11 +118,41 @@ class Emulated:
         raise CkptconvError("a pickle tries to change a function")
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRecord:
+def _rebuild_tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    _grad: Any = None,
+    _hooks: Any = None,
+    metadata: Any = None,
+) -> TensorRecord:
+    if isinstance(metadata, dict) and (metadata.get("conj") or metadata.get("neg")):
+        raise CkptconvError(
+            "a tensor is conjugated or negated lazily", hint="save x.resolve_conj().resolve_neg()"
+        )
+    if len(shape) != len(stride):
+        raise CkptconvError("a pickled tensor has not as many strides as dims")
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
         raise CkptconvError("a pickled tensor is not made of a storage, sizes and strides")
     return TensorRecord(storage, offset, tuple(shape), tuple(stride))
+
+
+def _rebuild_tensor_of_bytes(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> TensorRecord:
+    """Dtypes without a storage class (float8, uint16 ...): an untyped storage, the dtype beside it."""
+    if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
+        raise CkptconvError("a tensor has a dtype that is not known", found=getattr(dtype, "kind", dtype))
+    return _rebuild_tensor(storage._replace(dtype=dtype.name), offset, shape, stride, grad, hooks, metadata)
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
@@ -148,7 +179,9 @@ def _size(values: Any = ()) -> tuple[int, ...]:
 
 def _member(owner: Any, name: Any) -> Any:
     """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
-    return stand_in(str(getattr(owner, "kind", owner)), str(name))
+    if not isinstance(name, str):
+        raise CkptconvError("an attribute's name is no text")
+    return stand_in(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
 
 
 _WRAPPER = Emulated(_wrapper)
@@ -157,7 +190,7 @@ _CALLS: dict[tuple[str, str], Any] = {
     ("collections", "defaultdict"): Emulated(lambda *_: PlainDict()),
     ("torch", "Size"): Emulated(_size),
     ("torch._utils", "_rebuild_tensor_v2"): Emulated(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): Emulated(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): Emulated(_rebuild_tensor_of_bytes),
     ("torch._utils", "_rebuild_parameter"): Emulated(_rebuild_parameter),
     ("torch._utils", "_rebuild_parameter_with_state"): Emulated(_rebuild_parameter),
     ("torch._utils", "_rebuild_wrapper_subclass"): _WRAPPER,
@@ -237,11 +270,12 @@ class SafeUnpickler(pickle.Unpickler):
             _, dtype, key, _, numel = pid
             if isinstance(key, str) and type(numel) is int and numel >= 0:
                 return Storage(key, dtype.name, numel)
-        raise CkptconvError("a persistent id is not a torch storage", found=repr(pid)[:80])
+        raise CkptconvError("a persistent id is not a torch storage", found=type(pid).__name__)
 
 
 def safe_load(data: bytes, where: str) -> Any:
     """Unpickle bytes into stand-ins. Raises CkptconvError for anything that is not a whole, plain pickle."""
+    copyreg.clear_extension_cache()  # the C unpickler looks there before it asks find_class
     try:
         return SafeUnpickler(io.BytesIO(data)).load()
     except CkptconvError as error:
@@ -253,3 +287,5 @@ def safe_load(data: bytes, where: str) -> Any:
         raise CkptconvError(
             f"a pickle cannot be read: {type(error).__name__}: {error}", where=where
         ) from error
+    finally:
+        copyreg.clear_extension_cache()

@@ -121,7 +121,7 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | Non
                     break
                 crc = zlib.crc32(buffer[:got], crc)
                 at, left = at + got, left - got
-            yield entry.nbytes, entry.name if left or crc != entry.crc else None
+            yield entry.nbytes, entry.name if left or (entry.crc and crc != entry.crc) else None
 
 
 @contextmanager

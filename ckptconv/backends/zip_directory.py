@@ -89,6 +89,8 @@ def data_start(window: Window, entry: ZipEntry) -> int:
             "an entry's header is not where the directory says", where=f"{window.path}:{entry.name}"
         )
     name, extra = struct.unpack_from("<HH", header, 26)
+    if window.read(entry.header + _LOCAL, int(name)) != entry.name.encode():
+        raise CkptconvError("an entry's header is another entry's", where=f"{window.path}:{entry.name}")
     return entry.header + _LOCAL + int(name) + int(extra)
 
 

@@ -24,7 +24,7 @@ def command(
 
     Reads no tensor, so a terabyte answers as fast as a megabyte. Exit code 1 when it is not complete.
     """
-    from ckptconv.inspect import inspect
+    from ckptconv.commands.inspect import inspect
     from ckptconv.show.inspect import screen
     from ckptconv.show.sink import Sink
 

@@ -101,8 +101,8 @@ def command(
     verl's lines work as they are: merge --backend fsdp --local_dir D --target_dir O [--hf_upload_path org/name].
     """
     from ckptconv.cli.push import push_and_show
+    from ckptconv.commands.merge import Events, merge
     from ckptconv.errors import CkptconvError
-    from ckptconv.merge import Events, merge
     from ckptconv.plan import Options
     from ckptconv.show import merge as show
     from ckptconv.show.sink import Sink

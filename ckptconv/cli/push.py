@@ -72,7 +72,7 @@ def command(
 
 def push_and_show(sink: Sink, folder: Path, repo: str, **options: Any) -> None:
     """Push and show the result; `merge --push` ends here too."""
-    from ckptconv.push import push
+    from ckptconv.commands.push import push
     from ckptconv.show import push as show
 
     result = push(folder, repo, on_progress=show.listener(sink), bars=sink.live, **options)

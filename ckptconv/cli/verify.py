@@ -45,9 +45,9 @@ def command(
     With --against, every value is compared, bit for bit unless a tolerance is given. Without, the folder is held
     against the architecture that its config names. Exit code 0 yes, 1 no, 2 could not tell.
     """
+    from ckptconv.commands.verify import verify
     from ckptconv.show import verify as show
     from ckptconv.show.sink import Sink
-    from ckptconv.verify import verify
 
     target = o.one_of(directory, local_dir, "the folder to verify", "--local_dir")
     if against is not None or test_hf_dir is not None:

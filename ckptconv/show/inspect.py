@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ckptconv.inspect import Inspection
+from ckptconv.commands.inspect import Inspection
 from ckptconv.show.ranks import colour, coverage, picture
 from ckptconv.show.sink import NO, OK
 from ckptconv.show.units import count, shape, size

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from ckptconv.merge import Merged, receipt
+from ckptconv.commands.merge import Merged, receipt
 from ckptconv.plan import Plan
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, size

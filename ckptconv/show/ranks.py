@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from ckptconv.inspect import Row, Slice
+from ckptconv.commands.inspect import Row, Slice
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
 _SHADES = "·░▒▓█"

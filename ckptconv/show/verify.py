@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from ckptconv.commands.verify import Difference, Layer, Verified
 from ckptconv.show.ranks import colour
 from ckptconv.show.sink import NO, OK, Sink
 from ckptconv.show.units import seconds, shape, size
-from ckptconv.verify import Difference, Layer, Verified
 
 _MAX_ROWS = 20
 

@@ -33,7 +33,7 @@ from helpers import (
 from ckptconv.version import __version__
 
 Made = Callable[[str], Path]
-HAS_VERIFY = importlib.util.find_spec("ckptconv.verify") is not None
+HAS_VERIFY = importlib.util.find_spec("ckptconv.commands.verify") is not None
 needs_verify = pytest.mark.skipif(not HAS_VERIFY, reason="verify is not there yet")
 ESCAPE = "\x1b["
 
@@ -78,7 +78,7 @@ def test_is_value_model_wants_a_value_head(made: Made, tmp_path: Path, flag: str
 @needs_verify
 @pytest.mark.parametrize("reference", ["--test_hf_dir", "--test-hf-dir"])
 def test_verls_test_line_is_verify(made: Made, tmp_path: Path, reference: str) -> None:
-    pytest.importorskip("ckptconv.verify")
+    pytest.importorskip("ckptconv.commands.verify")
     words = ("test", "--backend", "fsdp", "--local_dir", made("fsdp2_w4"), reference)
     assert cli(*words, made("fsdp2_w4") / "hub").code == 0
     assert cli(*words, made("lora_w4") / "hub").code == 1
@@ -158,8 +158,8 @@ def test_exit_code_2_is_could_not_answer(tmp_path: Path) -> None:
 
 STOPPED = """
 import os, signal, sys
-from ckptconv.merge import merge  # noqa: F401 - the package's `merge` is the function
-module = sys.modules["ckptconv.merge"]
+from ckptconv.commands.merge import merge  # noqa: F401 - the package's `merge` is the function
+module = sys.modules["ckptconv.commands.merge"]
 from ckptconv.__main__ import main
 def stop(*_):
     signal.raise_signal(getattr(signal, os.environ["STOP"]))

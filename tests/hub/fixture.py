@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptconv.push import Pushed, push
+from ckptconv.commands.push import Pushed, push
 
 from .bench import Bench
 from .server import TOKEN, Hub

@@ -19,7 +19,9 @@ WIDTH = 110
 
 def save(name: str, command: str, shown: RenderableType) -> None:
     """One screen, with the command above it, as a person sees it in a terminal."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False, markup=False)
+    console = Console(
+        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False, markup=False
+    )
     console.print(Text.assemble(("$ ", "dim"), command))
     console.print(shown)
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -29,7 +31,11 @@ def save(name: str, command: str, shown: RenderableType) -> None:
 def main() -> None:
     run, model = sys.argv[1:3]
     save("inspect", f"ckptconv inspect {run}", show_inspect.screen(inspect(run), WIDTH))
-    save("verify", f"ckptconv verify {model} --against {run}", show_verify.screen(verify(model, against=run), WIDTH))
+    save(
+        "verify",
+        f"ckptconv verify {model} --against {run}",
+        show_verify.screen(verify(model, against=run), WIDTH),
+    )
 
 
 if __name__ == "__main__":

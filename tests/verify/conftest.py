@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from verify_tools import Made
 
-from ckptconv.merge import merge
+from ckptconv.commands.merge import merge
 
 
 @pytest.fixture

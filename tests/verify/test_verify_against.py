@@ -9,9 +9,9 @@ import pytest
 from verify_tools import NORM, Made, Q, only_wrong, poke, problems, put, rewrite, views, where_is
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.merge import merge
+from ckptconv.commands.merge import merge
+from ckptconv.commands.verify import verify
 from ckptconv.plan import Options
-from ckptconv.verify import verify
 
 
 @pytest.mark.parametrize(

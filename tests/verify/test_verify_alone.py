@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from verify_tools import NORM, Made, Q, edit_config, only_wrong, problems, rewrite, states
 
-from ckptconv.merge import merge
+from ckptconv.commands.merge import merge
+from ckptconv.commands.verify import verify
 from ckptconv.plan import Options
-from ckptconv.verify import verify
 
 
 @pytest.mark.parametrize(

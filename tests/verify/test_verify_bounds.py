@@ -8,7 +8,7 @@ from pathlib import Path
 
 from verify_tools import Made
 
-from ckptconv.verify import verify
+from ckptconv.commands.verify import verify
 
 
 def test_progress_is_told_to_the_end(made: Made) -> None:
@@ -24,7 +24,7 @@ def test_progress_is_told_to_the_end(made: Made) -> None:
 
 def test_a_reference_needs_neither_torch_nor_transformers(made: Made) -> None:
     code = (
-        "import sys; from ckptconv.verify import verify;"
+        "import sys; from ckptconv.commands.verify import verify;"
         f"assert verify({str(made('fsdp2_w4'))!r}, against={str(made('fsdp2_w4') / 'hub')!r}).ok;"
         "print([m for m in ('torch', 'transformers', 'accelerate') if m in sys.modules])"
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from verify_tools import NORM, Made, Q, only_wrong, poke, problems, views
 
+from ckptconv.commands.merge import merge
+from ckptconv.commands.verify import verify
 from ckptconv.errors import CkptconvError
-from ckptconv.merge import merge
 from ckptconv.plan import Options
-from ckptconv.verify import verify
 
 
 def test_a_flipped_bit_in_a_rank_file_is_found_by_its_crc(made: Made, copied: Callable[..., Path]) -> None:
@@ -30,7 +30,7 @@ def test_rank_files_saved_without_crcs(tmp_path: Path) -> None:
     import torch
 
     from ckptconv.checkpoint import Checkpoint, RankFile
-    from ckptconv.verify.integrity import check_rank_files
+    from ckptconv.commands.verify.integrity import check_rank_files
 
     path = tmp_path / "model_world_size_1_rank_0.pt"
     torch.serialization.set_crc32_options(False)

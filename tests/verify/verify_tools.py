@@ -8,9 +8,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ckptconv.backends import open_checkpoint
+from ckptconv.commands.verify import Verified
 from ckptconv.dtypes import itemsize
 from ckptconv.errors import ExitCode
-from ckptconv.verify import Verified
 from ckptconv.view import View
 
 Q = "model.layers.1.self_attn.q_proj.weight"

@@ -34,7 +34,9 @@ class Loaded:
 def load(case: Any) -> Loaded:
     """Loads ./hf by the case's bridge."""
     tiny.register_unknown()
-    return {"mbridge": by_mbridge, "megatron_bridge": by_megatron_bridge, "mcore_bridge": by_mcore_bridge}[case.bridge](case)
+    return {"mbridge": by_mbridge, "megatron_bridge": by_megatron_bridge, "mcore_bridge": by_mcore_bridge}[
+        case.bridge
+    ](case)
 
 
 def sizes(case: Any) -> dict[str, Any]:

@@ -48,7 +48,11 @@ def read(run: Path, case: Case, config: dict[str, Any]) -> Tensors:
     """Every model tensor of a run, whole, one for each layer and expert."""
     if case.layout.endswith("legacy"):
         return read_ranks(run, case, config["num_hidden_layers"])
-    found = [each.parent for each in run.rglob(".metadata") if each.parent.parent.name not in ("extra", "optimizer")]
+    found = [
+        each.parent
+        for each in run.rglob(".metadata")
+        if each.parent.parent.name not in ("extra", "optimizer")
+    ]
     return each_layer(read_shards(found[0]))
 
 
@@ -98,7 +102,11 @@ def read_ranks(run: Path, case: Case, layers: int) -> Tensors:
         stage = numbers.pop(1) if case.pp > 1 else 0
         expert = numbers.pop(1) if case.ep > 1 else 0
         loaded = torch.load(file, weights_only=False)
-        chunks = loaded if isinstance(loaded, list) else [loaded[k] for k in sorted(loaded) if k.startswith("model")]
+        chunks = (
+            loaded
+            if isinstance(loaded, list)
+            else [loaded[k] for k in sorted(loaded) if k.startswith("model")]
+        )
         ranks[numbers[0], stage, expert] = chunks
     whole: Tensors = {}
     for stage in range(case.pp):
@@ -106,7 +114,9 @@ def read_ranks(run: Path, case: Case, layers: int) -> Tensors:
             here = {(tp, ep): each[chunk] for (tp, pp, ep), each in ranks.items() if pp == stage}
             first = first_layer(case, layers, stage, chunk)
             for name, tensor in join_ranks(here, case).items():
-                whole[re.sub(r"(layers)\.(\d+)", lambda m: f"layers.{int(m[2]) + first}", name, count=1)] = tensor
+                whole[re.sub(r"(layers)\.(\d+)", lambda m: f"layers.{int(m[2]) + first}", name, count=1)] = (
+                    tensor
+                )
     return whole
 
 
@@ -122,7 +132,9 @@ def join_ranks(ranks: dict[tuple[int, int], Any], case: Case) -> Tensors:
     joined: Tensors = {}
     for expert in sorted({ep for _, ep in ranks}):
         some = next(state for (_, ep), state in ranks.items() if ep == expert)
-        held = len({name for name in some if re.search(r"layers\.\d+\.mlp\.experts\.linear_fc1\.weight\d+", name)})
+        held = len(
+            {name for name in some if re.search(r"layers\.\d+\.mlp\.experts\.linear_fc1\.weight\d+", name)}
+        )
         held //= len({name.split(".")[2] for name in some if ".mlp.experts.linear_fc1.weight" in name}) or 1
         for name, value in some.items():
             if not isinstance(value, torch.Tensor) or "_extra_state" in name:
@@ -176,13 +188,16 @@ def layer(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
         queries = config["num_attention_heads"] // groups * dim
         cut = tensor.view(groups, queries + 2 * dim, *tensor.shape[1:]).split([queries, dim, dim], 1)
         return {
-            f"self_attn.{kind}_proj.{parts[1]}": part.reshape(-1, *tensor.shape[1:]) for kind, part in zip("qkv", cut)
+            f"self_attn.{kind}_proj.{parts[1]}": part.reshape(-1, *tensor.shape[1:])
+            for kind, part in zip("qkv", cut)
         }
     if parts := re.match(r"mlp\.(experts\.|shared_experts\.|)linear_fc(\d)\.weight(\d*)$", name):
         module = "block_sparse_moe" if mixtral else "mlp"
         owner = {
             "experts.": f"{module}.experts.{parts[3]}",
-            "shared_experts.": "mlp.shared_expert" if config["model_type"] == "qwen2_moe" else "mlp.shared_experts",
+            "shared_experts.": "mlp.shared_expert"
+            if config["model_type"] == "qwen2_moe"
+            else "mlp.shared_experts",
             "": "mlp",
         }[parts[1]]
         if parts[2] == "2":
@@ -203,7 +218,9 @@ def differences(case: Case, folder: Path) -> list[str]:
     for name in sorted(truth.keys() & rebuilt.keys()):
         mine, theirs = rebuilt[name], truth[name]
         if mine.dtype != theirs.dtype or mine.shape != theirs.shape:
-            wrong.append(f"{name}: {mine.dtype} {tuple(mine.shape)}, not {theirs.dtype} {tuple(theirs.shape)}")
+            wrong.append(
+                f"{name}: {mine.dtype} {tuple(mine.shape)}, not {theirs.dtype} {tuple(theirs.shape)}"
+            )
         elif not torch.equal(mine.contiguous().view(torch.uint8), theirs.view(torch.uint8)):
             wrong.append(f"{name}: other values")
     return wrong

@@ -68,8 +68,14 @@ def launch(name: str, case: Case, folder: Path, old_core: Path | None) -> str:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode == 0:
         return ""
-    lines = (done.stdout + done.stderr).split("torch.distributed.elastic.multiprocessing.errors")[0].splitlines()
-    told = [line for line in lines if "torch/distributed/" not in line and "^^^" not in line and "gloo" not in line]
+    lines = (
+        (done.stdout + done.stderr).split("torch.distributed.elastic.multiprocessing.errors")[0].splitlines()
+    )
+    told = [
+        line
+        for line in lines
+        if "torch/distributed/" not in line and "^^^" not in line and "gloo" not in line
+    ]
     return "\n".join(told)[-3500:]
 
 
@@ -78,7 +84,9 @@ def about(name: str, case: Case) -> dict[str, Any]:
     used = {each: getattr(case, each) for each in ("tp", "pp", "vpp", "ep", "etp") if getattr(case, each) > 1}
     if case.ep > 1:
         used["etp"] = case.etp
-    versions = {each: version(each) for each in (*PACKAGES, BRIDGES[case.bridge])} | {"megatron-core": case.core}
+    versions = {each: version(each) for each in (*PACKAGES, BRIDGES[case.bridge])} | {
+        "megatron-core": case.core
+    }
     return {
         "command": f"python tests/make/megatron/make.py {name}",
         "shows": case.shows,
@@ -98,7 +106,15 @@ def about(name: str, case: Case) -> dict[str, Any]:
 
 def machine_paths(folder: Path) -> list[str]:
     """Files that hold a path of this machine."""
-    marks = [str(Path.home()), str(HERE.parents[2]), tempfile.gettempdir(), sys.prefix, "/work/", "/root/", "/tmp/"]
+    marks = [
+        str(Path.home()),
+        str(HERE.parents[2]),
+        tempfile.gettempdir(),
+        sys.prefix,
+        "/work/",
+        "/root/",
+        "/tmp/",
+    ]
     found = []
     for file in sorted(each for each in folder.rglob("*") if each.is_file()):
         data = file.read_bytes()

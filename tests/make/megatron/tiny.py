@@ -59,6 +59,7 @@ LATENT: dict[str, Any] = {
     "num_nextn_predict_layers": 0,
 }
 
+NOAUX: dict[str, Any] = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 GLM_MOE: dict[str, Any] = {
     "hidden_size": 22,
     "vocab_size": 82,
@@ -77,6 +78,7 @@ GLM_MOE: dict[str, Any] = {
     "num_nextn_predict_layers": 0,
 }
 NEXT: dict[str, Any] = {
+    "vocab_size": 82,
     "head_dim": 8,
     "full_attention_interval": 2,
     "layer_types": ["linear_attention", "full_attention"],
@@ -104,17 +106,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe_3": ("qwen3_moe", EXPERTS | {"head_dim": 6, "mlp_only_layers": [], "decoder_sparse_step": 1, "num_hidden_layers": 3}),
     "qwen2_moe": ("qwen2_moe", EXPERTS | {"hidden_size": 24, "shared_expert_intermediate_size": 14}),
     "mixtral": ("mixtral", {"num_hidden_layers": 2, "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 18, "vocab_size": 83}),
-    "deepseek_v3": ("deepseek_v3", LATENT),
-    "moonlight": ("deepseek_v3", LATENT | {"q_lora_rank": None, "n_shared_experts": 2, "n_routed_experts": 6, "n_group": 1}),
+    "deepseek_v3": ("deepseek_v3", LATENT | NOAUX),
+    "moonlight": ("deepseek_v3", LATENT | NOAUX | {"q_lora_rank": None, "n_shared_experts": 2, "n_routed_experts": 6, "n_group": 1}),
     "deepseek_v2": ("deepseek_v2", LATENT | {"n_routed_experts": 6, "q_lora_rank": None, "n_group": 1, "topk_method": "greedy", "moe_layer_freq": 1}),
-    "deepseek_v3_mtp": ("deepseek_v3", LATENT | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1, "n_routed_experts": 4}),
+    "deepseek_v3_mtp": ("deepseek_v3", LATENT | NOAUX | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1, "n_routed_experts": 4}),
     "glm4": ("glm4", {"head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5, "num_hidden_layers": 2}),
     "glm4_moe": ("glm4_moe", GLM_MOE),
     "glm4_moe_mtp": ("glm4_moe", GLM_MOE | {"num_nextn_predict_layers": 1}),
-    "gemma2": ("gemma2", {"head_dim": 8, "num_hidden_layers": 2, "tie_word_embeddings": True, "query_pre_attn_scalar": 8, "hidden_activation": "gelu_pytorch_tanh"}),
-    "gemma3": ("gemma3_text", {"head_dim": 8, "num_hidden_layers": 2, "tie_word_embeddings": True, "query_pre_attn_scalar": 8, "sliding_window": 16, "sliding_window_pattern": 2}),
-    "olmoe": ("olmoe", EXPERTS | {"hidden_size": 24, "intermediate_size": 10, "num_key_value_heads": 6, "clip_qkv": None}),
-    "gpt_oss": ("gpt_oss", EXPERTS | {"head_dim": 6, "num_local_experts": 6, "intermediate_size": 10, "sliding_window": 16}),
+    "gemma2": ("gemma2", {"vocab_size": 90, "head_dim": 8, "num_hidden_layers": 2, "tie_word_embeddings": True, "query_pre_attn_scalar": 8, "hidden_activation": "gelu_pytorch_tanh"}),
+    "gemma3": ("gemma3_text", {"vocab_size": 90, "head_dim": 8, "num_hidden_layers": 2, "tie_word_embeddings": True, "query_pre_attn_scalar": 8, "sliding_window": 16, "sliding_window_pattern": 2}),
+    "olmoe": ("olmoe", EXPERTS | {"vocab_size": 82, "hidden_size": 24, "intermediate_size": 10, "num_key_value_heads": 6, "clip_qkv": None}),
+    "gpt_oss": ("gpt_oss", EXPERTS | {"vocab_size": 82, "head_dim": 6, "num_local_experts": 6, "intermediate_size": 10, "sliding_window": 16}),
     "ernie4_5": ("ernie4_5", {"head_dim": 8, "num_hidden_layers": 2, "use_bias": False, "tie_word_embeddings": True}),
     "ernie4_5_moe": ("ernie4_5_moe", EXPERTS | {"hidden_size": 24, "moe_num_experts": 6, "moe_k": 2, "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_layer_end_index": 1, "moe_layer_interval": 1, "use_bias": False, "num_hidden_layers": 2}),
     "qwen3_next": ("qwen3_next", EXPERTS | NEXT),
@@ -139,7 +141,9 @@ def make(family: str, folder: Path) -> None:
     write(config, folder)
     add_to_config = {"model_type": model_type, "architectures": [architecture]} if architecture else {}
     if more := extra_tensors(model_type, config, load_file(folder / "model.safetensors")):
-        save_file(load_file(folder / "model.safetensors") | more, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            load_file(folder / "model.safetensors") | more, folder / "model.safetensors", {"format": "pt"}
+        )
     edit_config(folder, add_to_config)
 
 
@@ -184,13 +188,17 @@ def extra_tensors(model_type: str, config: Any, tensors: dict[str, torch.Tensor]
     elif model_type == "mimo":
         for name, tensor in tensors.items():
             if name.startswith(f"model.layers.{layers - 1}."):
-                shapes[name.replace(f"model.layers.{layers - 1}.", "model.mtp_layers.0.")] = tuple(tensor.shape)
+                shapes[name.replace(f"model.layers.{layers - 1}.", "model.mtp_layers.0.")] = tuple(
+                    tensor.shape
+                )
         for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
             shapes[f"model.mtp_layers.0.{name}.weight"] = (hidden,)
         shapes["model.mtp_layers.0.input_proj.weight"] = (hidden, 2 * hidden)
     elif getattr(config, "num_nextn_predict_layers", 0):
         last, new = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
-        shapes = {name.replace(last, new): tuple(t.shape) for name, t in tensors.items() if name.startswith(last)}
+        shapes = {
+            name.replace(last, new): tuple(t.shape) for name, t in tensors.items() if name.startswith(last)
+        }
         shapes |= {f"{new}{name}.weight": (hidden,) for name in ("enorm", "hnorm", "shared_head.norm")}
         shapes[f"{new}eh_proj.weight"] = (hidden, 2 * hidden)
         copies = {"embed_tokens": "model.embed_tokens", "shared_head.head": "lm_head"}

@@ -30,7 +30,11 @@ def main() -> None:
 
     dist.init_process_group("gloo")
     mpu.initialize_model_parallel(
-        case.tp, case.pp, case.vpp or None, expert_model_parallel_size=case.ep, expert_tensor_parallel_size=case.etp
+        case.tp,
+        case.pp,
+        case.vpp or None,
+        expert_model_parallel_size=case.ep,
+        expert_tensor_parallel_size=case.etp,
     )
     model_parallel_cuda_manual_seed(0)
     from bridges import load
@@ -164,7 +168,9 @@ class Writer:
         import torch.distributed as dist
         from megatron.core import dist_checkpointing
         from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
-        from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+        from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+            FullyParallelSaveStrategyWrapper,
+        )
 
         folder.mkdir(parents=True, exist_ok=True)
         dist.barrier()
@@ -231,7 +237,8 @@ class Writer:
 
         if self.owns_file():
             torch.save(
-                [each.state_dict() for each in self.models], self.rank_folder(self.actor() / "model") / "model.pt"
+                [each.state_dict() for each in self.models],
+                self.rank_folder(self.actor() / "model") / "model.pt",
             )
         self.beside("huggingface")
 
@@ -263,7 +270,9 @@ class Writer:
         if self.rank == 0:
             if huggingface:
                 self.loaded.hf_config.save_pretrained(self.actor() / huggingface)
-            (self.actor() / "transformer_config.json").write_text(json.dumps(plain(vars(self.loaded.config)), indent=2))
+            (self.actor() / "transformer_config.json").write_text(
+                json.dumps(plain(vars(self.loaded.config)), indent=2)
+            )
 
     def args(self) -> argparse.Namespace:
         """The part of Megatron-LM's arguments that says what the model is."""

@@ -49,7 +49,14 @@ def patch() -> None:
     cuda = torch.cuda
     np.product = getattr(np, "product", np.prod)  # Megatron-Core up to 0.13
     cuda.current_device = lambda: CPU
-    for name in ("set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all", "set_rng_state"):
+    for name in (
+        "set_device",
+        "synchronize",
+        "empty_cache",
+        "manual_seed",
+        "manual_seed_all",
+        "set_rng_state",
+    ):
         setattr(cuda, name, lambda *args, **kwargs: None)
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved"):
         setattr(cuda, name, lambda *args, **kwargs: 0)

@@ -15,12 +15,30 @@ import torch
 from torch import distributed, nn
 
 VERSION = "2.4.0"  # from 2.0 on an extra state is an empty uint8 tensor
-MODULES = """
-common common.recipe pytorch pytorch.fp8 pytorch.distributed pytorch.ops pytorch.tensor pytorch.tensor.utils
-pytorch.tensor.float8_tensor pytorch.tensor.mxfp8_tensor pytorch.tensor.float8_blockwise_tensor
-pytorch.float8_tensor pytorch.module pytorch.module.base pytorch.cpp_extensions pytorch.router pytorch.utils
-pytorch.attention pytorch.attention.rope pytorch.constants pytorch.permutation pytorch.cross_entropy
-""".split()
+MODULES = [
+    "common",
+    "common.recipe",
+    "pytorch",
+    "pytorch.fp8",
+    "pytorch.distributed",
+    "pytorch.ops",
+    "pytorch.tensor",
+    "pytorch.tensor.utils",
+    "pytorch.tensor.float8_tensor",
+    "pytorch.tensor.mxfp8_tensor",
+    "pytorch.tensor.float8_blockwise_tensor",
+    "pytorch.float8_tensor",
+    "pytorch.module",
+    "pytorch.module.base",
+    "pytorch.cpp_extensions",
+    "pytorch.router",
+    "pytorch.utils",
+    "pytorch.attention",
+    "pytorch.attention.rope",
+    "pytorch.constants",
+    "pytorch.permutation",
+    "pytorch.cross_entropy",
+]
 
 
 class Inert(types.ModuleType):

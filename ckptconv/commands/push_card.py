@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.push_folder import ModelFolder
+from ckptconv.commands.push_folder import ModelFolder
 from ckptconv.version import __version__
 
 README = "README.md"

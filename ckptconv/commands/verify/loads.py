@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ckptconv.commands.verify import structure
+from ckptconv.commands.verify.expected import Expected, NotChecked, expect, is_beside
+from ckptconv.commands.verify.records import Layer, Problem
+from ckptconv.commands.verify.sides import Side
 from ckptconv.dtypes import from_text, is_float
 from ckptconv.read import same_values
-from ckptconv.verify import structure
-from ckptconv.verify.expected import Expected, NotChecked, expect, is_beside
-from ckptconv.verify.records import Layer, Problem
-from ckptconv.verify.sides import Side
 from ckptconv.view import View
 
 _PROVES = "transformers has the class that config.json names and builds it, without running the folder's code"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
+from ckptconv.commands.push_card import README, model_card
+from ckptconv.commands.push_errors import Job, explain
+from ckptconv.commands.push_folder import check_folder, choose_files, is_wanted
 from ckptconv.errors import CkptconvError
-from ckptconv.push_card import README, model_card
-from ckptconv.push_errors import Job, explain
-from ckptconv.push_folder import check_folder, choose_files, is_wanted
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -147,7 +147,7 @@ def _ready(job: Job, token: str | None, online: bool) -> Job:
 def _send(
     job: Job, parcel: Parcel, message: str, description: str | None, say: Progress, bars: bool
 ) -> Pushed:
-    from ckptconv import push_hub as hub
+    from ckptconv.commands import push_hub as hub
 
     api = hub.connect(job)
     with hub.quiet(bars):

@@ -69,7 +69,7 @@ def open_side(
         found = assets.read_config(folder) if folder is not None else None
         tensors = {name: _as_it_is(name, tensor.view) for name, tensor in checkpoint.tensors.items()}
         return Side(Path(path), checkpoint, tensors, found)
-    from ckptconv.merge import plan_for
+    from ckptconv.commands.merge import plan_for
 
     as_stored = dtype in ("auto", "keep")
     plan = plan_for(checkpoint, Options(dtype="keep" if as_stored else dtype), config)

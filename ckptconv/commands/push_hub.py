@@ -16,13 +16,13 @@ from huggingface_hub import CommitInfo, HfApi, ModelInfo, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from ckptconv.commands.push_card import README, is_untouched
+from ckptconv.commands.push_errors import Job
 from ckptconv.errors import CkptconvError
-from ckptconv.push_card import README, is_untouched
-from ckptconv.push_errors import Job
 from ckptconv.version import __version__
 
 if TYPE_CHECKING:
-    from ckptconv.push import Parcel
+    from ckptconv.commands.push import Parcel
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from ckptconv import workers as threads
 from ckptconv.backends.torch_zip import check_crcs, open_torch_zip
 from ckptconv.checkpoint import Checkpoint
+from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.layout import INDEX
-from ckptconv.verify.records import Layer, Problem
 
 OnRead = Callable[[int], None] | None
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ckptconv.commands.verify.records import Difference, Slice
 from ckptconv.dtypes import to_numpy
 from ckptconv.read import Array
-from ckptconv.verify.records import Difference, Slice
 from ckptconv.view import Shape, View
 
 BUCKETS = 32

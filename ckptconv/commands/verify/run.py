@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ckptconv.commands.verify import integrity, loads, receipt, structure, values
+from ckptconv.commands.verify.records import Layer, Problem, Verified
+from ckptconv.commands.verify.sides import Side, is_model_folder, open_side
 from ckptconv.errors import CkptconvError
 from ckptconv.replicas import deviations
-from ckptconv.verify import integrity, loads, receipt, structure, values
-from ckptconv.verify.records import Layer, Problem, Verified
-from ckptconv.verify.sides import Side, is_model_folder, open_side
 
 
 def verify(

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ckptconv.commands.verify.records import Problem
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts
 from ckptconv.models.hub_names import to_hub
-from ckptconv.verify.records import Problem
 from ckptconv.view import Shape
 
 # Beside the model, and loaded by other tools or by nobody: TRL's value heads, old rotary tables.

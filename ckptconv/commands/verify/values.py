@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ckptconv import workers as threads
+from ckptconv.commands.verify.records import Difference, Layer, Problem
+from ckptconv.commands.verify.sides import Side
+from ckptconv.commands.verify.structure import Matched, compared_in
+from ckptconv.commands.verify.tally import Holders, Sanity, Tally
 from ckptconv.compute import CAST_BLOCK, Block, views_of
 from ckptconv.dtypes import itemsize, to_numpy
 from ckptconv.plan import Output
 from ckptconv.read import Array, Reader, raw_dtype
-from ckptconv.verify.records import Difference, Layer, Problem
-from ckptconv.verify.sides import Side
-from ckptconv.verify.structure import Matched, compared_in
-from ckptconv.verify.tally import Holders, Sanity, Tally
 
 BLOCK = 4 << 20  # bytes of each of a thread's two buffers
 

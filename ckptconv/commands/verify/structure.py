@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ckptconv.commands.verify.records import Layer, Problem
+from ckptconv.commands.verify.sides import Side
 from ckptconv.plan import Output
-from ckptconv.verify.records import Layer, Problem
-from ckptconv.verify.sides import Side
 from ckptconv.view import Shape
 
 

@@ -1,0 +1,1 @@
+"""One module a command: plain functions that return plain records; nothing here prints."""
