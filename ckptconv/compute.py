@@ -61,7 +61,7 @@ class Block:
         self._narrow = dtype == "float16" and base.dtype != "float16"  # the one float with a smaller range
 
     def fill(self, reader: Reader, low: int, high: int, out: Array, scratch: Array) -> None:
-        """Elements low..high-1 into `out` (bytes). scratch: at least CAST_BLOCK elements of eight bytes.
+        """Elements low..high-1 into `out` (bytes). scratch: at least CAST_BLOCK elements of eight bytes; more is used.
 
         Raises CkptconvError for values that the output dtype cannot hold.
         """
@@ -69,8 +69,10 @@ class Block:
         if self._copies:
             reader.interval(self._base, low, high, target.view(self._raw))
             return
-        for at in range(low, high, CAST_BLOCK):
-            end = min(at + CAST_BLOCK, high)
+        # Runs go in pieces that stay in cache; a strided view in pieces as large as fit, so that its reads are long.
+        step = len(scratch) // self._raw.itemsize if self._base.boxes else CAST_BLOCK
+        for at in range(low, high, step):
+            end = min(at + step, high)
             stored = scratch[: (end - at) * self._raw.itemsize].view(self._raw)
             reader.interval(self._base, at, end, stored)
             values = stored.view(self._from)

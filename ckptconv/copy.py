@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from ckptconv import writeback
-from ckptconv.compute import CAST_BLOCK, Block
+from ckptconv.compute import Block
 from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
 from ckptconv.layout import OutFile
@@ -32,7 +32,8 @@ from ckptconv.workers import count, for_each
 HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
 HASH = "xxh3-128/4MiB"
 _DONE = ".done.json"
-_PER_WORKER = HASH_BLOCK + SCRATCH + 8 * CAST_BLOCK
+_STORED = 2 * HASH_BLOCK  # float32 masters of a bfloat16 block
+_PER_WORKER = HASH_BLOCK + SCRATCH + _STORED
 
 
 class _Tile(NamedTuple):
@@ -154,14 +155,14 @@ class _Run:
             os.ftruncate(handle, out.nbytes)
             os.pwrite(handle, out.header, 0)
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
         return _Target(out, path, handle, 0)
 
     @contextmanager
     def _open_worker(self) -> Iterator[Callable[[tuple[_Tile, _Target]], None]]:
         """One thread's buffers and open files; what it yields writes a tile."""
         blocks: dict[str, Block] = {}
-        buffer, scratch = np.empty(HASH_BLOCK, np.uint8), np.empty(8 * CAST_BLOCK, np.uint8)
+        buffer, scratch = np.empty(HASH_BLOCK, np.uint8), np.empty(_STORED, np.uint8)
         with Reader() as reader:
 
             def write(item: tuple[_Tile, _Target]) -> None:
@@ -187,7 +188,7 @@ class _Run:
         try:
             _write(target.handle, data, offset)
         except OSError as error:
-            raise _cannot_write(target.path, error) from error
+            raise cannot_write(target.path, error) from error
         writeback.begin(target.handle, offset, data.nbytes)
         with self._lock:
             target.digests[tile.key][tile.number] = digest
@@ -209,7 +210,7 @@ class _Run:
             record.write_text(json.dumps({"nbytes": target.out.nbytes, "hashes": hashes}))
             os.replace(target.path, final)
         except OSError as error:
-            raise _cannot_write(target.path, error) from error
+            raise cannot_write(target.path, error) from error
         self.hashes.update(hashes)
 
 
@@ -247,11 +248,12 @@ def _write(handle: int, data: Array, offset: int) -> None:
         view, offset = view[n:], offset + n
 
 
-def _cannot_write(path: Path, error: OSError) -> CkptconvError:
+def cannot_write(path: Path, error: OSError) -> CkptconvError:
+    """The error for a write that the system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CkptconvError(
             "the disk is full",
             where=path.parent,
-            hint="free space or choose another target; run again to resume",
+            hint="free space or choose another target",
         )
     return CkptconvError(f"cannot be written: {error.strerror or error}", where=path)

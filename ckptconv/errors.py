@@ -46,3 +46,7 @@ class CkptconvError(Exception):
 
     def __str__(self) -> str:
         return "\n".join([self.what, *(f"  {label:<6} {text}" for label, text in self.rows())])
+
+
+class Incomplete(CkptconvError):
+    """A checkpoint of which a part is not here. `inspect` answers "no" to it; a merge cannot be done."""

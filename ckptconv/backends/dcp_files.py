@@ -17,7 +17,7 @@ from typing import Any
 from ckptconv.backends.stand_ins import Dtype, Inert, TensorRecord, safe_load
 from ckptconv.backends.torch_zip import torch_zip_at
 from ckptconv.checkpoint import RankFile, Skipped, StoredTensor
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.view import View, place
 
 METADATA = ".metadata"
@@ -182,7 +182,7 @@ def _tensor(
 def _open(file: str, folders: Sequence[Path], handles: dict[str, int], stack: ExitStack) -> tuple[str, int]:
     path = next((folder / file for folder in folders if (folder / file).is_file()), None)
     if path is None:
-        raise CkptconvError(
+        raise Incomplete(
             f"{file} is missing from the checkpoint",
             where=folders[0],
             hint="copy it from the node where it was written, or name its folder with --also",

@@ -19,7 +19,7 @@ from ckptconv.backends.sharding import Box, Placement, local_box
 from ckptconv.backends.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord
 from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
 from ckptconv.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.view import View, place, stored
 
 NAME = "fsdp"
@@ -153,11 +153,11 @@ def _rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
 def _pieces_of(file: TorchZip, rank: int, meshes: dict[Mesh, None]) -> Iterable[tuple[str, _Piece]]:
     root = file.root
     if not isinstance(root, dict):
-        raise CkptconvError("a rank file holds no state dict", where=file.path, found=repr(root)[:80])
+        raise CkptconvError("a rank file holds no state dict", where=file.path, found=type(root).__name__)
     mesh_cache: dict[int, tuple[Mesh, tuple[int, ...] | None]] = {}
     for name, value in root.items():
         if not isinstance(name, str):
-            raise CkptconvError("a state dict's key is no text", where=file.path, found=repr(name)[:80])
+            raise CkptconvError("a state dict's key is no text", where=file.path, found=type(name).__name__)
         try:
             if isinstance(value, TensorRecord):
                 view = file.view(value)
@@ -295,10 +295,10 @@ def _check_same_names(pieces: dict[str, _Pieces], ranks: list[int], folder: Path
             )
 
 
-def _missing(missing: list[int], world_size: int, folder: Path) -> CkptconvError:
+def _missing(missing: list[int], world_size: int, folder: Path) -> Incomplete:
     found = " ".join("✗" if rank in missing else str(rank) for rank in range(world_size))
     word = "rank" if len(missing) == 1 else "ranks"
-    return CkptconvError(
+    return Incomplete(
         f"{word} {_spans(missing)} of {world_size} {'is' if len(missing) == 1 else 'are'} missing from the checkpoint",
         where=folder,
         found=found if world_size <= 64 else f"{world_size - len(missing)} rank files",

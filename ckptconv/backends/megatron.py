@@ -15,7 +15,7 @@ from ckptconv.backends.dcp_files import is_dcp, read_dcp
 from ckptconv.backends.locate import Place
 from ckptconv.backends.megatron_names import canonical
 from ckptconv.checkpoint import Checkpoint, Mesh
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Incomplete
 
 NAME = "megatron"
 _CONTENTS = "ckpt_contents.json"
@@ -41,7 +41,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     folder = place.folder / home
     verl = "model" if home.startswith("model") else ""
     if verl and not (place.folder / _CONTENTS).is_file():
-        raise CkptconvError(
+        raise Incomplete(
             "the save never finished: what verl writes last is not there",
             where=place.folder,
             wanted=_CONTENTS,

@@ -20,7 +20,7 @@ from ckptconv.backends.megatron_names import canonical
 from ckptconv.backends.stand_ins import Inert, TensorRecord
 from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
 from ckptconv.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.view import View, cat, split
 
 NAME = "megatron_legacy"
@@ -194,7 +194,7 @@ def _check_complete(ranks: list[_Rank], sizes: dict[str, int], settings: dict[st
             there = {getattr(rank.seat, axis) for rank in ranks if rank.seat.pp == pp}
             absent = sorted(set(range(sizes[axis])) - there)
             if absent:
-                raise CkptconvError(
+                raise Incomplete(
                     f"{axis} rank {absent[0]} of {sizes[axis]} is missing in pipeline stage {pp}",
                     where=home,
                     found=f"{axis} ranks {sorted(there)}",

@@ -98,6 +98,8 @@ def command(
     Backend, latest step, dtype, tied head, value head and LoRA are found from the files and said. The folder appears
     whole or not at all; a run that was killed is resumed by the same command.
 
+    Example: ckptconv merge checkpoints/run MODEL
+
     verl's lines work as they are: merge --backend fsdp --local_dir D --target_dir O [--hf_upload_path org/name].
     """
     from ckptconv.cli.push import push_and_show

@@ -51,6 +51,8 @@ def command(
 
     The folder, the token and the repository are checked first. A model card is made from the receipt unless the
     folder has a README.md. Prints the URL.
+
+    Example: ckptconv push MODEL org/name --private
     """
     from ckptconv.show.sink import Sink
 

@@ -44,6 +44,8 @@ def command(
 
     With --against, every value is compared, bit for bit unless a tolerance is given. Without, the folder is held
     against the architecture that its config names. Exit code 0 yes, 1 no, 2 could not tell.
+
+    Example: ckptconv verify MODEL --against checkpoints/run
     """
     from ckptconv.commands.verify import verify
     from ckptconv.show import verify as show

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 from ckptconv import assets, layout
 from ckptconv.backends import open_checkpoint
-from ckptconv.copy import HASH, Copied, buffer_memory, clean_records, copy, workers_for
+from ckptconv.copy import HASH, Copied, buffer_memory, cannot_write, clean_records, copy, workers_for
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import Options, Plan, make_plan
 from ckptconv.version import __version__
@@ -94,14 +95,17 @@ def merge(
 
         require_equal(checkpoint)
     _check_target(target, [checkpoint.root], overwrite)
-    _check_room(target, plan)
+    _check_room(target, plan, folder)
     if events.on_plan:
         events.on_plan(plan)
     if dry_run:
         return Merged(plan, target, count, True, time.monotonic() - begun)
     with _work_folder(target, plan) as work:
         copied = copy(plan, work, count, events.on_bytes)
-        names = _write_small_files(work, plan, copied, folder)
+        try:
+            names = _write_small_files(work, plan, copied, folder)
+        except OSError as error:
+            raise cannot_write(work, error) from error
         _publish(work, target, overwrite)
     return Merged(
         plan=plan,
@@ -112,8 +116,16 @@ def merge(
         read=copied.read,
         resumed=copied.resumed,
         assets=tuple(names),
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory=_peak_memory(),
     )
+
+
+def _peak_memory() -> int:
+    """The largest resident size of this process, in bytes. ru_maxrss would count a large parent's before exec."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def plan_for(
@@ -189,19 +201,21 @@ def _existing_parent(target: Path) -> Path:
     return parent
 
 
-def _check_room(target: Path, plan: Plan) -> None:
+def _check_room(target: Path, plan: Plan, folder: Path | None) -> None:
     parent = _existing_parent(target)
     free = shutil.disk_usage(parent).free
     work = _work_path(target)
     begun = (
         sum(path.stat().st_blocks * 512 for path in work.rglob("*") if path.is_file()) if work.is_dir() else 0
     )
-    if plan.nbytes > free + begun:
+    small = sum(path.stat().st_size for path in assets.assets_of(folder)) if folder else 0
+    wanted = plan.nbytes + small
+    if wanted > free + begun:
         raise CkptconvError(
             "not enough room on the target's disk",
             where=parent,
             found=f"{free:,} bytes free",
-            wanted=f"{plan.nbytes:,} bytes",
+            wanted=f"{wanted:,} bytes",
         )
 
 

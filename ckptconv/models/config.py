@@ -30,6 +30,7 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
             _compare(where, name, "vocab_size", text.get("vocab_size"), shape[0])
             _compare(where, name, "hidden_size", text.get("hidden_size"), shape[1])
             break
+    _check_projections(text, shapes, where)
     found = [
         int(match.group(1))
         for name in shapes
@@ -41,6 +42,41 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
         allowed = range(stated, stated + (mtp if isinstance(mtp, int) else 0) + 1)
         if max(found) + 1 not in allowed:
             _compare(where, "layers", "num_hidden_layers", stated, max(found) + 1)
+
+
+def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:
+    """Attention and MLP of one layer, where they have the usual names; experts have a width of their own."""
+    heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
+    if not (isinstance(heads, int) and isinstance(hidden, int) and heads > 0):
+        return
+    stated = text.get("head_dim")
+    head_dim = stated if isinstance(stated, int) else hidden // heads
+    groups = text.get("num_key_value_heads")
+    latent = text.get("kv_lora_rank") is not None  # multi-head latent attention has other head sizes
+    expected = {
+        "self_attn.k_proj.weight": ("num_key_value_heads × head_dim", groups, head_dim),
+        "mlp.up_proj.weight": ("intermediate_size", text.get("intermediate_size"), 1),
+    }
+    seen: set[str] = set()
+    for name, shape in shapes.items():
+        kind = next((kind for kind in expected if name.endswith(f".{kind}") and kind not in seen), None)
+        if kind is None or len(shape) != 2 or _other_tower(name) or ".shared_expert" in name:
+            continue
+        seen.add(kind)
+        key, count, size = expected[kind]
+        plain = not (latent and kind.startswith("self_attn")) and not _per_layer(text)
+        if isinstance(count, int) and plain:
+            _compare(where, name, key, count * size, shape[0])
+
+
+def _per_layer(text: Mapping[str, Any]) -> bool:
+    """Models whose layers differ say so in lists or in keys of their own; one layer then proves nothing."""
+    return any(
+        isinstance(text.get(key), list) for key in ("intermediate_size", "num_key_value_heads")
+    ) or any(
+        key in text
+        for key in ("global_head_dim", "num_global_key_value_heads", "block_configs", "intermediate_size_mlp")
+    )
 
 
 def corrected(

@@ -91,7 +91,7 @@ class _Worker:
     ) -> None:
         self._reader, self._atol, self._rtol, self._on_read = reader, atol, rtol, on_read
         self._buffers = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
-        self._scratch = np.empty(8 * CAST_BLOCK, np.uint8)
+        self._scratch = np.empty(2 * BLOCK, np.uint8)
         self._task: Task | None = None
         self._blocks: list[Block] = []
 
