@@ -19,11 +19,14 @@ from ckptconv.view import View, stored
 
 NAME = "huggingface"
 _INDEX = "model.safetensors.index.json"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _MAX_HEADER = 100_000_000
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder with an index or with safetensors files beside a config."""
+    """True for a folder with an index, with safetensors files beside a config, or for a PEFT adapter."""
+    if (folder / _ADAPTER).is_file() and (folder / _ADAPTER_CONFIG).is_file():
+        return True
     if (folder / _INDEX).is_file() or (folder / "model.safetensors").is_file():
         return True
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
@@ -51,7 +54,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         _check_index(folder, expected, tensors)
     return Checkpoint(
         backend=NAME,
-        layout="Hugging Face model folder",
+        layout="PEFT adapter" if names == [_ADAPTER] else "Hugging Face model folder",
         root=folder,
         world_size=len(files),
         files=tuple(files),
@@ -59,6 +62,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         step=place.step,
         role=place.role,
         assets=folder if (folder / "config.json").is_file() else None,
+        extras={"lora": _json(folder / _ADAPTER_CONFIG)} if names == [_ADAPTER] else {},
         naming="hub",
     )
 
@@ -123,8 +127,18 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
     return view, high
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CkptconvError("not readable as JSON", where=path, found=str(error)) from error
+    return value if isinstance(value, dict) else {}
+
+
 def _files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     index = folder / _INDEX
+    if (folder / _ADAPTER).is_file() and not index.is_file() and not (folder / "model.safetensors").is_file():
+        return [_ADAPTER], None
     if not index.is_file():
         single = folder / "model.safetensors"
         return (
