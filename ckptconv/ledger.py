@@ -23,18 +23,24 @@ _Place = tuple[str, int, tuple[tuple[int, int], ...], int]  # file, start, (size
 
 def check_balance(stored: Iterable[View], used: Iterable[View], dropped: Iterable[View]) -> int:
     """Raise unless used and dropped together are exactly the stored elements; returns the bytes that balance."""
-    left: Counter[_Place] = Counter()
+    views: dict[int, View] = {}  # by identity: what went through untouched is the same object on both sides
+    counts: Counter[int] = Counter()
     total = 0
     for view in stored:
-        item = itemsize(view.dtype)
+        views[id(view)] = view
+        counts[id(view)] += 1
         total += view.nbytes
-        for chunk in view.chunks:
-            left[_place(chunk, item)] += 1
-    for views in (used, dropped):
-        for view in views:
+    for side in (used, dropped):
+        for view in side:
+            views[id(view)] = view
+            counts[id(view)] -= 1
+    left: Counter[_Place] = Counter()
+    for key, count in counts.items():
+        if count:
+            view = views[key]
             item = itemsize(view.dtype)
             for chunk in view.chunks:
-                left[_place(chunk, item)] -= 1
+                left[_place(chunk, item)] += count
     _check_residue({place: count for place, count in left.items() if count})
     return total
 
