@@ -67,11 +67,39 @@ def shared_experts(block: str) -> tuple[Rule, ...]:
     )
 
 
+# Norms on both sides of a block, Gemma's and GLM-4's names for them.
+GEMMA_NORMS = (
+    Same(L + "self_attention.linear_proj.post_layernorm.weight", M + "post_attention_layernorm.weight"),
+    Same(L + "mlp.linear_fc1.layer_norm_weight", M + "pre_feedforward_layernorm.weight"),
+    Same(L + "mlp.linear_fc2.post_layernorm.weight", M + "post_feedforward_layernorm.weight"),
+)
+GLM4_NORMS = (
+    Same(L + "self_attention.post_self_attn_layernorm.weight", M + "post_self_attn_layernorm.weight"),
+    Same(L + "mlp.post_mlp_layernorm.weight", M + "post_mlp_layernorm.weight"),
+)
+FUSED_MLP = (
+    Same(L + "mlp.linear_fc1.weight", M + "mlp.gate_up_proj.weight"),
+    Same(L + "mlp.linear_fc2.weight", M + "mlp.down_proj.weight"),
+)
+# Full-width norms of queries and keys, as mcore-bridge calls them.
+WIDE_QK_NORM = (
+    Same(L + "self_attention.q_norm.weight", M + "self_attn.q_norm.weight"),
+    Same(L + "self_attention.k_norm.weight", M + "self_attn.k_norm.weight"),
+)
+
 LLAMA = Family("Llama", ENDS + ATTENTION + MLP_NORM + MLP)
 QWEN3 = Family("Qwen3", LLAMA.rules + QK_NORM)
 QWEN2_MOE = Family("Qwen2-MoE", LLAMA.rules + experts("mlp") + shared_experts("shared_expert"))
 QWEN3_MOE = Family("Qwen3-MoE", QWEN3.rules + experts("mlp"))
 MIXTRAL = Family("Mixtral", ENDS + ATTENTION + MLP_NORM + experts("block_sparse_moe", "w1,w3,w2"))
+GEMMA2 = Family("Gemma 2", ENDS + ATTENTION + GEMMA_NORMS + MLP)
+GEMMA3 = Family("Gemma 3", GEMMA2.rules + QK_NORM)
+GLM4 = Family("GLM-4", ENDS + ATTENTION + GLM4_NORMS + MLP_NORM + FUSED_MLP)
+GLM4_MOE = Family("GLM-4.5", QWEN3.rules + experts("mlp") + shared_experts("shared_experts"))
+OLMOE = Family("OLMoE", QWEN3_MOE.rules + WIDE_QK_NORM)
+MINIMAX_BIAS = (Same(L + "mlp.router.expert_bias", M + "block_sparse_moe.e_score_correction_bias"),)
+MINIMAX_M2 = Family("MiniMax-M2", MINIMAX_BIAS + MIXTRAL.rules + WIDE_QK_NORM)
+ERNIE_MOE = Family("Ernie 4.5 MoE", LLAMA.rules + experts("mlp") + shared_experts("shared_experts"))
 DEEPSEEK = Family(
     "DeepSeek", ENDS + LATENT + MLP_NORM + MLP + experts("mlp") + shared_experts("shared_experts")
 )
@@ -85,6 +113,15 @@ FAMILIES = {
     "qwen2_moe": QWEN2_MOE,
     "qwen3_moe": QWEN3_MOE,
     "mixtral": MIXTRAL,
+    "ernie4_5": LLAMA,
+    "internlm3": LLAMA,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
+    "glm4": GLM4,
+    "glm4_moe": GLM4_MOE,
+    "olmoe": OLMOE,
+    "minimax_m2": MINIMAX_M2,
+    "ernie4_5_moe": ERNIE_MOE,
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
 }
