@@ -22,7 +22,8 @@ from ckptconv.models.config import check_fit, corrected
 from ckptconv.models.naming import to_hub
 from ckptconv.models.unwrap import unwrap
 from ckptconv.read import same_values
-from ckptconv.view import Shape, View, check_tiling
+from ckptconv.tiling import check_tiling
+from ckptconv.view import Shape, View
 
 ADAPTER_FOLDER = "lora_adapter"
 

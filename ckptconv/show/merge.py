@@ -12,8 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from ckptconv.commands.merge import Merged, receipt
+from ckptconv.commands.merge import Merged
 from ckptconv.plan import Plan
+from ckptconv.receipt import receipt
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, size
 

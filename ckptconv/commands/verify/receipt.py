@@ -9,11 +9,11 @@ from pathlib import Path
 import xxhash
 
 from ckptconv import workers as threads
-from ckptconv.commands.merge import RECEIPT
 from ckptconv.commands.verify.integrity import Found, OnRead, Stretch, read_file, read_json
 from ckptconv.commands.verify.records import Problem
 from ckptconv.copy import HASH, HASH_BLOCK, combine
 from ckptconv.errors import CkptconvError
+from ckptconv.receipt import RECEIPT
 
 
 def receipt_files(folder: Path) -> list[Path]:

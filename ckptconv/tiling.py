@@ -1,0 +1,96 @@
+"""Do boxes cover a tensor exactly once: inside it, no overlap, nothing missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Protocol
+
+from ckptconv.errors import CkptconvError
+
+Shape = tuple[int, ...]
+
+
+class Box(Protocol):
+    """What has to be known of a chunk: where it lies in its tensor, and its file's name for errors."""
+
+    @property
+    def offsets(self) -> Shape: ...
+    @property
+    def sizes(self) -> Shape: ...
+    @property
+    def file(self) -> str: ...
+
+
+def check_tiling(shape: Shape, chunks: Sequence[Box]) -> None:
+    """Raise unless the chunks' boxes cover the shape exactly once: inside, no overlap, nothing missing."""
+    volume = 0
+    for chunk in chunks:
+        for offset, size, whole in zip(chunk.offsets, chunk.sizes, shape, strict=True):
+            if offset < 0 or size <= 0 or offset + size > whole:
+                raise CkptconvError(
+                    "a shard lies outside its tensor",
+                    where=chunk.file,
+                    found=f"offsets {list(chunk.offsets)}, sizes {list(chunk.sizes)}",
+                    wanted=f"inside {list(shape)}",
+                )
+        volume += prod(chunk.sizes)
+    if len(chunks) > 1:
+        _check_disjoint(chunks)
+    if volume != prod(shape):
+        raise CkptconvError(
+            "the shards do not cover their tensor",
+            found=f"{volume:,} elements",
+            wanted=f"{prod(shape):,} elements",
+        )
+
+
+def _check_disjoint(chunks: Sequence[Box]) -> None:
+    """Cut where no box crosses, along any dim; what cannot be cut any further is compared box by box."""
+    groups = [list(chunks)]
+    while groups:
+        group = groups.pop()
+        for dim in range(len(group[0].sizes)):
+            slabs = _slabs(group, dim)
+            if len(slabs) > 1:
+                groups += (slab for slab in slabs if len(slab) > 1)
+                break
+        else:
+            _compare_boxes(group)
+
+
+def _slabs(chunks: list[Box], dim: int) -> list[list[Box]]:
+    """Groups between cuts along a dim that go through no box."""
+    slabs: list[list[Box]] = []
+    end = -1
+    for chunk in sorted(chunks, key=lambda c: c.offsets[dim]):
+        begin = chunk.offsets[dim]
+        if begin >= end:
+            slabs.append([])
+        slabs[-1].append(chunk)
+        end = max(end, begin + chunk.sizes[dim])
+    return slabs
+
+
+def _compare_boxes(chunks: Sequence[Box]) -> None:
+    """Sweep along the dim with the most cuts; only boxes that are open together are compared."""
+    dims = range(len(chunks[0].sizes))
+    sweep = max(dims, key=lambda dim: len({c.offsets[dim] for c in chunks}), default=None)
+    if sweep is None:
+        raise CkptconvError("two shards hold the same scalar", where=chunks[1].file)
+    open_boxes: list[Box] = []
+    for chunk in sorted(chunks, key=lambda c: c.offsets[sweep]):
+        begin = chunk.offsets[sweep]
+        open_boxes = [other for other in open_boxes if other.offsets[sweep] + other.sizes[sweep] > begin]
+        for other in open_boxes:
+            if all(
+                chunk.offsets[d] < other.offsets[d] + other.sizes[d]
+                and other.offsets[d] < chunk.offsets[d] + chunk.sizes[d]
+                for d in dims
+            ):
+                raise CkptconvError(
+                    "two shards hold the same part of a tensor",
+                    where=f"{other.file} and {chunk.file}",
+                    found=f"offsets {list(other.offsets)} and {list(chunk.offsets)}",
+                )
+        open_boxes.append(chunk)
