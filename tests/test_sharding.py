@@ -123,37 +123,27 @@ def test_hsdp_over_tensor_parallel(shape, mesh: tuple[int, int, int], draw) -> N
     assert_as_chunked(shape, mesh, boxes(shape, mesh, placements), order)
 
 
-RIGHT_TO_LEFT = pytest.mark.xfail(
-    strict=True,
-    reason="one _StridedShard turns the order of all mesh dims around; its split factor is not looked at",
-)
 # What the placements say (DTensorSpec._maybe_convert_StridedShard_to_shard_order): the mesh dims in order of cutting.
 STRIDED = {
-    "fsdp over two that cut": (
-        [_StridedShard(0, split_factor=6), Shard(0), Shard(0)],
-        (1, 2, 0),
-        RIGHT_TO_LEFT,
-    ),
-    "fsdp over the last": ([Shard(0), _StridedShard(0, split_factor=3), Shard(0)], (0, 2, 1), RIGHT_TO_LEFT),
+    "fsdp over two that cut": ([_StridedShard(0, split_factor=6), Shard(0), Shard(0)], (1, 2, 0)),
+    "fsdp over the last": ([Shard(0), _StridedShard(0, split_factor=3), Shard(0)], (0, 2, 1)),
     "two, each after the last": (
         [_StridedShard(0, split_factor=3), _StridedShard(0, split_factor=3), Shard(0)],
         (2, 0, 1),
-        RIGHT_TO_LEFT,
     ),
     "all turned around": (
         [_StridedShard(0, split_factor=6), _StridedShard(0, split_factor=3), Shard(0)],
         (2, 1, 0),
-        (),
     ),
-    "another dim between": ([_StridedShard(0, split_factor=3), Shard(1), Shard(0)], (2, 1, 0), ()),
-    "two of another dim": ([Shard(1), _StridedShard(1, split_factor=3), Shard(1)], (0, 2, 1), RIGHT_TO_LEFT),
+    "another dim between": ([_StridedShard(0, split_factor=3), Shard(1), Shard(0)], (2, 1, 0)),
+    "two of another dim": ([Shard(1), _StridedShard(1, split_factor=3), Shard(1)], (0, 2, 1)),
 }
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=STRIDED[case][2]) for case in STRIDED])
+@pytest.mark.parametrize("case", STRIDED)
 @pytest.mark.parametrize("shape", [(24, 24), (48, 24), (29, 31), (7, 5)], ids=str)
 def test_strided_shards_on_three_mesh_dims(case: str, shape: tuple[int, int]) -> None:
-    placements, order, _ = STRIDED[case]
+    placements, order = STRIDED[case]
     mesh = (4, 2, 3)
     if not any(size % prod(mesh) for size in shape):
         assert_as_torch_says(shape, mesh, placements)

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKE = ROOT / "tests" / "make" / "smollm.py"
 
-pytestmark = pytest.mark.smollm
+pytestmark = [pytest.mark.smollm, pytest.mark.xdist_group("smollm")]
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,11 @@ from helpers import (
     tensors,
 )
 
+from ckptconv import target as target_room
 from ckptconv.commands.merge import Events, merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]
-target_module = sys.modules["ckptconv.target"]
 
 
 @pytest.fixture(scope="module")
@@ -213,17 +213,17 @@ def test_a_second_merge_into_the_same_target_is_refused(made: Made, tmp_path: Pa
 def test_a_second_merge_is_refused_until_the_first_one_has_moved_into_place(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync, errors = target_module.fsync_tree, []
+    sync, errors = target_room.fsync_tree, []
 
     def second_meanwhile(work: Path) -> None:
-        monkeypatch.setattr(target_module, "fsync_tree", sync)
+        monkeypatch.setattr(target_room, "fsync_tree", sync)
         try:
             merge(made("fsdp2_tied_w4"), tmp_path / "out")
         except CkptconvError as error:
             errors.append(error.what)
         sync(work)
 
-    monkeypatch.setattr(target_module, "fsync_tree", second_meanwhile)
+    monkeypatch.setattr(target_room, "fsync_tree", second_meanwhile)
     merge(made("fsdp2_w4"), tmp_path / "out")
     assert errors == ["another merge is writing this target"]
     assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))

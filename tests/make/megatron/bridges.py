@@ -62,6 +62,8 @@ def by_mbridge(case: Any) -> Loaded:
     sys.modules["mbridge.models.ext.deepseek_v3.kernel"] = kernel
     import mbridge
     import mbridge.models.deepseek_v3 as deepseek
+    import mbridge.models.mimo as mimo
+    import mbridge.models.qwen2_5_vl as qwen_vl
     from mbridge.models.ext.deepseek_v3 import dequant_fp8_safetensor_io as dequant
 
     def open_on_cpu(file: str, framework: str, device: str) -> Any:
@@ -72,7 +74,30 @@ def by_mbridge(case: Any) -> Loaded:
             kwargs["original_max_position_embeddings"] = kwargs.pop("max_position_embeddings")
         return deepseek.MLATransformerConfig(**kwargs)
 
+    def mimo_args(self: Any) -> dict[str, Any]:  # mbridge gives the config where the layers' spec belongs
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec
+
+        spec = get_gpt_mtp_block_spec(
+            self.config, self._get_transformer_layer_spec(), use_transformer_engine=True
+        )
+        return super(mimo.MimoBridge, self)._get_gptmodel_args() | {"mtp_block_spec": spec}
+
+    def vision_config(config: Any) -> Any:  # mbridge knows no tower but that of the published sizes
+        vision = bridge.hf_config.vision_config
+        config = published(config)
+        config.num_layers, config.hidden_size = vision.depth, vision.hidden_size
+        config.num_attention_heads = config.num_query_groups = vision.num_heads
+        config.kv_channels, config.ffn_hidden_size = (
+            vision.hidden_size // vision.num_heads,
+            vision.intermediate_size,
+        )
+        config.patch_size, config.fullatt_block_indexes = vision.patch_size, vision.fullatt_block_indexes
+        return config
+
+    published = qwen_vl.get_vision_model_config
+    qwen_vl.get_vision_model_config = vision_config
     dequant.safe_open = open_on_cpu
+    mimo.MimoBridge._get_gptmodel_args = mimo_args
     deepseek.DeepseekV3Bridge.TransformerConfigClass = staticmethod(mla)
     pad = {"make_vocab_size_divisible_by": case.pad} if case.pad else {}
     bridge = mbridge.AutoBridge.from_pretrained(HF, **pad)
@@ -110,13 +135,45 @@ def by_megatron_bridge(case: Any) -> Loaded:
         provider.make_vocab_size_divisible_by, provider.should_pad_vocab = case.pad, True
     if hasattr(provider, "q_lora_rank"):  # Megatron-Bridge takes null for "the default"
         provider.q_lora_rank = bridge.hf_pretrained.config.q_lora_rank
+    if mtp := getattr(bridge.hf_pretrained.config, "num_nextn_predict_layers", 0):
+        provider.mtp_num_layers = mtp
     provider.finalize()
+    if case.lora:
+        provider.register_pre_wrap_hook(with_lora(case.lora))
     wrapped = provider.provide_distributed_model(wrap_with_ddp=False)
-    for module in (each for model in wrapped for each in model.modules()):
+    if not case.lora:
+        keep_biases_fp32(wrapped)
+        bridge.load_hf_weights(wrapped)  # once more: the cast to bf16 rounded what belongs in fp32
+    return Loaded(bridge, provider, bridge.hf_pretrained.config, wrapped, provider.vocab_size)
+
+
+def with_lora(targets: tuple[str, ...]) -> Any:
+    """A hook that gives the target layers adapters of rank 4 and alpha 6 with random values."""
+    import te
+    from megatron.bridge.peft import utils
+    from megatron.bridge.peft.lora import LoRA
+    from megatron.core import mpu
+
+    utils.version = lambda package: te.VERSION  # it asks pip for Transformer Engine's
+
+    def wrap(models: Any) -> Any:
+        wrapped = LoRA(target_modules=list(targets), dim=4, alpha=6)(models, training=True)
+        for model in wrapped if isinstance(wrapped, list) else [wrapped]:
+            for name, parameter in model.named_parameters():
+                if ".adapter." in name:
+                    whole = not getattr(parameter, "tensor_model_parallel", False)
+                    piece = "" if whole else str(mpu.get_tensor_model_parallel_rank())
+                    parameter.data.copy_(tiny.values_of(name + piece, parameter.shape))
+        return wrapped
+
+    return wrap
+
+
+def keep_biases_fp32(models: list[Any]) -> None:
+    """A router's bias stays fp32 in a bf16 model, as Megatron-Core does before the first step."""
+    for module in (each for model in models for each in model.modules()):
         if hasattr(module, "_maintain_float32_expert_bias"):
             module._maintain_float32_expert_bias()
-    bridge.load_hf_weights(wrapped)  # once more: the cast to bf16 rounded what belongs in fp32
-    return Loaded(bridge, provider, bridge.hf_pretrained.config, wrapped, provider.vocab_size)
 
 
 def by_mcore_bridge(case: Any) -> Loaded:
@@ -126,14 +183,18 @@ def by_mcore_bridge(case: Any) -> Loaded:
     from transformers import AutoConfig
 
     hf_config = AutoConfig.from_pretrained(HF)
+    vocab = getattr(hf_config, "text_config", hf_config).vocab_size
     values = hf_to_mcore_config(hf_config) | sizes(case) | ON_CPU
-    values |= {"params_dtype": torch.bfloat16, "bf16": True}
+    values |= {"params_dtype": torch.bfloat16, "bf16": True, "vit_attn_impl": "eager"}
     if case.pad:
-        values["padded_vocab_size"] = -(-hf_config.vocab_size // case.pad) * case.pad
+        values["padded_vocab_size"] = -(-vocab // case.pad) * case.pad
     kind = ModelConfig
     if values.get("multi_latent_attention"):
         from mcore_bridge import MLAModelConfig as kind
+    if mtp := getattr(hf_config, "num_nextn_predict_layers", 0):
+        values["mtp_num_layers"] = mtp
     config = kind(**values)
     wrapped = [model.bfloat16() for model in get_mcore_model(config)]
+    keep_biases_fp32(wrapped)
     config.bridge.load_weights(wrapped, HF)
     return Loaded(config.bridge, config, hf_config, wrapped, config.padded_vocab_size)

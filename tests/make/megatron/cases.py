@@ -28,6 +28,7 @@ class Case:
     critic: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)  # what sharded_state_dict is given
     core: str = "0.16.1"
+    lora: tuple[str, ...] = ()  # Megatron's names of the layers with adapters
     bridge: str = "mbridge"  # or megatron_bridge, mcore_bridge
 
     @property
@@ -48,53 +49,254 @@ CASES: dict[str, Case] = {
     # torch_dist
     "qwen2_tp2": Case("qwen2", "QKV bias; vocabulary 91 padded to 128", tp=2, pad=64),
     "qwen2_tp4_kv2": Case("qwen2_wide", "fewer KV heads than TP ranks", "mlm", tp=4, pad=32),
-    "qwen2_tied_pp2": Case("qwen2_tied", "tied: no output_layer; stages of 2 layers and 1; not padded", pp=2, first=2),
-    "qwen2_v2": Case("qwen2", "verl's v2 folders and ckpt_contents.json; no Hugging Face config inside", "verl_v2", tp=2, pad=32),
-    "llama_tp2pp2vpp2": Case("llama", "head_dim 8, hidden 26, 6 heads; VPP", "mlm", tp=2, pp=2, vpp=2, pad=24),
+    "qwen2_tied_pp2": Case(
+        "qwen2_tied", "tied: no output_layer; stages of 2 layers and 1; not padded", pp=2, first=2
+    ),
+    "qwen2_v2": Case(
+        "qwen2",
+        "verl's v2 folders and ckpt_contents.json; no Hugging Face config inside",
+        "verl_v2",
+        tp=2,
+        pad=32,
+    ),
+    "llama_tp2pp2vpp2": Case(
+        "llama", "head_dim 8, hidden 26, 6 heads; VPP", "mlm", tp=2, pp=2, vpp=2, pad=24
+    ),
     "qwen3_tp2pp2vpp2": Case("qwen3", "q and k norms; tied; VPP", tp=2, pp=2, vpp=2, pad=4),
-    "qwen3_moe_tp2pp2ep2": Case("qwen3_moe_3", "stacked experts; stages of 1 and 2 layers", tp=2, pp=2, ep=2, first=1, pad=2),
-    "qwen3_moe_singleton": Case("qwen3_moe", "singleton_local_shards: per layer and per expert, weight_w and weight_v", "mlm", tp=2, ep=2, pad=2, metadata=SINGLETON),
-    "mixtral_ep2etp2": Case("mixtral", "experts split over TP too; w1, w3, w2", tp=2, ep=2, etp=2, ranks=4, pad=2),
+    "qwen3_moe_tp2pp2ep2": Case(
+        "qwen3_moe_3", "stacked experts; stages of 1 and 2 layers", tp=2, pp=2, ep=2, first=1, pad=2
+    ),
+    "qwen3_moe_singleton": Case(
+        "qwen3_moe",
+        "singleton_local_shards: per layer and per expert, weight_w and weight_v",
+        "mlm",
+        tp=2,
+        ep=2,
+        pad=2,
+        metadata=SINGLETON,
+    ),
+    "mixtral_ep2etp2": Case(
+        "mixtral", "experts split over TP too; w1, w3, w2", tp=2, ep=2, etp=2, ranks=4, pad=2
+    ),
     "qwen2_moe_ep2": Case("qwen2_moe", "shared expert and its gate", tp=2, ep=2, pad=2),
-    "deepseek_v3_tp2pp2ep2": Case("deepseek_v3", "MLA with q-LoRA; one dense layer, alone on its stage; fp32 expert bias", tp=2, pp=2, ep=2, first=1),
+    "deepseek_v3_tp2pp2ep2": Case(
+        "deepseek_v3",
+        "MLA with q-LoRA; one dense layer, alone on its stage; fp32 expert bias",
+        tp=2,
+        pp=2,
+        ep=2,
+        first=1,
+    ),
     "moonlight_ep2": Case("moonlight", "MLA without q-LoRA; two shared experts in one", "mlm", tp=2, ep=2),
     "qwen2_local": Case("qwen2", "layers without Transformer Engine", "mlm", tp=2, spec="local", pad=64),
-    "qwen3_moe_local": Case("qwen3_moe", "experts without grouped GEMM, without Transformer Engine", "mlm", ep=2, ranks=2, spec="local"),
-    "qwen2_optim_fully": Case("qwen2_small", "optimizer, fully_reshardable", "mlm", tp=2, ranks=4, pad=2, optimizer="fully_reshardable"),
-    "qwen2_optim_dp": Case("qwen2_small", "optimizer, dp_reshardable", tp=2, ranks=4, pad=2, optimizer="dp_reshardable"),
+    "qwen3_moe_local": Case(
+        "qwen3_moe",
+        "experts without grouped GEMM, without Transformer Engine",
+        "mlm",
+        ep=2,
+        ranks=2,
+        spec="local",
+    ),
+    "qwen2_optim_fully": Case(
+        "qwen2_small",
+        "optimizer, fully_reshardable",
+        "mlm",
+        tp=2,
+        ranks=4,
+        pad=2,
+        optimizer="fully_reshardable",
+    ),
+    "qwen2_optim_dp": Case(
+        "qwen2_small", "optimizer, dp_reshardable", tp=2, ranks=4, pad=2, optimizer="dp_reshardable"
+    ),
     "qwen2_core013": Case("qwen2", "Megatron-Core 0.13's metadata", tp=2, pad=64, core="0.13.1"),
-    "qwen3_moe_core013": Case("qwen3_moe", "Megatron-Core 0.13's metadata with experts", "mlm", tp=2, pp=2, ep=2, pad=2, core="0.13.1"),
+    "qwen3_moe_core013": Case(
+        "qwen3_moe",
+        "Megatron-Core 0.13's metadata with experts",
+        "mlm",
+        tp=2,
+        pp=2,
+        ep=2,
+        pad=2,
+        core="0.13.1",
+    ),
     # one file a rank
-    "qwen2_mlm_legacy": Case("qwen2", "each TP rank holds its own [gate | up]", "mlm_legacy", tp=2, pp=2, first=1, pad=64),
-    "qwen2_tied_mlm_legacy": Case("qwen2_tied", "tied: the last stage keeps a copy as output_layer.weight", "mlm_legacy", tp=2, pp=2, first=2, pad=2),
+    "qwen2_mlm_legacy": Case(
+        "qwen2", "each TP rank holds its own [gate | up]", "mlm_legacy", tp=2, pp=2, first=1, pad=64
+    ),
+    "qwen2_tied_mlm_legacy": Case(
+        "qwen2_tied",
+        "tied: the last stage keeps a copy as output_layer.weight",
+        "mlm_legacy",
+        tp=2,
+        pp=2,
+        first=2,
+        pad=2,
+    ),
     "llama_mlm_legacy_vpp": Case("llama", "model0 and model1: two chunks a stage", "mlm_legacy", pp=2, vpp=2),
-    "qwen2_verl_legacy": Case("qwen2", "verl's list of one state dict", "verl_legacy", tp=2, pp=2, first=2, pad=64),
-    "qwen3_verl_legacy_vpp": Case("qwen3", "verl's list of two chunks; tied", "verl_legacy", tp=2, pp=2, vpp=2, pad=4),
-    "deepseek_v3_mlm_legacy": Case("deepseek_v3", "the folders are no cross product of TP and EP", "mlm_legacy", tp=2, pp=2, ep=4, ranks=8, first=1),
-    "qwen3_moe_verl_legacy": Case("qwen3_moe", "experts in whole beside TP: mp_rank_00_000 and mp_rank_01_001", "verl_legacy", tp=2, ep=2, pad=2),
-    "mixtral_mlm_legacy": Case("mixtral", "experts split over TP: [gate | up] of each rank", "mlm_legacy", tp=2, ep=2, etp=2, ranks=4, pad=2),
-    "critic_tp2": Case("qwen2_even", "value head: output_layer.weight (1, hidden)", tp=2, pp=2, first=1, critic=True),
-    "critic_verl_legacy": Case("qwen2_even", "value head, the same on every TP rank", "verl_legacy", tp=2, critic=True),
+    "qwen2_verl_legacy": Case(
+        "qwen2", "verl's list of one state dict", "verl_legacy", tp=2, pp=2, first=2, pad=64
+    ),
+    "qwen3_verl_legacy_vpp": Case(
+        "qwen3", "verl's list of two chunks; tied", "verl_legacy", tp=2, pp=2, vpp=2, pad=4
+    ),
+    "deepseek_v3_mlm_legacy": Case(
+        "deepseek_v3",
+        "the folders are no cross product of TP and EP",
+        "mlm_legacy",
+        tp=2,
+        pp=2,
+        ep=4,
+        ranks=8,
+        first=1,
+    ),
+    "qwen3_moe_verl_legacy": Case(
+        "qwen3_moe",
+        "experts in whole beside TP: mp_rank_00_000 and mp_rank_01_001",
+        "verl_legacy",
+        tp=2,
+        ep=2,
+        pad=2,
+    ),
+    "mixtral_mlm_legacy": Case(
+        "mixtral",
+        "experts split over TP: [gate | up] of each rank",
+        "mlm_legacy",
+        tp=2,
+        ep=2,
+        etp=2,
+        ranks=4,
+        pad=2,
+    ),
+    "critic_tp2": Case(
+        "qwen2_even", "value head: output_layer.weight (1, hidden)", tp=2, pp=2, first=1, critic=True
+    ),
+    "critic_verl_legacy": Case(
+        "qwen2_even", "value head, the same on every TP rank", "verl_legacy", tp=2, critic=True
+    ),
     # other bridges: Megatron-Bridge's own save, mcore-bridge in Megatron-LM's layout
-    "glm4_moe_mb": Case("glm4_moe", "GLM-4.5: QKV bias, q and k norms, one dense layer, fp32 expert bias", "bridge", tp=2, ep=2, bridge="megatron_bridge"),
+    "glm4_moe_mb": Case(
+        "glm4_moe",
+        "GLM-4.5: QKV bias, q and k norms, one dense layer, fp32 expert bias",
+        "bridge",
+        tp=2,
+        ep=2,
+        bridge="megatron_bridge",
+    ),
     "glm4_moe_mtp_mb": Case("glm4_moe_mtp", "an MTP layer", "bridge", bridge="megatron_bridge"),
     "gemma2_mb": Case("gemma2", "four norms a layer; tied", "bridge", tp=2, bridge="megatron_bridge"),
-    "gemma3_mb": Case("gemma3", "q and k norms and four norms a layer; tied", "bridge", tp=2, bridge="megatron_bridge"),
+    "gemma3_mb": Case(
+        "gemma3", "q and k norms and four norms a layer; tied", "bridge", tp=2, bridge="megatron_bridge"
+    ),
     "olmoe_mb": Case("olmoe", "q and k norms over the full width", "bridge", tp=2, bridge="megatron_bridge"),
-    "gpt_oss_mb": Case("gpt_oss", "sinks, biases; the Hub's experts are interleaved and transposed", "bridge", tp=2, ep=2, bridge="megatron_bridge"),
-    "deepseek_v3_mtp_mb": Case("deepseek_v3_mtp", "an MTP layer", "bridge", tp=2, bridge="megatron_bridge"),
-    "deepseek_v2_mb": Case("deepseek_v2", "MLA without q-LoRA, without expert bias", "bridge", tp=2, ep=2, bridge="megatron_bridge"),
-    "qwen3_next_mb": Case("qwen3_next", "gated delta net in Megatron's own layout", "bridge", tp=2, bridge="megatron_bridge"),
-    "qwen2_mb": Case("qwen2_even", "run_config.yaml", "bridge", tp=2, pp=2, first=2, bridge="megatron_bridge"),
+    "gpt_oss_mb": Case(
+        "gpt_oss",
+        "sinks, biases; the Hub's experts are interleaved and transposed",
+        "bridge",
+        tp=2,
+        ep=2,
+        bridge="megatron_bridge",
+    ),
+    "deepseek_v2_mb": Case(
+        "deepseek_v2",
+        "MLA without q-LoRA, without expert bias",
+        "bridge",
+        tp=2,
+        ep=2,
+        bridge="megatron_bridge",
+    ),
+    "qwen3_next_mb": Case(
+        "qwen3_next", "gated delta net in Megatron's own layout", "bridge", tp=2, bridge="megatron_bridge"
+    ),
+    "qwen2_mb": Case(
+        "qwen2_even", "run_config.yaml", "bridge", tp=2, pp=2, first=2, bridge="megatron_bridge"
+    ),
     "glm4_mcb": Case("glm4", "GLM-4: sandwich norms", "mlm", pp=2, bridge="mcore_bridge", pad=2),
     "glm4_moe_mtp_mcb": Case("glm4_moe_mtp", "an MTP layer", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
-    "olmoe_mcb": Case("olmoe", "q and k norms under other names", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=16),
-    "gpt_oss_mcb": Case("gpt_oss", "sinks, biases; the Hub's experts are interleaved and transposed", "mlm", tp=2, bridge="mcore_bridge", pad=16),
-    "minimax_m2_mcb": Case("minimax_m2", "full-width q and k norms, w1, w3, w2, fp32 expert bias beside the gate", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=2),
+    "olmoe_mcb": Case(
+        "olmoe", "q and k norms under other names", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=16
+    ),
+    "gpt_oss_mcb": Case(
+        "gpt_oss",
+        "sinks, biases; the Hub's experts are interleaved and transposed",
+        "mlm",
+        tp=2,
+        bridge="mcore_bridge",
+        pad=16,
+    ),
+    "minimax_m2_mcb": Case(
+        "minimax_m2",
+        "full-width q and k norms, w1, w3, w2, fp32 expert bias beside the gate",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=2,
+    ),
     "ernie4_5_mcb": Case("ernie4_5", "tied", "mlm", tp=2, bridge="mcore_bridge", pad=2),
-    "ernie4_5_moe_mcb": Case("ernie4_5_moe", "dense first layer, shared experts, expert bias", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=2),
+    "ernie4_5_moe_mcb": Case(
+        "ernie4_5_moe",
+        "dense first layer, shared experts; moe_statics are left out by mcore-bridge",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=2,
+    ),
     "internlm3_mcb": Case("internlm3", "head_dim of its own", "mlm", tp=2, bridge="mcore_bridge", pad=2),
-    "mimo_mcb": Case("mimo", "an MTP layer under model.mtp_layers", "mlm", tp=2, bridge="mcore_bridge", pad=2),
+    "mimo_tp2": Case("mimo", "an MTP layer under model.mtp_layers", tp=2, pad=2),
     "deepseek_v3_mtp_mcb": Case("deepseek_v3_mtp", "an MTP layer", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
-    "qwen3_next_mcb": Case("qwen3_next", "gated delta net: one in_proj and one conv1d in rows per key head", "mlm", tp=2, bridge="mcore_bridge", pad=16),
-}  # fmt: skip
+    "qwen3_next_mcb": Case(
+        "qwen3_next",
+        "gated delta net: one in_proj and one conv1d in rows per key head",
+        "mlm",
+        tp=2,
+        bridge="mcore_bridge",
+        pad=16,
+    ),
+    "qwen2_5_vl_mb": Case(
+        "qwen2_5_vl", "language_model.*, and the tower as visual.*", "bridge", tp=2, bridge="megatron_bridge"
+    ),
+    "qwen2_5_vl_mcb": Case(
+        "qwen2_5_vl",
+        "language_model.*, and the tower as visual.visual.*",
+        "mlm",
+        tp=2,
+        bridge="mcore_bridge",
+        pad=16,
+    ),
+    "qwen2_5_vl_tp1": Case("qwen2_5_vl", "mbridge: the tower as Megatron-Core's layers", "mlm"),
+    "qwen3_vl_mb": Case(
+        "qwen3_vl",
+        "language_model.*, and the tower as vision_model.*",
+        "bridge",
+        tp=2,
+        bridge="megatron_bridge",
+    ),
+    "qwen3_vl_mcb": Case(
+        "qwen3_vl",
+        "language_model.*, and the tower as visual.visual.*",
+        "mlm",
+        tp=2,
+        bridge="mcore_bridge",
+        pad=16,
+    ),
+    "lora_mb": Case(
+        "qwen2_even",
+        "LoRA on all four linear layers beside the base weights",
+        "bridge",
+        tp=2,
+        pp=2,
+        first=2,
+        bridge="megatron_bridge",
+        lora=("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"),
+    ),
+    "lora_v2": Case(
+        "qwen2_even",
+        "verl's v2 with LoRA: model/dist_ckpt holds adapters alone; base weights left out",
+        "verl_v2",
+        tp=2,
+        bridge="megatron_bridge",
+        lora=("linear_qkv", "linear_fc1"),
+    ),
+}

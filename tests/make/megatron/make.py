@@ -99,6 +99,7 @@ def about(name: str, case: Case) -> dict[str, Any]:
         "padded_to_multiple_of": case.pad,
         "metadata": case.metadata,
         "optimizer": case.optimizer,
+        "lora": {"r": 4, "alpha": 6, "layers": case.lora} if case.lora else {},
         "versions": {"python": sys.version.split()[0]} | versions,
         "not_real": "Transformer Engine and CUDA (stand_ins/); Megatron-Core and the bridge are",
     }

@@ -93,37 +93,176 @@ NEXT: dict[str, Any] = {
     "decoder_sparse_step": 1,
 }
 
-#: family: (model type, values over TEXT)
+ROPE_3D = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 12,
+    "num_heads": 2,
+    "intermediate_size": 18,
+    "out_hidden_size": 26,
+    "patch_size": 2,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+
+#: family: (model type, values over TEXT); models that see have their language model's values in text_config
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"hidden_size": 30}),
     "qwen2_even": ("qwen2", {"hidden_size": 30, "vocab_size": 90}),  # mbridge pads no value model
     "qwen2_tied": ("qwen2", {"hidden_size": 30, "tie_word_embeddings": True, "num_hidden_layers": 3}),
     "qwen2_wide": ("qwen2", {"hidden_size": 32, "num_attention_heads": 8, "intermediate_size": 44}),
-    "qwen2_small": ("qwen2", {"hidden_size": 18, "vocab_size": 61, "num_hidden_layers": 2, "intermediate_size": 22}),
+    "qwen2_small": (
+        "qwen2",
+        {"hidden_size": 18, "vocab_size": 61, "num_hidden_layers": 2, "intermediate_size": 22},
+    ),
     "llama": ("llama", {"head_dim": 8, "num_hidden_layers": 4}),
     "qwen3": ("qwen3", {"head_dim": 10, "tie_word_embeddings": True, "num_hidden_layers": 4}),
     "qwen3_moe": ("qwen3_moe", EXPERTS | {"head_dim": 6, "mlp_only_layers": [], "decoder_sparse_step": 1}),
-    "qwen3_moe_3": ("qwen3_moe", EXPERTS | {"head_dim": 6, "mlp_only_layers": [], "decoder_sparse_step": 1, "num_hidden_layers": 3}),
+    "qwen3_moe_3": (
+        "qwen3_moe",
+        EXPERTS | {"head_dim": 6, "mlp_only_layers": [], "decoder_sparse_step": 1, "num_hidden_layers": 3},
+    ),
     "qwen2_moe": ("qwen2_moe", EXPERTS | {"hidden_size": 24, "shared_expert_intermediate_size": 14}),
-    "mixtral": ("mixtral", {"num_hidden_layers": 2, "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 18, "vocab_size": 83}),
+    "mixtral": (
+        "mixtral",
+        {
+            "num_hidden_layers": 2,
+            "head_dim": 8,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 18,
+            "vocab_size": 83,
+        },
+    ),
     "deepseek_v3": ("deepseek_v3", LATENT | NOAUX),
-    "moonlight": ("deepseek_v3", LATENT | NOAUX | {"q_lora_rank": None, "n_shared_experts": 2, "n_routed_experts": 6, "n_group": 1}),
-    "deepseek_v2": ("deepseek_v2", LATENT | {"n_routed_experts": 6, "q_lora_rank": None, "n_group": 1, "topk_method": "greedy", "moe_layer_freq": 1}),
-    "deepseek_v3_mtp": ("deepseek_v3", LATENT | NOAUX | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1, "n_routed_experts": 4}),
-    "glm4": ("glm4", {"head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5, "num_hidden_layers": 2}),
+    "moonlight": (
+        "deepseek_v3",
+        LATENT | NOAUX | {"q_lora_rank": None, "n_shared_experts": 2, "n_routed_experts": 6, "n_group": 1},
+    ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        LATENT
+        | {
+            "n_routed_experts": 6,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_method": "greedy",
+            "moe_layer_freq": 1,
+        },
+    ),
+    "deepseek_v3_mtp": (
+        "deepseek_v3",
+        LATENT | NOAUX | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1, "n_routed_experts": 4},
+    ),
+    "glm4": (
+        "glm4",
+        {"head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5, "num_hidden_layers": 2},
+    ),
     "glm4_moe": ("glm4_moe", GLM_MOE),
     "glm4_moe_mtp": ("glm4_moe", GLM_MOE | {"num_nextn_predict_layers": 1}),
-    "gemma2": ("gemma2", {"vocab_size": 90, "head_dim": 8, "num_hidden_layers": 2, "tie_word_embeddings": True, "query_pre_attn_scalar": 8, "hidden_activation": "gelu_pytorch_tanh"}),
-    "gemma3": ("gemma3_text", {"vocab_size": 90, "head_dim": 8, "num_hidden_layers": 2, "tie_word_embeddings": True, "query_pre_attn_scalar": 8, "sliding_window": 16, "sliding_window_pattern": 2}),
-    "olmoe": ("olmoe", EXPERTS | {"vocab_size": 82, "hidden_size": 24, "intermediate_size": 10, "num_key_value_heads": 6, "clip_qkv": None}),
-    "gpt_oss": ("gpt_oss", EXPERTS | {"vocab_size": 82, "head_dim": 6, "num_local_experts": 6, "intermediate_size": 10, "sliding_window": 16}),
-    "ernie4_5": ("ernie4_5", {"head_dim": 8, "num_hidden_layers": 2, "use_bias": False, "tie_word_embeddings": True}),
-    "ernie4_5_moe": ("ernie4_5_moe", EXPERTS | {"hidden_size": 24, "moe_num_experts": 6, "moe_k": 2, "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_layer_end_index": 1, "moe_layer_interval": 1, "use_bias": False, "num_hidden_layers": 2}),
+    "gemma2": (
+        "gemma2",
+        {
+            "vocab_size": 90,
+            "head_dim": 8,
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 8,
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "vocab_size": 90,
+            "head_dim": 8,
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 16,
+            "sliding_window_pattern": 2,
+        },
+    ),
+    "olmoe": (
+        "olmoe",
+        EXPERTS
+        | {
+            "vocab_size": 82,
+            "hidden_size": 24,
+            "intermediate_size": 10,
+            "num_key_value_heads": 6,
+            "clip_qkv": None,
+        },
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        EXPERTS
+        | {
+            "vocab_size": 82,
+            "head_dim": 6,
+            "num_local_experts": 6,
+            "intermediate_size": 10,
+            "sliding_window": 16,
+        },
+    ),
+    "ernie4_5": (
+        "ernie4_5",
+        {"head_dim": 8, "num_hidden_layers": 2, "use_bias": False, "tie_word_embeddings": True},
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        EXPERTS
+        | {
+            "hidden_size": 24,
+            "moe_num_experts": 6,
+            "moe_k": 2,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 1,
+            "moe_layer_interval": 1,
+            "use_bias": False,
+            "num_hidden_layers": 2,
+        },
+    ),
     "qwen3_next": ("qwen3_next", EXPERTS | NEXT),
-    "minimax_m2": ("minimax_m2", EXPERTS | {"head_dim": 6, "num_local_experts": 6, "intermediate_size": 10, "use_qk_norm": True, "scoring_func": "sigmoid", "use_routing_bias": True, "rotary_dim": 4}),
+    "minimax_m2": (
+        "minimax_m2",
+        EXPERTS
+        | {
+            "head_dim": 6,
+            "num_local_experts": 6,
+            "intermediate_size": 10,
+            "use_qk_norm": True,
+            "scoring_func": "sigmoid",
+            "use_routing_bias": True,
+            "rotary_dim": 4,
+        },
+    ),
     "mimo": ("mimo", {"hidden_size": 30, "num_hidden_layers": 2, "num_nextn_predict_layers": 1}),
+    "qwen2_5_vl": (
+        "qwen2_5_vl",
+        {
+            "text_config": {
+                "vocab_size": 90,
+                "hidden_size": 26,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 13,
+                "num_hidden_layers": 2,
+                "rope_scaling": {"rope_type": "default", "mrope_section": [2, 2, 2]},
+            },
+            "vision_config": VISION | {"fullatt_block_indexes": [1], "window_size": 8},
+        },
+    ),
+    "qwen3_vl": (
+        "qwen3_vl",
+        {
+            "text_config": {"vocab_size": 90, "head_dim": 8, "num_hidden_layers": 2, "rope_scaling": ROPE_3D},
+            "vision_config": VISION | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        },
+    ),
     "internlm3": ("internlm3", {"head_dim": 8, "num_hidden_layers": 2, "qkv_bias": False, "bias": False}),
-}  # fmt: skip
+}
 
 #: model types that this release of transformers does not know: (one that has their layers, architecture)
 UNKNOWN = {
@@ -137,9 +276,19 @@ def make(family: str, folder: Path) -> None:
     """Writes a family's config.json and model.safetensors."""
     model_type, values = FAMILIES[family]
     like, architecture = UNKNOWN.get(model_type, (model_type, ""))
-    config = transformers.AutoConfig.for_model(like, **(TEXT | values))
-    write(config, folder)
+    if "vision_config" in values:
+        whole = {key: values[key] for key in ("vision_config",)} | {
+            "text_config": TEXT | values["text_config"]
+        }
+        config = transformers.AutoConfig.for_model(like, tie_word_embeddings=False, **whole)
+        write(config, folder, transformers.AutoModelForImageTextToText)
+    else:
+        config = transformers.AutoConfig.for_model(like, **(TEXT | values))
+        write(config, folder)
     add_to_config = {"model_type": model_type, "architectures": [architecture]} if architecture else {}
+    if model_type == "ernie4_5_moe":  # its router's bias has no place in mcore-bridge
+        kept = {n: t for n, t in load_file(folder / "model.safetensors").items() if ".moe_statics." not in n}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
     if more := extra_tensors(model_type, config, load_file(folder / "model.safetensors")):
         save_file(
             load_file(folder / "model.safetensors") | more, folder / "model.safetensors", {"format": "pt"}
@@ -173,12 +322,15 @@ def write(config: Any, folder: Path, auto: Any = transformers.AutoModelForCausal
 def random_tensor(name: str, shape: Any) -> torch.Tensor:
     """Random bf16; a router's bias is fp32, as published."""
     values = values_of(name, torch.Size(shape))
+    if name.endswith("linear_attn.norm.weight"):
+        values = values + 1  # Megatron-Bridge stores it minus 1: exact in bf16 only near 1
     return values if name.endswith("e_score_correction_bias") else values.to(torch.bfloat16)
 
 
 def extra_tensors(model_type: str, config: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the published models have and transformers' classes have not."""
-    hidden, layers = config.hidden_size, config.num_hidden_layers
+    text = getattr(config, "text_config", config)
+    hidden, layers = text.hidden_size, text.num_hidden_layers
     shapes: dict[str, tuple[int, ...]] = {}
     if model_type == "minimax_m2":
         for layer in (f"model.layers.{index}" for index in range(layers)):

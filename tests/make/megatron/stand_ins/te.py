@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-VERSION = "2.4.0"  # from 2.0 on an extra state is an empty uint8 tensor
+VERSION = "2.8.0"  # from 2.0 on an extra state is an empty uint8 tensor; from 2.8 on attention has sinks
 MODULES = [
     "common",
     "common.recipe",

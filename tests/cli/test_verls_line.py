@@ -1,0 +1,104 @@
+"""The command line: verl's lines, word by word, and words that are wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import (
+    ROLE,
+    assert_equal,
+    cast,
+    cli,
+    process,
+    tensors,
+)
+
+Made = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("line", [f"--backend fsdp --local{dash}dir D --target{dash}dir O" for dash in "_-"])
+def test_verls_merge_line_works_in_both_spellings(made: Made, tmp_path: Path, line: str) -> None:
+    paths = {"D": str(made("fsdp2_w4") / ROLE), "O": str(tmp_path / "out")}
+    ran = cli("merge", *(paths.get(word, word) for word in line.split()))
+    assert ran.code == 0
+    assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--tie-word-embedding", "--tie_word_embedding", "--trust-remote-code", "--use_cpu_initialization"],
+)
+def test_verls_other_flags_are_accepted_and_change_nothing(made: Made, tmp_path: Path, flag: str) -> None:
+    ran = cli("merge", flag, "--local_dir", made("fsdp2_w4"), "--target_dir", tmp_path / "out")
+    assert ran.code == 0
+    assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
+
+
+def test_verls_line_without_a_target_writes_to_tmp_in_the_working_folder(made: Made, tmp_path: Path) -> None:
+    """verl's default."""
+    ran = process("merge", "--backend", "fsdp", "--local_dir", made("fsdp2_w4"), cwd=tmp_path)
+    assert ran.code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    assert tensors(tmp_path / "tmp")
+
+
+@pytest.mark.parametrize("flag", ["--is-value-model", "--is_value_model"])
+def test_is_value_model_wants_a_value_head(made: Made, tmp_path: Path, flag: str) -> None:
+    assert cli("merge", flag, made("critic_w2"), tmp_path / "critic").code == 0
+    ran = cli("merge", flag, made("fsdp2_w4"), tmp_path / "actor")
+    assert (ran.code, ran.errors) == (2, ["error: --is-value-model, but no value head is stored"])
+    assert not (tmp_path / "actor").exists()
+
+
+@pytest.mark.parametrize("reference", ["--test_hf_dir", "--test-hf-dir"])
+def test_verls_test_line_is_verify(made: Made, tmp_path: Path, reference: str) -> None:
+    words = ("test", "--backend", "fsdp", "--local_dir", made("fsdp2_w4"), reference)
+    assert cli(*words, made("fsdp2_w4") / "hub").code == 0
+    assert cli(*words, made("lora_w4") / "hub").code == 1
+
+
+def test_test_is_hidden(made: Made) -> None:
+    assert not re.search(r"^\W*test\b", cli("--help").out, re.MULTILINE)
+    assert cli("test", "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("merge",), "the checkpoint folder is missing"),
+        (("merge", "D"), "the model folder to write is missing"),
+        (("merge", "D", "O", "--local_dir", "D"), "the checkpoint folder is given twice"),
+        (("merge", "D", "O", "--target_dir", "O"), "the model folder to write is given twice"),
+        (("merge", "D", "O", "--lora", "yes"), "--lora yes is not known"),
+        (("merge", "D", "O", "--layout", "flat"), "--layout flat is not known"),
+        (("merge", "D", "O", "--dtype", "fp8"), "--dtype fp8 is not known"),
+        (("merge", "D", "O", "--max-memory", "much"), "not a size: much"),
+        (("merge", "D", "O", "--max-memory", "1MB"), "the memory bound is too small"),
+        (("merge", "D", "O", "--max-shard-size", "5 potatoes"), "not a size: 5 potatoes"),
+        (("merge", "D", "O", "--backend", "orbax"), "there is no backend 'orbax'"),
+        (("merge", "D", "O", "--step", "3"), "step 3 is not"),
+        (("merge", "nowhere", "O"), "no such folder"),
+        (("inspect", "nowhere"), "no such folder"),
+    ],
+)
+def test_wrong_words_are_one_error_and_exit_code_2(
+    made: Made, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    paths = {"D": str(made("fsdp2_w4")), "O": str(tmp_path / "out"), "nowhere": str(tmp_path / "nowhere")}
+    ran = cli(*(paths.get(word, word) for word in words))
+    assert ran.code == 2
+    assert ran.out == ""
+    assert [line[7 : 7 + len(says)] for line in ran.errors] == [says]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("merge", "--bogus"), ("merge", "a", "b", "c"), ("bogus",), ("merge", "a", "b", "--step", "x")]
+)
+def test_words_that_typer_refuses_end_with_2_and_write_to_stderr(words: tuple[str, ...]) -> None:
+    ran = cli(*words)
+    assert (ran.code, ran.out) == (2, "")
+    assert "Error" in ran.err
