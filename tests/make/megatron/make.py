@@ -112,9 +112,6 @@ def machine_paths(folder: Path) -> list[str]:
         str(HERE.parents[2]),
         tempfile.gettempdir(),
         sys.prefix,
-        "/work/",
-        "/root/",
-        "/tmp/",
     ]
     found = []
     for file in sorted(each for each in folder.rglob("*") if each.is_file()):
