@@ -12,6 +12,7 @@ from typing import Any
 from ckptconv import assets
 from ckptconv.backends import open_checkpoint
 from ckptconv.checkpoint import Checkpoint, StoredTensor
+from ckptconv.models.facts import named_architectures
 from ckptconv.view import Shape
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -103,7 +104,7 @@ def inspect(
         dtypes[tensor.view.dtype][0] += 1
         dtypes[tensor.view.dtype][1] += tensor.view.nbytes
     parts, ranks = _shares(checkpoint)
-    named = config.get("architectures") or [None]
+    named = named_architectures(config)
     return Inspection(
         path=Path(path),
         layout=checkpoint.layout,
@@ -111,7 +112,7 @@ def inspect(
         root=checkpoint.root,
         step=checkpoint.step,
         role=checkpoint.role,
-        architecture=named[0],
+        architecture=named[0] if named else None,
         config=config,
         meshes=tuple(map(str, checkpoint.meshes)),
         world_size=checkpoint.world_size,

@@ -53,9 +53,10 @@ def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], whe
     head_dim = stated if isinstance(stated, int) else hidden // heads
     groups = text.get("num_key_value_heads")
     latent = text.get("kv_lora_rank") is not None  # multi-head latent attention has other head sizes
-    expected = {
-        "self_attn.k_proj.weight": ("num_key_value_heads × head_dim", groups, head_dim),
-        "mlp.up_proj.weight": ("intermediate_size", text.get("intermediate_size"), 1),
+    expected = {  # name -> (what the config calls it, its size there, the dim of the tensor that has it)
+        "self_attn.k_proj.weight": ("num_key_value_heads × head_dim", _times(groups, head_dim), 0),
+        "self_attn.o_proj.weight": ("num_attention_heads × head_dim", heads * head_dim, 1),
+        "mlp.up_proj.weight": ("intermediate_size", text.get("intermediate_size"), 0),
     }
     seen: set[str] = set()
     for name, shape in shapes.items():
@@ -63,10 +64,14 @@ def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], whe
         if kind is None or len(shape) != 2 or _other_tower(name) or ".shared_expert" in name:
             continue
         seen.add(kind)
-        key, count, size = expected[kind]
+        key, size, dim = expected[kind]
         plain = not (latent and kind.startswith("self_attn")) and not _per_layer(text)
-        if isinstance(count, int) and plain:
-            _compare(where, name, key, count * size, shape[0])
+        if isinstance(size, int) and plain:
+            _compare(where, name, key, size, shape[dim])
+
+
+def _times(count: object, size: int) -> int | None:
+    return count * size if isinstance(count, int) else None
 
 
 def _per_layer(text: Mapping[str, Any]) -> bool:
@@ -117,7 +122,7 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> None:
 
 
 def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes: list[str]) -> None:
-    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    named = facts.named_architectures(config)
     score = shapes.get(_CLASSIFIER)
     if any(name.startswith(_VALUE_HEADS) for name in shapes):
         notes.append(

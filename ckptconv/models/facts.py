@@ -6,7 +6,7 @@ Read from facts.json, which `make_facts` writes from the transformers version na
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,19 @@ def default_architecture(config: dict[str, Any]) -> str | None:
     return next((classes[task] for task in ("image_text", "causal", "multimodal") if task in classes), None)
 
 
+def named_architectures(config: Mapping[str, Any]) -> list[str]:
+    """What a config's `architectures` names; anything else in it is no name."""
+    stated = config.get("architectures")
+    return [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+
+
 def _class(architecture: str) -> dict[str, Any]:
     facts: dict[str, Any] = _facts()["classes"].get(architecture, {})
     return facts
 
 
 def _architectures(config: dict[str, Any]) -> list[str]:
-    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    named = named_architectures(config)
     default = default_architecture(config)
     if not any(_class(name) for name in named) and default:
         named.append(default)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ckptconv.errors import CkptconvError
+from ckptconv.models.facts import named_architectures
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.megatron.family import Config, Family, Rule
 from ckptconv.models.megatron.tables import FAMILIES
@@ -24,7 +25,7 @@ def family_of(config: Config) -> Family:
     if model_type not in FAMILIES:
         raise CkptconvError(
             f"no table says how Megatron names the tensors of {model_type!r}",
-            found=", ".join(config.get("architectures") or ()) or None,
+            found=", ".join(named_architectures(config)) or None,
             wanted=", ".join(sorted(FAMILIES)),
             hint="a table is about 20 lines: see docs/adding-a-model.md; inspect works without one",
         )
