@@ -32,6 +32,7 @@ from ckptconv.workers import count, for_each
 HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
 HASH = "xxh3-128/4MiB"
 _DONE = ".done.json"
+_WRITE = 1 << 20  # larger writes make the kernel look for larger pages: 1.6 s instead of 0.8 s for 1.3 GB
 _STORED = 2 * HASH_BLOCK  # float32 masters of a bfloat16 block
 _PER_WORKER = HASH_BLOCK + SCRATCH + _STORED
 
@@ -244,7 +245,7 @@ def _finished(work: Path, out: OutFile) -> dict[str, str] | None:
 def _write(handle: int, data: Array, offset: int) -> None:
     view = memoryview(data)
     while view:
-        n = os.pwrite(handle, view, offset)
+        n = os.pwrite(handle, view[:_WRITE], offset)
         view, offset = view[n:], offset + n
 
 
