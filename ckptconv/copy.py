@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from ckptconv import writeback
-from ckptconv.compute import Block
+from ckptconv.compute import Block, views_of
 from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
 from ckptconv.layout import OutFile
@@ -121,6 +121,7 @@ class _Run:
         self._plan, self._work, self._files, self._on_bytes = plan, work, files, on_bytes
         self._lock = threading.Lock()
         self._targets: dict[int, _Target] = {}
+        self._drop_behind = _moved(plan) > _memory() // 2
 
     def go(self, workers: int) -> None:
         try:
@@ -164,7 +165,7 @@ class _Run:
         """One thread's buffers and open files; what it yields writes a tile."""
         blocks: dict[str, Block] = {}
         buffer, scratch = np.empty(HASH_BLOCK, np.uint8), np.empty(_STORED, np.uint8)
-        with Reader() as reader:
+        with Reader(drop_behind=self._drop_behind) as reader:
 
             def write(item: tuple[_Tile, _Target]) -> None:
                 tile, target = item
@@ -213,6 +214,16 @@ class _Run:
         except OSError as error:
             raise cannot_write(target.path, error) from error
         self.hashes.update(hashes)
+
+
+def _moved(plan: Plan) -> int:
+    """Bytes that pass through the page cache: read and written."""
+    return plan.nbytes + sum(view.nbytes for output in plan.outputs.values() for view in views_of(output.source))
+
+
+def _memory() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def combine(digests: list[bytes]) -> str:

@@ -75,9 +75,14 @@ def _is_run(chunk: Chunk, shape: Shape, item: int) -> bool:
 
 
 class Reader:
-    """Reads views with a bounded number of open files and one scratch buffer. One per thread."""
+    """Reads views with a bounded number of open files and one scratch buffer. One per thread.
 
-    def __init__(self, scratch: int = SCRATCH) -> None:
+    drop_behind: tell the kernel that what was read will not be read again, so that it need not look for pages to
+    give up while the output is written. For what does not fit in memory anyway.
+    """
+
+    def __init__(self, scratch: int = SCRATCH, drop_behind: bool = False) -> None:
+        self._drop = drop_behind and hasattr(os, "posix_fadvise")
         self._files: OrderedDict[str, int] = OrderedDict()
         self._scratch = np.empty(scratch, np.uint8)
         self.nbytes = 0
@@ -159,6 +164,8 @@ class Reader:
                 )
             got += n
         self.nbytes += want
+        if self._drop:
+            os.posix_fadvise(handle, start, want, os.POSIX_FADV_DONTNEED)
 
     def _open(self, file: str) -> int:
         if len(self._files) >= _OPEN_FILES:
