@@ -218,7 +218,9 @@ class _Run:
 
 def _moved(plan: Plan) -> int:
     """Bytes that pass through the page cache: read and written."""
-    return plan.nbytes + sum(view.nbytes for output in plan.outputs.values() for view in views_of(output.source))
+    return plan.nbytes + sum(
+        view.nbytes for output in plan.outputs.values() for view in views_of(output.source)
+    )
 
 
 def _memory() -> int:
