@@ -50,5 +50,8 @@ tables: $(VENV)/.installed  ## regenerate models/*.json from the installed trans
 	$(BIN)/python -m ckptconv.models.make_facts
 	$(BIN)/python -m ckptconv.models.make_table
 
+screens: demo  ## docs/images/*.svg, drawn by the tool from the demo's checkpoint
+	$(BIN)/python tests/make/screens.py $(DEMO)/run $(DEMO)/model
+
 clean:
 	rm -rf .cache build dist *.egg-info
