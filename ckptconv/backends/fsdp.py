@@ -6,7 +6,6 @@ what is cut and what is replicated; values never do. A plain tensor is whole on 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptconv.backends.device_mesh import read_mesh
+from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
 from ckptconv.backends.sharding import Box, Placement, local_box
 from ckptconv.backends.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord
@@ -52,16 +52,14 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     }
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
     held = sum(entry.nbytes for rank_file in ranks.values() for entry in rank_file.entries.values())
-    notes = (
-        [f"beside it: {', '.join(place_.others)} (name its folder to convert it)"] if place_.others else []
-    )
+    notes = place_.notes()
     if missing:
         notes.append(f"rank files {_spans(missing)} are missing; replicas hold all that they held")
     skipped = [
         *_skipped(folders),
         Skipped("padding in storages", max(held - used, 0), "belongs to no tensor"),
     ]
-    config = _read_json(place_.folder / "fsdp_config.json")
+    config = read_table(place_.folder / "fsdp_config.json")
     version = config.get("FSDP_version")
     return Checkpoint(
         backend=NAME,
@@ -137,7 +135,7 @@ def _rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
             hint="they are from different saves; move one set away",
         )
     ((world, paths),) = found.items()
-    stated = _read_json(folders[0] / "fsdp_config.json").get("world_size")
+    stated = read_table(folders[0] / "fsdp_config.json").get("world_size")
     if stated is not None and stated != world:
         raise CkptconvError(
             "fsdp_config.json and the file names disagree on the world size",
@@ -338,15 +336,5 @@ def _skipped(folders: Sequence[Path]) -> list[Skipped]:
     return [Skipped(kind, nbytes, "not part of the model") for kind, nbytes in sizes.items()]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CkptconvError("not readable as JSON", where=path, found=str(error)) from error
-    return value if isinstance(value, dict) else {}
-
-
 def _lora_meta(folders: Sequence[Path]) -> dict[str, Any]:
-    return next((meta for folder in folders if (meta := _read_json(folder / "lora_train_meta.json"))), {})
+    return next((meta for folder in folders if (meta := read_table(folder / "lora_train_meta.json"))), {})

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
 from ckptconv.checkpoint import Checkpoint, RankFile, StoredTensor
 from ckptconv.dtypes import from_safetensors, itemsize
@@ -62,7 +63,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         step=place.step,
         role=place.role,
         assets=folder if (folder / "config.json").is_file() else None,
-        extras={"lora": _json(folder / _ADAPTER_CONFIG)} if names == [_ADAPTER] else {},
+        extras={"lora": read_table(folder / _ADAPTER_CONFIG)} if names == [_ADAPTER] else {},
         naming="hub",
     )
 
@@ -125,14 +126,6 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
             "a tensor whose bytes do not match its shape", where=where, found=str(entry)[:120]
         )
     return view, high
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CkptconvError("not readable as JSON", where=path, found=str(error)) from error
-    return value if isinstance(value, dict) else {}
 
 
 def _files(folder: Path) -> tuple[list[str], dict[str, str] | None]:

@@ -27,6 +27,12 @@ class Place:
     role: str | None
     others: tuple[str, ...] = ()
 
+    def notes(self) -> list[str]:
+        """What a user should hear of it: which roles lie beside the one that is read."""
+        if not self.others:
+            return []
+        return [f"beside it: {', '.join(self.others)} (name its folder to convert it)"]
+
 
 def steps_of(run: Path) -> dict[int, Path]:
     """The step folders of a run, by step."""

@@ -52,7 +52,6 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     sizes = [match.groups() for name in files.names if (match := _RNG.match(name))]
     mesh = [Mesh((int(sizes[0][1]), int(sizes[0][0])), ("tp", "pp"))] if sizes else []
     assets = (place.folder / verl / "huggingface", folder)
-    notes = [f"beside it: {', '.join(place.others)} (name its folder to convert it)"] if place.others else []
     return Checkpoint(
         backend=NAME,
         layout="Megatron-Core distributed checkpoint (torch_dist)" + (", saved by verl" if home else ""),
@@ -65,7 +64,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         role=place.role,
         assets=next((path for path in assets if (path / "config.json").is_file()), None),
         skipped=files.skipped,
-        notes=tuple(notes),
+        notes=tuple(place.notes()),
         naming="megatron",
     )
 

@@ -8,13 +8,13 @@ weights along dim 0, row-parallel ones along dim 1, everything else is whole on 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
 from ckptconv.backends.megatron_names import canonical
 from ckptconv.backends.stand_ins import Inert, TensorRecord
@@ -169,14 +169,7 @@ def _settings(folder: Path, opened: dict[tuple[int, ...], TorchZip]) -> dict[str
         args = file.root.get("args") if isinstance(file.root, dict) else None
         if isinstance(args, Inert) and isinstance(args.state, dict):
             return args.state
-    path = folder / "transformer_config.json"
-    if path.is_file():
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CkptconvError("not readable as JSON", where=path, found=str(error)) from error
-        return data if isinstance(data, dict) else {}
-    return {}
+    return read_table(folder / "transformer_config.json")
 
 
 def _check_complete(ranks: list[_Rank], sizes: dict[str, int], settings: dict[str, Any], home: Path) -> None:
