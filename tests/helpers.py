@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from filelock import FileLock
 from make.configs import MODEL_TYPES
+from make.pack import unpack
 from safetensors import deserialize
 
 REPO = Path(__file__).resolve().parent.parent
@@ -59,6 +61,21 @@ VERL = tuple(
     (path.parents[3].name, str(path.parent.relative_to(path.parents[2])))
     for path in sorted(FIXTURES.glob("verl_*/truth/*/*/truth.safetensors"))
 )
+
+
+def unpacked(name: str) -> Path:
+    """The folder of a packed fixture (`megatron/qwen2_tp2`), unpacked once. Read it, and copy what you want to change."""
+    archive = FIXTURES / f"{name}.tar.xz"
+    cache = Path(os.environ.get("CKPTCONV_TEST_CACHE") or REPO / ".cache" / "checkpoints") / "fixtures"
+    home = cache / f"{hashlib.sha256(archive.read_bytes()).hexdigest()[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(home.with_suffix(".lock")):
+        if not home.is_dir():
+            building = home.with_suffix(".building")
+            shutil.rmtree(building, ignore_errors=True)
+            unpack(archive, building)
+            building.rename(home)
+    return home / archive.name.removesuffix(".tar.xz")
 
 
 class Tensor(NamedTuple):

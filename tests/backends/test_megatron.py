@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
+from helpers import FIXTURES, unpacked
 from safetensors.numpy import load_file
 
 from ckptconv import CkptconvError, inspect, merge
@@ -18,24 +19,23 @@ from ckptconv.models.megatron.convert import to_hub, to_trained
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.read import read_numpy
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "megatron"
-CASES = (
-    sorted(folder.name for folder in FIXTURES.iterdir() if (folder / "run").is_dir())
-    if FIXTURES.is_dir()
-    else []
-)
+CASES = sorted(path.name.removesuffix(".tar.xz") for path in (FIXTURES / "megatron").glob("*.tar.xz"))
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def home(case: str) -> Path:
+    return unpacked(f"megatron/{case}")
 
 
 def truth(case: str) -> Arrays:
     found: Arrays = {}
-    for path in (FIXTURES / case / "hf").glob("*.safetensors"):
+    for path in (home(case) / "hf").glob("*.safetensors"):
         found.update(load_file(path))
     return found
 
 
 def config(case: str) -> dict[str, Any]:
-    return json.loads((FIXTURES / case / "hf" / "config.json").read_text())
+    return json.loads((home(case) / "hf" / "config.json").read_text())
 
 
 def same(a: Arrays, b: Arrays) -> None:
@@ -52,7 +52,7 @@ SUPPORTED = [case for case in CASES if config(case).get("model_type") in FAMILIE
 
 @pytest.mark.parametrize("case", SUPPORTED)
 def test_the_model_comes_back_bit_for_bit(case: str, tmp_path: Path) -> None:
-    result = merge(FIXTURES / case / "run", tmp_path / "out", config=FIXTURES / case / "hf", dtype="keep")
+    result = merge(home(case) / "run", tmp_path / "out", config=home(case) / "hf", dtype="keep")
     found: Arrays = {}
     for file in result.plan.files:
         found.update(load_file(tmp_path / "out" / file.name))
@@ -61,7 +61,7 @@ def test_the_model_comes_back_bit_for_bit(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_fixture_can_be_inspected_whatever_its_family(case: str) -> None:
-    found = inspect(FIXTURES / case / "run")
+    found = inspect(home(case) / "run")
     assert found.tensors
     assert found.nbytes
 
@@ -82,7 +82,7 @@ def test_a_family_is_reversible(case: str) -> None:
 @pytest.mark.parametrize("case", sorted({config(case)["model_type"]: case for case in SUPPORTED}.values()))
 def test_the_way_back_makes_what_megatron_stored(case: str) -> None:
     made = to_trained(truth(case), config(case))
-    stored = open_checkpoint(FIXTURES / case / "run").tensors
+    stored = open_checkpoint(home(case) / "run").tensors
     for name, array in made.items():
         if name not in stored:
             # Tied: Megatron keeps no head. A norm has two homes, by which the layer is dense or not.
@@ -95,14 +95,14 @@ def test_the_way_back_makes_what_megatron_stored(case: str) -> None:
 @pytest.mark.parametrize("case", UNREAD)
 def test_layers_that_no_table_knows_are_refused_not_dropped(case: str, tmp_path: Path) -> None:
     with pytest.raises(CkptconvError, match=r"does not know the stored tensor .*(mtp|adapter)\."):
-        merge(FIXTURES / case / "run", tmp_path / "out", config=FIXTURES / case / "hf")
+        merge(home(case) / "run", tmp_path / "out", config=home(case) / "hf")
     assert not (tmp_path / "out").exists()
 
 
 def case_with(case: str, tmp_path: Path) -> Path:
     if case not in CASES:
         pytest.skip(f"no fixture {case}")
-    return Path(shutil.copytree(FIXTURES / case / "run", tmp_path / "run"))
+    return Path(shutil.copytree(home(case) / "run", tmp_path / "run"))
 
 
 def test_a_missing_distcp_file_is_named(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_missing_distcp_file_is_named(tmp_path: Path) -> None:
     lost = sorted(run.rglob("__1_0.distcp"))[0]
     lost.unlink()
     with pytest.raises(CkptconvError, match=r"__1_0\.distcp is missing"):
-        merge(run, tmp_path / "out", config=FIXTURES / "qwen2_tp2" / "hf")
+        merge(run, tmp_path / "out", config=home("qwen2_tp2") / "hf")
     assert not (tmp_path / "out").exists()
 
 
@@ -121,7 +121,7 @@ def test_a_file_on_another_disk_is_found_with_also(tmp_path: Path) -> None:
     shutil.move(lost, tmp_path / "other" / lost.name)
     (tmp_path / "other" / ".metadata").write_bytes((lost.parent / ".metadata").read_bytes())
     (tmp_path / "other" / "metadata.json").write_bytes((lost.parent / "metadata.json").read_bytes())
-    merge(run, tmp_path / "out", config=FIXTURES / "qwen2_tp2" / "hf", also=[tmp_path / "other"])
+    merge(run, tmp_path / "out", config=home("qwen2_tp2") / "hf", also=[tmp_path / "other"])
     same(load_file(tmp_path / "out" / "model.safetensors"), truth("qwen2_tp2"))
 
 

@@ -9,12 +9,16 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases import CASES, Case
 from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from pack import unpack
 
 Tensors = dict[str, torch.Tensor]
 
@@ -466,10 +470,12 @@ def differences(case: Case, folder: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="+", help="fixtures, each named after its case")
+    parser.add_argument("fixture", type=Path, nargs="+", help="packed fixtures, each named after its case")
     bad = 0
-    for folder in parser.parse_args().folder:
-        wrong = differences(CASES[folder.name], folder)
+    for archive in parser.parse_args().fixture:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = unpack(archive, Path(temporary))
+            wrong = differences(CASES[folder.name], folder)
         print("OK " if not wrong else "BAD", folder.name, *wrong[:5], sep="  ")
         bad += bool(wrong)
     sys.exit(bad)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import torch
 from cases import CASES, Case
 from check import read_shards
 from make import FIXTURES
+from pack import unpack
 
 HEAD = """# Keys on disk
 
@@ -20,14 +22,15 @@ rank; shapes are the tensors' global ones (legacy: the rank's own). bf16 unless 
 
 def section(name: str, case: Case) -> str:
     """One fixture's keys."""
-    run = FIXTURES / name / "run"
+    with tempfile.TemporaryDirectory() as temporary:
+        found = keys(unpack(FIXTURES / f"{name}.tar.xz", Path(temporary)) / "run", case)
     lines = [
         f"\n## {name}: {case.family}, {case.layout}, {case.bridge}, {case.parallelism or 'one rank'}\n",
         "```",
     ]
     lines += [
         f"{key}  {tuple(t.shape)}{'' if t.dtype == torch.bfloat16 else '  ' + str(t.dtype)[6:]}"
-        for key, t in keys(run, case)
+        for key, t in found
     ]
     return "\n".join([*lines, "```"])
 
@@ -59,7 +62,7 @@ def keys(run: Path, case: Case) -> list[tuple[str, torch.Tensor]]:
 
 def main() -> None:
     text = HEAD + "".join(
-        section(name, case) + "\n" for name, case in CASES.items() if (FIXTURES / name).is_dir()
+        section(name, case) + "\n" for name, case in CASES.items() if (FIXTURES / f"{name}.tar.xz").is_file()
     )
     (Path(__file__).parent / "KEYS.md").write_text(text)
 

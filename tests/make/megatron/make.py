@@ -19,6 +19,9 @@ import tiny
 from cases import CASES, Case
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from pack import pack  # noqa: E402
+
 FIXTURES = HERE.parents[1] / "fixtures/megatron"
 PACKAGES = ("torch", "transformers", "safetensors")
 BRIDGES = {"mbridge": "mbridge", "megatron_bridge": "megatron-bridge", "mcore_bridge": "mcore-bridge"}
@@ -48,9 +51,7 @@ def make(name: str, case: Case, old_core: Path | None, out: Path) -> str:
         paths = machine_paths(folder)
         if paths:
             return f"PATHS   {name}  {paths}"
-        shutil.rmtree(out / name, ignore_errors=True)
-        shutil.copytree(folder, out / name)
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        size = pack(folder, out).stat().st_size
         return f"OK      {name}  {size / 1000:.0f} kB"
 
 
