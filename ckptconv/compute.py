@@ -41,12 +41,38 @@ class Fuse:
         return self.base.nbytes
 
 
-Source = View | Fuse
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """base + added in float32: a norm that is stored as its difference to one."""
+
+    base: View
+    added: float
+
+    @property
+    def shape(self) -> Shape:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    @property
+    def numel(self) -> int:
+        return self.base.numel
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+
+Source = View | Fuse | Shift
 
 
 def views_of(source: Source) -> tuple[View, ...]:
     """The stored views that a source is made of."""
-    return (source,) if isinstance(source, View) else (source.base, source.left, source.right)
+    if isinstance(source, View):
+        return (source,)
+    return (source.base, source.left, source.right) if isinstance(source, Fuse) else (source.base,)
 
 
 class Block:
@@ -56,8 +82,9 @@ class Block:
         base = source if isinstance(source, View) else source.base
         self._base: Prepared = prepare(base)
         self._raw, self._from, self._to = raw_dtype(base.dtype), to_numpy(base.dtype), to_numpy(dtype)
-        self._fuse = None if isinstance(source, View) else _FusedRows(source)
-        self._copies = self._fuse is None and base.dtype == dtype
+        self._fuse = _FusedRows(source) if isinstance(source, Fuse) else None
+        self._added = np.float32(source.added) if isinstance(source, Shift) else None
+        self._copies = isinstance(source, View) and base.dtype == dtype
         self._narrow = dtype == "float16" and base.dtype != "float16"  # the one float with a smaller range
 
     def fill(self, reader: Reader, low: int, high: int, out: Array, scratch: Array) -> None:
@@ -78,6 +105,8 @@ class Block:
             values = stored.view(self._from)
             if self._fuse is not None:
                 values = self._fuse.add(reader, at, end, values)
+            if self._added is not None:
+                values = values.astype(np.float32) + self._added
             part = target[at - low : end - low]
             with np.errstate(over="ignore", invalid="ignore"):
                 np.copyto(part, values, casting="unsafe")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptconv import dtype_policy, layout, ledger
 from ckptconv.checkpoint import Checkpoint
-from ckptconv.compute import Fuse, Source, views_of
+from ckptconv.compute import Fuse, Shift, Source, views_of
 from ckptconv.dtypes import FLOATS, is_float, itemsize
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, lora
@@ -257,7 +257,10 @@ class _Draft:
         self._rules = tuple(renamed.rules)
         for name, view, reason in renamed.left_out:
             self._drop(name, view, reason)
-        return {n: (t.value, t.shape, t.sources) for n, t in renamed.tensors.items()}
+        return {
+            n: (Shift(t.value, t.added) if t.added else t.value, t.shape, t.sources)
+            for n, t in renamed.tensors.items()
+        }
 
     def _drop(self, name: str, view: View, reason: str) -> None:
         self._dropped.append(Dropped(self._stored_name(name), view.nbytes, reason, view))

@@ -27,11 +27,15 @@ _DDP = "module."
 
 @dataclass(frozen=True)
 class Named(Generic[T]):
-    """What a Hub tensor is made of: its elements are `value` in C order, read with `shape`; the trained names."""
+    """What a Hub tensor is made of: its elements are `value` in C order, read with `shape`; the trained names.
+
+    added: what is added to each element.
+    """
 
     value: T
     shape: Shape
     sources: tuple[str, ...]
+    added: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.models import hub_names
+from ckptconv.models import hub_names, megatron
 from ckptconv.models.hub_names import Named, Renamed
-from ckptconv.models.megatron import convert
 from ckptconv.view import View
 
 
@@ -16,5 +15,5 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
     if naming == "hub":
         return Renamed({name: Named(view, view.shape, (name,)) for name, view in tensors.items()}, [])
     if naming == "megatron":
-        return convert.to_hub(tensors, config)
+        return megatron.to_hub(tensors, config)
     return hub_names.to_hub(tensors, config)

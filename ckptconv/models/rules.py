@@ -224,7 +224,12 @@ class Pattern:
     """
 
     text: str
-    NUMBERS = ("layer", "expert", "block", "index")
+    NUMBERS = ("layer", "expert", "block", "index", "mtp")
+
+    @cached_property
+    def holes(self) -> tuple[str, ...]:
+        """The names of the holes, in order."""
+        return tuple(re.findall(r"\{(\w+)\}", self.text))
 
     @cached_property
     def names(self) -> tuple[Pattern, ...]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.models.megatron.convert import to_hub, to_trained
+from ckptconv.models.megatron import to_hub, to_trained
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.read import read_numpy
 

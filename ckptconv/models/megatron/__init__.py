@@ -1,1 +1,38 @@
 """Megatron's names and layouts -> the Hub's: one table a kind of model, each line naming both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models import translate
+from ckptconv.models.facts import named_architectures
+from ckptconv.models.family import Config, Family
+from ckptconv.models.hub_names import Renamed
+from ckptconv.models.megatron.tables import FAMILIES
+
+T = TypeVar("T")
+
+
+def family_of(config: Config) -> Family:
+    """The table for a config's model type. Raises CkptconvError where there is none, and lists what is there."""
+    model_type = str(config.get("model_type"))
+    if model_type not in FAMILIES:
+        raise CkptconvError(
+            f"no table says how Megatron names the tensors of {model_type!r}",
+            found=", ".join(named_architectures(config)) or None,
+            wanted=", ".join(sorted(FAMILIES)),
+            hint="a table is about 20 lines: see docs/adding-a-model.md; inspect works without one",
+        )
+    return FAMILIES[model_type]
+
+
+def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
+    """Megatron's tensors, by canonical name, as the Hub names and lays them out; see `translate.to_hub`."""
+    return translate.to_hub(family_of(config), tensors, config, "Megatron")
+
+
+def to_trained(tensors: Mapping[str, T], config: Config) -> dict[str, T]:
+    """The Hub's tensors under Megatron's canonical names; see `translate.to_trained`."""
+    return translate.to_trained(family_of(config), tensors, config)

@@ -1,18 +1,18 @@
-"""The families. What models share is a table of its own; a family is put together from tables.
+"""What families share: blocks of lines, each with Megatron's name, the Hub's name and the verb between them.
 
 Layout facts: megatron/core (attention.py, mlp.py, moe/), read off real checkpoints; see docs/megatron.md.
 """
 
 from __future__ import annotations
 
-from ckptconv.models.megatron.family import QKV, Family, GateUp, Rule, Same, Vocab
+from ckptconv.models.family import QKV, GateUp, Rule, Same, Vocab
 
 L, M = "decoder.layers.{layer}.", "model.layers.{layer}."
 
 ENDS = (
     Vocab("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
     Same("decoder.final_layernorm.weight", "model.norm.weight"),
-    Vocab("output_layer.weight", "lm_head.weight"),
+    Vocab("output_layer.weight", "lm_head.weight", instead="score.weight"),
 )
 ATTENTION = (
     Same(L + "self_attention.linear_qkv.layer_norm_weight", M + "input_layernorm.weight"),
@@ -86,42 +86,3 @@ WIDE_QK_NORM = (
     Same(L + "self_attention.q_norm.weight", M + "self_attn.q_norm.weight"),
     Same(L + "self_attention.k_norm.weight", M + "self_attn.k_norm.weight"),
 )
-
-LLAMA = Family("Llama", ENDS + ATTENTION + MLP_NORM + MLP)
-QWEN3 = Family("Qwen3", LLAMA.rules + QK_NORM)
-QWEN2_MOE = Family("Qwen2-MoE", LLAMA.rules + experts("mlp") + shared_experts("shared_expert"))
-QWEN3_MOE = Family("Qwen3-MoE", QWEN3.rules + experts("mlp"))
-MIXTRAL = Family("Mixtral", ENDS + ATTENTION + MLP_NORM + experts("block_sparse_moe", "w1,w3,w2"))
-GEMMA2 = Family("Gemma 2", ENDS + ATTENTION + GEMMA_NORMS + MLP)
-GEMMA3 = Family("Gemma 3", GEMMA2.rules + QK_NORM)
-GLM4 = Family("GLM-4", ENDS + ATTENTION + GLM4_NORMS + MLP_NORM + FUSED_MLP)
-GLM4_MOE = Family("GLM-4.5", QWEN3.rules + experts("mlp") + shared_experts("shared_experts"))
-OLMOE = Family("OLMoE", QWEN3_MOE.rules + WIDE_QK_NORM)
-MINIMAX_BIAS = (Same(L + "mlp.router.expert_bias", M + "block_sparse_moe.e_score_correction_bias"),)
-MINIMAX_M2 = Family("MiniMax-M2", MINIMAX_BIAS + MIXTRAL.rules + WIDE_QK_NORM)
-ERNIE_MOE = Family("Ernie 4.5 MoE", LLAMA.rules + experts("mlp") + shared_experts("shared_experts"))
-DEEPSEEK = Family(
-    "DeepSeek", ENDS + LATENT + MLP_NORM + MLP + experts("mlp") + shared_experts("shared_experts")
-)
-
-# config.json's model_type -> family
-FAMILIES = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,  # with a QKV bias, which {what} covers
-    "qwen3": QWEN3,
-    "qwen2_moe": QWEN2_MOE,
-    "qwen3_moe": QWEN3_MOE,
-    "mixtral": MIXTRAL,
-    "ernie4_5": LLAMA,
-    "internlm3": LLAMA,
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA3,
-    "glm4": GLM4,
-    "glm4_moe": GLM4_MOE,
-    "olmoe": OLMOE,
-    "minimax_m2": MINIMAX_M2,
-    "ernie4_5_moe": ERNIE_MOE,
-    "deepseek_v2": DEEPSEEK,
-    "deepseek_v3": DEEPSEEK,
-}

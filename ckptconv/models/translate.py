@@ -1,0 +1,200 @@
+"""Runs a family's table over a checkpoint's tensors, and back. One look-up a kind of name, whatever the depth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.family import Config, Family, Rule, text_of
+from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.models.rules import Piece, Pieces, to_hub_layout, to_trained_layout
+from ckptconv.view import narrow
+
+T = TypeVar("T")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_Place = tuple[int, tuple[int, ...]]  # which of a rule's trained names, and the gathered numbers in it
+
+
+@dataclass
+class _Group(Generic[T]):
+    """The stored tensors that one application of a rule consumes."""
+
+    rule: Rule
+    holes: dict[str, str]
+    found: dict[_Place, tuple[str, T]] = field(default_factory=dict)
+
+
+def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str) -> Renamed[T]:
+    """A trainer's tensors, by canonical name, as the Hub names and lays them out. whose: the trainer's name.
+
+    Vocabulary padding is left out, with its reason. Raises CkptconvError for a name that no rule knows, and where only
+    some of the tensors of a rule are there.
+    """
+    family = family.spoken_in(tensors.keys())
+    made: dict[str, Named[T]] = {}
+    left_out: list[tuple[str, T, str]] = []
+    counts: dict[str, int] = {}
+    for group in _collect(family, tensors):
+        rule = group.rule
+        counts[rule.text] = counts.get(rule.text, 0) + len(group.found)
+        sources = tuple(name for name, _ in _in_order(group))
+        if rule.reason:
+            left_out += [(name, value, rule.reason) for name, value in group.found.values()]
+            continue
+        names, pieces, padding = _apply(group, config)
+        left_out += [(name, value, "vocabulary padding") for name, value in padding]
+        for name, piece in zip(names, pieces, strict=True):
+            if name in made:
+                raise CkptconvError(
+                    f"two stored tensors become {name}", found=f"{sources[0]}, {made[name].sources[0]}"
+                )
+            made[name] = Named(piece.value, piece.shape, sources, rule.added)
+    rules = [f"{text} ({count:,})" for text, count in counts.items()]
+    return Renamed(made, [f"{family.name} in {whose}'s names", *rules], left_out)
+
+
+def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict[str, T]:
+    """The way back: the Hub's tensors under the trainer's canonical names (numpy arrays or torch tensors).
+
+    Padding is not put back, and rules that add a number are refused: they round.
+    """
+    groups: dict[tuple[str, ...], tuple[Rule, dict[str, str], dict[int, Piece[T]]]] = {}
+    for name, value in tensors.items():
+        rule, place, holes = _rule_back(family, name, config)
+        key = (rule.text, *holes.values())
+        groups.setdefault(key, (rule, holes, {}))[2][place] = Piece.of(value)
+    made = {}
+    for rule, holes, pieces in groups.values():
+        parts = to_trained_layout(rule.layouts(config), [pieces[i] for i in range(len(pieces))])
+        for name, piece in zip(_trained_names(rule, holes, len(parts)), parts, strict=True):
+            made[name] = piece.plain
+    return made
+
+
+def _collect(family: Family, tensors: Mapping[str, T]) -> list[_Group[T]]:
+    groups: dict[tuple[object, ...], _Group[T]] = {}
+    by_kind: dict[str, tuple[Rule, int, int]] = {}
+    for name, value in tensors.items():
+        kind = _NUMBER.sub("0", name)
+        if kind not in by_kind:
+            by_kind[kind] = _rule_for(family, name)
+        rule, number, place = by_kind[kind]
+        holes = rule.trained.names[place].match(name) or {}
+        gathered = tuple(int(holes.pop(hole)) for hole in rule.gathered if hole in holes)
+        key = (number, *holes.values()) if rule.hub.text else (number,)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group(rule, holes)
+        if (place, gathered) in group.found and rule.hub.text:
+            raise CkptconvError(f"two stored tensors are one piece of {rule.hub.text}", where=name)
+        group.found[(place, gathered) if rule.hub.text else (len(group.found), ())] = (name, value)
+    return list(groups.values())
+
+
+def _rule_for(family: Family, name: str) -> tuple[Rule, int, int]:
+    for number, rule in enumerate(family.rules):
+        for place, pattern in enumerate(rule.trained.names):
+            if pattern.match(name) is not None:
+                return rule, number, place
+    raise CkptconvError(
+        f"the table of {family.name} does not know the stored tensor {name}",
+        hint="it may be of a newer trainer, or the config of another model: see docs/adding-a-model.md",
+    )
+
+
+def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, dict[str, str]]:
+    for rule in family.rules:
+        for place, pattern in enumerate(rule.hub.names):
+            holes = pattern.match(name)
+            if holes is not None and (shifted := _shift(holes, -_layers(config))) is not None:
+                return rule, place, shifted
+    raise CkptconvError(f"the table of {family.name} does not know the Hub's tensor {name}")
+
+
+def _apply(group: _Group[T], config: Config) -> tuple[list[str], Pieces[T], list[tuple[str, T]]]:
+    """The Hub's names, the tensors for them, and the padding that was cut off."""
+    rule, stored = group.rule, _in_order(group)
+    first, _ = stored[0]
+    pieces, padding = [Piece.of(value) for _, value in stored], []
+    if rule.rows is not None:
+        wanted = rule.rows(config)
+        if rule.instead is not None and pieces[0].shape[0] < wanted:
+            return [rule.instead], pieces, []
+        for i, (name, _) in enumerate(stored):
+            pieces[i], rest = _cut_padding(name, pieces[i], wanted)
+            padding += [] if rest is None else [(name, rest)]
+    holes = _shift(group.holes, _layers(config)) or {}
+    names = [pattern.fill(holes) for pattern in rule.hub.names]
+    try:
+        made = to_hub_layout(rule.layouts(config), pieces)
+    except (CkptconvError, KeyError) as error:
+        raise CkptconvError(
+            f"{first} does not have the layout that the config gives it",
+            found=f"shape {list(pieces[0].shape)}; {error}",
+            hint="name the right model's folder with --config DIR",
+        ) from error
+    if len(made) != len(names):
+        raise CkptconvError(f"{len(made)} tensors cannot be named {rule.hub.text}", where=first)
+    return names, made, padding
+
+
+def _in_order(group: _Group[T]) -> list[tuple[str, T]]:
+    """The tensors of a group by place and number; a number that is left out, or a place, is an error."""
+    found = group.found
+    if len(found) == 1 and len(group.rule.trained.names) == 1 and not group.rule.gathered:
+        return list(found.values())
+    if group.rule.reason:
+        return list(found.values())
+    numbers = sorted({gathered for _, gathered in found})
+    places = range(len(group.rule.trained.names))
+    wanted = [(place, number) for place in places for number in numbers]
+    whole = all(number == (i,) for i, number in enumerate(numbers)) or numbers == [()]
+    if not whole or len(wanted) != len(found):
+        raise CkptconvError(
+            f"only a part of what becomes {group.rule.hub.text} is there",
+            found=", ".join(name for name, _ in list(found.values())[:6]),
+            hint="the checkpoint holds some pieces of a fused tensor and not the others",
+        )
+    return [found[place] for place in wanted]
+
+
+def _trained_names(rule: Rule, holes: dict[str, str], count: int) -> list[str]:
+    patterns = rule.trained.names
+    each, left = divmod(count, len(patterns))
+    if left or len(rule.gathered) > 1:
+        raise CkptconvError(f"{count} tensors cannot be named {rule.trained.text}")
+    if not rule.gathered:
+        return [pattern.fill(holes) for pattern in patterns]
+    (hole,) = rule.gathered
+    return [pattern.fill({**holes, hole: i}) for pattern in patterns for i in range(each)]
+
+
+def _layers(config: Config) -> int:
+    return int(text_of(config).get("num_hidden_layers") or 0)
+
+
+def _shift(holes: dict[str, str], by: int) -> dict[str, str] | None:
+    """The numbers of MTP layers, which go on after the last layer on the Hub; None for one that is no such layer."""
+    if "mtp" not in holes:
+        return holes
+    number = int(holes["mtp"]) + by
+    return {**holes, "mtp": str(number)} if number >= 0 else None
+
+
+def _cut_padding(name: str, piece: Piece[T], rows: int) -> tuple[Piece[T], T | None]:
+    """Rows beyond the config's vocabulary; a tensor with fewer rows than that is an error."""
+    stored = piece.shape[0]
+    if stored < rows:
+        raise CkptconvError(
+            f"{name} has fewer rows than the vocabulary",
+            found=f"{stored:,}",
+            wanted=f"vocab_size {rows:,}",
+            hint="name the right model's folder with --config DIR",
+        )
+    if stored == rows:
+        return piece, None
+    value: Any = piece.value
+    return Piece.of(narrow(value, 0, 0, rows)), narrow(value, 0, rows, stored - rows)
