@@ -22,10 +22,10 @@ def main() -> None:
         sys.exit(int(error.code))
     except SystemExit as end:  # typer turns Ctrl-C into exit code 130 without a word
         if end.code == int(ExitCode.INTERRUPTED):
-            print("stopped; nothing was changed", file=sys.stderr)
+            print("stopped; nothing half-written is left", file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print("stopped; nothing was changed", file=sys.stderr)
+        print("stopped; nothing half-written is left", file=sys.stderr)
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:  # `ckptconv inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -11,6 +11,7 @@ from ckptconv.cli import options as o
 
 _MERGING = "What is merged"
 _WRITING = "How it is written"
+_STEPS = "All steps of a run"
 
 
 def command(
@@ -79,6 +80,22 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and write nothing.", rich_help_panel=_WRITING)
     ] = False,
+    all_steps: Annotated[
+        bool,
+        typer.Option(
+            "--all-steps",
+            help="Every step of the run DIR that is not there yet, into OUT/STEP.",
+            rich_help_panel=_STEPS,
+        ),
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="As --all-steps, and then each new step once it is whole, until Ctrl-C.",
+            rich_help_panel=_STEPS,
+        ),
+    ] = False,
     upload: o.UploadPath = None,
     private: Annotated[
         bool, typer.Option("--private/--no-private", help="With --push: a private repository.")
@@ -102,6 +119,7 @@ def command(
 
     verl's lines work as they are: merge --backend fsdp --local_dir D --target_dir O [--hf_upload_path org/name].
     """
+    from ckptconv.cli.merge_steps import every_step
     from ckptconv.cli.push import push_and_show
     from ckptconv.commands.merge import Events, merge
     from ckptconv.errors import CkptconvError
@@ -119,36 +137,38 @@ def command(
     target = default or o.one_of(out, target_dir, "the model folder to write", "--target_dir")
     sink = Sink(as_json=json, quiet=quiet)
 
-    with show.Writing(sink) as writing:
+    writing = show.Writing(sink)
 
-        def on_plan(plan: show.Plan) -> None:
-            if value_model and not any("score." in name or "v_head." in name for name in plan.outputs):
-                raise CkptconvError(
-                    "--is-value-model, but no value head is stored", where=plan.checkpoint.root
-                )
-            sink.phase("Reading", show.summary(plan))
-            sink.phase("Planning", show.planned(plan))
-            for note in plan.notes:
-                sink.note(note)
-            if not dry_run:
-                writing.start(plan)
+    def on_plan(plan: show.Plan) -> None:
+        if value_model and not any("score." in name or "v_head." in name for name in plan.outputs):
+            raise CkptconvError("--is-value-model, but no value head is stored", where=plan.checkpoint.root)
+        sink.phase("Reading", show.summary(plan))
+        sink.phase("Planning", show.planned(plan))
+        for note in plan.notes:
+            sink.note(note)
+        if not dry_run:
+            writing.start(plan)
 
-        result = merge(
-            source,
-            target,
-            options=Options(dtype, lora, lora_alpha, layout, max_shard_size),
-            backend=backend,
-            step=step,
-            also=also or (),
-            config=config,
-            base=base,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            max_memory=o.memory(max_memory),
-            workers=workers,
-            check_replicas=check_replicas,
-            events=Events(on_plan, writing.on_bytes),
-        )
+    choices: dict[str, Any] = {
+        "options": Options(dtype, lora, lora_alpha, layout, max_shard_size),
+        "backend": backend,
+        "also": also or (),
+        "config": config,
+        "base": base,
+        "overwrite": overwrite,
+        "dry_run": dry_run,
+        "max_memory": o.memory(max_memory),
+        "workers": workers,
+        "check_replicas": check_replicas,
+        "events": Events(on_plan, writing.on_bytes),
+    }
+    if all_steps or watch:
+        if upload or step is not None or also:
+            raise CkptconvError("--all-steps and --watch go with neither --step nor --also nor --push")
+        every_step(sink, writing, source, target, watch, choices)
+        return
+    with writing:
+        result = merge(source, target, step=step, **choices)
     sink.result(show.done(result), show.record(result), quiet=str(target))
     if upload and not dry_run:
         push_and_show(sink, target, upload, private=private)

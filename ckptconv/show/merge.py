@@ -141,8 +141,8 @@ class Writing:
         self._begun = 0.0
 
     def start(self, plan: Plan) -> None:
-        """Begin to draw, once the plan is known."""
-        self._begun = time.monotonic()
+        """Begin to draw, once the plan is known. Anew for each plan."""
+        self._begun, self._done = time.monotonic(), 0
         if not self._sink.live:
             self._sink.phase("Writing", f"{size(plan.nbytes)} in {files(plan)}")
             return
@@ -178,3 +178,4 @@ class Writing:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None

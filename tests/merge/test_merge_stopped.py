@@ -74,7 +74,7 @@ def test_a_stopped_merge_leaves_the_target_as_it_was(
     begun = start(slow, tmp_path / "out", "--overwrite")
     begun.send_signal(stop)
     out, err = begun.communicate(timeout=60)
-    assert (begun.returncode, out, err) == (130, "", "stopped; nothing was changed\n")
+    assert (begun.returncode, out, err) == (130, "", "stopped; nothing half-written is left\n")
     assert state(tmp_path) == before
 
 

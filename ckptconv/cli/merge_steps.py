@@ -1,0 +1,58 @@
+"""merge --all-steps and --watch on the screen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ckptconv.commands.merge_steps import Step, merge_steps
+from ckptconv.errors import CkptconvError
+from ckptconv.show import merge as show
+from ckptconv.show.sink import Sink, plain
+
+
+def every_step(
+    sink: Sink, writing: show.Writing, run: Path, root: Path, watch: bool, choices: dict[str, Any]
+) -> None:
+    """Convert and tell, step by step. JSON: a list at the end, or with `watch` one line a step.
+
+    Raises CkptconvError at the end where a step failed.
+    """
+    told: list[Step] = []
+    if watch:
+        sink.phase("Watching", f"{run}, until Ctrl-C")
+    steps = merge_steps(run, root, watch=watch, **choices)
+    while True:
+        with writing:
+            step = next(steps, None)
+        if step is None:
+            break
+        told.append(step)
+        if watch and sink.as_json:
+            print(json.dumps(plain(_record(step))), flush=True)
+        elif step.merged is not None and not sink.as_json:
+            sink.result(show.done(step.merged), None, quiet=str(step.target))
+        if step.error is not None:
+            sink.note(f"step {step.number} is left out: {step.error}")
+    if not told:
+        sink.note("every step is there already")
+    if sink.as_json:
+        sink.result("", {"steps": [_record(step) for step in told]})
+    failed = [step for step in told if step.error is not None and not step.waiting]
+    if failed:
+        raise CkptconvError(
+            f"{len(failed)} of {len(told)} steps could not be converted",
+            where=run,
+            found=", ".join(str(step.number) for step in failed),
+            code=max(step.error.code for step in failed if step.error is not None),
+        )
+
+
+def _record(step: Step) -> dict[str, Any]:
+    record: dict[str, Any] = {"step": step.number, "source": str(step.source), "target": str(step.target)}
+    if step.merged is not None:
+        return {**record, "merged": show.record(step.merged)}
+    error = step.error
+    assert error is not None
+    return {**record, "error": {"what": error.what, **dict(error.rows())}, "waiting": step.waiting}
