@@ -16,6 +16,7 @@ from typing import Any
 
 from ckptconv import assets, layout
 from ckptconv.backends import open_checkpoint
+from ckptconv.commands.merge_base import needs_no_config, stated_base
 from ckptconv.compute import views_of
 from ckptconv.copy import Copied, buffer_memory, cannot_write, clean_records, copy, workers_for
 from ckptconv.errors import CkptconvError
@@ -88,7 +89,10 @@ def merge(
     given = [Path(path) for path in (source, *also, config, base) if path is not None]
     check_target(target, given, overwrite)
     checkpoint = open_checkpoint(source, backend=backend, step=step, also=also)
-    plan, folder = _plan(checkpoint, options or Options(**choices), config, base)
+    options = options or Options(**choices)
+    base = base if base is not None else stated_base(checkpoint, options)
+    check_target(target, [Path(base)] if base is not None else [], overwrite)
+    plan, folder = _plan(checkpoint, options, config, base)
     if check_replicas:
         from ckptconv.replicas import require_equal
 
@@ -139,7 +143,7 @@ def _plan(checkpoint: Any, options: Options, config: Any, base: Any) -> tuple[Pl
     based = open_checkpoint(base, backend="huggingface") if base is not None else None
     folder = Path(config) if config is not None else based.root if based is not None else checkpoint.assets
     found = assets.read_config(folder) if folder is not None else None
-    if found is None and not _adapter_only(checkpoint):
+    if found is None and not needs_no_config(checkpoint):
         raise CkptconvError(
             "no config.json lies beside this checkpoint, so the model is not known",
             where=checkpoint.root,
@@ -148,10 +152,6 @@ def _plan(checkpoint: Any, options: Options, config: Any, base: Any) -> tuple[Pl
     return make_plan(
         checkpoint, found, options, based
     ), folder if folder is None or folder.is_dir() else folder.parent
-
-
-def _adapter_only(checkpoint: Any) -> bool:
-    return all(".lora_" in name for name in checkpoint.tensors)
 
 
 def _fingerprint(plan: Plan) -> str:

@@ -69,8 +69,14 @@ def peft_run(folder: Path, meta: dict[str, Any] | None = None, **options: Any) -
         {"target_modules": ["lm_head", "o_proj"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "norm"]},
+        {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"target_modules": ["k_proj"], "lora_bias": True},
     ],
-    ids=["some", "embedding", "head", "trained_head", "trained_embedding_and_norm"],
+    ids=[
+        *("some", "embedding", "head", "trained_head", "trained_embedding_and_norm"),
+        *("dora", "dora_embedding", "lora_bias"),
+    ],
 )
 def test_every_form_of_lora_merges_as_peft_merges_it(tmp_path: Path, options: dict[str, Any]) -> None:
     run, wanted = peft_run(tmp_path / "run", **options)
@@ -105,12 +111,6 @@ def test_an_adapter_keeps_the_modules_that_were_trained_whole(tmp_path: Path) ->
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] == [
         "lm_head"
     ]
-
-
-def test_dora_is_refused_not_merged_as_if_it_were_lora(tmp_path: Path) -> None:
-    run, _ = peft_run(tmp_path / "run", target_modules=["q_proj"], use_dora=True)
-    with pytest.raises(CkptconvError, match="not plain LoRA"):
-        merge(run, tmp_path / "out")
 
 
 def test_biases_that_were_trained_with_lora_are_merged(tmp_path: Path) -> None:
@@ -154,6 +154,38 @@ def test_half_a_lora_pair_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CkptconvError, match="only one half is stored"):
         merge(run, tmp_path / "out", lora_alpha=1)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}], ids=["dora", "lora_bias"])
+def test_every_tensor_of_an_adapter_is_exported_as_peft_saves_it(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run, _ = peft_run(tmp_path / "run", target_modules=["q_proj", "v_proj"], **options)
+    merge(run, tmp_path / "out", lora="adapter", dtype="keep")
+    assert_equal(tensors(tmp_path / "out"), tensors(tmp_path / "pefts"))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert options.items() <= config.items()
+
+
+def test_ranks_that_differ_are_written_into_the_adapters_config(tmp_path: Path) -> None:
+    from peft import PeftConfig
+
+    run, _ = peft_run(tmp_path / "run", target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 2})
+    merge(run, tmp_path / "out", lora="adapter", dtype="keep", lora_alpha=6)
+    config = PeftConfig.from_pretrained(tmp_path / "out")
+    ranks = {config.r, *config.rank_pattern.values()}
+    assert ranks == {2, 4}
+
+
+def test_other_adapters_that_are_trained_are_refused_by_name(tmp_path: Path) -> None:
+    import torch
+
+    stem = "base_model.model.model.layers.0.mlp.up_proj"
+    run = save_ws1(
+        {f"{stem}.base_layer.weight": torch.ones(4, 3), f"{stem}.ia3_l.default": torch.ones(4)}, {}, tmp_path
+    )
+    with pytest.raises(CkptconvError, match="IA3"):
+        merge(run, tmp_path / "out")
 
 
 def test_two_adapters_at_once_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""One tensor in its output dtype, a block at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptconv.compute.rows import CAST_BLOCK, rows_of
+from ckptconv.compute.sources import Source
+from ckptconv.dtypes import to_numpy
+from ckptconv.errors import CkptconvError
+from ckptconv.read import Array, Prepared, Reader, prepare, raw_dtype
+from ckptconv.view import View
+
+__all__ = ["CAST_BLOCK", "Block"]
+
+
+class Block:
+    """Fills blocks of one tensor in its output dtype: read, combine, cast."""
+
+    def __init__(self, source: Source, dtype: str) -> None:
+        base = source if isinstance(source, View) else source.base
+        self._base: Prepared = prepare(base)
+        self._raw, self._from, self._to = raw_dtype(base.dtype), to_numpy(base.dtype), to_numpy(dtype)
+        self._rows = None if isinstance(source, View) else rows_of(source, self._base)
+        self._copies = self._rows is None and base.dtype == dtype
+        self._narrow = dtype == "float16" and base.dtype != "float16"  # the one float with a smaller range
+
+    def fill(self, reader: Reader, low: int, high: int, out: Array, scratch: Array) -> None:
+        """Elements low..high-1 into `out` (bytes). scratch: at least CAST_BLOCK elements of eight bytes; more is used.
+
+        Raises CkptconvError for values that the output dtype cannot hold.
+        """
+        target = out.view(self._to)
+        if self._copies:
+            reader.interval(self._base, low, high, target.view(self._raw))
+            return
+        # Runs go in pieces that stay in cache; a strided view in pieces as large as fit, so that its reads are long.
+        step = len(scratch) // self._raw.itemsize if self._base.boxes else CAST_BLOCK
+        for at in range(low, high, step):
+            end = min(at + step, high)
+            stored = scratch[: (end - at) * self._raw.itemsize].view(self._raw)
+            reader.interval(self._base, at, end, stored)
+            values = stored.view(self._from)
+            if self._rows is None:
+                self._put(values, target[at - low : end - low])
+                continue
+            for begin, stop in self._rows.pieces(at, end):
+                part = self._rows.combined(reader, begin, stop, values[begin - at : stop - at])
+                self._put(part, target[begin - low : stop - low])
+
+    def _put(self, values: Array, part: Array) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(part, values, casting="unsafe")
+        if self._narrow and np.isinf(part).any() and not np.isinf(values).any():
+            raise CkptconvError(
+                f"values do not fit in {self._to}: the largest is {np.nanmax(np.abs(values)):.3g}",
+                hint="--dtype bfloat16 has the range of float32",
+            )

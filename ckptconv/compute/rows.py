@@ -1,0 +1,159 @@
+"""What is added to a tensor, a few of its rows at a time, in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptconv.compute.sources import Added, Computed, Decomposed, Floats, Fuse, Shift
+from ckptconv.dtypes import to_numpy
+from ckptconv.read import Array, Prepared, Reader, prepare, raw_dtype, read_numpy
+from ckptconv.view import View, select
+
+CAST_BLOCK = 1 << 16  # elements; source and target together stay in a core's cache
+
+
+def rows_of(source: Computed, base: Prepared) -> Rows:
+    """The arithmetic of a source whose base is `base`."""
+    if isinstance(source, Shift):
+        return ShiftedRows(source)
+    if isinstance(source, Added):
+        return AddedRows(source)
+    if isinstance(source, Decomposed):
+        return DecomposedRows(source, base)
+    assert isinstance(source, Fuse)
+    return FusedRows(source, base)
+
+
+class Rows:
+    """A tensor of rows of `width` elements, in C order, and what is added to them. One per thread."""
+
+    def __init__(self, source: Computed, width: int) -> None:
+        self.width, self.count = width, source.base.numel // width if width else 0
+
+    def blocks(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Rows first..last-1 in blocks that stay in cache."""
+        step = max(CAST_BLOCK // self.width, 1)
+        return [(row, min(row + step, last)) for row in range(first, last, step)]
+
+    def pieces(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Elements low..high-1 in pieces that stay in cache, cut between rows."""
+        rows = self.blocks(low // self.width, -(-high // self.width))
+        return [(max(first * self.width, low), min(last * self.width, high)) for first, last in rows]
+
+    def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
+        """The new elements low..high-1; `values` are the old ones."""
+        first, last = low // self.width, -(-high // self.width)
+        part = self.update(reader, first, last)[low - first * self.width : high - first * self.width]
+        part += values.astype(np.float32)
+        return part
+
+    def update(self, reader: Reader, first: int, last: int) -> Floats:
+        """What is added to rows first..last-1, flat."""
+        raise NotImplementedError
+
+
+class ShiftedRows(Rows):
+    """A number is added to every element."""
+
+    def __init__(self, source: Shift) -> None:
+        super().__init__(source, 1)
+        self._added = source.added
+
+    def update(self, reader: Reader, first: int, last: int) -> Floats:
+        return np.full(last - first, self._added, np.float32)
+
+
+class AddedRows(Rows):
+    """Another tensor is added, scaled."""
+
+    def __init__(self, source: Added) -> None:
+        super().__init__(source, 1)
+        self._left, self._scale = _Other(source.left), np.float32(source.scale)
+
+    def update(self, reader: Reader, first: int, last: int) -> Floats:
+        values = self._left.read(reader, first, last)
+        values *= self._scale
+        return values
+
+
+class _Other:
+    """A tensor that is read beside the base, as float32."""
+
+    def __init__(self, view: View) -> None:
+        self._prepared, self._raw, self._dtype = prepare(view), raw_dtype(view.dtype), to_numpy(view.dtype)
+
+    def read(self, reader: Reader, low: int, high: int) -> Floats:
+        """Elements low..high-1."""
+        raw = np.empty(high - low, self._raw)
+        reader.interval(self._prepared, low, high, raw)
+        values: Floats = raw.view(self._dtype).astype(np.float32)
+        return values
+
+
+class FusedRows(Rows):
+    """scale * left @ right is added; `right` is small (r rows) and kept, of a stack that of one expert."""
+
+    def __init__(self, source: Fuse, base: Prepared) -> None:
+        *stack, self._rank, width = source.right.shape
+        super().__init__(source, width)
+        self._source, self._base, self._left = source, base, _Other(source.left)
+        self._each = max(self.count // (stack[0] if stack else 1), 1)  # rows of an expert
+        self._right: tuple[int, Floats] | None = None
+
+    def update(self, reader: Reader, first: int, last: int) -> Floats:
+        left = self._left.read(reader, first * self._rank, last * self._rank).reshape(-1, self._rank)
+        product: Floats = np.empty((last - first, self.width), np.float32)
+        for expert in range(first // self._each, (last - 1) // self._each + 1):
+            begin, end = max(expert * self._each, first) - first, min((expert + 1) * self._each, last) - first
+            np.matmul(left[begin:end], self._right_of(expert, reader), out=product[begin:end])
+        product *= np.float32(self._source.scale)
+        return product.reshape(-1)
+
+    def _right_of(self, expert: int, reader: Reader) -> Floats:
+        if self._right is None or self._right[0] != expert:
+            view = self._source.right
+            one = view if len(view.shape) == 2 else select(view, 0, expert)
+            self._right = expert, read_numpy(one, reader).astype(np.float32)
+        return self._right[1]
+
+    def whole(self, reader: Reader, first: int, last: int, values: Array | None = None) -> Floats:
+        """The updated rows, (rows, width). values: the base's elements, where they have been read."""
+        if values is None:
+            raw = np.empty((last - first) * self.width, raw_dtype(self._source.base.dtype))
+            reader.interval(self._base, first * self.width, last * self.width, raw)
+            values = raw.view(to_numpy(self._source.base.dtype))
+        rows = self.update(reader, first, last)
+        rows += values.astype(np.float32)
+        return rows.reshape(last - first, self.width)
+
+
+class DecomposedRows(FusedRows):
+    """DoRA. The length of a row needs the whole row; the lengths of columns need one more pass over the weight."""
+
+    def __init__(self, source: Decomposed, base: Prepared) -> None:
+        super().__init__(source, base)
+        self._by_column, self._lengths, self._view = source.by_column, source.lengths, source.magnitude
+        self._magnitude: Floats | None = None
+
+    def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
+        first, last = low // self.width, -(-high // self.width)
+        complete = high - low == (last - first) * self.width
+        rows = self.whole(reader, first, last, values if complete else None)
+        if self._magnitude is None:
+            self._magnitude = read_numpy(self._view, reader).astype(np.float32).reshape(-1)
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a row of zeros has no direction: nan, as in PEFT
+            if self._by_column:
+                rows *= self._magnitude / self._lengths.get(lambda: self._columns(reader))
+            else:
+                lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(1)).astype(np.float32)
+                rows *= (self._magnitude[first:last] / lengths)[:, None]
+        return rows.reshape(-1)[low - first * self.width : high - first * self.width]
+
+    def _columns(self, reader: Reader) -> Floats:
+        squares = np.zeros(self.width, np.float64)
+        for first, last in self.blocks(0, self.count):
+            squares += np.square(self.whole(reader, first, last), dtype=np.float64).sum(0)
+        found: Floats = np.sqrt(squares).astype(np.float32)
+        return found

@@ -1,0 +1,29 @@
+"""LoRA: updates that training keeps apart from the weights, in PEFT's names and in Megatron-Bridge's."""
+
+from ckptconv.models.lora.adapter import adapter_config, adapter_tensors, stack_tensors, trained_tensors
+from ckptconv.models.lora.factors import Factors
+from ckptconv.models.lora.kinds import check_config, is_adapter_config
+from ckptconv.models.lora.names import Separated, is_of_an_adapter, separate
+from ckptconv.models.lora.place import Placed, Placement, Rename, place, place_experts
+from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, scale
+
+__all__ = [
+    "Factors",
+    "Placed",
+    "Placement",
+    "Rename",
+    "Separated",
+    "adapter_config",
+    "adapter_tensors",
+    "check_config",
+    "is_adapter_config",
+    "is_fan_in_fan_out",
+    "is_of_an_adapter",
+    "place",
+    "place_experts",
+    "rank_of",
+    "scale",
+    "separate",
+    "stack_tensors",
+    "trained_tensors",
+]

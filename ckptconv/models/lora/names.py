@@ -1,0 +1,179 @@
+"""LoRA keys among trained names: which are base weights, which are updates to them.
+
+PEFT: `base_model.model.X.base_layer.weight` is X.weight; `X.lora_A.NAME.weight` (r, in) and `X.lora_B.NAME.weight`
+(out, r) update it by B @ A * alpha / r; `lora_embedding_A` (r, vocab) and `lora_embedding_B` (dim, r) by their
+transposed product; `lora_magnitude_vector` is DoRA's. Source: peft/tuners/lora/layer.py, peft/utils/save_and_load.py.
+Megatron-Bridge: `X.adapter.linear_in.weight` (r, in) and `X.adapter.linear_out.weight` (out, r), the base under X or
+X.to_wrap; its canonical LoRA has adapter_q, _k, _v, _gate, _up. Source: megatron/bridge/peft/adapter_wrapper.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.lora.factors import Factors, NamedView, paired
+from ckptconv.models.lora.kinds import check_name, is_adapter_config
+from ckptconv.view import View
+
+PREFIX = "base_model.model."
+_NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
+_PEFT = re.compile(
+    rf"^(?P<module>.+)\.lora_(?P<kind>embedding_|magnitude_vector)?(?P<side>[AB])?{_NAME}(?P<tail>\.weight|\.bias)?$"
+)
+_MEGATRON = re.compile(
+    r"^(?P<module>.+)\.adapter(?:\.adapter_(?P<part>q|k|v|gate|up))?\.linear_(?P<side>in|out)\.weight$"
+)
+_SAVED = re.compile(r"\.modules_to_save\.[^.]+\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Separated:
+    """A state dict taken apart: base weights under their own names, and the updates.
+
+    origin: new name -> stored name. trained: weights that PEFT trained whole (modules_to_save, biases, resized
+    embeddings); replaced: the originals of those, by stored name. holds_base: the weights that the factors update are
+    stored too; otherwise all that is no factor was trained whole.
+    """
+
+    weights: dict[str, View]
+    factors: tuple[Factors, ...]
+    origin: dict[str, str]
+    trained: tuple[str, ...] = ()
+    replaced: tuple[tuple[str, View], ...] = ()
+    holds_base: bool = False
+
+    @property
+    def stacks(self) -> tuple[Factors, ...]:
+        """The factors of stacked expert parameters."""
+        return tuple(each for each in self.factors if each.parameters)
+
+
+@dataclass
+class _Sorted:
+    """Keys by what they are, in the making."""
+
+    halves: dict[tuple[str, str, str], dict[str, NamedView]] = field(default_factory=dict)
+    adapters: dict[str, None] = field(default_factory=dict)
+    weights: dict[str, NamedView] = field(default_factory=dict)
+    saved: dict[str, NamedView] = field(default_factory=dict)
+
+
+def is_of_an_adapter(name: str) -> bool:
+    """True for a stored tensor that only an adapter has: a factor, or a module that was trained whole beside it."""
+    return _side(name) is not None or _SAVED.search(name) is not None
+
+
+def saved_factor(name: str) -> str:
+    """A factor's stored name as PEFT saves it: no adapter name in it, and the prefix before it."""
+    match = _PEFT.match(name)
+    if match and match["adapter"]:
+        name = name[: match.start("adapter") - 1] + name[match.end("adapter") :]
+    return name if name.startswith(PREFIX) else f"{PREFIX}{name}"
+
+
+def separate(tensors: Mapping[str, View], meta: Mapping[str, Any] | None = None) -> Separated:
+    """Take an adapted state dict apart; one without LoRA keys comes back as it is.
+
+    meta: what is known of the LoRA settings; PEFT's own config lies beside an adapter, which may hold a few of the
+    weights that it updates (resized embeddings). Raises CkptconvError for two adapters at once, a lonely A or B, and
+    kinds that are not LoRA.
+    """
+    meta, found = meta or {}, _Sorted()
+    for name, view in tensors.items():
+        _sort(name, view, found)
+    if len(found.adapters) > 1:
+        raise CkptconvError(
+            "more than one adapter is stored",
+            found=", ".join(sorted(found.adapters)),
+            hint="save one of them",
+        )
+    every = {bare: view for bare, (_, view) in {**found.weights, **found.saved}.items()}
+    factors = tuple(
+        paired(_bare(module), part, sides, _parameters(_bare(module), every, meta))
+        for (module, part, _), sides in found.halves.items()
+    )
+    based = [bool({each.weight, *each.parameters} & every.keys()) for each in factors]
+    alone = not all(based) if is_adapter_config(meta) else not any(based)
+    if factors and alone:
+        _check_trained(factors, found.weights)
+        found.saved, found.weights = {**found.weights, **found.saved}, {}
+    return Separated(
+        every,
+        factors,
+        {bare: name for bare, (name, _) in {**found.weights, **found.saved}.items()},
+        tuple(found.saved),
+        tuple(found.weights[bare] for bare in found.saved if bare in found.weights),
+        holds_base=bool(factors) and not alone,
+    )
+
+
+def _check_trained(factors: Iterable[Factors], weights: Mapping[str, NamedView]) -> None:
+    """What lies beside factors without their weights was trained whole; parts of an adapted layer would not make sense."""
+    modules = {each.module for each in factors}
+    for bare, (name, _) in weights.items():
+        module, _, leaf = bare.rpartition(".")
+        if module in modules and leaf not in ("weight", "bias"):
+            raise CkptconvError(
+                f"{name} is stored with LoRA tensors, but the weight that they update is not", where=module
+            )
+
+
+def _sort(name: str, view: View, found: _Sorted) -> None:
+    side = _side(name)
+    if side is not None:
+        module, part, kind, adapter = side
+        found.adapters[adapter] = None
+        sides = found.halves.setdefault((module, part, adapter), {})
+        if kind in sides:
+            raise CkptconvError("a LoRA tensor is stored twice", found=f"{sides[kind][0]} and {name}")
+        sides[kind] = (name, view)
+        return
+    check_name(name)
+    trained = _SAVED.sub(".", _bare(name))
+    bare = trained.replace(".original_module.", ".")
+    group = found.saved if trained != _bare(name) else found.weights
+    if bare in group:
+        raise CkptconvError(f"two stored tensors are both {bare}", found=f"{group[bare][0]} and {name}")
+    group[bare] = (name, view)
+
+
+def _side(name: str) -> tuple[str, str, str, str] | None:
+    """Of a factor: its module as it is stored, the part of it, the side (A, B, eA, eB, m, bias), the adapter's name."""
+    match = _MEGATRON.match(name)
+    if match:
+        return match["module"], match["part"] or "", "A" if match["side"] == "in" else "B", "default"
+    match = _PEFT.match(name)
+    if match is None or (match["kind"] == "magnitude_vector") == (match["side"] is not None):
+        return None
+    side = "m" if match["side"] is None else ("e" if match["kind"] else "") + match["side"]
+    if match["tail"] == ".bias":
+        if side != "B":
+            return None
+        side = "bias"
+    return match["module"], "", side, match["adapter"] or "default"
+
+
+def _bare(name: str) -> str:
+    name = name.removeprefix(PREFIX).replace(".to_wrap.", ".")
+    while ".base_layer." in name or name.endswith(
+        ".base_layer"
+    ):  # wrappers of expert parameters lie in each other
+        name = name.replace(".base_layer.", ".").removesuffix(".base_layer")
+    return name
+
+
+def _parameters(module: str, weights: Mapping[str, View], meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stacked parameters directly in a module, which PEFT's target_parameters adapts; () for an ordinary layer."""
+    stacked = [
+        name for name, view in weights.items() if name.rpartition(".")[0] == module and len(view.shape) == 3
+    ]
+    targets = meta.get("target_parameters")
+    for target in targets if isinstance(targets, list) else ():
+        parent, _, leaf = str(target).rpartition(".")
+        if parent and leaf != "weight" and (module == parent or module.endswith(f".{parent}")):
+            stacked.append(f"{module}.{leaf}")
+    return tuple(dict.fromkeys(stacked))

@@ -1,0 +1,186 @@
+"""Where updates belong on the Hub: the rules that rename and cut a weight are run over its update's rows.
+
+left (out, r) has the rows of the weight (out, in), so a layout change that only moves rows turns it into the pieces that
+belong to the weight's pieces; right (r, in) is the same for all of them. That a change only moves rows is seen on a
+probe, a tensor of two columns that is nowhere stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.models.lora.factors import Factors
+from ckptconv.view import Shape, View, stored, unbind, unflatten
+
+Rename = Callable[[Mapping[str, View]], Renamed[View]]
+_PARTS = (("q", "k", "v"), ("gate", "up"))  # in the order of the rows of a fused weight
+_PROBE = "probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The update of one of the Hub's weights.
+
+    weight: its name; shape: its shape as the update has it. left: (rows, r) in C order. magnitude: a length a row, in C
+    order, or a column where by_column. bias: what is added to the bias of that name. parameter: of a stack of experts.
+    """
+
+    weight: str
+    shape: Shape
+    left: View
+    right: View
+    factors: Factors
+    magnitude: View | None = None
+    by_column: bool = False
+    bias: tuple[str, View] | None = None
+    parameter: str = ""
+
+    @property
+    def module(self) -> str:
+        return self.weight.removesuffix(".weight")
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All of its stored elements."""
+        found = (self.left, self.right, self.magnitude, self.bias[1] if self.bias else None)
+        return tuple(view for view in found if view is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """All updates, and what no Hub weight has (trained name, view, reason), such as the rows of a padded vocabulary."""
+
+    placed: tuple[Placed, ...]
+    left_out: tuple[tuple[str, View, str], ...] = ()
+
+
+def place(factors: Iterable[Factors], rename: Rename, turned: bool = False) -> Placement:
+    """Every layer's update under the Hub's names. rename: what renames the weights. turned: the weights are (in, out).
+
+    Layers of stacked experts are for `place_experts`. Raises CkptconvError where a weight's layout changes more than rows.
+    """
+    plain: list[Factors] = []
+    parts: dict[str, dict[str, Factors]] = {}
+    for each in factors:
+        if each.part:
+            parts.setdefault(each.module, {})[each.part] = each
+        else:
+            plain.append(each)
+    made, left_out = _rows(plain, rename, turned)
+    for module, found in parts.items():
+        made += _in_parts(module, found, rename)
+    return Placement(tuple(made), tuple(left_out))
+
+
+def place_experts(
+    factors: Factors, parameter: str, rank: int, turned: bool, rename: Rename
+) -> tuple[Placed, ...]:
+    """The updates of the weights that become of a stack of experts; see `Factors.stacked`.
+
+    Where the Hub keeps the stack, left is (E * rows, r) in C order and right (E, r, columns).
+    """
+    left, right = factors.stacked(rank, turned)
+    experts, rows, _ = left.shape
+    columns, ones = right.shape[2], unbind(right, 0)
+    made = rename({parameter: left}).tensors
+    found = []
+    for name, probe in rename({parameter: stored(_PROBE, 0, (experts, rows, 2), "uint8")}).tensors.items():
+        _check_probe(name, probe)
+        value, count = made[name].value, prod(probe.shape) // 2
+        if probe.shape == (experts, rows, 2) and probe.value.chunks[0].sizes == probe.shape:
+            found.append(Placed(name, (experts, rows, columns), value, right, factors, parameter=parameter))
+            continue
+        owners = {chunk.start // (2 * rows) for chunk in probe.value.chunks}
+        if len(owners) != 1:
+            raise CkptconvError(f"LoRA on the stacked experts {parameter} cannot follow them to {name}")
+        one = ones[owners.pop()]
+        found.append(Placed(name, (count, columns), value, one, factors, parameter=parameter))
+    return tuple(found)
+
+
+def _rows(
+    factors: list[Factors], rename: Rename, turned: bool
+) -> tuple[list[Placed], list[tuple[str, View, str]]]:
+    sides = {each.weight: each.sides(turned) for each in factors}
+    by_column = {each.weight: each.embedding or turned for each in factors}
+    lefts = rename({weight: left for weight, (left, _) in sides.items()})
+    probes = rename(
+        {weight: stored(_PROBE, 0, (left.shape[0], 2), "uint8") for weight, (left, _) in sides.items()}
+    )
+    lengths = rename(
+        {
+            each.weight: unflatten(each.magnitude[1], 0, (each.magnitude[1].numel, 1))
+            for each in factors
+            if each.magnitude and not by_column[each.weight]
+        }
+    ).tensors
+    biases = rename({f"{each.module}.bias": each.bias[1] for each in factors if each.bias}).tensors
+    by_weight = {each.weight: each for each in factors}
+    made = []
+    for name, left in lefts.tensors.items():
+        probe = probes.tensors[name]
+        _check_probe(name, probe)
+        each = by_weight[left.sources[0]]
+        rows, right = prod(probe.shape) // 2, sides[each.weight][1]
+        magnitude = lengths[name].value if name in lengths else None
+        if each.magnitude and by_column[each.weight]:
+            magnitude = each.magnitude[1]
+        bias = f"{name.removesuffix('.weight')}.bias"
+        made.append(
+            Placed(
+                weight=name,
+                shape=(rows, right.shape[1]),
+                left=left.value,
+                right=right,
+                factors=each,
+                magnitude=magnitude,
+                by_column=by_column[each.weight],
+                bias=(bias, biases[bias].value) if bias in biases else None,
+            )
+        )
+    left_out = [(by_weight[name].b[0], view, reason) for name, view, reason in lefts.left_out]
+    return made, left_out
+
+
+def _in_parts(module: str, found: Mapping[str, Factors], rename: Rename) -> list[Placed]:
+    """Megatron-Bridge's canonical LoRA: an adapter for each part of a fused weight.
+
+    Its gate and up are saved in halves of every TP rank, as a fused weight is (megatron/bridge/peft/utils.py,
+    ParallelLinearAdapter.sharded_state_dict), so with more than one rank their rows are not in order.
+    """
+    order = next((names for names in _PARTS if set(names) == set(found)), None)
+    if order is None:
+        raise CkptconvError(
+            f"adapters for some parts of {module} only are not supported", found=sorted(found)
+        )
+    if "gate" in order and any(len({c.offsets[0] for c in f.b[1].chunks}) > 2 for f in found.values()):
+        raise CkptconvError(
+            f"canonical LoRA on {module}, saved with tensor parallelism, is not supported",
+            hint="save it with tensor parallelism 1, or export it with Megatron-Bridge",
+        )
+    lengths = [found[part].b[1].shape[0] for part in order]
+    probes = rename({f"{module}.weight": stored(_PROBE, 0, (sum(lengths), 2), "uint8")}).tensors
+    made = []
+    for (name, probe), part, rows in zip(probes.items(), order, lengths, strict=True):
+        _check_probe(name, probe)
+        left, right = found[part].sides(False)
+        if prod(probe.shape) != 2 * rows:
+            raise CkptconvError(f"the adapter {part} of {module} does not fit {name}", found=f"{rows} rows")
+        made.append(Placed(name, (rows, right.shape[1]), left, right, found[part]))
+    return made
+
+
+def _check_probe(name: str, probe: Named[View]) -> None:
+    """Every row of the probe must have come through as a row: two neighbouring elements in the last dim."""
+    whole = probe.value.shape[-1:] == probe.shape[-1:] == (2,)
+    rows = all(c.sizes[-1] == 2 and c.strides[-1] == 1 and c.start % 2 == 0 for c in probe.value.chunks)
+    if not whole or not rows or len(probe.sources) != 1:
+        raise CkptconvError(
+            f"LoRA on {' and '.join(probe.sources)} cannot follow its weight to {name}",
+            found="a layout change that does more than move rows",
+            hint="merge it with the trainer's own tools",
+        )

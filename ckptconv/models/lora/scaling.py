@@ -1,0 +1,66 @@
+"""By how much an update counts: alpha over the rank, and who says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import inf, sqrt
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.lora.factors import Factors
+
+_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # transformers.pytorch_utils.Conv1D
+
+
+def rank_of(factors: Factors, meta: Mapping[str, Any], parameter: str = "") -> int:
+    """The rank of an ordinary layer; of a stack of experts (parameter: its name) the one that the metadata states."""
+    if not parameter:
+        return factors.rank
+    rank = of_module(meta.get("rank_pattern"), parameter, meta.get("r"))
+    if not isinstance(rank, int) or rank < 1 or factors.rank % rank:
+        raise CkptconvError(
+            f"the rank of the LoRA on the experts {parameter} is not known",
+            found=f"{factors.rank} rows in {factors.a[0]}; r = {rank}",
+            wanted="r in adapter_config.json or lora_train_meta.json",
+        )
+    return rank
+
+
+def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parameter: str = "") -> float:
+    """alpha / r (or alpha / sqrt(r) for rsLoRA). alpha: what the user said; otherwise the metadata must say it.
+
+    Raises CkptconvError where it does not, and where the metadata states another rank.
+    """
+    target = parameter or factors.module
+    rank = rank_of(factors, meta, parameter)
+    if alpha is None:
+        alpha = of_module(meta.get("alpha_pattern"), target, meta.get("lora_alpha"))
+        stated = of_module(meta.get("rank_pattern"), target, meta.get("r"))
+        if isinstance(stated, int) and stated > 0 and stated != rank:
+            raise CkptconvError(
+                "the LoRA metadata does not belong to these tensors",
+                found=f"r = {rank} in {factors.a[0]}",
+                wanted=f"r = {stated}",
+                hint="say the alpha yourself: --lora-alpha N",
+            )
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < inf:
+        raise CkptconvError(
+            "LoRA tensors are there, but their alpha is not known",
+            found="no lora_alpha above 0 in lora_train_meta.json, adapter_config.json or run_config.yaml",
+            hint="say it: --lora-alpha N (the training configuration has it)",
+        )
+    return alpha / (sqrt(rank) if meta.get("use_rslora") else rank)
+
+
+def is_fan_in_fan_out(meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """True where weights are (in, out): what PEFT's config says, and the model types built of Conv1D."""
+    return bool(meta.get("fan_in_fan_out")) or config.get("model_type") in _CONV1D
+
+
+def of_module(patterns: Any, module: str, default: Any) -> Any:
+    """What a rank_pattern or alpha_pattern says of a module (peft/utils/other.py, get_pattern_key), or the default."""
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if re.match(rf"(?:.*\.)?(?:{pattern})$", module):
+            return value
+    return default

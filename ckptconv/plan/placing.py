@@ -1,0 +1,140 @@
+"""Where LoRA's updates go in a plan: at the Hub's weights, at another folder's, or under PEFT's names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models import hub_names, lora, megatron
+from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.models.naming import to_hub
+from ckptconv.plan.records import Filled
+from ckptconv.view import View
+
+Config = Mapping[str, Any]
+Fits = Callable[[lora.Placed], bool]
+
+
+def placed_in(
+    named: Filled,
+    weights: Mapping[str, View],
+    parts: lora.Separated,
+    naming: str,
+    meta: Config,
+    config: Config,
+) -> lora.Placement:
+    """Every update at the Hub's weight that was made of the trained weight it belongs to.
+
+    weights: by trained name. named: what they became. Raises CkptconvError for an update without its weight.
+    """
+    unchanged = {
+        sources[0]: Named(value, shape, sources)
+        for value, shape, sources in named.values()
+        if len(sources) == 1 and value is weights.get(sources[0])
+    }
+    hub_of = {sources[0]: name for name, (_, _, sources) in named.items() if sources[0] in unchanged}
+
+    def rename(tensors: Mapping[str, View]) -> Renamed[View]:
+        missing = [name for name in tensors if name not in weights]
+        if missing:
+            raise CkptconvError(f"LoRA on {missing[0]}, but the model has no weight of that name")
+        same = {hub_of[name]: _as_is(view, name) for name, view in tensors.items() if name in unchanged}
+        rest = {name: view for name, view in tensors.items() if name not in unchanged}
+        if not rest:
+            return Renamed(same, [])
+        # With all the other weights, since a layout may be told by a weight that has no LoRA.
+        made = to_hub(naming, {**weights, **rest}, dict(config))
+        moved = {name: value for name, value in made.tensors.items() if set(value.sources) & rest.keys()}
+        left_out = [item for item in made.left_out if item[0] in rest]
+        return Renamed({**same, **moved}, [], left_out)
+
+    return _place(parts, rename, meta, config, _fits_in(named))
+
+
+def placed_on(
+    named: Filled, parts: lora.Separated, naming: str, meta: Config, config: Config
+) -> lora.Placement:
+    """Every update at a weight of another folder, the base model. naming: whose names the updates have."""
+    names = _names_for(naming, dict(config))
+    error: CkptconvError | None = None
+    for rename in names:
+        try:
+            made = _place(parts, rename, meta, config, _fits_in(named))
+        except CkptconvError as refused:
+            error = error or refused
+            continue
+        absent = [each.weight for each in made.placed if each.weight not in named]
+        if not absent:
+            return made
+        error = error or CkptconvError(f"LoRA on {absent[0]}, but the model has no weight of that name")
+    assert error is not None
+    raise error
+
+
+def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Config) -> lora.Placement:
+    """Every update under the name that PEFT's model has for its weight; stacks of experts stay as they are stored."""
+    if naming == "megatron" and megatron.family_of(config).variants and not parts.holds_base:
+        raise CkptconvError(
+            f"adapters alone do not say how Megatron laid out the weights of {config.get('model_type')}",
+            hint="merge them with the trainer's own tools",
+        )
+    rename = _names_for(naming, dict(config))[0]
+    plain = [each for each in parts.factors if not each.parameters]
+    return lora.place(plain, rename, lora.is_fan_in_fan_out(meta, config))
+
+
+def _names_for(naming: str, config: dict[str, Any]) -> list[lora.Rename]:
+    """The ways in which trained names may become a model folder's, the likeliest first.
+
+    PEFT's names are those of the module that was trained: transformers 5 may have other ones than the folder.
+    """
+    if naming not in ("transformers", "hub"):
+        return [lambda tensors: to_hub(naming, tensors, config)]
+    return [
+        lambda tensors: Renamed({name: _as_is(view, name) for name, view in tensors.items()}, []),
+        lambda tensors: hub_names.to_hub(tensors, config),
+        lambda tensors: hub_names.to_hub(tensors, config, prefix_changes=True),
+    ]
+
+
+def _as_is(view: View, name: str) -> Named[View]:
+    return Named(view, view.shape, (name,))
+
+
+def _fits_in(named: Filled) -> Fits:
+    return lambda each: each.weight in named and named[each.weight][1] == each.shape
+
+
+def _place(
+    parts: lora.Separated, rename: lora.Rename, meta: Config, config: Config, fits: Fits
+) -> lora.Placement:
+    plain = [each for each in parts.factors if not each.parameters]
+    found = lora.place(plain, rename, lora.is_fan_in_fan_out(meta, config))
+    stacks = tuple(placed for each in parts.stacks for placed in _of_stack(each, rename, meta, fits))
+    return replace(found, placed=found.placed + stacks)
+
+
+def _of_stack(
+    factors: lora.Factors, rename: lora.Rename, meta: Config, fits: Fits
+) -> tuple[lora.Placed, ...]:
+    """PEFT's names do not say which parameter of the experts an update is of, nor older ones which way: the shapes do."""
+    possible = []
+    for parameter in factors.parameters:
+        rank = lora.rank_of(factors, meta, parameter)
+        for turned in (False, True):
+            try:
+                placed = lora.place_experts(factors, parameter, rank, turned, rename)
+            except CkptconvError:
+                continue
+            if placed and all(map(fits, placed)):
+                possible.append(placed)
+    if len(possible) != 1:
+        raise CkptconvError(
+            f"which stacked parameter of {factors.module} a LoRA pair updates cannot be told",
+            found=f"{factors.a[0]} {list(factors.a[1].shape)}, {factors.b[0]} {list(factors.b[1].shape)}",
+            wanted=f"exactly one that fits of {', '.join(factors.parameters)}",
+            hint="merge it with PEFT",
+        )
+    return possible[0]

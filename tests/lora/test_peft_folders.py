@@ -1,0 +1,200 @@
+"""merge ADAPTER --base MODEL: a PEFT folder of any form becomes what PEFT's merge_and_unload makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft_models as models
+import pytest
+import torch
+from helpers import cli, edit_json
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from ckptconv.commands.merge import merge
+from ckptconv.errors import CkptconvError
+
+FORMS: dict[str, dict[str, Any]] = {
+    "all": {"target_modules": "all-linear"},
+    "rslora": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {"q_proj": 2, "layers.1.self_attn.v_proj": 3},
+        "alpha_pattern": {"layers.0.*q_proj": 11},
+    },
+    "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
+    "head": {"target_modules": ["lm_head", "v_proj"]},
+    "saved": {"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "biases": {"target_modules": ["q_proj"], "bias": "all"},
+    "lora_bias": {"target_modules": ["q_proj", "k_proj"], "lora_bias": True},
+}
+DORA: dict[str, dict[str, Any]] = {
+    "dora": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+    "dora_embedding": {"target_modules": ["embed_tokens", "down_proj"], "use_dora": True},
+    "dora_rslora": {"target_modules": ["up_proj"], "use_dora": True, "use_rslora": True},
+}
+CONV1D = {"target_modules": ["c_attn", "attn.c_proj"], "fan_in_fan_out": True}
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_folder_is_merged_as_peft_merges_it_bit_for_bit(form: str, tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, **FORMS[form])
+    merge(trained.adapter, tmp_path / "out", base=trained.base)
+    assert same(weights(tmp_path / "out"), trained.merged)
+
+
+@pytest.mark.parametrize("form", DORA)
+def test_dora_is_merged_as_peft_merges_it_up_to_the_last_bit(form: str, tmp_path: Path) -> None:
+    """PEFT sums a length in float32, here in float64."""
+    trained = models.train(models.qwen2(), tmp_path, **DORA[form])
+    merge(trained.adapter, tmp_path / "out")
+    found = weights(tmp_path / "out")
+    assert found.keys() == trained.merged.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, trained.merged[name], rtol=4e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_weights_that_are_turned_round(dora: bool, tmp_path: Path) -> None:
+    trained = models.train(models.gpt2(), tmp_path, **CONV1D, use_dora=dora)
+    merge(trained.adapter, tmp_path / "out")
+    found = weights(tmp_path / "out")
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, trained.merged[name], rtol=4e-7 if dora else 0, atol=0)
+
+
+@pytest.mark.parametrize("form", [*FORMS, *DORA])
+def test_an_adapter_is_exported_as_it_is_and_loads_in_peft(form: str, tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, **(FORMS | DORA)[form])
+    merge(trained.adapter, tmp_path / "out", lora="adapter")
+    name = "adapter_model.safetensors"
+    assert same(load_file(tmp_path / "out" / name), load_file(trained.adapter / name))
+    assert same(models.loaded(AutoModelForCausalLM, trained.base, tmp_path / "out"), trained.merged)
+
+
+# --- tied models: PEFT's merge changes both of the two, its model only the one that was adapted
+
+
+@pytest.mark.parametrize("form", ["embedding", "head", "dora_embedding", "saved"])
+def test_an_adapted_half_of_a_tied_pair_gets_a_weight_of_its_own(form: str, tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(tied=True), tmp_path, **(FORMS | DORA)[form])
+    done = merge(trained.adapter, tmp_path / "out")
+    assert any("which the config ties" in note for note in done.plan.notes)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.arange(10)[None]).logits
+    torch.testing.assert_close(logits, trained.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_pair_that_was_not_adapted_stays_tied(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(tied=True), tmp_path, target_modules=["q_proj"])
+    merge(trained.adapter, tmp_path / "out")
+    assert "lm_head.weight" not in weights(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+# --- stacked experts
+
+
+@pytest.mark.parametrize("targets", [EXPERTS, EXPERTS[1:]], ids=["both", "one"])
+def test_experts_are_merged_whichever_way_they_are_stored(targets: list[str], tmp_path: Path) -> None:
+    """The Hub keeps Qwen3-MoE's experts apart, the module stacks them; PEFT's names do not say which parameter it is."""
+    trained = models.train(models.qwen3_moe(), tmp_path, target_modules=["q_proj"], target_parameters=targets)
+    merge(trained.adapter, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, trained.merged[name], rtol=1e-6, atol=2e-6)
+    merge(trained.adapter, tmp_path / "again", lora="adapter")
+    assert same(models.loaded(AutoModelForCausalLM, trained.base, tmp_path / "again"), trained.merged)
+
+
+def test_experts_that_the_hub_stacks_too(tmp_path: Path) -> None:
+    trained = models.train(models.gpt_oss(), tmp_path, target_modules=["q_proj"], target_parameters=EXPERTS)
+    merge(trained.adapter, tmp_path / "out")
+    found = weights(tmp_path / "out")
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, trained.merged[name], rtol=1e-6, atol=2e-6)
+
+
+# --- the base
+
+
+def test_the_base_that_the_adapter_names_is_used_and_said(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, **FORMS["all"])
+    done = merge(trained.adapter, tmp_path / "out")
+    assert same(weights(tmp_path / "out"), trained.merged)
+    assert any("the base model in base" in note for note in done.plan.notes)
+
+
+def test_a_base_that_is_on_the_hub_only_is_asked_for(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, **FORMS["all"])
+    edit_json(trained.adapter / "adapter_config.json", base_model_name_or_path="org/name")
+    ran = cli("merge", trained.adapter, tmp_path / "out")
+    assert ran.code == 2
+    assert "--base" in ran.flat
+    assert "org/name" in ran.flat
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_of_another_width_is_refused(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path / "one", target_modules=["q_proj"])
+    other = models.train(models.qwen3_moe(), tmp_path / "two", target_modules=["q_proj"])
+    with pytest.raises(CkptconvError, match="does not fit its weight"):
+        merge(trained.adapter, tmp_path / "out", base=other.base)
+
+
+# --- refused by name
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"peft_type": "LOHA"}, "type LOHA"),
+        ({"peft_type": "ADALORA"}, "type ADALORA"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"alora_invocation_tokens": [1]}, "activated LoRA"),
+        ({"layer_replication": [[0, 2]]}, "layer replication"),
+        ({"trainable_token_indices": [1]}, "trainable tokens"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"init_lora_weights": "olora"}, "olora"),
+    ],
+)
+def test_what_is_more_than_lora_is_refused_by_name(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    trained = models.train(models.qwen2(), tmp_path, target_modules=["q_proj"])
+    edit_json(trained.adapter / "adapter_config.json", **settings)
+    with pytest.raises(CkptconvError, match=said):
+        merge(trained.adapter, tmp_path / "out", base=trained.base)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["IA3Config", "LoHaConfig", "VeraConfig", "AdaLoraConfig"])
+def test_other_adapters_that_peft_writes_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    import peft
+
+    more = {"IA3Config": {"feedforward_modules": []}, "AdaLoraConfig": {"total_step": 9}}.get(kind, {})
+    config = getattr(peft, kind)(target_modules=["q_proj"], **more)
+    peft.get_peft_model(models.qwen2(), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CkptconvError, match=r"(?i)ia3|loha|vera|adalora"):
+        merge(tmp_path / "adapter", tmp_path / "out", lora="adapter")
+
+
+def test_a_dora_that_lost_its_rows_is_refused(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, **DORA["dora"])
+    path = trained.adapter / "adapter_model.safetensors"
+    stored = load_file(path)
+    name = next(name for name in stored if name.endswith("lora_magnitude_vector"))
+    save_file(stored | {name: stored[name][:-1].clone()}, path)
+    with pytest.raises(CkptconvError, match="magnitudes"):
+        merge(trained.adapter, tmp_path / "out")
