@@ -8,6 +8,8 @@ import pytest
 from ckptconv.errors import CkptconvError
 from ckptconv.models.rules import (
     Cut,
+    Gates,
+    Grouped,
     Layout,
     Modalities,
     Pairs,
@@ -16,6 +18,7 @@ from ckptconv.models.rules import (
     Rope,
     Swap,
     Turned,
+    Ungrouped,
     Unstack,
     to_hub_layout,
     to_trained_layout,
@@ -36,6 +39,11 @@ CASES: dict[str, tuple[list[Layout], list[tuple[int, ...]]]] = {
     "interleaved along dim 1": ([Pairs(1)], [(E, 2 * IN, OUT)]),
     "pairs back to halves": ([Turned(Pairs(1))], [(E, 2 * IN, OUT)]),
     "text and vision experts": ([Modalities(2, 2)], [(E, 2 * IN, OUT), (E, 2 * 7, OUT)]),
+    "queries, keys and values by group": ([Grouped(2, (12, 4, 4))], [(40, OUT)]),
+    "their bias": ([Grouped(2, (12, 4, 4))], [(40,)]),
+    "gates after the queries of a group": ([Grouped(2, (24, 4, 4)), Gates(2, 3, 4)], [(64, OUT)]),
+    "parts into groups": ([Turned(Grouped(3, (5, 2)))], [(15, OUT), (6, OUT)]),
+    "grouped rows in one tensor": ([Ungrouped(2, (5, 5, 14))], [(48, 1, 3)]),
     "text and vision down": ([Modalities(2, 1)], [(E, IN, OUT), (E, 7, OUT)]),
 }
 
@@ -106,6 +114,24 @@ def test_pairs_and_rope_are_told_by_hand() -> None:
     assert halves.plain.ravel().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
     (heads,) = Rope(2).split(pieces_of([rows]))
     assert heads.plain.ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_groups_and_gates_are_told_by_hand() -> None:
+    rows = np.arange(12).reshape(12, 1)
+    query, key = Grouped(2, (4, 2)).split(pieces_of([rows]))
+    assert query.plain.ravel().tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert key.plain.ravel().tolist() == [4, 5, 10, 11]
+    gated, rest = Gates(2, 2, 1).split([query, key])
+    assert gated.plain.ravel().tolist() == [0, 2, 1, 3, 6, 8, 7, 9]
+    assert rest is key
+    (whole,) = Ungrouped(2, (4, 2)).split(pieces_of([rows]))
+    assert whole.plain.ravel().tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 4, 5, 10, 11]
+
+
+def test_rows_that_do_not_fill_the_groups_are_refused() -> None:
+    for layout in (Grouped(2, (4, 2)), Ungrouped(2, (4, 2))):
+        with pytest.raises(CkptconvError):
+            layout.split(pieces_of([np.ones((13, 1))]))
 
 
 def test_text_experts_come_before_vision_experts() -> None:

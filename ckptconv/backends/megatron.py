@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ckptconv.backends.dcp_files import is_dcp, read_dcp
 from ckptconv.backends.locate import Place
+from ckptconv.backends.megatron_glu import settings, uninterleaved
+from ckptconv.backends.megatron_lora import lora_settings
 from ckptconv.backends.megatron_names import canonical
 from ckptconv.checkpoint import Checkpoint, Mesh
 from ckptconv.errors import CkptconvError, Incomplete
@@ -51,6 +53,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     files = read_dcp(folder, others, _why_not)
     sizes = [match.groups() for name in files.names if (match := _RNG.match(name))]
     mesh = [Mesh((int(sizes[0][1]), int(sizes[0][0])), ("tp", "pp"))] if sizes else []
+    stated, unsaid = settings(place.folder, folder)
+    tensors, said = uninterleaved(canonical(files.tensors), stated)
     assets = (place.folder / verl / "huggingface", folder)
     return Checkpoint(
         backend=NAME,
@@ -58,13 +62,14 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         root=place.folder,
         world_size=files.world_size,
         files=files.files,
-        tensors=canonical(files.tensors),
+        tensors=tensors,
         meshes=tuple(mesh),
         step=place.step,
         role=place.role,
         assets=next((path for path in assets if (path / "config.json").is_file()), None),
         skipped=files.skipped,
-        notes=tuple(place.notes()),
+        extras={"lora": lora_settings(place.folder, folder)},
+        notes=(*place.notes(), *unsaid, *said),
         naming="megatron",
     )
 

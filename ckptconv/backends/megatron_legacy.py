@@ -3,7 +3,9 @@
 Each holds one rank's module state dict, with layers numbered from 0 in each pipeline stage and model chunk
 (megatron/training/checkpointing.py, get_checkpoint_name and generate_state_dict). How a tensor is cut over TP is
 not in the files; it is Megatron's own rule for the module (megatron/core/tensor_parallel/layers.py): column-parallel
-weights along dim 0, row-parallel ones along dim 1, everything else is whole on every rank.
+weights along dim 0, row-parallel ones along dim 1, norms, routers and the like are whole on every rank; a name that is in
+neither list is refused. Adapters (megatron/bridge/peft/utils.py, ParallelLinearAdapter) are cut along dim 0, but for
+linear_in beside a row-parallel weight.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from typing import Any, NamedTuple
 
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
+from ckptconv.backends.megatron_experts import expert_ranks
+from ckptconv.backends.megatron_glu import uninterleaved
+from ckptconv.backends.megatron_lora import lora_settings
 from ckptconv.backends.megatron_names import canonical
 from ckptconv.backends.stand_ins import Inert, TensorRecord
 from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
@@ -31,10 +36,26 @@ _LAYER = re.compile(r"(?<=layers\.)(\d+)(?=\.)")
 _GROUPED = re.compile(r"^(.*\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)$")
 _EXPERT = re.compile(r"^(.*\.experts\.)(\d+)(\.linear_fc[12]\..+)$")
 _COLUMN = re.compile(
-    r"(word_embeddings\.weight|output_layer\.weight|linear_(qkv|fc1|q_proj|q_up_proj|kv_up_proj)\.(weight|bias))$"
+    r"(word_embeddings\.weight|output_layer\.weight|linear_(qkv|fc1|q_proj|q_up_proj|kv_up_proj)\.(weight|bias)"
+    r"|eh_proj\.weight|softmax_offset"
+    r"|\.adapter(\.\w+)?\.linear_out\.weight|(?<!linear_proj)(?<!linear_fc2)\.adapter(\.\w+)?\.linear_in\.weight)$"
 )
-_ROW = re.compile(r"linear_(proj|fc2)\.weight$")
-_GATED = re.compile(r"linear_fc1\.(weight|bias)$")
+_ROW = re.compile(r"linear_(proj|fc2)(\.adapter\.linear_in)?\.weight$")
+_WHOLE = re.compile(
+    r"norm|router\.|gate_weight$|down_proj\.weight$|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
+)
+_GATED = re.compile(r"(?<!projection\.encoder\.)linear_fc1\.(weight|bias|adapter\.linear_out\.weight)$")
+_DECODER = re.compile(r"^(language_model\.)?decoder\.")  # whose layers go on from stage to stage
+_REPEATED = re.compile(r"(^|\.)embedding\.")  # for MTP layers, the last stage has the first one's too
+_FINAL_NORM = re.compile(_DECODER.pattern + r"final_layernorm\.weight$")
+_TOWER = re.compile(
+    r"^(visual\.|vision_model\.(?!decoder\.|projection\.))"
+)  # transformers' module, whole on every rank
+# Parts of a name that Megatron's own rules do not decide.
+_UNTOLD = {
+    ".self_attention.in_proj.": "each trainer has the rows of a gated delta net in its own order",
+    "vision_model.merger.patch_norm.": "mbridge's tower of Qwen3-VL has an MLP without a gate",
+}
 
 
 class _Seat(NamedTuple):
@@ -53,9 +74,7 @@ class _Rank:
     def layers(self, chunk: int) -> int:
         """Transformer layers in a chunk."""
         found = [
-            int(m[1])
-            for name in self.chunks[chunk]
-            if name.startswith("decoder.") and (m := _LAYER.search(name))
+            int(m[1]) for name in self.chunks[chunk] if _DECODER.match(name) and (m := _LAYER.search(name))
         ]
         return max(found, default=-1) + 1
 
@@ -75,11 +94,13 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         raise CkptconvError("no mp_rank_* folders here", where=place.folder)
     found = _paths([home, *(_home(path) or path for path in also)])
     opened = {seat: open_torch_zip(str(path)) for seat, path in found.items()}
-    settings = _settings(place.folder, opened)
+    stated = _settings(place.folder, opened)
     ranks = _seated(opened)
     sizes = {axis: 1 + max(getattr(r.seat, axis) for r in ranks) for axis in ("tp", "pp", "ep")}
-    _check_complete(ranks, sizes, settings, home)
-    tensors = canonical(dict(_assembled(ranks, sizes, settings)))
+    _check_complete(ranks, sizes, stated, home)
+    if "expert_tensor_parallel_size" not in stated:
+        stated = {**stated, **expert_ranks(_expert_rows(ranks), place.folder)}
+    tensors, said = uninterleaved(canonical(_once(_assembled(ranks, sizes, stated))), stated)
     held = sum(path.stat().st_size for path in found.values())
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
     folders = (place.folder / "huggingface", place.folder / "model" / "huggingface", place.folder)
@@ -97,6 +118,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         role=place.role,
         assets=next((path for path in folders if (path / "config.json").is_file()), None),
         skipped=(Skipped("optimizer and trainer state", max(held - used, 0), "not part of the model"),),
+        extras={"lora": lora_settings(place.folder)},
+        notes=tuple(said),
         naming="megatron",
     )
 
@@ -130,7 +153,9 @@ def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
 def _seated(opened: dict[tuple[int, ...], TorchZip]) -> list[_Rank]:
     """Two numbers are (TP, PP), or (TP, EP) without pipeline stages: then every rank has the final norm."""
     loaded = {numbers: _chunks(file) for numbers, file in opened.items()}
-    staged = not all(any("decoder.final_layernorm.weight" in c for c in chunks) for chunks in loaded.values())
+    staged = not all(
+        any(_FINAL_NORM.match(name) for chunk in chunks for name in chunk) for chunks in loaded.values()
+    )
     ranks = []
     for numbers, chunks in sorted(loaded.items()):
         tp, second, third = (*numbers, 0, 0)[:3]
@@ -158,7 +183,14 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
                 continue
             if not isinstance(value, TensorRecord):
                 raise CkptconvError(f"{name} is no tensor", where=file.path, found=repr(value)[:80])
-            views[str(name).removeprefix("module.")] = file.view(value)
+            bare = str(name).removeprefix("module.")
+            if untold := next((why for mark, why in _UNTOLD.items() if mark in bare), None):
+                raise CkptconvError(
+                    f"{untold}, which rank files do not say",
+                    where=f"{bare} in {file.path}",
+                    hint="save the checkpoint as torch_dist",
+                )
+            views[bare] = file.view(value)
         chunks.append(views)
     return tuple(chunks)
 
@@ -195,6 +227,14 @@ def _check_complete(ranks: list[_Rank], sizes: dict[str, int], settings: dict[st
                 )
 
 
+def _expert_rows(ranks: list[_Rank]) -> Iterator[tuple[tuple[int, int, str], int, int]]:
+    """Of every expert's fc1: (stage, EP rank and name), TP rank, rows."""
+    for rank in ranks:
+        for name, view in ((name, view) for chunk in rank.chunks for name, view in chunk.items()):
+            if (match := _EXPERT.match(_numbered(name))) and match[3] == ".linear_fc1.weight":
+                yield (rank.seat.pp, rank.seat.ep, name), rank.seat.tp, view.shape[0]
+
+
 def _assembled(
     ranks: list[_Rank], sizes: dict[str, int], settings: dict[str, Any]
 ) -> Iterator[tuple[str, StoredTensor]]:
@@ -209,13 +249,28 @@ def _assembled(
             first += stage[0].layers(chunk)
 
 
+def _once(found: Iterator[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    """By name; the embedding that a later stage has again is a copy, anything else is an error."""
+    tensors: dict[str, StoredTensor] = {}
+    for name, again in found:
+        first = tensors.setdefault(name, again)
+        if first is again:
+            continue
+        alike = first.view.shape == again.view.shape and first.view.dtype == again.view.dtype
+        if not (alike and _REPEATED.search(name)):
+            raise CkptconvError(f"{name} is stored twice, as if it were two tensors")
+        copy = ((0,) * len(again.view.shape), again.view)
+        tensors[name] = StoredTensor(first.view, first.placement, (*first.replicas, copy, *again.replicas))
+    return tensors
+
+
 def _tensor(
     name: str, stage: list[_Rank], chunk: int, first: int, settings: dict[str, Any]
 ) -> Iterator[tuple[str, StoredTensor]]:
     """One name of a stage: over TP; an expert's over EP too, with its number in the whole model."""
     number = _LAYER.search(name)
     whole = name
-    if number and name.startswith("decoder."):
+    if number and _DECODER.match(name):
         whole = name[: number.start()] + str(int(number[1]) + first) + name[number.end() :]
     numbered = _numbered(whole)
     expert = _EXPERT.match(numbered)
@@ -234,11 +289,8 @@ def _tensor(
             (r.seat.tp, r.chunks[chunk][name]) for r in stage if r.seat.ep == ep and name in r.chunks[chunk]
         ]
         full = f"{expert[1]}{int(expert[2]) + ep * local}{expert[3]}"
-        if settings.get("expert_tensor_parallel_size") == 1:
-            (_, view), *copies = held
-            yield full, StoredTensor(view, "", tuple(((0,) * len(view.shape), copy) for _, copy in copies))
-        else:
-            yield full, _over_tp(numbered, held)
+        etp = settings.get("expert_tensor_parallel_size") or len(held)
+        yield full, _over_tp(numbered, [(tp % etp, view) for tp, view in held])
 
 
 def _numbered(name: str) -> str:
@@ -254,7 +306,7 @@ def _experts_here(chunk: dict[str, View], prefix: str, first: int) -> int:
     layer = _LAYER.search(prefix)
     local = (
         prefix
-        if layer is None
+        if layer is None or not _DECODER.match(prefix)
         else f"{prefix[: layer.start()]}{int(layer[1]) - first}{prefix[layer.end() :]}"
     )
     numbers = {m[2] for name in chunk if (m := _EXPERT.match(_numbered(name))) and m[1] == local}
@@ -271,10 +323,15 @@ def _over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
         else:
             parts[tp] = view
     views = [parts[tp] for tp in sorted(parts)]
-    dim = 0 if _COLUMN.search(name) else 1 if _ROW.search(name) else None
-    scalar_head = (
-        name == "output_layer.weight" and views[0].shape[0] == 1
-    )  # a critic's, the same on every rank
+    dim = None if _TOWER.match(name) else 0 if _COLUMN.search(name) else 1 if _ROW.search(name) else None
+    if dim is None and len(views) > 1 and not (_TOWER.match(name) or _WHOLE.search(name)):
+        raise CkptconvError(
+            f"how {name} is cut over tensor parallel ranks is not known",
+            found=f"{len(views)} ranks with {list(views[0].shape)} each",
+            hint="save the checkpoint as torch_dist, whose files say it",
+        )
+    # A critic's is the same on every rank.
+    scalar_head = name.endswith("output_layer.weight") and views[0].shape[0] == 1
     if dim is None or scalar_head or len(views) == 1:
         zero = (0,) * len(views[0].shape)
         rest = [*views[1:], *(view for _, view in copies)]

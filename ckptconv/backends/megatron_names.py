@@ -2,7 +2,7 @@
 
 torch_dist stacks equal layers over a first dim and experts over the next (megatron/core/transformer/
 transformer_block.py and moe/experts.py, sharded_state_dict); mixed models number them; "singleton" saves number the
-experts and keep a gated projection as its two halves, `weight_w` and `weight_v`.
+experts and keep a gated projection as its two halves, `weight_w` and `weight_v` (biases too).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from ckptconv.checkpoint import StoredTensor
 from ckptconv.errors import CkptconvError
 from ckptconv.view import View, cat, unbind
 
-_STACK = re.compile(r"^(.*\blayers)\.(?!\d+\.)(.+)$")
+_STACK = re.compile(r"^(.*\b(?:layers|deepstack_merger_list))\.(?!\d+\.)(.+)$")
 _EXPERT_STACK = re.compile(r"^(.*\.experts)\.experts\.(linear_fc[12]\..+)$")
 _EXPERT = re.compile(r"^(.*\.experts)\.(?:experts|local_experts)\.(\d+)\.(linear_fc[12]\..+)$")
 _HALF = re.compile(r"^(.*)_([wv])$")
+_HALVES = ("weight_w", "weight_v", "bias_w", "bias_v")
 
 
 def canonical(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -26,7 +27,7 @@ def canonical(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     halves: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in tensors.items():
         for single, view in _singles(name, tensor.view):
-            half = _HALF.match(single) if single.endswith(("weight_w", "weight_v")) else None
+            half = _HALF.match(single) if single.endswith(_HALVES) else None
             if half:
                 halves.setdefault(half[1], {})[half[2]] = StoredTensor(view, tensor.placement)
             elif single == name:
@@ -38,6 +39,8 @@ def canonical(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     for name, both in halves.items():
         if set(both) != {"w", "v"}:
             raise CkptconvError(f"of the two halves of {name} only one is stored")
+        if name in found:
+            raise CkptconvError(f"{name} is stored twice, whole and in two halves")
         found[name] = StoredTensor(cat([both["w"].view, both["v"].view], 0), both["w"].placement)
     return found
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ckptconv.models.rules import QKV as QkvLayout
-from ckptconv.models.rules import Cut, Layout, Pattern
+from ckptconv.models.rules import Cut, Grouped, Layout, Pattern
 
 Config = Mapping[str, Any]
 Layouts = Callable[[Config], tuple[Layout, ...]]
@@ -25,7 +24,8 @@ class Rule:
 
     rows: how many rows the Hub keeps of a padded vocabulary. instead: the name of a tensor with fewer rows than those (a
     value head). added: what is added to each stored value (Gemma-style norms that are stored as a difference to one).
-    reason: why a tensor has no counterpart on the Hub (hub is empty).
+    reason: why a tensor has no counterpart on the Hub (hub is empty). if_cut: what to say where several ranks hold parts
+    of it.
     """
 
     trained: Pattern
@@ -35,6 +35,7 @@ class Rule:
     instead: str | None = None
     added: float = 0.0
     reason: str = ""
+    if_cut: str = ""
 
     @cached_property
     def gathered(self) -> tuple[str, ...]:
@@ -53,16 +54,18 @@ class Family:
     """The rules of one kind of model; the first that matches a name counts.
 
     variants: other tables for the same kind of model, each with a pattern of a stored name that tells it.
+    copies: Hub tensors that repeat another, one for each MTP layer that is stored (its embedding and head).
     """
 
     name: str
     rules: tuple[Rule, ...]
     variants: tuple[tuple[Pattern, Family], ...] = ()
+    copies: tuple[tuple[Pattern, str], ...] = ()
 
     def spoken_in(self, names: Collection[str]) -> Family:
         """This table, or the variant whose mark is among the stored names."""
         for mark, family in self.variants:
-            if any(mark.match(name) for name in names):
+            if any(mark.match(name) is not None for name in names):
                 return family
         return self
 
@@ -97,6 +100,11 @@ def GateUp(trained: str, hub: str) -> Rule:
     return Changed(trained, hub, Cut(0, 2))
 
 
+def ZeroCentered(trained: str, hub: str) -> Rule:
+    """A norm that is stored as its difference to one, and on the Hub is not."""
+    return Rule(Pattern(trained), Pattern(hub), added=1.0)
+
+
 def LeftOut(trained: str, reason: str) -> Rule:
     """A tensor that the Hub does not have."""
     return Rule(Pattern(trained), Pattern(""), reason=reason)
@@ -121,9 +129,9 @@ def text_of(config: Config) -> Config:
     return {**config, **text} if isinstance(text, dict) else config
 
 
-def qkv_layout(config: Config) -> QkvLayout:
-    """Groups, queries a group and head size, from the config."""
+def qkv_layout(config: Config) -> Grouped:
+    """[Its queries, k, v] for every KV head, with sizes from the config."""
     heads = int(config["num_attention_heads"])
     groups = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    return QkvLayout(groups, heads // groups, head_dim)
+    return Grouped(groups, (heads // groups * head_dim, head_dim, head_dim))

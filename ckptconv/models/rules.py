@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from math import prod
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ckptconv.errors import CkptconvError
-from ckptconv.view import Shape, View, cat, permute, split, stack, unbind, unflatten
+from ckptconv.view import Shape, View, cat, narrow, permute, split, stack, unbind, unflatten
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 
@@ -114,6 +114,19 @@ class Swap:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """The two halves along dim change places."""
+
+    dim: int
+
+    def split(self, pieces: Pieces[T]) -> Pieces[T]:
+        cut = Cut(self.dim, 2)
+        return [cut.join(cut.split([piece])[::-1])[0] for piece in pieces]
+
+    join = split
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Halves, one after another along dim in training, are interleaved row by row on the Hub."""
 
@@ -173,10 +186,63 @@ class Modalities:
 
 
 @dataclass(frozen=True)
-class QKV:
-    """Rows grouped by KV head in training, [its queries, k, v] each; all queries, all keys, all values on the Hub.
+class Grouped:
+    """Rows in groups of several parts each, as [its queries, k, v] for every KV head; on the Hub a tensor for each part.
 
+    parts: rows of each part in one group.
     Source: megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors.
+    """
+
+    groups: int
+    parts: tuple[int, ...]
+
+    def split(self, pieces: Pieces[T]) -> Pieces[T]:
+        (piece,) = _exactly(pieces, 1)
+        grouped = unflatten(piece.plain, 0, (self.groups, sum(self.parts)))
+        found = split(grouped, 1, self.parts)
+        sizes = [(self.groups * rows, *piece.shape[1:]) for rows in self.parts]
+        return [Piece(part, size) for part, size in zip(found, sizes, strict=True)]
+
+    def join(self, pieces: Pieces[T]) -> Pieces[T]:
+        pieces = _exactly(pieces, len(self.parts))
+        parts = [_rows(piece, (self.groups, rows)) for piece, rows in zip(pieces, self.parts, strict=True)]
+        return [Piece(cat(parts, 1), (self.groups * sum(self.parts), *pieces[0].shape[1:]))]
+
+
+@dataclass(frozen=True)
+class Ungrouped:
+    """Rows in groups of several parts each in training; on the Hub all first parts, all second ones, … in one tensor."""
+
+    groups: int
+    parts: tuple[int, ...]
+
+    def split(self, pieces: Pieces[T]) -> Pieces[T]:
+        starts = [group * sum(self.parts) for group in range(self.groups)]
+        inner = [sum(self.parts[:i]) for i in range(len(self.parts))]
+        return self._taken(
+            pieces, [(low + at, n) for at, n in zip(inner, self.parts, strict=True) for low in starts]
+        )
+
+    def join(self, pieces: Pieces[T]) -> Pieces[T]:
+        starts = [self.groups * sum(self.parts[:i]) for i in range(len(self.parts))]
+        parts = list(zip(starts, self.parts, strict=True))
+        return self._taken(pieces, [(at + group * n, n) for group in range(self.groups) for at, n in parts])
+
+    def _taken(self, pieces: Pieces[T], spans: Sequence[tuple[int, int]]) -> Pieces[T]:
+        """The rows of these (start, count), one after another."""
+        (piece,) = _exactly(pieces, 1)
+        if piece.shape[0] != self.groups * sum(self.parts):
+            raise CkptconvError(
+                f"{piece.shape[0]} rows are not {self.groups} groups of {' + '.join(map(str, self.parts))}"
+            )
+        return [Piece(cat([narrow(piece.plain, 0, start, rows) for start, rows in spans], 0), piece.shape)]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The first tensor's rows: in every group all queries, then all their gates; on the Hub a query's gate follows it.
+
+    Source: megatron/core/transformer/attention.py, SelfAttention with attention_output_gate.
     """
 
     groups: int
@@ -184,22 +250,14 @@ class QKV:
     head_dim: int
 
     def split(self, pieces: Pieces[T]) -> Pieces[T]:
-        (piece,) = _exactly(pieces, 1)
-        grouped = unflatten(piece.plain, 0, (self.groups, self.queries + 2, self.head_dim))
-        found = []
-        for part, heads in zip(split(grouped, 1, (self.queries, 1, 1)), (self.queries, 1, 1), strict=True):
-            found.append(Piece(part, (self.groups * heads * self.head_dim, *piece.shape[1:])))
-        return found
+        return self._turned(pieces, (self.groups, 2, self.queries, self.head_dim))
 
     def join(self, pieces: Pieces[T]) -> Pieces[T]:
-        parts = []
-        for piece, heads in zip(_exactly(pieces, 3), (self.queries, 1, 1), strict=True):
-            sizes = (self.groups, heads, self.head_dim)
-            value: Any = piece.value
-            grouped = tuple(value.shape[:3]) == sizes
-            parts.append(piece.value if grouped else unflatten(piece.plain, 0, sizes))
-        rows = self.groups * (self.queries + 2) * self.head_dim
-        return [Piece(cat(parts, 1), (rows, *pieces[0].shape[1:]))]
+        return self._turned(pieces, (self.groups, self.queries, 2, self.head_dim))
+
+    def _turned(self, pieces: Pieces[T], sizes: Shape) -> Pieces[T]:
+        query, *rest = pieces
+        return [Piece(_swap(_rows(query, sizes), 1, 2), query.shape), *rest]
 
 
 @dataclass(frozen=True)
@@ -219,12 +277,12 @@ class Turned:
 class Pattern:
     """A name with holes: `model.layers.{layer}.mlp.{gate,up}_proj.weight`.
 
-    A hole `{layer}` stands for digits, `{what}` (any hole not in NUMBERS) for one segment; `{gate,up}` are names, in
+    A hole `{layer}` stands for digits, `{what}` for weight or bias, any other for one segment; `{gate,up}` are names, in
     order, that belong together.
     """
 
     text: str
-    NUMBERS = ("layer", "expert", "block", "index", "mtp")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("layer", "expert", "block", "index", "mtp")
 
     @cached_property
     def holes(self) -> tuple[str, ...]:
@@ -244,7 +302,7 @@ class Pattern:
     def _regex(self) -> re.Pattern[str]:
         parts = re.split(r"\{(\w+)\}", self.text)
         for i in range(1, len(parts), 2):
-            kind = r"\d+" if parts[i] in self.NUMBERS else r"[^.]+"
+            kind = r"\d+" if parts[i] in self.NUMBERS else "weight|bias" if parts[i] == "what" else r"[^.]+"
             parts[i] = rf"(?P<{parts[i]}>{kind})"
         parts[::2] = map(re.escape, parts[::2])
         return re.compile("".join(parts))
@@ -291,6 +349,14 @@ def _regroup(piece: Piece[T], dim: int, sizes: Sequence[int], first: int, second
     rest = piece.shape[dim] // -prod(sizes)
     whole = tuple(rest if size == -1 else size for size in sizes)
     return Piece(_swap(unflatten(piece.plain, dim, whole), first, second), piece.shape)
+
+
+def _rows(piece: Piece[T], sizes: Shape) -> T:
+    """A piece with its rows as dims of these sizes; one that Grouped left in groups is taken as it is."""
+    shape = _shape(piece.value)
+    if shape != piece.shape and shape[:2] == (sizes[0], prod(sizes[1:])):
+        return unflatten(piece.value, 1, sizes[1:])
+    return unflatten(piece.plain, 0, sizes)
 
 
 def _same_label(pieces: Pieces[T], dim: int) -> list[T]:

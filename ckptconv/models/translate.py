@@ -11,7 +11,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.models.family import Config, Family, Rule, text_of
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.rules import Piece, Pieces, to_hub_layout, to_trained_layout
-from ckptconv.view import narrow
+from ckptconv.view import View, narrow
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -37,6 +37,8 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
     made: dict[str, Named[T]] = {}
     left_out: list[tuple[str, T, str]] = []
     counts: dict[str, int] = {}
+    numbers: dict[str, None] = {}  # of MTP layers, on the Hub
+    notes: dict[str, None] = {}
     for group in _collect(family, tensors):
         rule = group.rule
         counts[rule.text] = counts.get(rule.text, 0) + len(group.found)
@@ -44,7 +46,11 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
         if rule.reason:
             left_out += [(name, value, rule.reason) for name, value in group.found.values()]
             continue
-        names, pieces, padding = _apply(group, config)
+        holes = _shift(group.holes, _layers(config)) or {}
+        numbers |= {holes[hole]: None for hole in ("mtp",) if hole in holes}
+        names, pieces, padding = _apply(group, holes, config)
+        if rule.if_cut and any(_is_cut(value) for _, value in group.found.values()):
+            notes[rule.if_cut] = None
         left_out += [(name, value, "vocabulary padding") for name, value in padding]
         for name, piece in zip(names, pieces, strict=True):
             if name in made:
@@ -53,21 +59,26 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
                 )
             made[name] = Named(piece.value, piece.shape, sources, rule.added)
     rules = [f"{text} ({count:,})" for text, count in counts.items()]
-    return Renamed(made, [f"{family.name} in {whose}'s names", *rules], left_out)
+    copies = {copy.fill({"mtp": n}): of for n in numbers for copy, of in family.copies if of in made}
+    return Renamed(made, [f"{family.name} in {whose}'s names", *rules], left_out, copies, list(notes))
 
 
 def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict[str, T]:
     """The way back: the Hub's tensors under the trainer's canonical names (numpy arrays or torch tensors).
 
-    Padding is not put back, and rules that add a number are refused: they round.
+    Padding is not put back, copies are not kept, and rules that add a number are refused: they round.
     """
     groups: dict[tuple[str, ...], tuple[Rule, dict[str, str], dict[int, Piece[T]]]] = {}
     for name, value in tensors.items():
+        if any(copy.match(name) for copy, _ in family.copies):
+            continue
         rule, place, holes = _rule_back(family, name, config)
         key = (rule.text, *holes.values())
         groups.setdefault(key, (rule, holes, {}))[2][place] = Piece.of(value)
     made = {}
     for rule, holes, pieces in groups.values():
+        if rule.added:
+            raise CkptconvError(f"{rule.hub.text} is not put back: its values would be rounded")
         parts = to_trained_layout(rule.layouts(config), [pieces[i] for i in range(len(pieces))])
         for name, piece in zip(_trained_names(rule, holes, len(parts)), parts, strict=True):
             made[name] = piece.plain
@@ -114,8 +125,10 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
     raise CkptconvError(f"the table of {family.name} does not know the Hub's tensor {name}")
 
 
-def _apply(group: _Group[T], config: Config) -> tuple[list[str], Pieces[T], list[tuple[str, T]]]:
-    """The Hub's names, the tensors for them, and the padding that was cut off."""
+def _apply(
+    group: _Group[T], holes: dict[str, str], config: Config
+) -> tuple[list[str], Pieces[T], list[tuple[str, T]]]:
+    """The Hub's names, the tensors for them, and the padding that was cut off. holes: as the Hub counts."""
     rule, stored = group.rule, _in_order(group)
     first, _ = stored[0]
     pieces, padding = [Piece.of(value) for _, value in stored], []
@@ -126,7 +139,6 @@ def _apply(group: _Group[T], config: Config) -> tuple[list[str], Pieces[T], list
         for i, (name, _) in enumerate(stored):
             pieces[i], rest = _cut_padding(name, pieces[i], wanted)
             padding += [] if rest is None else [(name, rest)]
-    holes = _shift(group.holes, _layers(config)) or {}
     names = [pattern.fill(holes) for pattern in rule.hub.names]
     try:
         made = to_hub_layout(rule.layouts(config), pieces)
@@ -170,6 +182,11 @@ def _trained_names(rule: Rule, holes: dict[str, str], count: int) -> list[str]:
         return [pattern.fill(holes) for pattern in patterns]
     (hole,) = rule.gathered
     return [pattern.fill({**holes, hole: i}) for pattern in patterns for i in range(each)]
+
+
+def _is_cut(value: object) -> bool:
+    """True where a stored tensor lies in several places: a part with every rank."""
+    return isinstance(value, View) and len(value.chunks) > 1
 
 
 def _layers(config: Config) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from safetensors.numpy import load_file
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.models.megatron import to_hub, to_trained
+from ckptconv.models.family import Family
+from ckptconv.models.megatron import family_of
 from ckptconv.models.megatron.tables import FAMILIES
+from ckptconv.models.translate import to_hub, to_trained
 from ckptconv.read import read_numpy
 
 CASES = sorted(path.name.removesuffix(".tar.xz") for path in (FIXTURES / "megatron").glob("*.tar.xz"))
@@ -38,6 +41,11 @@ def config(case: str) -> dict[str, Any]:
     return json.loads((home(case) / "hf" / "config.json").read_text())
 
 
+def table(case: str) -> Family:
+    """The case's table, in the variant that its stored names speak."""
+    return family_of(config(case)).spoken_in(open_checkpoint(home(case) / "run").tensors)
+
+
 def same(a: Arrays, b: Arrays) -> None:
     assert sorted(a) == sorted(b)
     for name in a:
@@ -46,8 +54,8 @@ def same(a: Arrays, b: Arrays) -> None:
         assert a[name].tobytes() == b[name].tobytes(), name
 
 
-UNREAD = [case for case in CASES if "_mtp_" in case or case.startswith("lora_")]  # no table has these yet
-SUPPORTED = [case for case in CASES if config(case).get("model_type") in FAMILIES and case not in UNREAD]
+LORA = [case for case in CASES if case.startswith("lora_")]  # in test_megatron_lora.py
+SUPPORTED = [case for case in CASES if config(case).get("model_type") in FAMILIES and case not in LORA]
 
 
 @pytest.mark.parametrize("case", SUPPORTED)
@@ -70,18 +78,19 @@ def test_every_fixture_can_be_inspected_whatever_its_family(case: str) -> None:
 def test_a_family_is_reversible(case: str) -> None:
     """Hub -> Megatron -> Hub is the identity, on torch tensors as on numpy arrays."""
     torch = pytest.importorskip("torch")
-    hub = truth(case)
-    back = to_hub(to_trained(hub, config(case)), config(case))
-    same({name: t.value.reshape(t.shape) for name, t in back.tensors.items()}, hub)
+    hub, family = truth(case), table(case)
+    back = to_hub(family, to_trained(family, hub, config(case)), config(case), "Megatron")
+    made = {name: t.value.reshape(t.shape) for name, t in back.tensors.items()}
+    same(made | {name: made[of] for name, of in back.copies.items()}, hub)
     bits = {name: torch.from_numpy(array.view(f"i{array.itemsize}").copy()) for name, array in hub.items()}
-    again = to_hub(to_trained(bits, config(case)), config(case))
+    again = to_hub(family, to_trained(family, bits, config(case)), config(case), "Megatron")
     for name, tensor in again.tensors.items():
         assert torch.equal(tensor.value.reshape(tensor.shape), bits[name]), name
 
 
 @pytest.mark.parametrize("case", sorted({config(case)["model_type"]: case for case in SUPPORTED}.values()))
 def test_the_way_back_makes_what_megatron_stored(case: str) -> None:
-    made = to_trained(truth(case), config(case))
+    made = to_trained(table(case), truth(case), config(case))
     stored = open_checkpoint(home(case) / "run").tensors
     for name, array in made.items():
         if name not in stored:
@@ -90,13 +99,6 @@ def test_the_way_back_makes_what_megatron_stored(case: str) -> None:
             continue
         rows = read_numpy(stored[name].view)[: array.shape[0]]  # the vocabulary is padded
         assert rows.tobytes() == np.ascontiguousarray(array).tobytes(), name
-
-
-@pytest.mark.parametrize("case", UNREAD)
-def test_layers_that_no_table_knows_are_refused_not_dropped(case: str, tmp_path: Path) -> None:
-    with pytest.raises(CkptconvError, match=r"does not know the stored tensor .*(mtp|adapter)\."):
-        merge(home(case) / "run", tmp_path / "out", config=home(case) / "hf")
-    assert not (tmp_path / "out").exists()
 
 
 def case_with(case: str, tmp_path: Path) -> Path:
@@ -157,3 +159,45 @@ def test_a_config_with_another_number_of_heads_is_refused(tmp_path: Path) -> Non
     with pytest.raises(CkptconvError):
         merge(run, tmp_path / "out", config=tmp_path / "hf")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decoder.final_layernorm.bias",
+        "decoder.layers.0.self_attention.linear_qkv.layer_norm_bias",
+        "decoder.layers.0.mlp.linear_fc1.layer_norm_bias",
+        "decoder.layers.0.self_attention.core_attention.indexer.linear_wq_b.weight",
+        "mtp.layers.0.attn_norm.weight",
+    ],
+)
+def test_what_no_table_knows_is_refused_in_every_family(model_type: str, name: str) -> None:
+    """LayerNorm's biases, DeepSeek-V3.2's indexer, MTP layers of another kind."""
+    with pytest.raises(CkptconvError, match=f"does not know the stored tensor {name}"):
+        to_hub(FAMILIES[model_type], {name: np.ones(4, np.float32)}, {"num_hidden_layers": 2}, "Megatron")
+
+
+def test_without_transformer_engine_a_moe_layers_norm_has_a_dense_layers_name() -> None:
+    stored = open_checkpoint(home("qwen3_moe_local") / "run").tensors
+    assert "decoder.layers.0.mlp.linear_fc1.layer_norm_weight" in stored
+    assert not any("pre_mlp_layernorm" in name for name in stored)
+
+
+def test_a_rank_files_tensor_whose_cut_is_not_known_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    run = case_with("qwen2_verl_legacy", tmp_path)
+    for file in sorted(run.rglob("model.pt")):
+        (chunk,) = torch.load(file, weights_only=False)
+        chunk["decoder.layers.0.self_attention.mystery.weight"] = torch.ones(3, 4)
+        torch.save([chunk], file)
+    with pytest.raises(
+        CkptconvError, match=r"how .*mystery.* is cut over tensor parallel ranks is not known"
+    ):
+        open_checkpoint(run)
+
+
+def test_every_family_is_in_the_documentation() -> None:
+    text = (FIXTURES.parents[1] / "docs" / "megatron.md").read_text()
+    first_cells = re.findall(r"^\|([^|]*)\|", text, re.MULTILINE)
+    assert sorted(set(FAMILIES) - set(re.findall(r"`(\w+)`", "".join(first_cells)))) == []

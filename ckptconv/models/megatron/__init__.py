@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models import translate
+from ckptconv.models import mtp, translate
 from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
@@ -30,7 +31,13 @@ def family_of(config: Config) -> Family:
 
 def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
     """Megatron's tensors, by canonical name, as the Hub names and lays them out; see `translate.to_hub`."""
-    return translate.to_hub(family_of(config), tensors, config, "Megatron")
+    renamed = translate.to_hub(family_of(config), tensors, config, "Megatron")
+    if (count := mtp.stated(config)) and not any(re.search(r"(^|\.)mtp\.", name) for name in tensors):
+        renamed.notes.append(
+            f"the config counts {count} MTP layer{'s' if count > 1 else ''}, and none is stored: the model works without, "
+            "but nothing can draft with it (--mtp drop sets the count to 0)"
+        )
+    return renamed
 
 
 def to_trained(tensors: Mapping[str, T], config: Config) -> dict[str, T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from dataclasses import dataclass
@@ -82,6 +83,14 @@ def by_mbridge(case: Any) -> Loaded:
         )
         return super(mimo.MimoBridge, self)._get_gptmodel_args() | {"mtp_block_spec": spec}
 
+    def mimo_swap(
+        self: Any, name: str, weights: list[torch.Tensor]
+    ) -> torch.Tensor:  # as mbridge after 0.15.1
+        weight = super(mimo.MimoBridge, self)._weight_to_mcore_format(name, weights)
+        if not name.endswith("eh_proj.weight"):
+            return weight
+        return torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
+
     def vision_config(config: Any) -> Any:  # mbridge knows no tower but that of the published sizes
         vision = bridge.hf_config.vision_config
         config = published(config)
@@ -94,10 +103,19 @@ def by_mbridge(case: Any) -> Loaded:
         config.patch_size, config.fullatt_block_indexes = vision.patch_size, vision.fullatt_block_indexes
         return config
 
+    def config_of(
+        self: Any, name: str
+    ) -> Any:  # as mbridge after 0.15.1: the merger's first layer is not gated
+        if ".projection." not in name:
+            return self.config
+        return types.SimpleNamespace(gated_linear_unit=False)
+
     published = qwen_vl.get_vision_model_config
     qwen_vl.get_vision_model_config = vision_config
     dequant.safe_open = open_on_cpu
+    qwen_vl.Qwen2_5VLBridge._get_mcore_config_by_name = config_of
     mimo.MimoBridge._get_gptmodel_args = mimo_args
+    mimo.MimoBridge._weight_to_mcore_format = mimo_swap
     deepseek.DeepseekV3Bridge.TransformerConfigClass = staticmethod(mla)
     pad = {"make_vocab_size_divisible_by": case.pad} if case.pad else {}
     bridge = mbridge.AutoBridge.from_pretrained(HF, **pad)
@@ -193,8 +211,26 @@ def by_mcore_bridge(case: Any) -> Loaded:
         from mcore_bridge import MLAModelConfig as kind
     if mtp := getattr(hf_config, "num_nextn_predict_layers", 0):
         values["mtp_num_layers"] = mtp
+    if case.family == "ernie4_5_moe_bias":  # mcore-bridge leaves the bias out
+        values |= {"moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
     config = kind(**values)
     wrapped = [model.bfloat16() for model in get_mcore_model(config)]
     keep_biases_fp32(wrapped)
+    if case.family == "ernie4_5_moe_bias":
+        config.bridge._set_router = functools.partial(
+            config.bridge._set_router, moe_router_enable_expert_bias=False
+        )
     config.bridge.load_weights(wrapped, HF)
+    if case.family == "ernie4_5_moe_bias":
+        set_ernies_biases(wrapped)
     return Loaded(config.bridge, config, hf_config, wrapped, config.padded_vocab_size)
+
+
+def set_ernies_biases(models: list[Any]) -> None:
+    """ERNIE's moe_statics, a row of biases, into the routers: Megatron-Bridge's ernie_45_bridge.py squeezes it too."""
+    with safetensors.safe_open(f"{HF}/model.safetensors", framework="pt") as file:
+        for name, module in ((n, m) for model in models for n, m in model.named_modules()):
+            if getattr(module, "expert_bias", None) is not None:
+                number = name.split("layers.")[1].split(".")[0]
+                key = f"model.layers.{number}.mlp.moe_statics.e_score_correction_bias"
+                module.expert_bias.copy_(file.get_tensor(key)[0])

@@ -150,6 +150,12 @@ CASES: dict[str, Case] = {
         ranks=8,
         first=1,
     ),
+    "qwen2_tp4_kv2_mlm_legacy": Case(
+        "qwen2_wide", "fewer KV heads than TP ranks", "mlm_legacy", tp=4, pad=32
+    ),
+    "qwen3_moe_etp1_mlm_legacy": Case(
+        "qwen3_moe", "experts in whole on two TP ranks", "mlm_legacy", tp=2, etp=1, pad=32
+    ),
     "qwen3_moe_verl_legacy": Case(
         "qwen3_moe",
         "experts in whole beside TP: mp_rank_00_000 and mp_rank_01_001",
@@ -167,6 +173,15 @@ CASES: dict[str, Case] = {
         etp=2,
         ranks=4,
         pad=2,
+    ),
+    "qwen3_moe_local_mlm_legacy": Case(
+        "qwen3_moe",
+        "rank files without Transformer Engine: norms under their modules' own names, local_experts",
+        "mlm_legacy",
+        tp=2,
+        ep=2,
+        pad=2,
+        spec="local",
     ),
     "critic_tp2": Case(
         "qwen2_even", "value head: output_layer.weight (1, hidden)", tp=2, pp=2, first=1, critic=True
@@ -243,9 +258,68 @@ CASES: dict[str, Case] = {
         bridge="mcore_bridge",
         pad=2,
     ),
+    "ernie4_5_moe_bias_mcb": Case(
+        "ernie4_5_moe_bias",
+        "the router's bias, put there by bridges.py as Megatron-Bridge's source does",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=2,
+    ),
     "internlm3_mcb": Case("internlm3", "head_dim of its own", "mlm", tp=2, bridge="mcore_bridge", pad=2),
-    "mimo_tp2": Case("mimo", "an MTP layer under model.mtp_layers", tp=2, pad=2),
+    "mimo_tp2": Case(
+        "mimo", "an MTP layer under model.mtp_layers; input_proj's halves are swapped", tp=2, pad=2
+    ),
     "deepseek_v3_mtp_mcb": Case("deepseek_v3_mtp", "an MTP layer", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
+    "deepseek_v3_mtp_mlm_legacy": Case(
+        "deepseek_v3_mtp",
+        "an MTP layer on the last stage, which has a copy of the embedding for it",
+        "mlm_legacy",
+        tp=2,
+        pp=2,
+        ep=2,
+        first=1,
+        bridge="mcore_bridge",
+    ),
+    "kimi_k2_mcb": Case(
+        "kimi_k2",
+        "DeepSeek's architecture under its own model type; two dense layers",
+        "mlm",
+        tp=2,
+        pp=2,
+        ep=2,
+        first=1,
+        bridge="mcore_bridge",
+        pad=16,
+    ),
+    "glm4_moe_lite_mtp_mcb": Case(
+        "glm4_moe_lite_mtp",
+        "GLM-4.7-Flash: DeepSeek's attention, an MTP layer",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+    ),
+    "dots1_mcb": Case(
+        "dots1",
+        "q and k norms, fp32 expert bias, two shared experts in one",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=4,
+    ),
+    "gpt_oss_singleton": Case(
+        "gpt_oss",
+        "singleton_local_shards: the experts' biases in halves too, bias_w and bias_v",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=2,
+        metadata=SINGLETON,
+    ),
     "qwen3_next_mcb": Case(
         "qwen3_next",
         "gated delta net: one in_proj and one conv1d in rows per key head",
@@ -266,6 +340,21 @@ CASES: dict[str, Case] = {
         pad=16,
     ),
     "qwen2_5_vl_tp1": Case("qwen2_5_vl", "mbridge: the tower as Megatron-Core's layers", "mlm"),
+    "qwen2_5_vl_tp2": Case(
+        "qwen2_5_vl", "mbridge: a tower of Megatron-Core's layers, split over TP", tp=2, pad=4
+    ),
+    "qwen2_5_vl_mlm_legacy": Case(
+        "qwen2_5_vl", "mbridge: the tower on the first stage only", "mlm_legacy", tp=2, pp=2, pad=4
+    ),
+    "qwen3_vl_mlm_legacy": Case(
+        "qwen3_vl",
+        "the tower whole on every TP rank of the first stage",
+        "mlm_legacy",
+        tp=2,
+        pp=2,
+        bridge="mcore_bridge",
+        pad=16,
+    ),
     "qwen3_vl_mb": Case(
         "qwen3_vl",
         "language_model.*, and the tower as vision_model.*",
@@ -281,10 +370,53 @@ CASES: dict[str, Case] = {
         bridge="mcore_bridge",
         pad=16,
     ),
+    "qwen3_vl_moe_mb": Case(
+        "qwen3_vl_moe",
+        "the Hub's experts of a layer are one transposed tensor",
+        "bridge",
+        tp=2,
+        ep=2,
+        bridge="megatron_bridge",
+    ),
+    "qwen3_vl_moe_mcb": Case(
+        "qwen3_vl_moe",
+        "the Hub's experts of a layer are one transposed tensor",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=16,
+    ),
+    "qwen2_vl_mcb": Case(
+        "qwen2_vl", "the tower as visual.visual.*", "mlm", tp=2, bridge="mcore_bridge", pad=16
+    ),
+    "qwen3_next_mtp_mb": Case(
+        "qwen3_next_mtp", "an MTP layer of gated attention", "bridge", tp=2, bridge="megatron_bridge"
+    ),
+    "qwen3_next_mtp_mcb": Case(
+        "qwen3_next_mtp", "an MTP layer of gated attention", "mlm", tp=2, bridge="mcore_bridge", pad=16
+    ),
+    "gemma3_vl_mb": Case(
+        "gemma3_vl",
+        "vision_tower.* as on the Hub, the projector transposed",
+        "bridge",
+        tp=2,
+        bridge="megatron_bridge",
+    ),
     "lora_mb": Case(
         "qwen2_even",
         "LoRA on all four linear layers beside the base weights",
         "bridge",
+        tp=2,
+        pp=2,
+        first=2,
+        bridge="megatron_bridge",
+        lora=("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"),
+    ),
+    "lora_mlm_legacy": Case(
+        "qwen2_even",
+        "LoRA in rank files: adapters are cut over TP along other dims than their weights",
+        "mlm_legacy",
         tp=2,
         pp=2,
         first=2,

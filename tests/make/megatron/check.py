@@ -77,7 +77,7 @@ FAMILY = {
 def read(run: Path, case: Case, config: dict[str, Any]) -> Tensors:
     """Every model tensor of a run, whole, one for each layer and expert."""
     if case.layout.endswith("legacy"):
-        return read_ranks(run, case, config["num_hidden_layers"])
+        return read_ranks(run, case, config.get("text_config", config)["num_hidden_layers"])
     found = [
         each.parent
         for each in run.rglob(".metadata")
@@ -115,7 +115,9 @@ def each_layer(stacked: Tensors) -> Tensors:
         if "linear_fc" in name and ".experts.experts.linear" in name:
             for index, part in enumerate(tensor):
                 single[name.replace(".experts.experts.", ".experts.") + str(index)] = part
-        elif parts := re.match(r"(.*\.experts)\.experts\.(\d+)\.(linear_fc\d\.weight)(_[wv])?$", name):
+        elif parts := re.match(
+            r"(.*\.experts)\.experts\.(\d+)\.(linear_fc\d\.(?:weight|bias))(_[wv])?$", name
+        ):
             single[f"{parts[1]}.{parts[3]}{parts[2]}{parts[4] or ''}"] = tensor
         else:
             single[name] = tensor
@@ -137,7 +139,7 @@ def read_ranks(run: Path, case: Case, layers: int) -> Tensors:
             if isinstance(loaded, list)
             else [loaded[k] for k in sorted(loaded) if k.startswith("model")]
         )
-        ranks[numbers[0], stage, expert] = chunks
+        ranks[numbers[0], stage, expert] = [grouped(chunk) for chunk in chunks]
     whole: Tensors = {}
     for stage in range(case.pp):
         for chunk in range(case.vpp or 1):
@@ -147,9 +149,19 @@ def read_ranks(run: Path, case: Case, layers: int) -> Tensors:
     return whole
 
 
+def grouped(chunk: Tensors) -> Tensors:
+    """Experts that are modules of their own, under the names of a grouped GEMM's."""
+    pattern = r"(.*\.experts)\.local_experts\.(\d+)\.(linear_fc\d\.weight)"
+    return {re.sub(pattern, r"\1.\3\2", name): value for name, value in chunk.items()}
+
+
 def renumber(name: str, first: int) -> str:
     """A chunk's own name under the layer's number in the whole model."""
-    return re.sub(r"layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first}", name, count=1)
+    return re.sub(
+        r"^((?:language_model\.)?decoder\.layers\.)(\d+)",
+        lambda match: f"{match[1]}{int(match[2]) + first}",
+        name,
+    )
 
 
 def first_layer(case: Case, layers: int, stage: int, chunk: int) -> int:
@@ -185,9 +197,13 @@ def join(name: str, pieces: list[torch.Tensor]) -> torch.Tensor:
     """The whole of a tensor's TP pieces."""
     if re.search(r"norm|router|down_proj|gate_weight|output_layer", name) and same(pieces):
         return pieces[0]
-    if "linear_fc1.weight" in name:
+    tower = re.match(r"visual\.|vision_model\.(?!decoder\.|projection\.)", name)  # not Megatron's modules
+    if tower or re.search(r"linear_(proj|fc2)\.bias$", name):
+        return pieces[0]
+    gated = re.search(r"linear_fc1\.((weight|bias)\d*|adapter\.linear_out\.weight)$", name)
+    if gated and ".projection." not in name:
         return torch.cat([piece.chunk(2)[half] for half in (0, 1) for piece in pieces])
-    return torch.cat(pieces, 1 if re.search(r"linear_(proj|fc2)\.weight", name) else 0)
+    return torch.cat(pieces, 1 if re.search(r"linear_(proj|fc2)\.(adapter\.linear_in\.)?weight", name) else 0)
 
 
 def same(pieces: list[torch.Tensor]) -> bool:
@@ -207,7 +223,8 @@ def hub(tensors: Tensors, config: dict[str, Any], critic: bool) -> Tensors:
             prefix, tail = mtp_prefix(int(parts[1]), config), parts[3]
         elif parts := re.match(r"mtp\.layers\.(\d+)\.(.*)", name):
             target, tensor = mtp_part(parts[2], tensor, config)
-            out[mtp_prefix(int(parts[1]), config) + target] = tensor
+            prefix = mtp_prefix(int(parts[1]), config)
+            out[("mtp." if config["model_type"] == "qwen3_next" else prefix) + target] = tensor
             continue
         else:
             if name == "output_layer.weight" and critic:
@@ -221,7 +238,9 @@ def hub(tensors: Tensors, config: dict[str, Any], critic: bool) -> Tensors:
             unknown.append(f"{name} {tuple(tensor.shape)}")
     if unknown:
         raise ValueError("no rule for " + "\n".join(unknown))
-    if config["model_type"] in ("deepseek_v3", "glm4_moe") and config.get("num_nextn_predict_layers"):
+    if config["model_type"] in ("deepseek_v3", "glm4_moe", "glm4_moe_lite") and config.get(
+        "num_nextn_predict_layers"
+    ):
         extra = mtp_prefix(0, config)
         out[f"{extra}embed_tokens.weight"] = out["model.embed_tokens.weight"]
         out[f"{extra}shared_head.head.weight"] = out["lm_head.weight"]
@@ -230,7 +249,9 @@ def hub(tensors: Tensors, config: dict[str, Any], critic: bool) -> Tensors:
 
 def vision_and_text(tensors: Tensors, config: dict[str, Any], critic: bool) -> Tensors:
     """A model that sees: its tower has the Hub's names below a prefix of the bridge's own."""
-    qwen3 = config["model_type"] == "qwen3_vl"
+    qwen3 = config["model_type"].startswith("qwen3_vl")
+    if config["model_type"] == "gemma3":
+        return gemma(tensors, config, critic)
     text = {
         n.removeprefix("language_model."): t for n, t in tensors.items() if n.startswith("language_model.")
     }
@@ -245,6 +266,23 @@ def vision_and_text(tensors: Tensors, config: dict[str, Any], critic: bool) -> T
         if not (parts := re.match(r"(visual\.visual|visual|vision_model)\.((?!decoder).*)", name)):
             raise ValueError(f"no rule for {name} {tuple(tensors[name].shape)}")
         out[("model.visual." if qwen3 else "visual.") + parts[2]] = tensors[name]
+    return out
+
+
+def gemma(tensors: Tensors, config: dict[str, Any], critic: bool) -> Tensors:
+    """Gemma 3: the tower as on the Hub, a projector that is transposed."""
+    text = {n.removeprefix("language_model."): t for n, t in tensors.items() if "language_model." in n}
+    values = config["text_config"] | {"tie_word_embeddings": True}  # the default, which is not written
+    out = {f"language_model.{name}": tensor for name, tensor in hub(text, values, critic).items()}
+    for name, tensor in tensors.items():
+        if name.startswith("vision_tower."):
+            out[name] = tensor
+        elif name == "multi_modal_projector.proj.weight":
+            out["multi_modal_projector.mm_input_projection_weight"] = tensor.T
+        elif name == "multi_modal_projector.mm_soft_embed_norm.weight":
+            out["multi_modal_projector.mm_soft_emb_norm.weight"] = tensor
+        elif not name.startswith("language_model."):
+            raise ValueError(f"no rule for {name} {tuple(tensor.shape)}")
     return out
 
 
@@ -281,6 +319,8 @@ def tower(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
 def mtp_prefix(index: int, config: dict[str, Any]) -> str:
     if config["model_type"] == "mimo":
         return f"model.mtp_layers.{index}."
+    if config["model_type"] == "qwen3_next":
+        return f"mtp.layers.{index}."
     return f"model.layers.{config['num_hidden_layers'] + index}."
 
 
@@ -288,6 +328,15 @@ def mtp_part(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> tuple[s
     """What an MTP layer has beside a decoder layer's tensors."""
     if config["model_type"] == "mimo":
         names = {"enorm": "token_layernorm", "hnorm": "hidden_layernorm", "eh_proj": "input_proj"}
+        if name.startswith("eh_proj."):
+            tensor = torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
+    elif config["model_type"] == "qwen3_next":
+        names = {
+            "enorm": "pre_fc_norm_embedding",
+            "hnorm": "pre_fc_norm_hidden",
+            "eh_proj": "fc",
+            "final_layernorm": "norm",
+        }
     else:
         names = {"final_layernorm": "shared_head.norm"}
     first, _, last = name.partition(".")
@@ -386,7 +435,8 @@ def layer(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
     ):
         return delta_net(name.removeprefix("self_attention."), tensor, config)
     if name in FAMILY.get(family, {}):
-        return {FAMILY[family][name]: tensor}
+        rows = family == "ernie4_5_moe" and name == "mlp.router.expert_bias"  # one for each kind of input
+        return {FAMILY[family][name]: tensor[None] if rows else tensor}
     module = "block_sparse_moe" if family in ("mixtral", "minimax_m2") else "mlp"
     if parts := re.match(r"mlp\.(experts\.|shared_experts\.|)linear_fc(\d)\.(weight|bias)(\d*)$", name):
         return feed_forward(family, module, parts[1], parts[2], parts[3], parts[4], tensor)
@@ -406,6 +456,8 @@ def feed_forward(
         if number == "1":
             tensor = torch.stack(tensor.chunk(2), 1).flatten(0, 1)
         return {f"{target}#{expert}": tensor.T if kind == "weight" else tensor}
+    if family == "qwen3_vl_moe_text" and owner == "experts.":
+        return {f"mlp.experts.{'gate_up' if number == '1' else 'down'}_proj#{expert}": tensor.T}
     gate, up, down = ("w1", "w3", "w2") if module != "mlp" else ("gate_proj", "up_proj", "down_proj")
     path = {
         "experts.": f"{module}.experts.{expert}",

@@ -93,6 +93,17 @@ NEXT: dict[str, Any] = {
     "decoder_sparse_step": 1,
 }
 
+ERNIE_MOE: dict[str, Any] = EXPERTS | {
+    "hidden_size": 24,
+    "moe_num_experts": 6,
+    "moe_k": 2,
+    "moe_num_shared_experts": 2,
+    "moe_layer_start_index": 1,
+    "moe_layer_end_index": 1,
+    "moe_layer_interval": 1,
+    "use_bias": False,
+    "num_hidden_layers": 2,
+}
 ROPE_3D = {"rope_type": "default", "mrope_section": [1, 1, 2]}
 VISION: dict[str, Any] = {
     "depth": 2,
@@ -154,6 +165,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v3",
         LATENT | NOAUX | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1, "n_routed_experts": 4},
     ),
+    "kimi_k2": (
+        "kimi_k2",
+        LATENT | NOAUX | {"first_k_dense_replace": 2, "n_routed_experts": 6, "n_group": 1, "vocab_size": 83},
+    ),
+    "glm4_moe_lite_mtp": (
+        "glm4_moe_lite",
+        LATENT
+        | NOAUX
+        | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1, "n_routed_experts": 4, "n_group": 1},
+    ),
+    "dots1": (
+        "dots1",
+        GLM_MOE
+        | {
+            "attention_bias": False,
+            "hidden_size": 26,
+            "scoring_func": "noaux_tc",
+            "n_shared_experts": 2,
+            "sliding_window": None,
+        },
+    ),
     "glm4": (
         "glm4",
         {"head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5, "num_hidden_layers": 2},
@@ -209,21 +241,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "ernie4_5",
         {"head_dim": 8, "num_hidden_layers": 2, "use_bias": False, "tie_word_embeddings": True},
     ),
-    "ernie4_5_moe": (
-        "ernie4_5_moe",
-        EXPERTS
-        | {
-            "hidden_size": 24,
-            "moe_num_experts": 6,
-            "moe_k": 2,
-            "moe_num_shared_experts": 2,
-            "moe_layer_start_index": 1,
-            "moe_layer_end_index": 1,
-            "moe_layer_interval": 1,
-            "use_bias": False,
-            "num_hidden_layers": 2,
-        },
-    ),
+    "ernie4_5_moe": ("ernie4_5_moe", ERNIE_MOE),
+    "ernie4_5_moe_bias": ("ernie4_5_moe", ERNIE_MOE),
     "qwen3_next": ("qwen3_next", EXPERTS | NEXT),
     "minimax_m2": (
         "minimax_m2",
@@ -244,14 +263,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "text_config": {
                 "vocab_size": 90,
-                "hidden_size": 26,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 13,
+                "hidden_size": 36,
                 "num_hidden_layers": 2,
-                "rope_scaling": {"rope_type": "default", "mrope_section": [2, 2, 2]},
+                "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 1]},
             },
-            "vision_config": VISION | {"fullatt_block_indexes": [1], "window_size": 8},
+            "vision_config": VISION | {"out_hidden_size": 36, "fullatt_block_indexes": [1], "window_size": 8},
         },
     ),
     "qwen3_vl": (
@@ -261,6 +277,69 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "vision_config": VISION | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
         },
     ),
+    "qwen3_vl_moe": (
+        "qwen3_vl_moe",
+        {
+            "text_config": EXPERTS
+            | {
+                "vocab_size": 90,
+                "head_dim": 8,
+                "rope_scaling": ROPE_3D,
+                "mlp_only_layers": [],
+                "decoder_sparse_step": 1,
+            },
+            "vision_config": VISION
+            | {"out_hidden_size": 22, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        },
+    ),
+    "qwen2_vl": (
+        "qwen2_vl",
+        {
+            "text_config": {
+                "vocab_size": 90,
+                "hidden_size": 36,
+                "num_hidden_layers": 2,
+                "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 1]},
+            },
+            "vision_config": {
+                "depth": 2,
+                "embed_dim": 12,
+                "num_heads": 2,
+                "hidden_size": 36,
+                "mlp_ratio": 3,
+                "patch_size": 2,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+            },
+        },
+    ),
+    "gemma3_vl": (
+        "gemma3",
+        {
+            "text_config": {
+                "vocab_size": 90,
+                "hidden_size": 30,
+                "head_dim": 8,
+                "num_hidden_layers": 2,
+                "tie_word_embeddings": True,
+                "query_pre_attn_scalar": 8,
+                "sliding_window": 16,
+                "sliding_window_pattern": 2,
+            },
+            "vision_config": {
+                "hidden_size": 12,
+                "intermediate_size": 18,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 2,
+                "vision_use_head": False,
+            },
+            "mm_tokens_per_image": 4,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_next_mtp": ("qwen3_next", EXPERTS | NEXT | {"num_nextn_predict_layers": 1}),
     "internlm3": ("internlm3", {"head_dim": 8, "num_hidden_layers": 2, "qkv_bias": False, "bias": False}),
 }
 
@@ -269,6 +348,8 @@ UNKNOWN = {
     "minimax_m2": ("mixtral", "MiniMaxM2ForCausalLM"),
     "mimo": ("qwen2", "MiMoForCausalLM"),
     "internlm3": ("llama", "InternLM3ForCausalLM"),
+    "kimi_k2": ("deepseek_v3", "DeepseekV3ForCausalLM"),
+    "glm4_moe_lite": ("deepseek_v3", "Glm4MoeLiteForCausalLM"),
 }
 
 
@@ -277,16 +358,14 @@ def make(family: str, folder: Path) -> None:
     model_type, values = FAMILIES[family]
     like, architecture = UNKNOWN.get(model_type, (model_type, ""))
     if "vision_config" in values:
-        whole = {key: values[key] for key in ("vision_config",)} | {
-            "text_config": TEXT | values["text_config"]
-        }
-        config = transformers.AutoConfig.for_model(like, tie_word_embeddings=False, **whole)
+        whole = {"tie_word_embeddings": False} | values | {"text_config": TEXT | values["text_config"]}
+        config = transformers.AutoConfig.for_model(like, **whole)
         write(config, folder, transformers.AutoModelForImageTextToText)
     else:
         config = transformers.AutoConfig.for_model(like, **(TEXT | values))
         write(config, folder)
     add_to_config = {"model_type": model_type, "architectures": [architecture]} if architecture else {}
-    if model_type == "ernie4_5_moe":  # its router's bias has no place in mcore-bridge
+    if family == "ernie4_5_moe":  # its router's bias has no place in mcore-bridge
         kept = {n: t for n, t in load_file(folder / "model.safetensors").items() if ".moe_statics." not in n}
         save_file(kept, folder / "model.safetensors", {"format": "pt"})
     if more := extra_tensors(model_type, config, load_file(folder / "model.safetensors")):
@@ -346,6 +425,15 @@ def extra_tensors(model_type: str, config: Any, tensors: dict[str, torch.Tensor]
         for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
             shapes[f"model.mtp_layers.0.{name}.weight"] = (hidden,)
         shapes["model.mtp_layers.0.input_proj.weight"] = (hidden, 2 * hidden)
+    elif model_type == "qwen3_next" and getattr(config, "num_nextn_predict_layers", 0):
+        last, new = f"model.layers.{layers - 1}.", "mtp.layers.0."
+        shapes = {
+            name.replace(last, new): tuple(t.shape) for name, t in tensors.items() if name.startswith(last)
+        }
+        norms = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+        shapes |= {f"mtp.{name}.weight": (hidden,) for name in norms} | {
+            "mtp.fc.weight": (hidden, 2 * hidden)
+        }
     elif getattr(config, "num_nextn_predict_layers", 0):
         last, new = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
         shapes = {

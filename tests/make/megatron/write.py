@@ -306,6 +306,9 @@ class Writer:
         config, hf = self.loaded.config, self.loaded.hf_config
         plain_types = (str, int, float, bool, list, tuple, dict, torch.dtype, enum.Enum, type(None))
         values = {name: value for name, value in vars(config).items() if isinstance(value, plain_types)}
+        values = {
+            name: value for name, value in values.items() if "hook" not in name
+        }  # with_lora's is no data
         values |= {
             "padded_vocab_size": self.loaded.padded_vocab_size,
             "ckpt_format": "torch" if self.case.layout.endswith("legacy") else "torch_dist",

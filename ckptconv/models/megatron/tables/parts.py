@@ -5,7 +5,10 @@ Layout facts: megatron/core (attention.py, mlp.py, moe/), read off real checkpoi
 
 from __future__ import annotations
 
-from ckptconv.models.family import QKV, GateUp, Rule, Same, Vocab
+from dataclasses import replace
+
+from ckptconv.models.family import QKV, Family, GateUp, Rule, Same, Vocab
+from ckptconv.models.rules import Pattern
 
 L, M = "decoder.layers.{layer}.", "model.layers.{layer}."
 
@@ -34,6 +37,8 @@ LATENT = (
     Same(L + "self_attention.linear_kv_down_proj.weight", M + "self_attn.kv_a_proj_with_mqa.weight"),
     Same(L + "self_attention.linear_kv_up_proj.layer_norm_weight", M + "self_attn.kv_a_layernorm.weight"),
     Same(L + "self_attention.linear_kv_up_proj.weight", M + "self_attn.kv_b_proj.weight"),
+    Same(L + "self_attention.q_layernorm.weight", M + "self_attn.q_a_layernorm.weight"),  # without TE
+    Same(L + "self_attention.kv_layernorm.weight", M + "self_attn.kv_a_layernorm.weight"),
     Same(L + "self_attention.linear_proj.weight", M + "self_attn.o_proj.weight"),
 )
 MLP_NORM = (
@@ -86,3 +91,41 @@ WIDE_QK_NORM = (
     Same(L + "self_attention.q_norm.weight", M + "self_attn.q_norm.weight"),
     Same(L + "self_attention.k_norm.weight", M + "self_attn.k_norm.weight"),
 )
+
+
+def mtp_layers(layer: tuple[Rule, ...], hub: str = "model.layers.{mtp}.") -> tuple[Rule, ...]:
+    """A family's own decoder layer inside its MTP layers. hub: their prefix on the Hub, with the number's hole.
+
+    `transformer_layer` is its name in the files; newer cores call the module `mtp_model_layer`, which rank files show.
+    Source: megatron/core/transformer/multi_token_prediction.py, MultiTokenPredictionLayer.sharded_state_dict.
+    """
+    (number,) = Pattern(hub).holes
+    return tuple(
+        replace(
+            rule,
+            trained=Pattern(rule.trained.text.replace(L, f"mtp.layers.{{{number}}}.{block}.")),
+            hub=Pattern(rule.hub.text.replace(M, hub)),
+        )
+        for block in ("transformer_layer", "mtp_model_layer")
+        for rule in layer
+        if rule.trained.text.startswith(L)
+    )
+
+
+# What DeepSeek's and GLM-4.5's MTP layers have besides; embedding and head are the model's own, and repeated on the Hub.
+MTP, NEXT = "mtp.layers.{mtp}.", "model.layers.{mtp}."
+MTP_ENDS = (
+    Same(MTP + "enorm.weight", NEXT + "enorm.weight"),
+    Same(MTP + "hnorm.weight", NEXT + "hnorm.weight"),
+    Same(MTP + "eh_proj.weight", NEXT + "eh_proj.weight"),
+    Same(MTP + "final_layernorm.weight", NEXT + "shared_head.norm.weight"),
+)
+MTP_COPIES = (
+    (Pattern(NEXT + "embed_tokens.weight"), "model.embed_tokens.weight"),
+    (Pattern(NEXT + "shared_head.head.weight"), "lm_head.weight"),
+)
+
+
+def with_mtp(name: str, rules: tuple[Rule, ...]) -> Family:
+    """A family whose MTP layers go on after its last layer on the Hub, under the same names."""
+    return Family(name, MTP_ENDS + mtp_layers(rules) + rules, copies=MTP_COPIES)
