@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends.stand_ins import Dtype, Inert, TensorRecord, safe_load
+from ckptconv.backends.dcp_archives import Piece, read_archives
+from ckptconv.backends.stand_ins import Dtype, Inert, safe_load
 from ckptconv.backends.torch_zip import torch_zip_at
 from ckptconv.checkpoint import RankFile, Skipped, StoredTensor
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError
 from ckptconv.view import View, place
 
 METADATA = ".metadata"
 _FILE = re.compile(r"^__(\d+)_(\d+)\.distcp$")
+
+
+_Info = tuple[str, int, int]  # file, offset, length
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +43,39 @@ class DcpFiles:
         return len({file.rank for file in self.files})
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One stored chunk of a tensor: its box, and the range that its archive has in a file."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str
-    start: int
-    length: int
-
-
 def is_dcp(folder: Path) -> bool:
     """True for a folder with DCP's metadata."""
     return (folder / METADATA).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class DcpMetadata:
+    """What `.metadata` says. table: name -> what is stored; paths: name -> the keys of the state dict that lead there."""
+
+    folder: Path
+    table: dict[str, Any]
+    paths: dict[str, tuple[str | int, ...]]
+    infos: dict[tuple[str, tuple[int, ...] | None], _Info]
+    planner: Any
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a stored tensor; None for what is no tensor."""
+        entry = self.table[name]
+        size = entry.get("size") if _is_tensor(entry) else None
+        return tuple(size) if isinstance(size, list | tuple) else None
+
+
+def read_metadata(folder: Path) -> DcpMetadata:
+    """Read `.metadata` alone. Raises CkptconvError where it is none."""
+    root = safe_load((folder / METADATA).read_bytes(), str(folder / METADATA))
+    table = root.get("state_dict_metadata") if isinstance(root, Inert) else None
+    places = root.get("storage_data") if isinstance(root, Inert) else None
+    if not isinstance(table, dict) or not isinstance(places, dict):
+        raise CkptconvError("not the metadata of a distributed checkpoint", where=folder / METADATA)
+    if not all(isinstance(name, str) for name in table):
+        raise CkptconvError("the metadata has a name that is no text", where=folder / METADATA)
+    planner = root.get("planner_data")
+    return DcpMetadata(folder, table, _paths(table, planner), dict(_infos(places, folder)), planner)
 
 
 def read_dcp(folder: Path, also: Sequence[Path], why_not: Callable[[str], str | None]) -> DcpFiles:
@@ -62,34 +84,44 @@ def read_dcp(folder: Path, also: Sequence[Path], why_not: Callable[[str], str | 
     why_not: for a name, the reason to leave it out ("optimizer"), or None. also: folders with more of the files.
     Raises CkptconvError for a save that never finished, a missing file, and archives that contradict the metadata.
     """
-    root = safe_load((folder / METADATA).read_bytes(), str(folder / METADATA))
-    table = root.get("state_dict_metadata") if isinstance(root, Inert) else None
-    places = root.get("storage_data") if isinstance(root, Inert) else None
-    if not isinstance(table, dict) or not isinstance(places, dict):
-        raise CkptconvError("not the metadata of a distributed checkpoint", where=folder / METADATA)
-    infos = dict(_infos(places, folder))
+    return read_tensors(read_metadata(folder), also, why_not)
+
+
+def read_tensors(
+    metadata: DcpMetadata, also: Sequence[Path], why_not: Callable[[str], str | None]
+) -> DcpFiles:
+    """The same with metadata that was read before."""
+    folder, infos = metadata.folder, metadata.infos
     left_out: dict[str, list[int]] = {}
-    tensors: dict[str, StoredTensor] = {}
-    used: dict[str, None] = {}
-    with ExitStack() as stack:
-        handles: dict[str, int] = {}
-        for name, entry in table.items():
-            pieces = list(_pieces(name, entry, infos))
-            reason = why_not(name) or (None if _is_tensor(entry) else "no tensor")
-            if reason is not None:
-                count = left_out.setdefault(reason, [0, 0])
-                count[0] += 1
-                count[1] += sum(piece.length for piece in pieces) or infos.get((name, None), ("", 0, 0))[2]
-                continue
-            tensors[name] = _tensor(name, entry, pieces, [folder, *also], handles, stack)
-            used.update(dict.fromkeys(tensors[name].view.files))
+    wanted: dict[str, list[Piece]] = {}
+    for name, entry in metadata.table.items():
+        pieces = list(_pieces(name, entry, infos))
+        reason = why_not(name) or (None if _is_tensor(entry) else "no tensor")
+        if reason is None:
+            wanted[name] = [piece for piece in pieces if 0 not in piece.sizes]
+            continue
+        count = left_out.setdefault(reason, [0, 0])
+        count[0] += 1
+        count[1] += sum(piece.length for piece in pieces) or infos.get((name, None), ("", 0, 0))[2]
+    views = read_archives((piece for pieces in wanted.values() for piece in pieces), [folder, *also])
+    used = {chunk.file: None for view in views.values() for chunk in view.chunks}
     return DcpFiles(
-        tensors=tensors,
+        tensors={name: _tensor(name, metadata.table[name], wanted[name], views, folder) for name in wanted},
         files=tuple(sorted(map(_rank_file, used), key=lambda file: (file.rank, file.path))),
         skipped=tuple(Skipped(f"{n} entries", size, reason) for reason, (n, size) in left_out.items()),
-        names=tuple(table),
-        planner=root.get("planner_data"),
+        names=tuple(metadata.table),
+        planner=metadata.planner,
     )
+
+
+def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
+    """An entry that is no tensor, as stand-ins; None where there is none, or where its file is not here."""
+    info = metadata.infos.get((name, None))
+    file = info and next((f for d in (metadata.folder, *also) if (f := d / info[0]).is_file()), None)
+    if info is None or file is None or _is_tensor(metadata.table.get(name)):
+        return None
+    with file.open("rb") as opened:
+        return torch_zip_at(str(file), opened.fileno(), *info[1:]).root
 
 
 def dtype_of(entry: Any) -> str | None:
@@ -104,7 +136,15 @@ def _is_tensor(entry: Any) -> bool:
     return isinstance(entry, Inert) and entry.kind.endswith(".TensorStorageMetadata")
 
 
-_Info = tuple[str, int, int]  # file, offset, length
+def _paths(table: dict[str, Any], planner: Any) -> dict[str, tuple[str | int, ...]]:
+    """A planner that does not flatten the state dict keeps no paths; a name is then one key (default_planner.py)."""
+    known = planner if isinstance(planner, dict) else {}
+    found: dict[str, tuple[str | int, ...]] = {}
+    for name in table:
+        path = known.get(name)
+        plain = isinstance(path, tuple) and path and all(type(key) in (str, int) for key in path)
+        found[name] = path if plain and isinstance(path, tuple) else (name,)
+    return found
 
 
 def _infos(
@@ -125,73 +165,28 @@ def _infos(
         yield (str(name), None if offset is None else tuple(offset)), (file, start, length)
 
 
-def _pieces(name: str, entry: Any, infos: dict[Any, _Info]) -> Iterator[_Piece]:
+def _pieces(name: str, entry: Any, infos: dict[Any, _Info]) -> Iterator[Piece]:
     if not _is_tensor(entry):
         return
+    dtype = dtype_of(entry)
     for chunk in entry.get("chunks") or ():
         offsets, sizes = tuple(chunk.get("offsets")), tuple(chunk.get("sizes"))
         info = infos.get((name, offsets)) or infos.get((name, None))
         if info is None:
             raise CkptconvError(f"the metadata does not say where the part of {name} at {list(offsets)} lies")
-        yield _Piece(offsets, sizes, *info)
+        yield Piece(name, dtype, offsets, sizes, *info)
 
 
 def _tensor(
-    name: str,
-    entry: Any,
-    pieces: list[_Piece],
-    folders: Sequence[Path],
-    handles: dict[str, int],
-    stack: ExitStack,
+    name: str, entry: Any, pieces: list[Piece], views: dict[Piece, View], folder: Path
 ) -> StoredTensor:
-    shape, dtype = tuple(entry.get("size")), dtype_of(entry)
-    parts: list[tuple[tuple[int, ...], View]] = []
-    for piece in pieces:
-        if 0 in piece.sizes:
-            continue
-        path, handle = _open(piece.file, folders, handles, stack)
-        size = os.fstat(handle).st_size
-        if piece.start + piece.length > size:
-            raise CkptconvError(
-                "the file ends before its tensors do",
-                where=path,
-                found=f"{size:,} bytes",
-                wanted=f"at least {piece.start + piece.length:,}, for {name}",
-                hint="copy it again from the node where it was written",
-            )
-        archive = torch_zip_at(path, handle, piece.start, piece.length)
-        if not isinstance(archive.root, TensorRecord):
-            raise CkptconvError(f"{name} is stored as something that is no tensor", where=path)
-        view = archive.view(archive.root)
-        if view.shape != piece.sizes or (dtype is not None and view.dtype != dtype):
-            raise CkptconvError(
-                f"the stored part of {name} is not what the metadata says",
-                where=path,
-                found=f"{view.dtype} {list(view.shape)}",
-                wanted=f"{dtype} {list(piece.sizes)}",
-            )
-        parts.append((piece.offsets, view))
+    parts = [(piece.offsets, views[piece]) for piece in pieces]
     try:
-        view = place(shape, dtype or parts[0][1].dtype, parts)
+        view = place(tuple(entry.get("size")), dtype_of(entry) or parts[0][1].dtype, parts)
     except CkptconvError as error:
-        error.where = f"{name} in {error.where or folders[0]}"
+        error.where = f"{name} in {error.where or folder}"
         raise
     return StoredTensor(view, f"{len(parts)} chunks" if len(parts) > 1 else "")
-
-
-def _open(file: str, folders: Sequence[Path], handles: dict[str, int], stack: ExitStack) -> tuple[str, int]:
-    path = next((folder / file for folder in folders if (folder / file).is_file()), None)
-    if path is None:
-        raise Incomplete(
-            f"{file} is missing from the checkpoint",
-            where=folders[0],
-            hint="copy it from the node where it was written, or name its folder with --also",
-        )
-    text = str(path)
-    if text not in handles:
-        handles[text] = os.open(text, os.O_RDONLY)
-        stack.callback(os.close, handles[text])
-    return text, handles[text]
 
 
 def _rank_file(path: str) -> RankFile:

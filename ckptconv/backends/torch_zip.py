@@ -87,8 +87,13 @@ def open_torch_zip(path: str) -> TorchZip:
         return torch_zip_at(path, handle, 0, os.fstat(handle).st_size)
 
 
-def torch_zip_at(path: str, handle: int, start: int, size: int) -> TorchZip:
-    """The same for a range of an open file: DCP keeps one such archive a tensor, one after another."""
+def torch_zip_at(
+    path: str, handle: int, start: int, size: int, seen: dict[bytes, TensorRecord] | None = None
+) -> TorchZip:
+    """The same for a range of an open file: DCP keeps one such archive a tensor, one after another.
+
+    seen: pickles of single tensors that were read before; tensors of one shape and dtype have the same.
+    """
     window, entries = _directory(path, handle, start, size)
     main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
     if main is None:
@@ -105,7 +110,12 @@ def torch_zip_at(path: str, handle: int, start: int, size: int) -> TorchZip:
     pickled = _small_entry(window, main)
     data = f"{prefix}data/"
     storages = dict(_storages(window, [entry for entry in entries if entry.name.startswith(data)], len(data)))
-    return TorchZip(path, safe_load(pickled, f"{path}:{main.name}"), storages)
+    root = None if seen is None else seen.get(pickled)
+    if root is None:
+        root = safe_load(pickled, f"{path}:{main.name}")
+        if seen is not None and isinstance(root, TensorRecord):
+            seen[pickled] = root
+    return TorchZip(path, root, storages)
 
 
 def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | None]]:

@@ -16,6 +16,7 @@ _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
+_LENGTHS = struct.Struct("<HH")
 _LOCAL = 30
 _EDGE = 1 << 11  # read at once at both ends: a DCP tensor's whole directory and pickle lie there
 _MAX_DIRECTORY = 1 << 30
@@ -83,13 +84,14 @@ def read_directory(window: Window) -> list[ZipEntry]:
 
 def data_start(window: Window, entry: ZipEntry) -> int:
     """Where an entry's bytes begin in the range: after its local header, whose name and extra lengths are its own."""
-    header = window.read(entry.header, _LOCAL)
+    wanted = entry.name.encode()
+    header = window.read(entry.header, _LOCAL + len(wanted))
     if len(header) < _LOCAL or header[:4] != b"PK\x03\x04":
         raise CkptconvError(
             "an entry's header is not where the directory says", where=f"{window.path}:{entry.name}"
         )
-    name, extra = struct.unpack_from("<HH", header, 26)
-    if window.read(entry.header + _LOCAL, int(name)) != entry.name.encode():
+    name, extra = _LENGTHS.unpack_from(header, 26)
+    if int(name) != len(wanted) or header[_LOCAL:] != wanted:
         raise CkptconvError("an entry's header is another entry's", where=f"{window.path}:{entry.name}")
     return entry.header + _LOCAL + int(name) + int(extra)
 
