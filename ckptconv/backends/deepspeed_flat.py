@@ -1,0 +1,173 @@
+"""ZeRO's flat partitions: every parameter as views on the pieces that the ranks hold. No data moves.
+
+Stages 1 and 2: the parameters of a group lie one after another in one vector, padded at its end, and each rank has an
+equal part of it (deepspeed/runtime/zero/stage_1_and_2.py, runtime/bf16_optimizer.py). Stage 3: each parameter is cut
+by itself, ceil(numel / ranks) elements a rank, padded at its own end (runtime/zero/partition_parameters.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+from ckptconv.backends.stand_ins import Inert, TensorRecord
+from ckptconv.backends.torch_zip import TorchZip
+from ckptconv.errors import CkptconvError
+from ckptconv.view import View, cat, narrow, unflatten
+
+Shapes = dict[str, tuple[int, ...]]
+_OTHER_SAVES = "the model files and the optimizer files are from different saves"
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """What one rank holds: a vector for each parameter group (stage 3: sub group).
+
+    maps: for each group, name -> (start, elements) in the rank's vector, as the rank wrote it down; () in files
+    from before DeepSpeed 0.7 and at stage 3.
+    """
+
+    path: str
+    groups: tuple[View, ...]
+    maps: tuple[dict[str, tuple[int, int]], ...] = ()
+
+
+def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
+    """A rank's masters, from its optimizer state. Raises CkptconvError for a state without flat vectors."""
+    groups, maps = state.get(key), state.get("param_slice_mappings")
+    if not isinstance(groups, list | tuple) or not all(isinstance(group, TensorRecord) for group in groups):
+        raise CkptconvError(
+            "an optimizer file without flat fp32 masters",
+            where=file.path,
+            wanted=f"{key}, a vector for each parameter group",
+            hint="elastic checkpoints of old DeepSpeed versions are not read: load and save it again",
+        )
+    views = tuple(file.view(group) for group in groups)
+    if any(len(view.shape) != 1 for view in views):
+        raise CkptconvError("a flat partition has more than one dim", where=file.path)
+    stated = [group for group in maps if isinstance(group, dict)] if isinstance(maps, list) else []
+    return Partition(file.path, views, tuple(map(_addresses, stated)))
+
+
+def by_group(
+    ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Sequence[Sequence[int]] | None, where: str
+) -> dict[str, View]:
+    """Stages 1 and 2. gaps: for each group, the elements left free after each parameter; None for none.
+
+    Raises CkptconvError where vectors are too short, longer than padding explains, or a rank's own map disagrees.
+    """
+    _check_counts(ranks, len(shapes), where)
+    found: dict[str, View] = {}
+    for number, group in enumerate(shapes):
+        flat = cat([rank.groups[number] for rank in ranks], 0)
+        free = gaps[number] if gaps is not None else [0] * len(group)
+        if len(free) != len(group):
+            raise CkptconvError("a group has another number of paddings than of parameters", where=where)
+        at, places = 0, {}
+        for (name, shape), gap in zip(group.items(), free, strict=True):
+            found[name] = _piece(flat, at, shape, name, where)
+            places[name] = at, at + prod(shape)
+            at += prod(shape) + gap
+        # The padded length is a multiple of 2 × ranks; what the last rank saves ends before that padding.
+        align = 2 * len(ranks)
+        if ceil(at / align) != ceil(flat.numel / align):
+            raise CkptconvError(
+                f"parameter group {number} does not fill its partitions",
+                where=where,
+                found=f"{flat.numel:,} elements",
+                wanted=f"{at:,} and padding up to a multiple of {align}",
+                hint=_OTHER_SAVES,
+            )
+        _check_maps(ranks, number, places)
+    return found
+
+
+def by_parameter(ranks: Sequence[Partition], shapes: Sequence[Shapes], where: str) -> dict[str, View]:
+    """Stage 3. Raises CkptconvError unless the parameters fill every rank's vectors exactly."""
+    _check_counts(ranks, len(shapes), where)
+    flats = [cat(rank.groups, 0) for rank in ranks if rank.groups]
+    found: dict[str, View] = {}
+    at = 0
+    for name, shape in (item for group in shapes for item in group.items()):
+        each = ceil(prod(shape) / len(ranks))
+        if any(at + each > flat.numel for flat in flats):
+            raise _too_short(name, where)
+        found[name] = whole([narrow(flat, 0, at, each) for flat in flats], shape, name, where)
+        at += each
+    for rank, flat in zip(ranks, flats, strict=True):
+        if flat.numel != at:
+            raise CkptconvError(
+                "the parameters do not fill a rank's partition",
+                where=rank.path,
+                found=f"{flat.numel:,} elements",
+                wanted=f"{at:,}",
+                hint=_OTHER_SAVES,
+            )
+    return found
+
+
+def whole(pieces: Sequence[View], shape: Sequence[int], name: str, where: str) -> View:
+    """A parameter from the vectors that the ranks hold of it, the last ones padded."""
+    return _piece(cat(pieces, 0), 0, shape, name, where)
+
+
+def _piece(flat: View, at: int, shape: Sequence[int], name: str, where: str) -> View:
+    size = prod(shape)
+    if at + size > flat.numel:
+        raise _too_short(name, where)
+    return unflatten(narrow(flat, 0, at, size), 0, shape)
+
+
+def _check_counts(ranks: Sequence[Partition], groups: int, where: str) -> None:
+    for rank in ranks:
+        if len(rank.groups) != groups:
+            raise CkptconvError(
+                "a rank has another number of parameter groups than the model file names",
+                where=rank.path,
+                found=len(rank.groups),
+                wanted=f"{groups}, as in {where}",
+                hint=_OTHER_SAVES,
+            )
+
+
+def _check_maps(ranks: Sequence[Partition], number: int, places: dict[str, tuple[int, int]]) -> None:
+    """places: name -> the elements of the whole vector that are its own. Each rank's map must say the same."""
+    low = 0
+    for rank in ranks:
+        high = low + rank.groups[number].numel
+        if number < len(rank.maps):
+            stated = {name: address for name, address in rank.maps[number].items() if address[1]}
+            mine = {
+                name: (max(begin, low) - low, min(end, high) - max(begin, low))
+                for name, (begin, end) in places.items()
+                if max(begin, low) < min(end, high)
+            }
+            for name in {**mine, **stated}:
+                if mine.get(name) != stated.get(name):
+                    raise CkptconvError(
+                        f"a rank's own map puts {name} elsewhere in its partition",
+                        where=rank.path,
+                        found=f"start and length {stated.get(name)}",
+                        wanted=f"{mine.get(name)}, by the model file",
+                        hint=_OTHER_SAVES,
+                    )
+        low = high
+
+
+def _addresses(group: dict[Any, Any]) -> dict[str, tuple[int, int]]:
+    """A group's param_slice_mappings: name -> fragment_address(numel, start) (deepspeed/utils/tensor_fragment.py)."""
+    return {
+        str(name): (address.get("start"), address.get("numel"))
+        for name, address in group.items()
+        if isinstance(address, Inert)
+    }
+
+
+def _too_short(name: str, where: str) -> CkptconvError:
+    return CkptconvError(
+        f"the partitions end before {name} does",
+        where=where,
+        hint=f"{_OTHER_SAVES}, or the masters were swapped to NVMe and are not in them",
+    )
