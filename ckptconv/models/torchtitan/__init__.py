@@ -1,0 +1,54 @@
+"""torchtitan's names and layouts -> the Hub's: one table a kind of model, each line naming both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models import translate
+from ckptconv.models.facts import named_architectures
+from ckptconv.models.family import Config, Family
+from ckptconv.models.hub_names import Renamed
+from ckptconv.models.rules import Pattern
+from ckptconv.models.torchtitan.tables import FAMILIES
+
+T = TypeVar("T")
+# Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
+_MARK = Pattern("layers.{layer}.attention_norm.weight")
+
+
+def speaks(names: Iterable[str]) -> bool:
+    """True where the tensors' names are those of torchtitan's own model classes."""
+    return any(_MARK.match(name) for name in names)
+
+
+def family_of(config: Config) -> Family:
+    """The table for a config's model type. Raises CkptconvError where there is none, and lists what is there, and for
+    a config that does not say how many experts there are."""
+    model_type = str(config.get("model_type"))
+    if model_type not in FAMILIES:
+        raise CkptconvError(
+            f"no table says how torchtitan names the tensors of {model_type!r}",
+            found=", ".join(named_architectures(config)) or None,
+            wanted=", ".join(sorted(FAMILIES)),
+            hint="a table is about 20 lines: see docs/adding-a-model.md; inspect works without one",
+        )
+    try:
+        return FAMILIES[model_type](config)
+    except KeyError as error:
+        raise CkptconvError(
+            "the config does not say how many experts a layer has",
+            wanted=error.args[0],
+            hint="name another: --config DIR",
+        ) from error
+
+
+def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
+    """torchtitan's tensors as the Hub names and lays them out; see `translate.to_hub`."""
+    return translate.to_hub(family_of(config), tensors, config, "torchtitan")
+
+
+def to_trained(tensors: Mapping[str, T], config: Config) -> dict[str, T]:
+    """The Hub's tensors under the names of torchtitan 0.3.0; see `translate.to_trained`."""
+    return translate.to_trained(family_of(config), tensors, config)

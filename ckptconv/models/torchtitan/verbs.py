@@ -1,0 +1,68 @@
+"""How torchtitan's rules are written: the verbs that only it needs, and the names of earlier releases.
+
+Facts: torchtitan 0.1.0, 0.2.2 and 0.3.0, and the commits between them: models/*/state_dict_adapter.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ckptconv.models.family import Config, Rule, text_of
+from ckptconv.models.rules import Pattern, Rope, Turned, Unstack
+
+EXPERTS = "moe.routed_experts.inner_experts."
+
+# 0.3.0's spelling -> an earlier one. Each change came alone, so every mixture occurs between releases.
+EARLIER = (
+    ("attention.qkv_linear.", "attention."),
+    (EXPERTS, "moe.experts."),
+    ("_EFD", ""),
+    ("_EDF", ""),
+    ("weight_EGD", "weight"),
+    ("bias_EG", "bias"),
+    ("bias_ED", "bias"),
+    ("expert_bias_E", "expert_bias"),
+    ("lm_head.", "output."),
+)
+
+
+def spelled(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules, and each again in every earlier spelling of its trained names."""
+    found = []
+    for rule in rules:
+        texts = [rule.trained.text]
+        for new, old in EARLIER:
+            texts += [earlier for text in texts if (earlier := text.replace(new, old)) not in texts]
+        found += [replace(rule, trained=Pattern(text)) for text in texts]
+    return tuple(found)
+
+
+def Heads(trained: str, hub: str, heads: str) -> Rule:
+    """Rows of each head that rotate together: neighbouring pairs in torchtitan, two halves on the Hub.
+
+    heads: the config's key for how many. Source: models/llama3/state_dict_adapter.py, _permute.
+    """
+    return Rule(Pattern(trained), Pattern(hub), lambda config: (Turned(Rope(_heads(config, heads))),))
+
+
+@dataclass(frozen=True)
+class PerExpert(Rule):
+    """One stack over the experts in training, one tensor an expert on the Hub."""
+
+    shown: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.trained.text} -> {self.shown}"
+
+
+def Experts(trained: str, hub: str, count: int) -> Rule:
+    """The rule of one stack of `count` experts, which `{expert}` numbers in the Hub's name."""
+    numbers = ",".join(map(str, range(count)))
+    listed = hub.replace("{expert}", f"{{{numbers}}}" if count > 1 else numbers)
+    return PerExpert(Pattern(trained), Pattern(listed), lambda config: (Unstack(),), shown=hub)
+
+
+def _heads(config: Config, key: str) -> int:
+    text = text_of(config)
+    return int(text.get(key) or text["num_attention_heads"])
