@@ -1,151 +1,116 @@
-"""A Hugging Face model folder: safetensors files, one or sharded with an index.
+"""Whole models: a Hugging Face folder of safetensors or torch files, a PEFT adapter, or one file of weights.
 
-Format: safetensors README, "Format": eight bytes of header length, a JSON header, then the data.
+The HF Trainer's checkpoint-N/ folders are such folders, with its own state beside. Folders without a config.json are
+a trainer's state (accelerate's save_state): their names are the module's, their floats may be masters.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
-from ckptconv.checkpoint import Checkpoint, RankFile, StoredTensor
-from ckptconv.dtypes import from_safetensors, itemsize
-from ckptconv.errors import CkptconvError
-from ckptconv.view import View, stored
+from ckptconv.backends.safetensors_file import read_header
+from ckptconv.backends.torch_bin import read_state_dict
+from ckptconv.backends.weight_files import ADAPTER_CONFIG, CONFIG, Chosen, beside, choose, one_file
+from ckptconv.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.view import View
 
 NAME = "huggingface"
-_INDEX = "model.safetensors.index.json"
-_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_MAX_HEADER = 100_000_000
+_TRAINER_STATE = "trainer_state.json"
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder with an index, with safetensors files beside a config, or for a PEFT adapter."""
-    if (folder / _ADAPTER).is_file() and (folder / _ADAPTER_CONFIG).is_file():
-        return True
-    if (folder / _INDEX).is_file() or (folder / "model.safetensors").is_file():
-        return True
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    """True for a folder that holds a model's weights under the names that transformers, PEFT or accelerate give."""
+    try:
+        return choose(folder) is not None
+    except CkptconvError:
+        return True  # it is one, with something wrong that `read` says
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read every header. Raises CkptconvError where index and files disagree or a header breaks the format's laws."""
+    """Read every header. Raises CkptconvError where index and files disagree or a file breaks its format's laws."""
     folder = place.folder
-    names, expected = _files(folder)
+    if also:
+        raise CkptconvError("--also is for rank files; a model folder is read alone", where=also[0])
+    chosen = choose(folder)
+    if chosen is None:
+        raise CkptconvError("no model's weights are here", where=folder)
+    skipped, notes = beside(folder, chosen)
+    return _read(folder, chosen, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place)))
+
+
+def read_file(path: Path) -> Checkpoint:
+    """One file of weights that a user named: the model's config is looked for beside it."""
+    return _read(path.parent, one_file(path), Place(path.parent, None, None), (), ())
+
+
+def _read(
+    folder: Path, chosen: Chosen, place: Place, skipped: tuple[Skipped, ...], notes: tuple[str, ...]
+) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     files = []
-    for number, name in enumerate(names):
+    for number, name in enumerate(chosen.names):
         path = folder / name
         if not path.is_file():
-            raise CkptconvError("a shard that the index names is missing", where=folder, wanted=name)
-        found, _ = read_header(path)
-        for tensor, view in found.items():
+            raise Incomplete("a shard that the index names is missing", where=folder, wanted=name)
+        views, more, said = _tensors_of(path)
+        skipped, notes = skipped + more, notes + said
+        for tensor, view in views.items():
             if tensor in tensors:
                 raise CkptconvError(
                     f"two shards hold {tensor}", where=f"{tensors[tensor].view.files} and {path}"
                 )
             tensors[tensor] = StoredTensor(view)
         files.append(RankFile(number, str(path), path.stat().st_size))
-    if expected is not None:
-        _check_index(folder, expected, tensors)
+    if chosen.expected is not None:
+        _check_index(folder, chosen.expected, tensors)
+    has_config = (folder / CONFIG).is_file()
     return Checkpoint(
         backend=NAME,
-        layout="PEFT adapter" if names == [_ADAPTER] else "Hugging Face model folder",
+        layout=_said(chosen, has_config),
         root=folder,
         world_size=len(files),
         files=tuple(files),
         tensors=tensors,
         step=place.step,
         role=place.role,
-        assets=folder if (folder / "config.json").is_file() else None,
-        extras={"lora": read_table(folder / _ADAPTER_CONFIG)} if names == [_ADAPTER] else {},
-        naming="hub",
+        assets=folder if has_config else None,
+        skipped=skipped,
+        extras={"lora": read_table(folder / ADAPTER_CONFIG)} if chosen.is_adapter else {},
+        notes=notes,
+        naming="hub" if has_config or chosen.is_adapter else "transformers",
     )
 
 
-def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
-    """The tensors of one safetensors file as views, and its `__metadata__`."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CkptconvError(
-                "not a safetensors file, or a truncated one", where=path, found=f"{size:,} bytes"
-            )
-        data = file.read(length)
-    try:
-        header = json.loads(data)
-    except ValueError as error:
-        raise CkptconvError("a safetensors header that is not JSON", where=path) from error
-    if not isinstance(header, dict):
-        raise CkptconvError("a safetensors header that is no table", where=path)
-    metadata = header.pop("__metadata__", None) or {}
-    begin = 8 + length
-    views, end = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: _offset(item[1])):
-        view, end = _tensor(path, name, entry, begin, end)
-        views[name] = view
-    if begin + end != size:
-        raise CkptconvError(
-            "a safetensors file whose tensors do not fill it",
-            where=path,
-            found=f"{size:,} bytes",
-            wanted=f"{begin + end:,}",
-        )
-    return {name: views[name] for name in header}, metadata
+def _tensors_of(path: Path) -> tuple[dict[str, View], tuple[Skipped, ...], tuple[str, ...]]:
+    if path.suffix == ".safetensors":
+        return read_header(path)[0], (), ()
+    found = read_state_dict(path)
+    return found.tensors, found.skipped, found.notes
 
 
-def _offset(entry: Any) -> tuple[int, int]:
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not (
-        isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
-    ):
-        return (-1, -1)
-    return (offsets[0], offsets[1])
+def _said(chosen: Chosen, has_config: bool) -> str:
+    if chosen.is_adapter:
+        return "PEFT adapter"
+    safe = chosen.names[0].endswith(".safetensors")
+    if not has_config:
+        return f"whole state dict, {'safetensors' if safe else 'torch.save'}"
+    return "Hugging Face model folder" if safe else "Hugging Face model folder, torch.save files"
 
 
-def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tuple[View, int]:
-    low, high = _offset(entry)
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    dtype = from_safetensors(str(entry.get("dtype"))) if isinstance(entry, dict) else None
-    where = f"{name} in {path}"
-    if dtype is None:
-        raise CkptconvError("a dtype that ckptconv does not know", where=where, found=str(entry)[:80])
-    if low != expected or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise CkptconvError(
-            "a safetensors header with a hole, an overlap or no shape", where=where, found=str(entry)[:120]
-        )
-    view = stored(str(path), begin + low, shape, dtype)
-    if view.numel * itemsize(dtype) != high - low:
-        raise CkptconvError(
-            "a tensor whose bytes do not match its shape", where=where, found=str(entry)[:120]
-        )
-    return view, high
-
-
-def _files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
-    index = folder / _INDEX
-    if (folder / _ADAPTER).is_file() and not index.is_file() and not (folder / "model.safetensors").is_file():
-        return [_ADAPTER], None
-    if not index.is_file():
-        single = folder / "model.safetensors"
-        return (
-            [single.name] if single.is_file() else sorted(p.name for p in folder.glob("*.safetensors"))
-        ), None
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        expected = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CkptconvError("an index without a weight map", where=index) from error
-    for file in expected.values():
-        if Path(file).name != file:
-            raise CkptconvError("an index that names a file outside its folder", where=index, found=file)
-    return sorted(set(expected.values())), expected
+def _unfinished(place: Place) -> tuple[str, ...]:
+    """The HF Trainer writes trainer_state.json last (trainer.py, _save_checkpoint)."""
+    folder = place.folder
+    if not folder.name.startswith("checkpoint-") or (folder / _TRAINER_STATE).is_file():
+        return ()
+    if not any(path.is_file() for path in folder.parent.glob(f"checkpoint-*/{_TRAINER_STATE}")):
+        return ()
+    return (
+        f"{folder.name} has no {_TRAINER_STATE}, which is written last: the save was cut off after the weights",
+    )
 
 
 def _check_index(folder: Path, expected: dict[str, str], tensors: dict[str, StoredTensor]) -> None:

@@ -8,7 +8,7 @@ Source of the order of things: transformers, core_model_loading.revert_weight_co
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -43,11 +43,14 @@ class Renamed(Generic[T]):
     """The tensors under their Hub names, and the rules that were applied, one short text each.
 
     left_out: (trained name, value, reason) of what no Hub tensor holds, such as the padding of a vocabulary.
+    copies: further Hub names, each with the name among `tensors` that it repeats. notes: what a user must know.
     """
 
     tensors: dict[str, Named[T]]
     rules: list[str]
     left_out: list[tuple[str, T, str]] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -87,16 +90,28 @@ def to_hub(tensors: Mapping[str, T], config: Config, *, prefix_changes: bool = F
     converters = [rule for rule in rules if rule.ops is not None]
     renamings = [rule for rule in rules if rule.ops is None]
     groups, rest = _collect(tensors, converters)
-    made: list[tuple[str, Named[T]]] = [(name, _named(tensors[name], name)) for name in rest]
+    made: list[tuple[str, Named[T]]] = [(name, plain(tensors[name], name)) for name in rest]
     applied: dict[str, int] = {}
     for key, group in groups.items():
         outputs = _convert(key, group, config)
         text = f"{readable(group.rule.patterns)} -> {{}} x {readable(group.rule.targets)}"
         applied[text] = applied.get(text, 0) + 1
         made += outputs
-    names, renamed = _rename_all([name for name, _ in made], renamings)
+    names, renamed = rename_all([name for name, _ in made], renamings)
     texts = [text.replace("{}", f"{count:,}", 1) for text, count in applied.items()]
-    return Renamed(_unique(names, [named for _, named in made]), texts + renamed)
+    return Renamed(unique(names, [named for _, named in made]), texts + renamed)
+
+
+def taken_either_way(names: Iterable[str], config: Config) -> dict[str, tuple[int, int]]:
+    """The Hub tensors that transformers also loads with two dims swapped, told by their shape; those dims."""
+    names = list(names)
+    found = {}
+    for rule in rules_of(config, names):
+        for operation, arguments in rule.ops or ():
+            if operation == "Transpose" and arguments.get("check_dims"):
+                dims = (arguments["dim0"], arguments["dim1"])
+                found.update({name: dims for name in names if rule.search(name)})
+    return found
 
 
 def _collect(tensors: Mapping[str, T], converters: list[TableRule]) -> tuple[dict[str, _Group[T]], list[str]]:
@@ -117,7 +132,7 @@ def _collect(tensors: Mapping[str, T], converters: list[TableRule]) -> tuple[dic
             continue
         prefix, match, index = found
         pattern = rule.patterns[index]
-        key = prefix + _replaced(match, rule.targets[0])
+        key = prefix + replaced(match, rule.targets[0])
         group = groups.setdefault(key, _Group(by_pattern[pattern]))
         if pattern in group.pieces:
             raise CkptconvError(
@@ -148,14 +163,14 @@ def _convert(key: str, group: _Group[T], config: Config) -> list[tuple[str, Name
             error.what, where=sources[0][0], found=error.found, wanted=error.wanted, hint=error.hint
         ) from error
     trained = tuple(name for name, _ in sources)
-    names = _expanded(key, targets, len(pieces))
+    names = expanded(key, targets, len(pieces))
     return [
         (name, Named(piece.value, piece.shape, (trained[i],) if len(trained) == len(pieces) else trained))
         for i, (name, piece) in enumerate(zip(names, pieces, strict=True))
     ]
 
 
-def _expanded(key: str, targets: tuple[str, ...], count: int) -> list[str]:
+def expanded(key: str, targets: tuple[str, ...], count: int) -> list[str]:
     """The names of the pieces, all targets' first pieces first: the key with each target where the first one stands."""
     each, left = divmod(count, len(targets))
     stars = [target for target in targets if "*" in target]
@@ -170,7 +185,7 @@ def _expanded(key: str, targets: tuple[str, ...], count: int) -> list[str]:
     return [prefix + name + suffix for name in names]
 
 
-def _rename_all(names: list[str], renamings: list[TableRule]) -> tuple[list[str], list[str]]:
+def rename_all(names: list[str], renamings: list[TableRule]) -> tuple[list[str], list[str]]:
     """Every name through every renaming in turn, and the texts of those that changed something."""
     texts = []
     for rule in renamings:
@@ -184,7 +199,7 @@ def _rename_all(names: list[str], renamings: list[TableRule]) -> tuple[list[str]
                 target = _target(rule, match, index)
                 if _has_it(match, target):
                     continue
-                new = prefix + _replaced(match, target)
+                new = prefix + replaced(match, target)
                 count += new != names[place]
                 names[place] = new
         if count:
@@ -206,19 +221,21 @@ def _has_it(match: re.Match[str], target: str) -> bool:
     return match[0] in target and begin >= 0 and match.string.startswith(target, begin)
 
 
-def _replaced(match: re.Match[str], target: str) -> str:
+def replaced(match: re.Match[str], target: str) -> str:
     """The name with the first occurrence of the matched text replaced."""
     if "\\1" in target and match.re.groups:
         target = target.replace(r"\1", match[1])
     return match.string.replace(match[0], target, 1)
 
 
-def _named(value: T, name: str) -> Named[T]:
+def plain(value: T, name: str) -> Named[T]:
+    """A tensor as it is, under its own name."""
     array: Any = value
     return Named(value, tuple(array.shape), (name,))
 
 
-def _unique(names: list[str], tensors: list[Named[T]]) -> dict[str, Named[T]]:
+def unique(names: list[str], tensors: list[Named[T]]) -> dict[str, Named[T]]:
+    """Tensors by name. Raises CkptconvError where two have one."""
     found: dict[str, Named[T]] = {}
     for name, named in zip(names, tensors, strict=True):
         if name in found:

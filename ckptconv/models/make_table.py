@@ -73,11 +73,17 @@ def make_rules() -> dict[str, Any]:
     for name, transforms in sorted(conversion_mapping._build_checkpoint_conversion_mapping().items()):
         if name == "legacy":
             continue
-        rules = [_rule(transform.reverse_transform()) for transform in reversed(transforms)]
+        rules = [_both_ways(transform) for transform in reversed(transforms)]
         text = json.dumps(rules)
         entries[name] = seen.get(text, rules)
         seen.setdefault(text, name)
     return entries
+
+
+def _both_ways(transform: Any) -> dict[str, Any]:
+    """A rule, module -> Hub, and under "load" the patterns that transformers loads it back with."""
+    found, load = _rule(transform.reverse_transform()), _rule(transform)
+    return found | {"load": {key: load[key] for key in ("from", "to", "patterns", "offset") if key in load}}
 
 
 def _rule(transform: Any) -> dict[str, Any]:

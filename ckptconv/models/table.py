@@ -29,7 +29,8 @@ class TableRule:
     regexes, patterns, targets: what is searched in a name (first hit counts), how it is called in `ops`, what it
     becomes. ops: the layout changes as (name, arguments); None for a plain renaming. scopes: what may
     stand before a sub-model's names (its path; transformers takes it also without the base model's prefix). order: of
-    the regexes, longest pattern first. kind: "prefix", "group", "offset" or "".
+    the regexes, longest pattern first. kind: "prefix", "group", "offset" or "". load: the same rule from the Hub's
+    names to the module's, as a renaming.
     """
 
     entry: str
@@ -41,6 +42,7 @@ class TableRule:
     order: tuple[int, ...]
     kind: str
     offset: int = 0
+    load: TableRule | None = None
 
     def search(self, name: str) -> tuple[str, re.Match[str], int] | None:
         """(prefix, match in the rest of the name, which pattern), or None."""
@@ -72,10 +74,13 @@ def load() -> dict[str, Any]:
     return json.loads((files("ckptconv.models") / "transformers_table.json").read_text("utf-8"))
 
 
-def rules_of(config: Config, names: Collection[str], *, prefix_changes: bool = False) -> list[TableRule]:
+def rules_of(
+    config: Config, names: Collection[str] | None, *, prefix_changes: bool = False
+) -> list[TableRule]:
     """The rules for a model, in the order they are tried when it is saved (sub-models first).
 
     names: the trained ones. A sub-model that no name lies in has no rules: the names are not the module's then.
+    None where they are not known: all sub-models have theirs.
     prefix_changes: also those that put back a prefix which the Hub repository had and the module has not.
     """
     table = load()
@@ -83,7 +88,7 @@ def rules_of(config: Config, names: Collection[str], *, prefix_changes: bool = F
     base = (table["classes"].get(nodes[0].cls) or {}).get("prefix", "") if nodes else ""
     rules: list[TableRule] = []
     for entry, path in reversed(_claimed(nodes, table["rules"])):
-        if path and not any(name.startswith(path + ".") for name in names):
+        if path and names is not None and not any(name.startswith(path + ".") for name in names):
             continue
         for rule in _entry(table, entry):
             if prefix_changes or not rule.get("prefix"):
@@ -188,6 +193,7 @@ def _rule(entry: str, rule: dict[str, Any], path: str, base: str) -> TableRule:
     kinds = [kind for kind in ("prefix", "group", "offset") if kind in rule]
     patterns = tuple(rule.get("patterns", rule["from"]))
     ops = tuple((name, arguments) for name, arguments in rule["ops"]) if "ops" in rule else None
+    load = rule.get("load")
     return TableRule(
         entry,
         tuple(_compiled(regex) for regex in rule["from"]),
@@ -198,4 +204,5 @@ def _rule(entry: str, rule: dict[str, Any], path: str, base: str) -> TableRule:
         tuple(sorted(range(len(patterns)), key=lambda i: -len(patterns[i]))),
         kinds[0] if kinds else "",
         rule.get("offset", 0),
+        load and _rule(entry, load | {kind: rule[kind] for kind in kinds if kind not in load}, path, base),
     )
