@@ -43,25 +43,25 @@ def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: s
     # holds decides what a write costs, and a tool of 16 GB leaves it empty behind it.
     found = [
         Contender("ckptconv", "ckptconv merge", "bf16", merge, ranks, out, half),
-        _cat("cat-ranks", "cat of the rank files", ranks),
-        _write("write-bf16", "dd of the bf16 size", "bf16", ranks, out, half),
-        _write("sync-bf16", "dd conv=fsync of the bf16 size", "bf16", ranks, out, half, "conv=fsync"),
+        cat("cat-ranks", "cat of the rank files", ranks),
+        write("write-bf16", "dd of the bf16 size", "bf16", ranks, out, half),
+        write("sync-bf16", "dd conv=fsync of the bf16 size", "bf16", ranks, out, half, "conv=fsync"),
         Contender("ckptconv-fp32", "ckptconv merge --dtype keep", "fp32", keep, ranks, out, full),
-        _write("write-fp32", "dd of the fp32 size", "fp32", ranks, out, full),
+        write("write-fp32", "dd of the fp32 size", "fp32", ranks, out, full),
         Contender("verl", "verl 0.9.1 model_merger", "bf16", verl, ranks, out, half),
         Contender("accelerate", "accelerate merge-weights", "fp32", accelerate, shards, out, full),
         Contender("dcp", "dcp_to_torch_save", "fp32", to_torch, shards, out, full),
-        _cat("cat-dcp", "cat of the DCP files", shards),
+        cat("cat-dcp", "cat of the DCP files", shards),
     ]
     return [one for one in found if verl_python or one.key != "verl"]
 
 
-def _cat(key: str, label: str, files: tuple[Path, ...]) -> Contender:
+def cat(key: str, label: str, files: tuple[Path, ...]) -> Contender:
     command = ("sh", "-c", 'cat "$@" > /dev/null', "cat", *map(str, files))
     return Contender(key, label, "", command, files, None, 0, is_floor=True)
 
 
-def _write(
+def write(
     key: str, label: str, dtype: str, warm: tuple[Path, ...], out: Path, nbytes: int, *more: str
 ) -> Contender:
     command = ("dd", "if=/dev/zero", f"of={out}", "bs=128K", f"count={nbytes}", "iflag=count_bytes,fullblock")

@@ -108,12 +108,12 @@ def show(result: dict[str, Any]) -> None:
 
 def markdown(result: dict[str, Any]) -> str:
     """The same table for the README."""
-    lines = [f"### {title(result)}", "", _line(_COLUMNS), "|---|---|" + "---:|" * (len(_COLUMNS) - 2)]
-    lines += [_line(row.cells()) for row in rows(result)]
+    lines = [f"### {title(result)}", "", line(_COLUMNS), "|---|---|" + "---:|" * (len(_COLUMNS) - 2)]
+    lines += [line(row.cells()) for row in rows(result)]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(result)), ""])
 
 
-def _line(cells: tuple[str, ...]) -> str:
+def line(cells: tuple[str, ...]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -13,6 +14,8 @@ def main() -> None:
     from ckptconv.cli import app
 
     debug = bool(os.environ.get("CKPTCONV_DEBUG"))
+    # Millions of small records and hardly a cycle: half of a large plan's time went to the collector.
+    gc.set_threshold(200_000, 20, 20)
     try:
         app(prog_name="ckptconv")
     except CkptconvError as error:

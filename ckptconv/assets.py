@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,26 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
-_NOT_COPIED = ("ckptconv.json", ".gitattributes")
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".distcp",
+    ".ckpt",
+    ".pkl",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+)
+_TRAINERS = ("latest", "latest_universal", "zero_to_fp32.py", "zero_to_torch.py", "trainer_state.json")
+_NOT_COPIED = ("ckptconv.json", ".gitattributes", *_TRAINERS)
+# What else lies in a run's folder whose config.json is used: its steps, its logs, a trainer's maps of names.
+_RUNS = re.compile(
+    r"^(?:(?:global_step_?|iter_|step-|(?:epoch_\d+_)?step_|checkpoint[-_])\d+|checkpoints?|sharded|runs|wandb|logs|"
+    r"pytorch_model_fsdp_\d+|optim(?:izer)?s?(?:_\d+)?)$|^fqn_to_\w+_mapping\.json$"
+)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -65,6 +84,8 @@ def write_config(target: Path, config: dict[str, Any], original: Path | None) ->
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
+        if _RUNS.match(path.name):
+            continue
         if path.is_dir() and not path.is_symlink():
             if not path.name.startswith("."):
                 yield from _walk(path)

@@ -11,16 +11,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckptconv.dtypes import from_text, is_float
+from ckptconv.errors import CkptconvError
 
 KEPT = "dtypes are kept as stored"
+_PACKED = ("int8", "uint8", "int32")  # what quantized weights are packed in
 
 
 def target(stored: Iterable[str], config: Mapping[str, Any] | None, policy: str) -> tuple[str, str]:
     """The dtype that float masters become ("" for none), and the sentence that says why.
 
     stored: the dtypes there are. policy: "auto", "keep" or a float dtype.
+    Raises CkptconvError for a cast of quantized weights: without their scales they are other numbers.
     """
-    if policy == "keep" or (policy == "auto" and "float32" not in set(stored)):
+    stored = set(stored)
+    if policy not in ("auto", "keep"):
+        _refuse_quantized(stored, config or {}, policy)
+    if policy == "keep" or (policy == "auto" and "float32" not in stored):
         return "", KEPT
     if policy != "auto":
         return policy, f"floats become {policy}, as asked"
@@ -30,6 +36,18 @@ def target(stored: Iterable[str], config: Mapping[str, Any] | None, policy: str)
         why = "the config's float32 is how masters are loaded" if wanted else "the config names no dtype"
         return "bfloat16", f"float32 masters become bfloat16 ({why}; --dtype keep leaves them)"
     return str(wanted), f"float32 masters become {wanted}, the config's dtype"
+
+
+def _refuse_quantized(stored: set[str], config: Mapping[str, Any], policy: str) -> None:
+    eighths = {dtype for dtype in stored if dtype.startswith("float8")}
+    packed = stored.intersection(_PACKED) if config.get("quantization_config") else set()
+    if eighths or packed:
+        raise CkptconvError(
+            f"quantized weights cannot be cast to {policy}: only their scales make them numbers",
+            found=", ".join(sorted(eighths | packed)),
+            wanted="--dtype auto or keep, which copy them as they are",
+            hint="dequantize the model first, with the library that quantized it",
+        )
 
 
 def of(stored: str, wanted: str, policy: str, names: tuple[str, ...], keep: tuple[str, ...]) -> str:

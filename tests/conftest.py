@@ -19,16 +19,22 @@ REPO = Path(__file__).resolve().parent.parent
 MAKE = Path(__file__).resolve().parent / "make"
 
 # Makers that have nothing to do with the checkpoints here; any other file there counts for the cache.
-OTHER_MAKERS = ("verl_", "smollm", "old_torch", "demo", "screens")
+OTHER_MAKERS = ("verl_", "smollm", "old_torch", "demo", "screens", "hf")
 
 
-def cache_key() -> str:
-    """Hash of everything that decides what the makers write."""
+def maker_of(group: str) -> str:
+    """The script that makes a group: dcp.py those of distributed checkpoints, fsdp.py the others."""
+    return "dcp.py" if group.startswith("dcp_") else "fsdp.py"
+
+
+def cache_key(group: str) -> str:
+    """Hash of everything that decides what the makers of a group write."""
     digest = hashlib.sha256()
-    for package in ("torch", "transformers", "peft"):
+    others = {"fsdp.py", "variants.py"} if maker_of(group) == "dcp.py" else {"dcp.py"}
+    for package in ("torch", "transformers", "peft", "accelerate"):
         digest.update(f"{package}=={version(package)}\n".encode())
     for source in sorted(MAKE.glob("*.py")):
-        if not source.name.startswith(OTHER_MAKERS):
+        if source.name not in others and not source.name.startswith(OTHER_MAKERS):
             digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -37,7 +43,7 @@ def launch(group: str, world: int, out: Path) -> None:
     """Make all variants of a group under torchrun; `out` appears whole or not at all."""
     building = out.with_name(f"{out.name}.{os.getpid()}.building")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    command += [str(MAKE / "fsdp.py"), "--group", group, "--out", str(building)]
+    command += [str(MAKE / maker_of(group)), "--group", group, "--out", str(building)]
     run = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
     )
@@ -53,11 +59,12 @@ def made() -> Callable[[str], Path]:
 
     The folders are shared by all tests and runs: read them, and copy what you want to change.
     """
-    root = Path(os.environ.get("CKPTCONV_TEST_CACHE") or REPO / ".cache" / "checkpoints") / cache_key()
+    cache = Path(os.environ.get("CKPTCONV_TEST_CACHE") or REPO / ".cache" / "checkpoints")
     failed: dict[str, str] = {}
 
     def folder(variant: str) -> Path:
         group = group_of(variant)
+        root = cache / cache_key(group)
         out = root / group
         if group in failed:
             pytest.fail(failed[group], pytrace=False)

@@ -7,32 +7,46 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from ckptconv.backends.locate import Place, locate, steps_of
+from ckptconv.backends import huggingface
+from ckptconv.backends.locate import Place, is_step, locate, steps_of
 from ckptconv.checkpoint import Checkpoint
 from ckptconv.errors import CkptconvError
 
 # In the order in which their signs are looked for: a trainer's shards come before the Hugging Face files beside them.
-BACKENDS = ("fsdp", "megatron", "megatron_legacy", "huggingface")
+BACKENDS = (
+    "fsdp",
+    "megatron_fsdp",
+    "megatron",
+    "megatron_legacy",
+    "dcp",
+    "deepspeed",
+    "huggingface",
+    "hf_shards",
+)
 
 
 def open_checkpoint(
     path: str | Path, *, backend: str | None = None, step: int | None = None, also: Sequence[str | Path] = ()
 ) -> Checkpoint:
-    """The checkpoint in a folder (run, step or role folder), read from metadata alone.
+    """The checkpoint in a folder (run, step or role folder) or one file of weights, read from metadata alone.
 
     backend: take this one instead of looking for signs. step: of a run; its latest when not given.
     also: more folders of the same checkpoint, for rank files that lie on several disks.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise CkptconvError("no such folder" if not root.exists() else "not a folder", where=root)
+    if not root.exists():
+        raise CkptconvError("no such folder", where=root)
     if backend is not None and backend not in BACKENDS:
         raise CkptconvError(f"there is no backend {backend!r}", wanted=", ".join(BACKENDS))
+    if not root.is_dir():
+        return huggingface.read_file(root)
+    if backend is None and not is_step(root) and steps_of(root) and huggingface.is_mine(root):
+        backend = huggingface.NAME  # the run's own model, which it ended with, before the shards of a step
     for module in _modules(backend):
         place = locate(root, module.is_mine, step)
         if place is not None:
             return module.read(place, [_other(folder, module, place) for folder in also])  # type: ignore[no-any-return]
-    raise _nothing(root, backend)
+    raise _nothing(root, backend, step)
 
 
 def _modules(backend: str | None) -> list[ModuleType]:
@@ -64,16 +78,34 @@ def _another_step(root: Path, step: int | None) -> CkptconvError:
     )
 
 
-def _nothing(root: Path, backend: str | None) -> CkptconvError:
+def _unfinished(run: Path, steps: dict[int, Path], backend: str | None) -> CkptconvError:
+    """The newest step of a run holds no weights: the save was cut off, or its files are elsewhere."""
+    newest = max(steps)
+    older = (
+        n for n in sorted(steps, reverse=True) if any(locate(steps[n], m.is_mine) for m in _modules(backend))
+    )
+    whole = next(older, None)
+    return CkptconvError(
+        f"step {newest} is the run's newest, and holds no weights that ckptconv knows",
+        where=steps[newest],
+        found=", ".join(sorted(path.name for path in steps[newest].iterdir())[:6]) or "an empty folder",
+        hint="name another folder" if whole is None else f"take an earlier one: --step {whole}",
+    )
+
+
+def _nothing(root: Path, backend: str | None, step: int | None) -> CkptconvError:
     names = sorted(path.name for path in root.iterdir())
     if not names:
         return CkptconvError("the folder is empty", where=root)
+    if step is None and (steps := steps_of(root)):
+        return _unfinished(root, steps, backend)
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     what = f"no {backend} checkpoint here" if backend else "not a checkpoint that ckptconv knows"
     return CkptconvError(
         what,
         where=root,
         found=shown,
-        wanted="model_world_size_W_rank_R.pt (verl FSDP), .metadata or mp_rank_TT_PPP/ (Megatron), or *.safetensors",
+        wanted="model_world_size_W_rank_R.pt (verl FSDP), .metadata or mp_rank_TT_PPP/ (Megatron, torch DCP), "
+        "mp_rank_00_model_states.pt (DeepSpeed), *.safetensors or pytorch_model*.bin",
         hint="name the run's folder, a step or a role in it",
     )

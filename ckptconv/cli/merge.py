@@ -55,6 +55,10 @@ def command(
             "--layout", help="Names and layouts: hub, or module as trained.", rich_help_panel=_MERGING
         ),
     ] = "hub",
+    mtp: Annotated[
+        str,
+        typer.Option("--mtp", help="Multi-token prediction layers: keep or drop.", rich_help_panel=_MERGING),
+    ] = "keep",
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", help="Largest file.", rich_help_panel=_WRITING)
     ] = "5GB",
@@ -129,6 +133,7 @@ def command(
 
     _one_of("--lora", lora, (None, "merge", "adapter", "both"))
     _one_of("--layout", layout, ("hub", "module"))
+    _one_of("--mtp", mtp, ("keep", "drop"))
     _one_of("--dtype", dtype, ("auto", "keep", "float32", "bfloat16", "float16"))
     source = o.one_of(directory, local_dir, "the checkpoint folder", "--local_dir")
     default = (
@@ -150,7 +155,7 @@ def command(
             writing.start(plan)
 
     choices: dict[str, Any] = {
-        "options": Options(dtype, lora, lora_alpha, layout, max_shard_size),
+        "options": Options(dtype, lora, lora_alpha, layout, max_shard_size, mtp),
         "backend": backend,
         "also": also or (),
         "config": config,

@@ -31,7 +31,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Equal tensors under one pattern: `model.layers.*.mlp.up_proj.weight`, how many, how they are cut."""
+    """Equal tensors under one pattern: `model.layers.*.mlp.up_proj.weight`, how many, how they are cut.
+
+    slices: of the first of them. ranks: all that store a part of any; pipeline stages cut alike on other ranks.
+    """
 
     pattern: str
     count: int
@@ -40,6 +43,7 @@ class Row:
     placement: str
     nbytes: int
     slices: tuple[Slice, ...]
+    ranks: tuple[int, ...]
 
     @property
     def cut_dims(self) -> tuple[int, ...]:
@@ -53,7 +57,7 @@ class RankMap:
     """One rank's share: bytes used, bytes that are copies, and which parts of the model it stores."""
 
     rank: int
-    file: str
+    files: tuple[str, ...]
     nbytes: int
     copies: int
     parts: tuple[
@@ -103,7 +107,9 @@ def inspect(
     for tensor in tensors.values():
         dtypes[tensor.view.dtype][0] += 1
         dtypes[tensor.view.dtype][1] += tensor.view.nbytes
-    parts, ranks = _shares(checkpoint)
+    rank_of = checkpoint.rank_of
+    slices = {name: _slices(tensor, rank_of) for name, tensor in tensors.items()}
+    parts, ranks = _shares(checkpoint, slices)
     named = named_architectures(config)
     return Inspection(
         path=Path(path),
@@ -124,7 +130,7 @@ def inspect(
         skipped=tuple((item.what, item.nbytes, item.reason) for item in checkpoint.skipped),
         parts=parts,
         ranks=ranks,
-        rows=_rows(checkpoint),
+        rows=_rows(checkpoint, slices),
         lora=_lora(checkpoint),
         notes=checkpoint.notes,
     )
@@ -142,16 +148,20 @@ def part_of(name: str) -> str:
     return "other"
 
 
-def _shares(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[RankMap, ...]]:
-    rank_of = checkpoint.rank_of
+def _shares(
+    checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]
+) -> tuple[tuple[str, ...], tuple[RankMap, ...]]:
     held: dict[int, dict[str, int]] = {file.rank: defaultdict(int) for file in checkpoint.files}
+    files: dict[int, list[str]] = defaultdict(list)
+    for file in checkpoint.files:
+        files[file.rank].append(file.path)
     copies: dict[int, int] = defaultdict(int)
     totals: dict[str, int] = defaultdict(int)
     for name, tensor in checkpoint.tensors.items():
         part = part_of(name)
         totals[part] += tensor.view.nbytes
         item = tensor.view.nbytes // max(tensor.view.numel, 1)
-        for piece in _slices(tensor, rank_of):
+        for piece in slices[name]:
             nbytes = item
             for size in piece.sizes:
                 nbytes *= size
@@ -161,13 +171,13 @@ def _shares(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[RankMap, ...
     order = sorted(totals, key=lambda part: (_ORDER.get(part, 1), int(part) if part.isdigit() else 0))
     ranks = tuple(
         RankMap(
-            file.rank,
-            file.path,
-            sum(held[file.rank].values()) - copies[file.rank],
-            copies[file.rank],
-            tuple(held[file.rank][part] / totals[part] if totals[part] else 0.0 for part in order),
+            rank,
+            tuple(files[rank]),
+            sum(parts.values()) - copies[rank],
+            copies[rank],
+            tuple(parts[part] / totals[part] if totals[part] else 0.0 for part in order),
         )
-        for file in checkpoint.files
+        for rank, parts in held.items()
     )
     return tuple(order), ranks
 
@@ -175,38 +185,34 @@ def _shares(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[RankMap, ...
 _ORDER = {"embedding": 0, "other": 2, "head": 3}
 
 
-def _slices(tensor: StoredTensor, rank_of: dict[str, int]) -> list[Slice]:
+def _slices(tensor: StoredTensor, rank_of: dict[str, int]) -> tuple[Slice, ...]:
     found = [Slice(rank_of[c.file], c.offsets, c.sizes) for c in tensor.view.chunks]
     for offsets, view in tensor.replicas:
         for c in view.chunks:
             begin = tuple(map(int.__add__, offsets, c.offsets))
             found.append(Slice(rank_of[c.file], begin, c.sizes, copy=True))
-    return sorted(found, key=lambda piece: (piece.offsets, piece.copy, piece.rank))
+    return tuple(sorted(found, key=lambda piece: (piece.offsets, piece.copy, piece.rank)))
 
 
-def _rows(checkpoint: Checkpoint) -> tuple[Row, ...]:
-    """Equal layers collapse to `*`: same pattern, shape, dtype and slices."""
-    rank_of = checkpoint.rank_of
-    groups: dict[tuple[Any, ...], int] = {}
-    first: dict[tuple[Any, ...], Row] = {}
+def _rows(checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]) -> tuple[Row, ...]:
+    """Equal layers collapse to `*`: same pattern, shape, dtype and cuts, on whichever ranks."""
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, tensor in checkpoint.tensors.items():
-        slices = tuple(_slices(tensor, rank_of))
+        boxes = tuple((piece.offsets, piece.sizes, piece.copy) for piece in slices[name])
         view = tensor.view
-        pattern = _NUMBER.sub("*", name)
-        key = (pattern, view.shape, view.dtype, tensor.placement, slices)
-        groups[key] = groups.get(key, 0) + 1
-        first.setdefault(key, Row(name, 1, view.shape, view.dtype, tensor.placement, view.nbytes, slices))
+        groups[_NUMBER.sub("*", name), view.shape, view.dtype, tensor.placement, boxes].append(name)
     return tuple(
         Row(
-            key[0] if count > 1 else row.pattern,
-            count,
-            row.shape,
-            row.dtype,
-            row.placement,
-            row.nbytes * count,
-            row.slices,
+            pattern if len(names) > 1 else names[0],
+            len(names),
+            shape,
+            dtype,
+            placement,
+            checkpoint.tensors[names[0]].view.nbytes * len(names),
+            slices[names[0]],
+            tuple(sorted({piece.rank for name in names for piece in slices[name]})),
         )
-        for (key, row), count in zip(first.items(), groups.values(), strict=True)
+        for (pattern, shape, dtype, placement, _), names in groups.items()
     )
 
 

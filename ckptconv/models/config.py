@@ -30,7 +30,8 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
             _compare(where, name, "vocab_size", text.get("vocab_size"), shape[0])
             _compare(where, name, "hidden_size", text.get("hidden_size"), shape[1])
             break
-    _check_projections(text, shapes, where)
+    if not config.get("quantization_config"):  # packed weights have other shapes
+        _check_projections(text, shapes, where)
     found = [
         int(match.group(1))
         for name in shapes
@@ -133,6 +134,11 @@ def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes
         if wanted:
             notes.append(f"a value head (score.weight) is stored: architectures is set to {wanted}")
             named = [wanted]
+        else:
+            notes.append(
+                f"a value head (score.weight) is stored, but transformers has no class with one for "
+                f"{config.get('model_type')!r}: architectures stays as it is"
+            )
     if score is not None and len(score) == 2:
         _set_labels(config, score[0])
     if not named:

@@ -33,10 +33,18 @@ def tied_pairs(config: dict[str, Any], names: Iterable[str]) -> list[tuple[str, 
     pairs = []
     for pattern, source in stated.items():
         targets = [n for n in present if re.fullmatch(pattern, n)] if _is_pattern(pattern) else [pattern]
+        source = source if source in present else _namesake(source, present)
         for target in targets:
             if target in present and source in present:
                 pairs.append((target, source))
     return pairs
+
+
+def _namesake(module_name: str, present: list[str]) -> str:
+    """The one tensor with the same end: on the Hub, Qwen2.5-VL's embedding is not under its module's name."""
+    end = "." + ".".join(module_name.split(".")[-2:])
+    found = [name for name in present if name.endswith(end)]
+    return found[0] if len(found) == 1 else module_name
 
 
 def says_tied(config: dict[str, Any]) -> bool:

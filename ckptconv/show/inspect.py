@@ -33,12 +33,14 @@ def _facts(found: Inspection) -> RenderableType:
     table.add_row("format", f"{found.layout}{place}")
     table.add_row("model", _model(found))
     if found.backend != "huggingface":
-        meshes = ", ".join(found.meshes) or "none: every rank holds whole tensors"
+        cut = any(row.cut_dims for row in found.rows)
+        meshes = ", ".join(found.meshes) or ("not stated" if cut else "none: every rank holds whole tensors")
         table.add_row("mesh", f"{meshes}  →  {found.world_size} rank{'s' if found.world_size != 1 else ''}")
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, _, nbytes in found.dtypes)
+    files = sum(len(rank.files) for rank in found.ranks)
     table.add_row(
         "stores",
-        f"{found.tensors} tensors in {len(found.ranks)} files, {count(found.parameters)} parameters: {dtypes}",
+        f"{found.tensors} tensors in {files} files, {count(found.parameters)} parameters: {dtypes}",
     )
     if found.replica_bytes:
         table.add_row("copies", f"{size(found.replica_bytes)} on other ranks, left out")

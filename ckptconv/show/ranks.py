@@ -36,17 +36,19 @@ def picture(row: Row, width: int = 32) -> Text:
     used = [piece for piece in row.slices if not piece.copy]
     dims = row.cut_dims
     if not dims or len(used) < 2:
-        holders = sorted({piece.rank for piece in row.slices})
-        return Text(_ranks(holders) if holders else "empty", style="dim")
+        return Text(_ranks(list(row.ranks)) if row.ranks else "empty", style="dim")
     if len(dims) > 1:
         return Text(f"{len(used)} boxes on {_ranks(sorted({piece.rank for piece in used}))}", style="dim")
+    # Tensors of one row may be cut alike by other ranks each: pipeline stages.
+    if len(row.ranks) > len({piece.rank for piece in row.slices}):
+        return Text(f"{len(used)} slices on {_ranks(list(row.ranks))}", style="dim")
     return _segments(used, dims[0], row.shape[dims[0]], width)
 
 
 def _segments(used: list[Slice], dim: int, whole: int, width: int) -> Text:
     text = Text()
     each = max(width // len(used), 1)
-    if each < 3:
+    if each < max(len(str(piece.rank)) for piece in used) + 2:
         return Text(f"{len(used)} slices on {_ranks(sorted({piece.rank for piece in used}))}", style="dim")
     for piece in used:
         cells = max(round(piece.sizes[dim] / whole * width), 3)

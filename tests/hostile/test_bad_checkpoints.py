@@ -46,7 +46,7 @@ def test_a_folder_that_is_not_a_checkpoint(tmp_path: Path, place: Path) -> None:
 
 
 def test_a_file_where_a_folder_should_be(made: Made, place: Path) -> None:
-    refused(rank_file(made("fsdp2_w4"), 0), place, r"not a folder")
+    refused(rank_file(made("fsdp2_w4"), 0), place, r"piece of a sharded tensor")
 
 
 def test_a_run_without_a_step(tmp_path: Path, place: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_run_without_a_step(tmp_path: Path, place: Path) -> None:
 
 def test_a_step_whose_save_never_finished(tmp_path: Path, place: Path) -> None:
     (tmp_path / "run" / "global_step_3" / "actor").mkdir(parents=True)
-    refused(tmp_path / "run", place, r"not a checkpoint|no rank files|empty")
+    refused(tmp_path / "run", place, r"step 3 is the run.s newest, and holds no weights")
 
 
 # --- rank files

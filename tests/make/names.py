@@ -8,4 +8,6 @@ def world_of(variant: str) -> int:
 
 def group_of(variant: str) -> str:
     """The launch that makes a variant: one a world, and one for the many architectures."""
+    if variant.startswith("dcp_"):
+        return f"dcp_w{world_of(variant)}"
     return f"arch_w{world_of(variant)}" if variant.startswith("arch_") else f"w{world_of(variant)}"

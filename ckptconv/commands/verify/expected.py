@@ -14,8 +14,8 @@ from typing import Any
 
 from ckptconv.commands.verify.records import Problem
 from ckptconv.errors import CkptconvError
-from ckptconv.models import facts
-from ckptconv.models.hub_names import to_hub
+from ckptconv.models import facts, mtp
+from ckptconv.models.hub_names import taken_either_way, to_hub
 from ckptconv.view import Shape
 
 # Beside the model, and loaded by other tools or by nobody: TRL's value heads, old rotary tables.
@@ -25,7 +25,10 @@ _OLD_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A class and the tensors of its state dict. names: "Hub" names or "module" names; ignored: patterns."""
+    """A class and the tensors of its state dict. names: "Hub" names or "module" names; ignored: patterns.
+
+    either_way: tensors that it takes with two dims swapped too, and which (Qwen3-VL-MoE's experts, as published).
+    """
 
     architecture: str
     shapes: dict[str, Shape]
@@ -33,6 +36,15 @@ class Expected:
     names: str
     may_miss: tuple[str, ...]
     ignored: tuple[str, ...]
+    either_way: dict[str, tuple[int, int]]
+
+    def has_shape(self, name: str, shape: Shape) -> bool:
+        """True for a shape that the class can load the tensor from."""
+        wanted = list(self.shapes[name])
+        if name in self.either_way and list(shape) != wanted:
+            one, two = self.either_way[name]
+            wanted[one], wanted[two] = wanted[two], wanted[one]
+        return list(shape) == wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,8 @@ def _best_names(architecture: str, model: Any, config: dict[str, Any], present: 
         tied,
         names,
         tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()),
-        tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
+        (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *mtp.patterns(config)),
+        taken_either_way(shapes, config) if names == "Hub" else {},
     )
 
 

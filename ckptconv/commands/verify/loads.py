@@ -69,7 +69,7 @@ def _shapes(side: Side, expected: Expected) -> Layer:
     wrong = [
         (name, side.tensors[name].shape, expected.shapes[name])
         for name in shared
-        if side.tensors[name].shape != expected.shapes[name]
+        if not expected.has_shape(name, side.tensors[name].shape)
     ]
     return structure.shapes_layer(wrong, len(shared), expected.architecture)
 

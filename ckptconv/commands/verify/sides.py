@@ -64,8 +64,8 @@ def open_side(
     Raises CkptconvError for whatever would keep `merge` from planning it.
     """
     checkpoint = open_checkpoint(path, backend=backend, step=step, also=also)
-    if checkpoint.backend == huggingface.NAME:
-        folder = Path(config) if config is not None else checkpoint.assets
+    folder = Path(config) if config is not None else checkpoint.assets
+    if checkpoint.backend == huggingface.NAME and (folder is None or _is_safetensors(checkpoint)):
         found = assets.read_config(folder) if folder is not None else None
         tensors = {name: _as_it_is(name, tensor.view) for name, tensor in checkpoint.tensors.items()}
         return Side(Path(path), checkpoint, tensors, found)
@@ -84,6 +84,11 @@ def open_side(
         notes=plan.notes,
         dtype_said=plan.dtype_said,
     )
+
+
+def _is_safetensors(checkpoint: Checkpoint) -> bool:
+    """False for torch.save files: they are compared as `merge` would write them, and have CRCs to check."""
+    return all(file.path.endswith(".safetensors") for file in checkpoint.files)
 
 
 def _as_it_is(name: str, view: View) -> Output:
