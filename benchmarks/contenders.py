@@ -35,6 +35,8 @@ def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: s
     out, python = scratch / "out", sys.executable
     merge = (python, "-m", "ckptconv", "merge", str(checkpoint.actor), str(out))
     keep = (*merge, "--dtype", "keep")
+    from_dcp = (python, "-m", "ckptconv", "merge", str(checkpoint.dcp), str(out), "--dtype", "keep")
+    from_dcp += ("--config", str(checkpoint.actor / "huggingface"))
     verl: tuple[str, ...] = (verl_python or "", "-m", "verl.model_merger", "merge", "--backend", "fsdp")
     verl += ("--local_dir", str(checkpoint.actor), "--target_dir", str(out))
     accelerate = (str(Path(python).with_name("accelerate")), "merge-weights", str(checkpoint.dcp), str(out))
@@ -48,6 +50,7 @@ def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: s
         write("sync-bf16", "dd conv=fsync of the bf16 size", "bf16", ranks, out, half, "conv=fsync"),
         Contender("ckptconv-fp32", "ckptconv merge --dtype keep", "fp32", keep, ranks, out, full),
         write("write-fp32", "dd of the fp32 size", "fp32", ranks, out, full),
+        Contender("ckptconv-dcp", "ckptconv merge of the DCP folder", "fp32", from_dcp, shards, out, full),
         Contender("verl", "verl 0.9.1 model_merger", "bf16", verl, ranks, out, half),
         Contender("accelerate", "accelerate merge-weights", "fp32", accelerate, shards, out, full),
         Contender("dcp", "dcp_to_torch_save", "fp32", to_torch, shards, out, full),

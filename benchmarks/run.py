@@ -22,7 +22,11 @@ from benchmarks.verl_env import verl_python
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "benchmarks" / "README.md"
-_PAIRS = (("ckptconv", "verl"), ("ckptconv-fp32", "accelerate"))  # who must write the same tensors
+_PAIRS = (
+    ("ckptconv", "verl"),
+    ("ckptconv-fp32", "accelerate"),
+    ("ckptconv-dcp", "accelerate"),
+)  # who must write the same tensors
 
 
 def turn(one: Contender, scratch: Path, keep_digests: bool) -> tuple[dict[str, Any], compare.Digests | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from ckptconv.models import facts
 from ckptconv.view import Shape
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 _CLASSIFIER = "score.weight"
 _VALUE_HEADS = ("v_head.", "value_head.")
 
@@ -32,6 +34,7 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
             break
     if not config.get("quantization_config"):  # packed weights have other shapes
         _check_projections(text, shapes, where)
+        _check_experts(config, text, shapes, where)
     found = [
         int(match.group(1))
         for name in shapes
@@ -69,6 +72,33 @@ def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], whe
         plain = not (latent and kind.startswith("self_attn")) and not _per_layer(text)
         if isinstance(size, int) and plain:
             _compare(where, name, key, size, shape[dim])
+
+
+def _check_experts(
+    config: Mapping[str, Any], text: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path
+) -> None:
+    """How many experts there are and how wide they are, where they have the usual names and the config says it."""
+    highest, width = -1, None
+    for name, shape in shapes.items():
+        found = None if _other_tower(name) else _EXPERT.search(name)
+        if found is not None:
+            highest = max(highest, int(found[1]))
+            if width is None and found[2] in ("up_proj", "w3") and len(shape) == 2:
+                width = name, shape[0]
+    if highest < 0:
+        return
+    if "expert" not in json.dumps(config, default=str):
+        raise CkptconvError(
+            "the config does not belong to these tensors",
+            where=where,
+            found=f"{highest + 1} experts a layer",
+            wanted=f"a {config.get('model_type')} without experts",
+            hint="name the right model's folder with --config DIR",
+        )
+    for key in ("num_experts", "n_routed_experts", "num_local_experts"):
+        _compare(where, "experts", key, text.get(key), highest + 1)
+    if width is not None and not _per_layer(text):
+        _compare(where, width[0], "moe_intermediate_size", text.get("moe_intermediate_size"), width[1])
 
 
 def _times(count: object, size: int) -> int | None:

@@ -201,3 +201,13 @@ def test_every_family_is_in_the_documentation() -> None:
     text = (FIXTURES.parents[1] / "docs" / "megatron.md").read_text()
     first_cells = re.findall(r"^\|([^|]*)\|", text, re.MULTILINE)
     assert sorted(set(FAMILIES) - set(re.findall(r"`(\w+)`", "".join(first_cells)))) == []
+
+
+@pytest.mark.parametrize("key", ["num_experts", "moe_intermediate_size"])
+def test_a_config_with_other_experts_is_refused(key: str, tmp_path: Path) -> None:
+    case = "qwen3_moe_tp2pp2ep2"
+    wrong = {**config(case), key: config(case)[key] * 2}
+    (tmp_path / "config.json").write_text(json.dumps(wrong))
+    with pytest.raises(CkptconvError, match=r"does not belong to these tensors|layout that the config"):
+        merge(home(case) / "run", tmp_path / "out", config=tmp_path)
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bad_tools import refused
 from helpers import (
     ROLE,
@@ -17,6 +18,7 @@ from helpers import (
     edit_config,
     own_copy,
     rank_file,
+    save_ws1,
     tensors,
 )
 
@@ -108,3 +110,13 @@ def test_a_config_of_odd_values_is_an_error_or_harmless(
     assert ran.code == 0
     if (place / "out").exists():
         assert_equal(tensors(place / "out"), tensors(made("critic_w2") / "hub"))
+
+
+def test_experts_under_the_config_of_a_model_without_experts(tmp_path: Path) -> None:
+    """Equal sizes, another kind of model: it would load with every expert missing."""
+    experts = {f"model.layers.0.mlp.experts.{i}.up_proj.weight": torch.zeros(3, 4) for i in range(2)}
+    config = {"model_type": "qwen2", "vocab_size": 5, "hidden_size": 4, "num_hidden_layers": 1}
+    folder = save_ws1({"model.embed_tokens.weight": torch.zeros(5, 4), **experts}, config, tmp_path / "run")
+    ran = cli("merge", folder, tmp_path / "out")
+    assert_one_error(ran, says="does not belong to these tensors", names=["2 experts a layer"])
+    assert not (tmp_path / "out").exists()

@@ -49,6 +49,7 @@ _OTHERS = {
     "prompt_encoder": "prompt tuning",
     "prompt_embeddings": "prompt tuning",
 }
+_MARKS = re.compile("|".join(_OTHERS))  # one look at a name tells most of them apart from all of these
 # LoRA-like, and not understood; other models have modules that are called adapter too.
 _LEFT = re.compile(r"\.lora_|lora_magnitude_vector|\.adapter_|\.(?:linear_\w+|router)\.adapter\.")
 # LoRA settings that make more of an adapter than its factors -> what they are called.
@@ -74,7 +75,7 @@ def is_adapter_config(meta: Mapping[str, Any]) -> bool:
 def check_name(name: str) -> None:
     """Raise for a tensor of an adapter that is no LoRA, or of a kind that is not understood."""
     wrapped = name.startswith("base_model.")  # other models may have such names for their own
-    for segment in name.split("."):
+    for segment in name.split(".") if _MARKS.search(name) else ():
         for mark, kind in _OTHERS.items():
             if segment.startswith(mark) and (wrapped or ".adapter." in name or mark.startswith("lora_")):
                 raise CkptconvError(f"{name} is a tensor of {kind}, which is not supported", hint=_HINT)
