@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from filelock import FileLock
 from make.names import group_of, world_of
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell starts what runs in its background with Ctrl-C ignored, and every process under it inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parent.parent
 MAKE = Path(__file__).resolve().parent / "make"
