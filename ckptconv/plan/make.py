@@ -88,6 +88,8 @@ class _Draft:
         for name, (source, shape, trained) in fused.items():
             dtype = dtype_policy.of(source.dtype, target, options.dtype, (name, *trained), keep)
             self.outputs[name] = Output(name, shape, dtype, source, tuple(map(self._stored_name, trained)))
+        if all(output.dtype == output.source.dtype for output in self.outputs.values()):
+            self._dtype_said = dtype_policy.KEPT
         self._repeat()
         shapes = {name: output.shape for name, output in self.outputs.items()}
         if self._config is not None:

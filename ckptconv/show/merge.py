@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from types import TracebackType
@@ -13,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.merge import Merged
-from ckptconv.plan import Plan
+from ckptconv.plan import Dropped, Plan
 from ckptconv.receipt import receipt
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, size
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def summary(plan: Plan) -> str:
@@ -75,8 +78,8 @@ def dry_run(result: Merged) -> RenderableType:
     ]
     if plan.dropped or plan.checkpoint.skipped:
         left = _table("left out", "bytes", "because")
-        for item in plan.dropped:
-            left.add_row(item.name, f"{item.nbytes:,}", item.reason)
+        for name, nbytes, reason in _alike(plan):
+            left.add_row(name, f"{nbytes:,}", reason)
         for skipped in plan.checkpoint.skipped:
             left.add_row(skipped.what, f"{skipped.nbytes:,}", skipped.reason)
         parts += [left, Text()]
@@ -94,6 +97,21 @@ def dry_run(result: Merged) -> RenderableType:
         )
     )
     return Group(*parts)
+
+
+def _alike(plan: Plan) -> list[tuple[str, int, str]]:
+    """What is left out, as (names, bytes, reason): those that differ by numbers alone, for one reason, in one line."""
+    groups: dict[tuple[str, str], list[Dropped]] = {}
+    for item in plan.dropped:
+        groups.setdefault((_NUMBER.sub("*", item.name), item.reason), []).append(item)
+    return [
+        (
+            f"{pattern} ({len(items)})" if len(items) > 1 else items[0].name,
+            sum(i.nbytes for i in items),
+            reason,
+        )
+        for (pattern, reason), items in groups.items()
+    ]
 
 
 def _table(*columns: str) -> Table:
