@@ -50,6 +50,7 @@ def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: s
         write("sync-bf16", "dd conv=fsync of the bf16 size", "bf16", ranks, out, half, "conv=fsync"),
         Contender("ckptconv-fp32", "ckptconv merge --dtype keep", "fp32", keep, ranks, out, full),
         write("write-fp32", "dd of the fp32 size", "fp32", ranks, out, full),
+        write("sync-fp32", "dd conv=fsync of the fp32 size", "fp32", ranks, out, full, "conv=fsync"),
         Contender("ckptconv-dcp", "ckptconv merge of the DCP folder", "fp32", from_dcp, shards, out, full),
         Contender("verl", "verl 0.9.1 model_merger", "bf16", verl, ranks, out, half),
         Contender("accelerate", "accelerate merge-weights", "fp32", accelerate, shards, out, full),
