@@ -135,3 +135,10 @@ def qkv_layout(config: Config) -> Grouped:
     groups = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
     return Grouped(groups, (heads // groups * head_dim, head_dim, head_dim))
+
+
+# What the Hub's MTP layers repeat of the model: (the copy's name, what it is a copy of).
+MTP_COPIES = (
+    (Pattern("model.layers.{mtp}.embed_tokens.weight"), "model.embed_tokens.weight"),
+    (Pattern("model.layers.{mtp}.shared_head.head.weight"), "lm_head.weight"),
+)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ckptconv.errors import CkptconvError
+from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family, Rule, text_of
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.rules import Piece, Pieces, to_hub_layout, to_trained_layout
 from ckptconv.view import View, narrow
 
 T = TypeVar("T")
+F = TypeVar("F")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _Place = tuple[int, tuple[int, ...]]  # which of a rule's trained names, and the gathered numbers in it
 
@@ -25,6 +27,19 @@ class _Group(Generic[T]):
     rule: Rule
     holes: dict[str, str]
     found: dict[_Place, tuple[str, T]] = field(default_factory=dict)
+
+
+def chosen(families: Mapping[str, F], config: Config, whose: str) -> F:
+    """What a trainer's families have for a config's model type. Raises CkptconvError where there is none, and lists them."""
+    model_type = str(config.get("model_type"))
+    if model_type not in families:
+        raise CkptconvError(
+            f"no table says how {whose} names the tensors of {model_type!r}",
+            found=", ".join(named_architectures(config)) or None,
+            wanted=", ".join(sorted(families)),
+            hint="a table is about 20 lines: see docs/adding-a-model.md; inspect works without one",
+        )
+    return families[model_type]
 
 
 def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str) -> Renamed[T]:

@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ckptconv.errors import CkptconvError
 from ckptconv.models import mtp, translate
-from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
 from ckptconv.models.megatron.tables import FAMILIES
@@ -18,15 +16,7 @@ T = TypeVar("T")
 
 def family_of(config: Config) -> Family:
     """The table for a config's model type. Raises CkptconvError where there is none, and lists what is there."""
-    model_type = str(config.get("model_type"))
-    if model_type not in FAMILIES:
-        raise CkptconvError(
-            f"no table says how Megatron names the tensors of {model_type!r}",
-            found=", ".join(named_architectures(config)) or None,
-            wanted=", ".join(sorted(FAMILIES)),
-            hint="a table is about 20 lines: see docs/adding-a-model.md; inspect works without one",
-        )
-    return FAMILIES[model_type]
+    return translate.chosen(FAMILIES, config, "Megatron")
 
 
 def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:

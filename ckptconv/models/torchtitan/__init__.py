@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import translate
-from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
 from ckptconv.models.rules import Pattern
@@ -26,16 +25,9 @@ def speaks(names: Iterable[str]) -> bool:
 def family_of(config: Config) -> Family:
     """The table for a config's model type. Raises CkptconvError where there is none, and lists what is there, and for
     a config that does not say how many experts there are."""
-    model_type = str(config.get("model_type"))
-    if model_type not in FAMILIES:
-        raise CkptconvError(
-            f"no table says how torchtitan names the tensors of {model_type!r}",
-            found=", ".join(named_architectures(config)) or None,
-            wanted=", ".join(sorted(FAMILIES)),
-            hint="a table is about 20 lines: see docs/adding-a-model.md; inspect works without one",
-        )
+    family = translate.chosen(FAMILIES, config, "torchtitan")
     try:
-        return FAMILIES[model_type](config)
+        return family(config)
     except KeyError as error:
         raise CkptconvError(
             "the config does not say how many experts a layer has",

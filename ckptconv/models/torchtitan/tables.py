@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ckptconv.models.family import Changed, Config, Family, LeftOut, Rule, Same
-from ckptconv.models.rules import Cut, Pattern, Swap, Turned
+from ckptconv.models.family import MTP_COPIES, Changed, Config, Family, LeftOut, Rule, Same
+from ckptconv.models.rules import Cut, Swap, Turned
 from ckptconv.models.torchtitan.verbs import EXPERTS, Experts, Heads, spelled
 
 L, M = "layers.{layer}.", "model.layers.{layer}."
@@ -114,12 +114,6 @@ def multi_token(count: int) -> tuple[Rule, ...]:
         Same(layer + "mtp_norm.weight", hub + "shared_head.norm.weight"),
     )
 
-
-# What the Hub's layers for further tokens repeat of the model.
-MTP_COPIES = (
-    (Pattern("model.layers.{mtp}.embed_tokens.weight"), "model.embed_tokens.weight"),
-    (Pattern("model.layers.{mtp}.shared_head.head.weight"), "lm_head.weight"),
-)
 
 # Gate and up are interleaved on both sides; (expert, out, in) in training, (expert, in, out) on the Hub.
 GPT_OSS_MOE = (

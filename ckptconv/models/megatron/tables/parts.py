@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckptconv.models.family import QKV, Family, GateUp, Rule, Same, Vocab
+from ckptconv.models.family import MTP_COPIES, QKV, Family, GateUp, Rule, Same, Vocab
 from ckptconv.models.rules import Pattern
 
 L, M = "decoder.layers.{layer}.", "model.layers.{layer}."
@@ -119,10 +119,6 @@ MTP_ENDS = (
     Same(MTP + "hnorm.weight", NEXT + "hnorm.weight"),
     Same(MTP + "eh_proj.weight", NEXT + "eh_proj.weight"),
     Same(MTP + "final_layernorm.weight", NEXT + "shared_head.norm.weight"),
-)
-MTP_COPIES = (
-    (Pattern(NEXT + "embed_tokens.weight"), "model.embed_tokens.weight"),
-    (Pattern(NEXT + "shared_head.head.weight"), "lm_head.weight"),
 )
 
 
