@@ -27,6 +27,20 @@ class Size:
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return self.layers * layer + self.hidden + 2 * self.vocab * self.hidden
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """The shape as Qwen2Config takes it."""
+        return {
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "intermediate_size": self.intermediate,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "vocab_size": self.vocab,
+            "tie_word_embeddings": False,
+            "architectures": ["Qwen2ForCausalLM"],
+        }
+
 
 SIZES = {
     size.name: size

@@ -31,14 +31,7 @@ _WORDS = ["<unk>", "<pad>", "<end>", "the", "a", "model", "was", "trained", "and
 
 def _config(size: Size) -> Qwen2Config:
     return Qwen2Config(
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        intermediate_size=size.intermediate,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        vocab_size=size.vocab,
-        tie_word_embeddings=False,
-        architectures=["Qwen2ForCausalLM"],
+        **size.settings,
         bos_token_id=2,
         eos_token_id=2,
         pad_token_id=1,

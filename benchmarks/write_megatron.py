@@ -28,16 +28,7 @@ def make_model() -> None:
     from benchmarks.sizes import SIZES
 
     size = SIZES["0.5b"]
-    config = Qwen2Config(
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        intermediate_size=size.intermediate,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        vocab_size=size.vocab,
-        tie_word_embeddings=False,
-        architectures=["Qwen2ForCausalLM"],
-    )
+    config = Qwen2Config(**size.settings)
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():

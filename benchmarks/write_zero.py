@@ -28,16 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(7)
     torch.set_default_dtype(torch.bfloat16)
-    config = Qwen2Config(
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        intermediate_size=size.intermediate,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        vocab_size=size.vocab,
-        tie_word_embeddings=False,
-        architectures=["Qwen2ForCausalLM"],
-    )
+    config = Qwen2Config(**size.settings)
     model = Qwen2ForCausalLM(config)
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ckptconv.view import View
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +91,8 @@ class Checkpoint:
     def rank_of(self) -> dict[str, int]:
         """file -> the rank that wrote it."""
         return {file.path: file.rank for file in self.files}
+
+
+def starred(name: str) -> str:
+    """A name with `*` for its numbers, as the names of equal tensors are shown."""
+    return _NUMBER.sub("*", name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ckptconv.errors import CkptconvError
+from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import (
     Cut,
     Gates,
@@ -13,7 +14,6 @@ from ckptconv.models.rules import (
     Layout,
     Modalities,
     Pairs,
-    Pattern,
     Piece,
     Rope,
     Swap,

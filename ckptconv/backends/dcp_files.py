@@ -22,8 +22,6 @@ from ckptconv.view import View, place
 
 METADATA = ".metadata"
 _FILE = re.compile(r"^__(\d+)_(\d+)\.distcp$")
-
-
 _Info = tuple[str, int, int]  # file, offset, length
 
 
@@ -35,7 +33,6 @@ class DcpFiles:
     files: tuple[RankFile, ...]
     skipped: tuple[Skipped, ...]
     names: tuple[str, ...]
-    planner: Any
 
     @property
     def world_size(self) -> int:
@@ -56,7 +53,6 @@ class DcpMetadata:
     table: dict[str, Any]
     paths: dict[str, tuple[str | int, ...]]
     infos: dict[tuple[str, tuple[int, ...] | None], _Info]
-    planner: Any
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a stored tensor; None for what is no tensor."""
@@ -74,8 +70,8 @@ def read_metadata(folder: Path) -> DcpMetadata:
         raise CkptconvError("not the metadata of a distributed checkpoint", where=folder / METADATA)
     if not all(isinstance(name, str) for name in table):
         raise CkptconvError("the metadata has a name that is no text", where=folder / METADATA)
-    planner = root.get("planner_data")
-    return DcpMetadata(folder, table, _paths(table, planner), dict(_infos(places, folder)), planner)
+    paths = _paths(table, root.get("planner_data"))
+    return DcpMetadata(folder, table, paths, dict(_infos(places, folder)))
 
 
 def read_dcp(folder: Path, also: Sequence[Path], why_not: Callable[[str], str | None]) -> DcpFiles:
@@ -110,7 +106,6 @@ def read_tensors(
         files=tuple(sorted(map(_rank_file, used), key=lambda file: (file.rank, file.path))),
         skipped=tuple(Skipped(f"{n} entries", size, reason) for reason, (n, size) in left_out.items()),
         names=tuple(metadata.table),
-        planner=metadata.planner,
     )
 
 

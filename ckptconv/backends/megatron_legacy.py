@@ -2,10 +2,7 @@
 
 Each holds one rank's module state dict, with layers numbered from 0 in each pipeline stage and model chunk
 (megatron/training/checkpointing.py, get_checkpoint_name and generate_state_dict). How a tensor is cut over TP is
-not in the files; it is Megatron's own rule for the module (megatron/core/tensor_parallel/layers.py): column-parallel
-weights along dim 0, row-parallel ones along dim 1, norms, routers and the like are whole on every rank; a name that is in
-neither list is refused. Adapters (megatron/bridge/peft/utils.py, ParallelLinearAdapter) are cut along dim 0, but for
-linear_in beside a row-parallel weight.
+not in the files: `megatron_cuts` has it.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
+from ckptconv.backends.megatron_cuts import over_tp
 from ckptconv.backends.megatron_experts import expert_ranks
 from ckptconv.backends.megatron_glu import uninterleaved
 from ckptconv.backends.megatron_lora import lora_settings
@@ -26,7 +24,7 @@ from ckptconv.backends.stand_ins import Inert, TensorRecord
 from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
 from ckptconv.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor
 from ckptconv.errors import CkptconvError, Incomplete
-from ckptconv.view import View, cat, split
+from ckptconv.view import View
 
 NAME = "megatron_legacy"
 _FOLDER = re.compile(r"^mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?$")
@@ -35,22 +33,9 @@ _CHUNK = re.compile(r"^model(\d*)$")
 _LAYER = re.compile(r"(?<=layers\.)(\d+)(?=\.)")
 _GROUPED = re.compile(r"^(.*\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)$")
 _EXPERT = re.compile(r"^(.*\.experts\.)(\d+)(\.linear_fc[12]\..+)$")
-_COLUMN = re.compile(
-    r"(word_embeddings\.weight|output_layer\.weight|linear_(qkv|fc1|q_proj|q_up_proj|kv_up_proj)\.(weight|bias)"
-    r"|eh_proj\.weight|softmax_offset"
-    r"|\.adapter(\.\w+)?\.linear_out\.weight|(?<!linear_proj)(?<!linear_fc2)\.adapter(\.\w+)?\.linear_in\.weight)$"
-)
-_ROW = re.compile(r"linear_(proj|fc2)(\.adapter\.linear_in)?\.weight$")
-_WHOLE = re.compile(
-    r"norm|router\.|gate_weight$|down_proj\.weight$|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
-)
-_GATED = re.compile(r"(?<!projection\.encoder\.)linear_fc1\.(weight|bias|adapter\.linear_out\.weight)$")
 _DECODER = re.compile(r"^(language_model\.)?decoder\.")  # whose layers go on from stage to stage
 _REPEATED = re.compile(r"(^|\.)embedding\.")  # for MTP layers, the last stage has the first one's too
 _FINAL_NORM = re.compile(_DECODER.pattern + r"final_layernorm\.weight$")
-_TOWER = re.compile(
-    r"^(visual\.|vision_model\.(?!decoder\.|projection\.))"
-)  # transformers' module, whole on every rank
 # Parts of a name that Megatron's own rules do not decide.
 _UNTOLD = {
     ".self_attention.in_proj.": "each trainer has the rows of a gated delta net in its own order",
@@ -277,7 +262,7 @@ def _tensor(
     if expert is None:
         yield (
             whole,
-            _over_tp(
+            over_tp(
                 name,
                 [(rank.seat.tp, rank.chunks[chunk][name]) for rank in stage if name in rank.chunks[chunk]],
             ),
@@ -290,7 +275,7 @@ def _tensor(
         ]
         full = f"{expert[1]}{int(expert[2]) + ep * local}{expert[3]}"
         etp = settings.get("expert_tensor_parallel_size") or len(held)
-        yield full, _over_tp(numbered, [(tp % etp, view) for tp, view in held])
+        yield full, over_tp(numbered, [(tp % etp, view) for tp, view in held])
 
 
 def _numbered(name: str) -> str:
@@ -311,49 +296,3 @@ def _experts_here(chunk: dict[str, View], prefix: str, first: int) -> int:
     )
     numbers = {m[2] for name in chunk if (m := _EXPERT.match(_numbered(name))) and m[1] == local}
     return len(numbers)
-
-
-def _over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
-    """The parts of the TP ranks put together; ranks of one TP index (over EP) hold copies."""
-    parts: dict[int, View] = {}
-    copies: list[tuple[int, View]] = []
-    for tp, view in held:
-        if tp in parts:
-            copies.append((tp, view))
-        else:
-            parts[tp] = view
-    views = [parts[tp] for tp in sorted(parts)]
-    dim = None if _TOWER.match(name) else 0 if _COLUMN.search(name) else 1 if _ROW.search(name) else None
-    if dim is None and len(views) > 1 and not (_TOWER.match(name) or _WHOLE.search(name)):
-        raise CkptconvError(
-            f"how {name} is cut over tensor parallel ranks is not known",
-            found=f"{len(views)} ranks with {list(views[0].shape)} each",
-            hint="save the checkpoint as torch_dist, whose files say it",
-        )
-    # A critic's is the same on every rank.
-    scalar_head = name.endswith("output_layer.weight") and views[0].shape[0] == 1
-    if dim is None or scalar_head or len(views) == 1:
-        zero = (0,) * len(views[0].shape)
-        rest = [*views[1:], *(view for _, view in copies)]
-        return StoredTensor(views[0], "", tuple((zero, view) for view in rest))
-    if _GATED.search(name):  # every rank has its own [gate | up]
-        halves = [split(view, 0, [view.shape[0] // 2] * 2) for view in views]
-        view = cat([half for side in (0, 1) for half in (pair[side] for pair in halves)], 0)
-        return StoredTensor(view, "gated Shard(0)", tuple(_gated_copies(copies, parts)))
-    size = views[0].shape[dim]
-    offsets = [(tp * size if d == dim else 0 for d in range(len(views[0].shape))) for tp, _ in copies]
-    return StoredTensor(
-        cat(views, dim),
-        f"Shard({dim})",
-        tuple((tuple(o), v) for o, (_, v) in zip(offsets, copies, strict=True)),
-    )
-
-
-def _gated_copies(
-    copies: list[tuple[int, View]], parts: dict[int, View]
-) -> Iterator[tuple[tuple[int, ...], View]]:
-    for tp, view in copies:
-        half = view.shape[0] // 2
-        for side, part in enumerate(split(view, 0, [half, half])):
-            row = side * half * len(parts) + tp * half
-            yield (row, *(0,) * (len(view.shape) - 1)), part

@@ -11,11 +11,10 @@ from typing import Any
 
 from ckptconv import assets
 from ckptconv.backends import open_checkpoint
-from ckptconv.checkpoint import Checkpoint, StoredTensor
+from ckptconv.checkpoint import Checkpoint, StoredTensor, starred
 from ckptconv.models.facts import named_architectures
 from ckptconv.view import Shape
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -200,7 +199,7 @@ def _rows(checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]) -> tuple
     for name, tensor in checkpoint.tensors.items():
         boxes = tuple((piece.offsets, piece.sizes, piece.copy) for piece in slices[name])
         view = tensor.view
-        groups[_NUMBER.sub("*", name), view.shape, view.dtype, tensor.placement, boxes].append(name)
+        groups[starred(name), view.shape, view.dtype, tensor.placement, boxes].append(name)
     return tuple(
         Row(
             pattern if len(names) > 1 else names[0],

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ckptconv.models.rules import Cut, Grouped, Layout, Pattern
+from ckptconv.models.pattern import Pattern
+from ckptconv.models.rules import Cut, Grouped, Layout
 
 Config = Mapping[str, Any]
 Layouts = Callable[[Config], tuple[Layout, ...]]

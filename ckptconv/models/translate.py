@@ -61,7 +61,7 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
         if rule.reason:
             left_out += [(name, value, rule.reason) for name, value in group.found.values()]
             continue
-        holes = _shift(group.holes, _layers(config)) or {}
+        holes = _shift(group.holes, config, 1) or {}
         numbers |= {holes[hole]: None for hole in ("mtp",) if hole in holes}
         names, pieces, padding = _apply(group, holes, config)
         if rule.if_cut and any(_is_cut(value) for _, value in group.found.values()):
@@ -135,7 +135,7 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
     for rule in family.rules:
         for place, pattern in enumerate(rule.hub.names):
             holes = pattern.match(name)
-            if holes is not None and (shifted := _shift(holes, -_layers(config))) is not None:
+            if holes is not None and (shifted := _shift(holes, config, -1)) is not None:
                 return rule, place, shifted
     raise CkptconvError(f"the table of {family.name} does not know the Hub's tensor {name}")
 
@@ -204,15 +204,11 @@ def _is_cut(value: object) -> bool:
     return isinstance(value, View) and len(value.chunks) > 1
 
 
-def _layers(config: Config) -> int:
-    return int(text_of(config).get("num_hidden_layers") or 0)
-
-
-def _shift(holes: dict[str, str], by: int) -> dict[str, str] | None:
-    """The numbers of MTP layers, which go on after the last layer on the Hub; None for one that is no such layer."""
+def _shift(holes: dict[str, str], config: Config, way: int) -> dict[str, str] | None:
+    """The numbers of MTP layers go on after the last layer on the Hub. way: 1 there, -1 back; None for no such layer."""
     if "mtp" not in holes:
         return holes
-    number = int(holes["mtp"]) + by
+    number = int(holes["mtp"]) + way * int(text_of(config).get("num_hidden_layers") or 0)
     return {**holes, "mtp": str(number)} if number >= 0 else None
 
 

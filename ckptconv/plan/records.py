@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from ckptconv import layout
-from ckptconv.checkpoint import Checkpoint
+from ckptconv.checkpoint import Checkpoint, starred
 from ckptconv.compute import Source
 from ckptconv.dtypes import itemsize
 from ckptconv.view import Shape, View
@@ -85,6 +85,21 @@ class Plan:
     @property
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files)
+
+    @property
+    def left_out(self) -> list[tuple[str, int, str]]:
+        """What is dropped, as (names, bytes, reason): those that differ by numbers alone, for one reason, in one line."""
+        groups: dict[tuple[str, str], list[Dropped]] = {}
+        for item in self.dropped:
+            groups.setdefault((starred(item.name), item.reason), []).append(item)
+        return [
+            (
+                f"{names} ({len(items)})" if len(items) > 1 else items[0].name,
+                sum(i.nbytes for i in items),
+                reason,
+            )
+            for (names, reason), items in groups.items()
+        ]
 
     @property
     def casts(self) -> list[tuple[str, str, int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from types import TracebackType
@@ -14,12 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.merge import Merged
-from ckptconv.plan import Dropped, Plan
+from ckptconv.plan import Plan
 from ckptconv.receipt import receipt
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, size
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def summary(plan: Plan) -> str:
@@ -78,7 +75,7 @@ def dry_run(result: Merged) -> RenderableType:
     ]
     if plan.dropped or plan.checkpoint.skipped:
         left = _table("left out", "bytes", "because")
-        for name, nbytes, reason in _alike(plan):
+        for name, nbytes, reason in plan.left_out:
             left.add_row(name, f"{nbytes:,}", reason)
         for skipped in plan.checkpoint.skipped:
             left.add_row(skipped.what, f"{skipped.nbytes:,}", skipped.reason)
@@ -97,21 +94,6 @@ def dry_run(result: Merged) -> RenderableType:
         )
     )
     return Group(*parts)
-
-
-def _alike(plan: Plan) -> list[tuple[str, int, str]]:
-    """What is left out, as (names, bytes, reason): those that differ by numbers alone, for one reason, in one line."""
-    groups: dict[tuple[str, str], list[Dropped]] = {}
-    for item in plan.dropped:
-        groups.setdefault((_NUMBER.sub("*", item.name), item.reason), []).append(item)
-    return [
-        (
-            f"{pattern} ({len(items)})" if len(items) > 1 else items[0].name,
-            sum(i.nbytes for i in items),
-            reason,
-        )
-        for (pattern, reason), items in groups.items()
-    ]
 
 
 def _table(*columns: str) -> Table:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from ckptconv.models.family import Family, Rule
 from ckptconv.models.megatron.tables import FAMILIES
-from ckptconv.models.rules import Grouped, Pattern, Turned, Ungrouped
+from ckptconv.models.pattern import Pattern
+from ckptconv.models.rules import Grouped, Turned, Ungrouped
 from ckptconv.models.translate import to_hub, to_trained
 from ckptconv.read import read_numpy
 from ckptconv.view import View, stored

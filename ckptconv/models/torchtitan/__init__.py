@@ -9,7 +9,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.models import translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
-from ckptconv.models.rules import Pattern
+from ckptconv.models.pattern import Pattern
 from ckptconv.models.torchtitan.tables import FAMILIES
 
 T = TypeVar("T")

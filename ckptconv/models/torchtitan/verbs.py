@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ckptconv.models.family import Config, Rule, text_of
-from ckptconv.models.rules import Pattern, Rope, Turned, Unstack
+from ckptconv.models.pattern import Pattern
+from ckptconv.models.rules import Rope, Turned, Unstack
 
 EXPERTS = "moe.routed_experts.inner_experts."
 

@@ -23,7 +23,8 @@ from ckptconv.models.megatron.tables.parts import (
     mtp_layers,
     shared_experts,
 )
-from ckptconv.models.rules import Gates, Grouped, Pattern, Turned, Ungrouped
+from ckptconv.models.pattern import Pattern
+from ckptconv.models.rules import Gates, Grouped, Turned, Ungrouped
 
 A, H = L + "self_attention.", M + "linear_attn."
 QKV_NAMES = L + "self_attention.linear_qkv.weight", M + "self_attn.{q,k,v}_proj.weight"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckptconv.models.family import MTP_COPIES, QKV, Family, GateUp, Rule, Same, Vocab
-from ckptconv.models.rules import Pattern
+from ckptconv.models.pattern import Pattern
 
 L, M = "decoder.layers.{layer}.", "model.layers.{layer}."
 

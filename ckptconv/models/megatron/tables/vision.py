@@ -13,7 +13,8 @@ from dataclasses import replace
 from ckptconv.models.family import Changed, Config, Family, GateUp, Rule, Same, within
 from ckptconv.models.megatron.tables.dense import GEMMA3, LLAMA, QWEN3
 from ckptconv.models.megatron.tables.parts import L, M, experts
-from ckptconv.models.rules import Pattern, Swap, Turned, Ungrouped, Unstack
+from ckptconv.models.pattern import Pattern
+from ckptconv.models.rules import Swap, Turned, Ungrouped, Unstack
 
 # The modules of the towers, as the Hub names them: Qwen's, and SigLIP as Gemma 3 has it.
 QWEN_TOWER = (

@@ -1,0 +1,54 @@
+"""Names with holes: what a rule matches on one side and fills in on the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A name with holes: `model.layers.{layer}.mlp.{gate,up}_proj.weight`.
+
+    A hole `{layer}` stands for digits, `{what}` for weight or bias, any other for one segment; `{gate,up}` are names, in
+    order, that belong together.
+    """
+
+    text: str
+    NUMBERS: ClassVar[tuple[str, ...]] = ("layer", "expert", "block", "index", "mtp")
+
+    @cached_property
+    def holes(self) -> tuple[str, ...]:
+        """The names of the holes, in order."""
+        return tuple(re.findall(r"\{(\w+)\}", self.text))
+
+    @cached_property
+    def names(self) -> tuple[Pattern, ...]:
+        """The patterns that a list in braces stands for; itself where there is none."""
+        found = re.search(r"\{([^{}]*,[^{}]*)\}", self.text)
+        if not found:
+            return (self,)
+        heads, tail = self.text[: found.start()], self.text[found.end() :]
+        return tuple(chain(*(Pattern(heads + one + tail).names for one in found[1].split(","))))
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        parts = re.split(r"\{(\w+)\}", self.text)
+        for i in range(1, len(parts), 2):
+            kind = r"\d+" if parts[i] in self.NUMBERS else "weight|bias" if parts[i] == "what" else r"[^.]+"
+            parts[i] = rf"(?P<{parts[i]}>{kind})"
+        parts[::2] = map(re.escape, parts[::2])
+        return re.compile("".join(parts))
+
+    def match(self, name: str) -> dict[str, str] | None:
+        """What the holes hold in this name, or None where it does not match."""
+        found = self._regex.fullmatch(name)
+        return found.groupdict() if found else None
+
+    def fill(self, holes: Mapping[str, str | int]) -> str:
+        """The name with the holes filled."""
+        return self.text.format(**holes)
