@@ -39,7 +39,8 @@ def files(plan: Plan) -> str:
 def planned(plan: Plan) -> str:
     """How many tensors become how many."""
     stored = len(plan.checkpoint.tensors)
-    return f"{stored} stored → {len(plan.outputs)} model tensors, {size(plan.nbytes)} in {files(plan)}; {plan.dtype_said}"
+    said = f"; {plan.dtype_said}" if plan.dtype_said else ""
+    return f"{stored} stored → {len(plan.outputs)} model tensors, {size(plan.nbytes)} in {files(plan)}{said}"
 
 
 def done(result: Merged) -> RenderableType:
