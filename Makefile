@@ -6,10 +6,10 @@ DEMO := .cache/demo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint types bench tables screens clean help
+.PHONY: demo test check lint types bench wheel audit tables screens clean help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 # torch first and by the pin, so that the install never falls for a larger build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -45,6 +45,22 @@ types: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## ckptconv beside verl, accelerate, DCP and the disk's own limit
 	$(BIN)/python -m benchmarks.run --out .cache/bench
+
+wheel: demo  ## dist/*.whl, and the same demo with that wheel alone, in an environment of its own
+	rm -rf dist build .cache/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv .cache/wheel
+	.cache/wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.cache/wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd .cache && wheel/bin/ckptconv --version
+	cd .cache && wheel/bin/ckptconv merge demo/run demo/by_wheel --overwrite --quiet
+	cd .cache && wheel/bin/ckptconv verify demo/by_wheel --against demo/model --quiet
+
+audit: $(VENV)/.installed  ## known holes in the versions that are pinned (asks PyPI)
+	$(PYTHON) -m venv .cache/audit
+	.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > .cache/audit/pinned.txt
+	.cache/audit/bin/pip-audit --strict --no-deps --disable-pip -r .cache/audit/pinned.txt
 
 tables: $(VENV)/.installed  ## regenerate models/*.json from the installed transformers
 	$(BIN)/python -m ckptconv.models.make_facts
