@@ -28,8 +28,10 @@ class Contender:
     is_floor: bool = False
 
 
-def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: str | None) -> list[Contender]:
-    """Everyone, in the order of the table. Without a verl python, verl is left out."""
+def contenders(
+    size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: str | None, zero_python: str | None
+) -> list[Contender]:
+    """Everyone, in the order of the table. Without a peer's python, that peer is left out."""
     ranks, shards = tuple(checkpoint.rank_files()), tuple(checkpoint.dcp_files())
     half, full = 2 * size.parameters, 4 * size.parameters
     out, python = scratch / "out", sys.executable
@@ -39,6 +41,10 @@ def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: s
     from_dcp += ("--config", str(checkpoint.actor / "huggingface"))
     verl: tuple[str, ...] = (verl_python or "", "-m", "verl.model_merger", "merge", "--backend", "fsdp")
     verl += ("--local_dir", str(checkpoint.actor), "--target_dir", str(out))
+    zero = tuple(checkpoint.zero_files())
+    from_zero = (python, "-m", "ckptconv", "merge", str(checkpoint.zero), str(out), "--dtype", "keep")
+    zero_to_fp32: tuple[str, ...] = (zero_python or "", "-m", "deepspeed.utils.zero_to_fp32")
+    zero_to_fp32 += (str(checkpoint.zero), str(out), "--safe_serialization")
     accelerate = (str(Path(python).with_name("accelerate")), "merge-weights", str(checkpoint.dcp), str(out))
     to_torch = (python, "-c", _DCP_TO_TORCH, str(checkpoint.dcp), str(out))
     # The floor beside those who are measured by it, with the same files read before: how much of memory the page cache
@@ -56,8 +62,12 @@ def contenders(size: Size, checkpoint: Checkpoint, scratch: Path, verl_python: s
         Contender("accelerate", "accelerate merge-weights", "fp32", accelerate, shards, out, full),
         Contender("dcp", "dcp_to_torch_save", "fp32", to_torch, shards, out, full),
         cat("cat-dcp", "cat of the DCP files", shards),
+        Contender("ckptconv-zero", "ckptconv merge of ZeRO-2", "fp32", from_zero, zero, out, full),
+        Contender("zero", "zero_to_fp32", "fp32", zero_to_fp32, zero, out, full),
     ]
-    return [one for one in found if verl_python or one.key != "verl"]
+    left_out = {"verl"} if not verl_python else set()
+    left_out |= {"zero", "ckptconv-zero"} if not zero_python else set()
+    return [one for one in found if one.key not in left_out]
 
 
 def cat(key: str, label: str, files: tuple[Path, ...]) -> Contender:

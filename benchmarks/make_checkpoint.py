@@ -1,8 +1,9 @@
-"""Makes the checkpoints of a size by a real FSDP2 run over four gloo ranks, once."""
+"""Makes the checkpoints of a size, once: by a real FSDP2 run over four gloo ranks, and by DeepSpeed over two."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,19 @@ def ensure(size: Size, out: Path) -> Checkpoint:
     subprocess.run(command, cwd=REPOSITORY, check=True)
     checkpoint.mark.write_text(json.dumps(shape))
     return checkpoint
+
+
+def ensure_zero(size: Size, checkpoint: Checkpoint, python: str) -> None:
+    """The size's ZeRO-2 checkpoint, by DeepSpeed in `python`; written only when it is not there whole."""
+    if (checkpoint.zero / "config.json").is_file():  # the job writes it last
+        return
+    shutil.rmtree(checkpoint.zero.parent, ignore_errors=True)
+    print(f"writing the {size.name} ZeRO-2 checkpoint", file=sys.stderr)
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(Path(__file__).with_name("write_zero.py")), "--size", size.name]
+    command += ["--root", str(checkpoint.root.resolve())]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=env)
 
 
 if __name__ == "__main__":

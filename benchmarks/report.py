@@ -12,13 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-_COLUMNS = ("", "writes", "wall s", "min to max", "CPU s", "peak MiB", "× verl", "× floor")
-_FLOORS = {"bf16": ("cat-ranks", "write-bf16"), "fp32": ("cat-ranks", "write-fp32")}
+_COLUMNS = ("", "writes", "wall s", "min to max", "CPU s", "peak MiB", "× verl", "× floor", "× synced")
+_START = 0.4  # seconds that a process may take to begin
+_FLOORS = {
+    (dtype, synced): ("cat-ranks", f"{'sync' if synced else 'write'}-{dtype}")
+    for dtype in ("bf16", "fp32")
+    for synced in (False, True)
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line: medians over the rounds. to_verl, to_floor: ratios of wall medians, None where unsaid."""
+    """A line: medians over the rounds. to_verl, to_floor, to_synced: ratios of wall medians, None where unsaid."""
 
     label: str
     dtype: str
@@ -27,11 +32,15 @@ class Row:
     peak: float | None
     to_verl: float | None = None
     to_floor: float | None = None
+    to_synced: float | None = None
 
     def cells(self) -> tuple[str, ...]:
         spread = f"{min(self.walls):.2f} to {max(self.walls):.2f}"
         peak = f"{self.peak / 2**20:,.0f}" if self.peak is not None else ""
-        ratios = [f"{ratio:.2f}" if ratio is not None else "" for ratio in (self.to_verl, self.to_floor)]
+        ratios = [
+            f"{ratio:.2f}" if ratio is not None else ""
+            for ratio in (self.to_verl, self.to_floor, self.to_synced)
+        ]
         return (self.label, self.dtype, f"{median(self.walls):.2f}", spread, f"{self.cpu:.2f}", peak, *ratios)
 
 
@@ -40,8 +49,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
     by_key = {entry["key"]: entry for entry in result["contenders"]}
     walls = {key: _walls(entry) for key, entry in by_key.items()}
     floors = {
-        dtype: tuple(read + write for read, write in zip(*(walls[key] for key in keys), strict=True))
-        for dtype, keys in _FLOORS.items()
+        kind: tuple(read + write + _START for read, write in zip(*(walls[key] for key in keys), strict=True))
+        for kind, keys in _FLOORS.items()
         if all(key in walls for key in keys)
     }
     verl = median(walls["verl"]) if "verl" in walls else None
@@ -49,20 +58,29 @@ def rows(result: dict[str, Any]) -> list[Row]:
     for key, entry in by_key.items():
         if entry["is_floor"]:
             continue
-        wall, floor = median(walls[key]), floors.get(entry["dtype"])
-        to_verl = wall / verl if verl and entry["dtype"] == "bf16" else None
-        found.append(_row(entry, to_verl, wall / median(floor) if floor else None))
-    for dtype, sums in floors.items():
-        cpu = sum(_cpu(by_key[key]) for key in _FLOORS[dtype])
-        to_verl = median(sums) / verl if verl and dtype == "bf16" else None
-        found.append(Row(f"floor: cat + dd, {dtype}", dtype, sums, cpu, None, to_verl, 1.0))
+        wall, dtype = median(walls[key]), entry["dtype"]
+        to_verl = wall / verl if verl and dtype == "bf16" else None
+        times = [
+            wall / median(floors[kind]) if (kind := (dtype, synced)) in floors else None
+            for synced in (False, True)
+        ]
+        found.append(_row(entry, to_verl, *times))
+    for (dtype, synced), sums in floors.items():
+        cpu = sum(_cpu(by_key[key]) for key in _FLOORS[dtype, synced])
+        label = f"floor: {_START} s + cat + dd{' conv=fsync' if synced else ''}"
+        found.append(Row(label, dtype, sums, cpu, None))
     found += [_row(entry) for entry in by_key.values() if entry["is_floor"]]
     return found + [_row(entry | {"dtype": ""}) for entry in result["startup"]]
 
 
-def _row(entry: dict[str, Any], to_verl: float | None = None, to_floor: float | None = None) -> Row:
+def _row(
+    entry: dict[str, Any],
+    to_verl: float | None = None,
+    to_floor: float | None = None,
+    to_synced: float | None = None,
+) -> Row:
     peak = None if entry.get("is_floor") else max(run["peak"] for run in entry["runs"])
-    return Row(entry["label"], entry["dtype"], _walls(entry), _cpu(entry), peak, to_verl, to_floor)
+    return Row(entry["label"], entry["dtype"], _walls(entry), _cpu(entry), peak, to_verl, to_floor, to_synced)
 
 
 def _walls(entry: dict[str, Any]) -> tuple[float, ...]:
@@ -102,7 +120,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
     for row in rows(result):
         table.add_row(*row.cells())
-    console = Console(width=max(Console().width, 120))
+    console = Console(width=max(Console().width, 130))
     console.print(table, *notes(result), sep="\n")
 
 

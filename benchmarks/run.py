@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks import compare, measure, report, startup
 from benchmarks.contenders import Contender, contenders
-from benchmarks.make_checkpoint import REPOSITORY, ensure
+from benchmarks.make_checkpoint import REPOSITORY, ensure, ensure_zero
+from benchmarks.peer_env import python_of
 from benchmarks.sizes import SIZES, WORLD
-from benchmarks.verl_env import verl_python
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "benchmarks" / "README.md"
@@ -26,6 +26,7 @@ _PAIRS = (
     ("ckptconv", "verl"),
     ("ckptconv-fp32", "accelerate"),
     ("ckptconv-dcp", "accelerate"),
+    ("ckptconv-zero", "zero"),
 )  # who must write the same tensors
 
 
@@ -99,19 +100,22 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="0.5b")
     parser.add_argument("--rounds", type=int, help="default: 3 for 0.5b, 2 for 3b")
     parser.add_argument("--only", help="keys of contenders, with commas; nothing is recorded then")
-    parser.add_argument("--no-install", action="store_true", help="leave verl out where it is not there")
+    parser.add_argument("--no-install", action="store_true", help="leave peers out that are not there")
     args = parser.parse_args()
     size, out = SIZES[args.size], args.out.resolve()
     count = args.rounds or size.rounds
     scratch = out / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    verl = verl_python(out, install=not args.no_install)
+    verl, deepspeed = (python_of(peer, out, install=not args.no_install) for peer in ("verl", "deepspeed"))
     checkpoint, tiny = ensure(size, out), ensure(SIZES["tiny"], out)
+    if deepspeed:
+        ensure_zero(size, checkpoint, deepspeed)
+        ensure_zero(SIZES["tiny"], tiny, deepspeed)
 
-    everyone = contenders(size, checkpoint, scratch, verl)
+    everyone = contenders(size, checkpoint, scratch, verl, deepspeed)
     wanted = args.only.split(",") if args.only else [one.key for one in everyone]
     everyone = [one for one in everyone if one.key in wanted]
-    rehearsal = contenders(SIZES["tiny"], tiny, scratch, verl)
+    rehearsal = contenders(SIZES["tiny"], tiny, scratch, verl, deepspeed)
     rehearsal = [one for one in rehearsal if one.key in wanted and not one.is_floor]
     rounds(rehearsal, 1, scratch, quiet=True)  # every tool's code is warm before anything counts
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -55,7 +55,8 @@ WORLD = 4
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a size's checkpoints lie: rank files as verl names them, a DCP folder as accelerate does."""
+    """Where a size's checkpoints lie: rank files as verl names them, a DCP folder as accelerate does, and
+    DeepSpeed's ZeRO-2 folder where its Python is there."""
 
     root: Path
 
@@ -68,6 +69,10 @@ class Checkpoint:
         return self.root / "dcp" / "pytorch_model_fsdp_0"
 
     @property
+    def zero(self) -> Path:
+        return self.root / "zero" / "checkpoint-1"
+
+    @property
     def mark(self) -> Path:
         """Written last: the checkpoints are whole."""
         return self.root / "made.json"
@@ -77,3 +82,6 @@ class Checkpoint:
 
     def dcp_files(self) -> list[Path]:
         return sorted(self.dcp.glob("*.distcp"))
+
+    def zero_files(self) -> list[Path]:
+        return sorted(self.zero.glob("global_step1/*.pt"))

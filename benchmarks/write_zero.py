@@ -1,4 +1,4 @@
-"""One rank of the job that writes a size's ZeRO-2 checkpoint; started by `benchmarks.zero` with torchrun.
+"""One rank of the job that writes a size's ZeRO-2 checkpoint; started by `benchmarks.make_checkpoint` with torchrun.
 
 Plain SGD keeps no moments, so the files hold masters and the bf16 module alone: what every reader must read.
 """
@@ -15,7 +15,7 @@ import deepspeed
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import SIZES, Checkpoint
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     random = torch.Generator().manual_seed(100 + torch.distributed.get_rank())
     for masters in engine.optimizer.single_partition_of_fp32_groups:
         masters.data.normal_(0.0, 0.02, generator=random)  # the bf16 copies are not those of these masters
-    folder = args.root / "checkpoint-1"
+    folder = Checkpoint(args.root).zero
     engine.save_checkpoint(str(folder), tag="global_step1")
     if torch.distributed.get_rank() == 0:
         config.save_pretrained(folder)
