@@ -11,12 +11,15 @@ from ckptconv.errors import CkptconvError, ExitCode
 
 def main() -> None:
     """`ckptconv` and `python -m ckptconv`."""
-    from ckptconv.cli import app
-
+    _open_streams()
     debug = bool(os.environ.get("CKPTCONV_DEBUG"))
     # Millions of small records and hardly a cycle: half of a large plan's time went to the collector.
     gc.set_threshold(200_000, 20, 20)
+    # numpy would start a thread a core for its products; we have a worker a core already.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
+        from ckptconv.cli import app
+
         app(prog_name="ckptconv")
     except CkptconvError as error:
         if debug:
@@ -33,6 +36,11 @@ def main() -> None:
     except BrokenPipeError:  # `ckptconv inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(ExitCode.OK))
+    except OSError as error:
+        if debug:
+            raise
+        _show(CkptconvError(f"the system refused it: {error.strerror or error}", where=error.filename))
+        sys.exit(int(ExitCode.FAILED))
     except Exception as error:
         if debug:
             raise
@@ -44,6 +52,15 @@ def main() -> None:
             )
         )
         sys.exit(int(ExitCode.FAILED))
+
+
+def _open_streams() -> None:
+    """A closed stdout or stderr (`>&-`) becomes /dev/null: else the first file that is written would be taken for it."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _show(error: CkptconvError) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptconv.sources import Stamp
 from ckptconv.view import View
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -14,11 +15,12 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 @dataclass(frozen=True, slots=True)
 class RankFile:
-    """One file that one rank wrote."""
+    """One file that one rank wrote. seat: the rank's coordinate in the mesh, (("pp", 0), ("tp", 1)), where it is known."""
 
     rank: int
     path: str
     nbytes: int
+    seat: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Checkpoint:
     extras: facts beside the tensors that a later step may need (LoRA metadata, trainer settings), plain data.
     notes: findings that a user should see; they do not make the checkpoint wrong.
     naming: whose names the tensors have: "transformers" (a module's), "megatron", or "hub".
+    stamps: what the files were before any of them was opened.
     """
 
     backend: str
@@ -86,6 +89,7 @@ class Checkpoint:
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     naming: str = "transformers"
+    stamps: dict[str, Stamp] = field(default_factory=dict)
 
     @property
     def rank_of(self) -> dict[str, int]:

@@ -55,7 +55,7 @@ def start(run: Path, target: Path, *flags: str) -> subprocess.Popen[str]:
     )
     work = target.parent / f".{target.name}.ckptconv-partial"
     until = time.monotonic() + 60
-    while len(list(work.glob("*.done.json"))) < 5:
+    while len(list(work.glob("model.done/*.json"))) < 5:
         assert begun.poll() is None, begun.communicate()
         assert time.monotonic() < until
         time.sleep(0.002)
@@ -110,7 +110,11 @@ def test_a_killed_merge_is_resumed_by_the_same_command(slow: Path, tmp_path: Pat
     begun.communicate(timeout=60)
     assert not target.exists()
     work = tmp_path / ".out.ckptconv-partial"
-    finished = {p.name: p.stat() for p in work.glob("*.safetensors") if Path(f"{p}.done.json").exists()}
+    finished = {
+        path.name: path.stat()
+        for path in (work / "model").glob("*.safetensors")
+        if (work / "model.done" / f"{path.name}.json").exists()
+    }
     assert 5 <= len(finished) < 400
 
     done = cli("merge", slow, target, *SHARDS[:-1], "--json")
@@ -183,7 +187,7 @@ def test_what_a_killed_merge_left_is_not_used_for_another_lora_alpha(made: Made,
 
 def test_a_finished_shard_that_was_cut_since_is_written_again(made: Made, tmp_path: Path) -> None:
     work = kill_at(made("fsdp2_w4"), tmp_path / "out", 20)
-    shard = min(work.glob("*.safetensors"))
+    shard = min((work / "model").glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size - 1)
     done = merge(made("fsdp2_w4"), tmp_path / "out", dtype="keep", max_shard_size="10KB")
     assert done.resumed
