@@ -1,30 +1,34 @@
 """From a view to its elements: bounded preads into the caller's buffer, never a whole file, never a mapping.
 
-A chunk that lies in one piece both in its file and in the tensor is a run, and costs one pread a block. Every
-other chunk (a column shard, a transpose) is read as the smallest spans that are dense enough, through one scratch
-buffer, and rearranged there.
+What lies in one piece both in its file and in the tensor is a run, and costs one pread a block. Every
+other chunk (a column shard, a transpose) is a box: `gather` says how it is read into one scratch buffer, from which it
+goes to its places. A cast happens on the way, while the elements are in a core's cache.
 """
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
-from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import accumulate, product
 from math import prod
+from operator import add, mul, sub
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ckptconv.dtypes import itemsize, to_numpy
-from ckptconv.errors import CkptconvError
+from ckptconv.files import Files
+from ckptconv.gather import RAW, Array, Cast, arrange, groups, overlap, put
 from ckptconv.view import Chunk, Shape, View, boxes_of_interval, contiguous_strides
 
-SCRATCH = 4 << 20
-_OPEN_FILES = 128
-_DENSE = 4  # a span is read whole when at most this many times the bytes wanted
-_RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_SPAN = 2 << 20  # bytes read at a time of a box
+_PACKED = 1 << 20  # bytes of it on their way
+SCRATCH = _SPAN + _PACKED  # a reader's buffers
+CAST_BLOCK = 1 << 16  # elements; source and target together stay in a core's cache
+_LONG = 64 << 10  # bytes in one piece that are worth a read of their own
+_RUNS = 1 << 16  # such pieces of one chunk that are written down; an expanded tensor may have any number
 
-Array = np.ndarray[Any, np.dtype[Any]]
+Part = tuple[Shape, Shape, Array]  # offsets and sizes of a box, and the memory that it belongs to
 
 
 class Run(NamedTuple):
@@ -37,13 +41,19 @@ class Run(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A view made ready for reading: runs by position, the other chunks by their first row."""
+    """A view made ready for reading: runs by position, the other chunks by their first row.
+
+    ends: for each of the boxes, the last row of it and of those before it. turned: there are boxes whose last dim is not
+    the one along which their file goes on.
+    """
 
     shape: Shape
     item: int
     runs: list[Run]
     starts: list[int]
     boxes: list[Chunk]
+    ends: list[int]
+    turned: bool
 
 
 def prepare(view: View) -> Prepared:
@@ -52,134 +62,177 @@ def prepare(view: View) -> Prepared:
     steps = contiguous_strides(view.shape, 1)
     runs, boxes = [], []
     for chunk in view.chunks:
-        if _is_run(chunk, view.shape, item):
-            first = sum(offset * step for offset, step in zip(chunk.offsets, steps, strict=True))
-            runs.append(Run(first, prod(chunk.sizes), chunk.file, chunk.start))
-        else:
+        outer = _outer_dims(chunk, view.shape, item)
+        length = prod(chunk.sizes[outer:])
+        if outer and (length * item < _LONG or prod(chunk.sizes[:outer]) > _RUNS):
             boxes.append(chunk)
+            continue
+        for index in product(*map(range, chunk.sizes[:outer])):
+            first = _dot(map(add, chunk.offsets, (*index, *[0] * len(steps))), steps)
+            runs.append(Run(first, length, chunk.file, chunk.start + _dot(index, chunk.strides)))
     runs.sort()
     boxes.sort(key=lambda chunk: chunk.offsets)
-    return Prepared(view.shape, item, runs, [run.first for run in runs], boxes)
+    ends = list(accumulate((chunk.offsets[0] + chunk.sizes[0] for chunk in boxes), max))
+    turned = any(_is_turned(chunk.sizes, chunk.strides) for chunk in boxes)
+    return Prepared(view.shape, item, runs, [run.first for run in runs], boxes, ends, turned)
 
 
-def _is_run(chunk: Chunk, shape: Shape, item: int) -> bool:
+def _is_turned(sizes: Shape, strides: Shape) -> bool:
+    """The dim that moves fastest in memory is not the one that moves fastest in the file."""
+    steps = [stride for size, stride in zip(sizes, strides, strict=True) if size > 1]
+    return bool(steps) and steps[-1] > min(steps)
+
+
+def _outer_dims(chunk: Chunk, shape: Shape, item: int) -> int:
+    """How many of a chunk's first dims have to be walked, so that what is left is one piece in the file and the tensor."""
     step, whole = item, True  # whole: every dim to the right is covered entirely
-    for size, stride, full in zip(
-        reversed(chunk.sizes), reversed(chunk.strides), reversed(shape), strict=True
-    ):
-        if size != 1 and (not whole or stride != step):
-            return False
-        whole = whole and size == full
+    for dim in reversed(range(len(shape))):
+        size = chunk.sizes[dim]
+        if size != 1 and (not whole or chunk.strides[dim] != step):
+            return dim + 1
+        whole = whole and size == shape[dim]
         step *= size
-    return True
+    return 0
 
 
 class Reader:
     """Reads views with a bounded number of open files and one scratch buffer. One per thread.
 
-    drop_behind: tell the kernel that what was read will not be read again, so that it need not look for pages to
-    give up while the output is written. For what does not fit in memory anyway.
+    nbytes: what was asked for so far. drop_behind: what was read will not be read again (see `files`).
     """
 
     def __init__(self, scratch: int = SCRATCH, drop_behind: bool = False) -> None:
-        self._drop = drop_behind and hasattr(os, "posix_fadvise")
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._scratch = np.empty(scratch, np.uint8)
+        self._files = Files(drop_behind)
+        packed = max(scratch - 8, 0) // 24 * 8  # whole elements of any dtype; a third
+        self._scratch, self._packed = np.empty(scratch - packed, np.uint8), np.empty(packed, np.uint8)
+        self._memory = memoryview(self._scratch)
         self.nbytes = 0
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.close()
 
-    def interval(self, prepared: Prepared, low: int, high: int, out: Array) -> None:
-        """Fill `out` (raw unsigned elements, high - low of them) with that part of the flattened tensor."""
+    def interval(self, prepared: Prepared, low: int, high: int, out: Array, cast: Cast | None = None) -> None:
+        """Fill `out` with elements low..high-1 of the flattened tensor: raw unsigned ones, or what `cast` makes of them."""
         item = prepared.item
         if prepared.runs:
             at = max(bisect_right(prepared.starts, low) - 1, 0)
-            for first, length, file, start in prepared.runs[at:]:
+            for number in range(at, len(prepared.runs)):
+                first, length, file, start = prepared.runs[number]
                 if first >= high:
                     break
                 begin, end = max(first, low), min(first + length, high)
                 if begin < end:
-                    self._fill(file, start + (begin - first) * item, out[begin - low : end - low])
+                    self._run(file, start + (begin - first) * item, out[begin - low : end - low], item, cast)
         if prepared.boxes:
-            for linear, offsets, sizes in boxes_of_interval(low, high, prepared.shape):
-                part = out[linear - low : linear - low + prod(sizes)].reshape(sizes)
-                self._box(prepared.boxes, offsets, sizes, part)
+            self._boxes(prepared, low, high, out, cast)
+        self.nbytes += (high - low) * item
 
-    def _box(self, chunks: list[Chunk], offsets: Shape, sizes: Shape, out: Array) -> None:
-        for chunk in chunks:
-            if chunk.offsets[0] >= offsets[0] + sizes[0]:
-                break
-            begin = tuple(map(max, chunk.offsets, offsets))
-            end = tuple(
-                min(o + s, lo + ls)
-                for o, s, lo, ls in zip(chunk.offsets, chunk.sizes, offsets, sizes, strict=True)
-            )
-            if all(b < e for b, e in zip(begin, end, strict=True)):
-                start = chunk.start + sum(
-                    (b - o) * step for b, o, step in zip(begin, chunk.offsets, chunk.strides, strict=True)
-                )
-                target = out[tuple(slice(b - o, e - o) for b, e, o in zip(begin, end, offsets, strict=True))]
-                self._strided(chunk.file, start, chunk.strides, target)
-
-    def _strided(self, file: str, start: int, strides: Shape, out: Array) -> None:
-        """Read a strided box: its whole span where that is dense and fits, or its two halves along the widest dim."""
-        span = out.itemsize + sum(
-            (size - 1) * stride for size, stride in zip(out.shape, strides, strict=True)
-        )
-        if span <= out.nbytes * _DENSE and span <= self._scratch.nbytes:
-            span_bytes = self._scratch[:span]
-            self._fill(file, start, span_bytes)
-            flat = span_bytes[: span - span % out.itemsize].view(out.dtype)
-            np.copyto(out, np.lib.stride_tricks.as_strided(flat, out.shape, strides, writeable=False))
+    def _run(self, file: str, start: int, out: Array, item: int, cast: Cast | None) -> None:
+        if cast is None:
+            self._files.fill(file, start, memoryview(out).cast("B"))
             return
-        dim = max((d for d in range(out.ndim) if out.shape[d] > 1), key=lambda d: strides[d])
-        half = out.shape[dim] // 2
-        before = (slice(None),) * dim
-        self._strided(file, start, strides, out[(*before, slice(0, half))])
-        self._strided(file, start + half * strides[dim], strides, out[(*before, slice(half, None))])
+        step = min(CAST_BLOCK, len(self._scratch) // item)
+        for at in range(0, len(out), step):
+            part = out[at : at + step]
+            values = self._scratch[: len(part) * item]
+            self._files.fill(file, start + at * item, self._memory[: len(values)])
+            cast.put(values.view(cast.stored), part)
 
-    def _fill(self, file: str, start: int, out: Array) -> None:
-        handle = self._files.get(file)
-        if handle is None:
-            handle = self._open(file)
-        want, view = out.nbytes, memoryview(out).cast("B")
-        got = 0
-        while got < want:
-            try:
-                n = os.preadv(handle, [view[got:]], start + got)
-            except OSError as error:
-                raise CkptconvError(f"cannot be read: {error.strerror}", where=file) from error
-            if not n:
-                raise CkptconvError(
-                    "the file ends before its tensors do",
-                    where=file,
-                    found=f"{start + got:,} bytes",
-                    wanted=f"at least {start + want:,}",
-                    hint="it was truncated, or changed while it was read",
-                )
-            got += n
-        self.nbytes += want
-        if self._drop:
-            os.posix_fadvise(handle, start, want, os.POSIX_FADV_DONTNEED)
+    def _boxes(self, prepared: Prepared, low: int, high: int, out: Array, cast: Cast | None) -> None:
+        shape, parts = prepared.shape, []
+        for linear, offsets, sizes in boxes_of_interval(low, high, shape):
+            parts.append((offsets, sizes, out[linear - low : linear - low + prod(sizes)].reshape(sizes)))
+        # A part of a row costs about as much as the row, so it is read with the rows beside it where these are short.
+        most = (high - low) // (16 if prepared.turned else 64)
+        width = _short_rows(shape, most) if len(parts) > 1 else 1
+        if width > 1:
+            whole = boxes_of_interval(low // width * width, -(-high // width) * width, shape)
+            wanted = [(offsets, sizes, parts) for _, offsets, sizes in whole]
+        else:
+            wanted = [(*part[:2], [part]) for part in parts]
+        for offsets, sizes, places in wanted:
+            for number in range(bisect_right(prepared.ends, offsets[0]), len(prepared.boxes)):
+                chunk = prepared.boxes[number]
+                if chunk.offsets[0] >= offsets[0] + sizes[0]:
+                    break
+                shared = overlap(chunk.offsets, chunk.sizes, offsets, sizes)
+                if shared:
+                    start = chunk.start + _dot(map(sub, shared[0], chunk.offsets), chunk.strides)
+                    self._box(chunk.file, start, chunk.strides, *shared, places, cast)
+                    if self._files.drop:
+                        self._forget(prepared, chunk, low, high)
 
-    def _open(self, file: str) -> int:
-        if len(self._files) >= _OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        try:
-            handle = self._files[file] = os.open(file, os.O_RDONLY)
-        except OSError as error:
-            raise CkptconvError(f"cannot be opened: {error.strerror}", where=file) from error
-        return handle
+    def _box(
+        self,
+        file: str,
+        start: int,
+        strides: Shape,
+        begin: Shape,
+        sizes: Shape,
+        parts: list[Part],
+        cast: Cast | None,
+    ) -> None:
+        """Read a box of a chunk, and put every element in its place in the parts."""
+        raw = parts[0][2].dtype if cast is None else cast.stored
+        gather = arrange(sizes, strides, raw.itemsize, len(self._scratch))
+        if gather.group != sizes:
+            for at, group in groups(sizes, gather.group):
+                here = tuple(map(add, begin, at))
+                self._box(file, start + _dot(at, strides), strides, here, group, parts, cast)
+            return
+        sources, places = [start], [0]
+        for dim in gather.walked:
+            stride, pitch, steps = strides[dim], gather.pitches[dim], range(sizes[dim])
+            sources = [source + i * stride for source in sources for i in steps]
+            places = [place + i * pitch for place in places for i in steps]
+        for source, place in zip(sources, places, strict=True):
+            self._files.fill(file, source, self._memory[place : place + gather.nbytes], gather.gaps)
+        values = np.ndarray(sizes, raw, self._scratch, 0, gather.pitches)
+        for offsets, shape, out in parts:
+            if len(parts) == 1:
+                put(values, _cut(out, offsets, begin, sizes), gather, cast, self._packed)
+                continue
+            shared = overlap(begin, sizes, offsets, shape)
+            if shared:
+                put(_cut(values, begin, *shared), _cut(out, offsets, *shared), gather, cast, self._packed)
+
+    def _forget(self, prepared: Prepared, chunk: Chunk, low: int, high: int) -> None:
+        """Drop what was read with gaps, once the interval holds the last element of its chunk."""
+        steps = contiguous_strides(prepared.shape, 1)
+        last = sum((o + n - 1) * step for o, n, step in zip(chunk.offsets, chunk.sizes, steps, strict=True))
+        if low <= last < high:
+            reach = sum((n - 1) * step for n, step in zip(chunk.sizes, chunk.strides, strict=True))
+            self._files.forget(chunk.file, chunk.start, reach + prepared.item)
+
+
+def _short_rows(shape: Shape, most: int) -> int:
+    """Elements of the largest rows (of a few of the last dims) that have at most so many; at least 1."""
+    width = 1
+    for size in reversed(shape):
+        if width * size > most:
+            break
+        width *= size
+    return width
+
+
+def _dot(places: Iterable[int], strides: Shape) -> int:
+    return sum(map(mul, places, strides))
+
+
+def _cut(array: Array, origin: Shape, offsets: Shape, sizes: Shape) -> Array:
+    """The box at `offsets` of an array whose first element is at `origin`."""
+    if array.shape == sizes:
+        return array
+    first = tuple(map(sub, offsets, origin))
+    return array[tuple(map(slice, first, map(add, first, sizes)))]
 
 
 def raw_dtype(dtype: str) -> np.dtype[Any]:
     """The unsigned numpy dtype that carries a dtype's bytes."""
-    return np.dtype(_RAW.get(itemsize(dtype), np.uint64))
+    return RAW[itemsize(dtype)]
 
 
 def read_numpy(view: View, reader: Reader | None = None) -> Array:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckptconv.compute.rows import CAST_BLOCK, rows_of
+from ckptconv.compute.rows import rows_of
 from ckptconv.compute.sources import Source
 from ckptconv.dtypes import to_numpy
 from ckptconv.errors import CkptconvError
-from ckptconv.read import Array, Prepared, Reader, prepare, raw_dtype
+from ckptconv.gather import Cast
+from ckptconv.read import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype
 from ckptconv.view import View
 
 __all__ = ["CAST_BLOCK", "Block"]
@@ -34,6 +35,9 @@ class Block:
         if self._copies:
             reader.interval(self._base, low, high, target.view(self._raw))
             return
+        if self._rows is None:
+            reader.interval(self._base, low, high, target, Cast(self._from, self._put))
+            return
         # Runs go in pieces that stay in cache; a strided view in pieces as large as fit, so that its reads are long.
         step = len(scratch) // self._raw.itemsize if self._base.boxes else CAST_BLOCK
         for at in range(low, high, step):
@@ -41,9 +45,6 @@ class Block:
             stored = scratch[: (end - at) * self._raw.itemsize].view(self._raw)
             reader.interval(self._base, at, end, stored)
             values = stored.view(self._from)
-            if self._rows is None:
-                self._put(values, target[at - low : end - low])
-                continue
             for begin, stop in self._rows.pieces(at, end):
                 part = self._rows.combined(reader, begin, stop, values[begin - at : stop - at])
                 self._put(part, target[begin - low : stop - low])

@@ -6,10 +6,8 @@ import numpy as np
 
 from ckptconv.compute.sources import Added, Computed, Decomposed, Floats, Fuse, Shift
 from ckptconv.dtypes import to_numpy
-from ckptconv.read import Array, Prepared, Reader, prepare, raw_dtype, read_numpy
+from ckptconv.read import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype, read_numpy
 from ckptconv.view import View, select
-
-CAST_BLOCK = 1 << 16  # elements; source and target together stay in a core's cache
 
 
 def rows_of(source: Computed, base: Prepared) -> Rows:

@@ -85,6 +85,9 @@ class Lengths:
         self._lock = threading.Lock()
         self._found: Floats | None = None
 
+    def __reduce__(self) -> tuple[type[Lengths], tuple[()]]:
+        return Lengths, ()  # another process works them out for itself
+
     def get(self, work_out: Callable[[], Floats]) -> Floats:
         with self._lock:
             if self._found is None:
