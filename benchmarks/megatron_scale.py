@@ -21,7 +21,7 @@ from benchmarks.make_checkpoint import REPOSITORY
 from benchmarks.megatron_shapes import SHAPES
 
 # `ckptconv`, on a machine whose disk has room for what would be written.
-_ROOMY = """
+ROOMY = """
 import shutil
 from ckptconv.__main__ import main
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 50, 0, 1 << 50)
@@ -50,7 +50,7 @@ def main() -> None:
     count = json.loads((run / "made.json").read_text())
     files = len(list((run / "iter_0000010").glob("*.distcp")))
     cells = f"{count['tensors']:,} | {count['chunks']:,} | {files:,} | {count['nbytes'] / 1e12:.2f}"
-    ckptconv = (sys.executable, "-c", _ROOMY)
+    ckptconv = (sys.executable, "-c", ROOMY)
     merge = (*ckptconv, "merge", str(run), str(run / "model"), "--dry-run")
     print("| shape | command | tensors | chunks | files | TB | wall s | peak MiB |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")

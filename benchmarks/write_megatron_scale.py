@@ -36,17 +36,17 @@ _OPTIMIZER = ("fp32_param", "exp_avg", "exp_avg_sq")
 
 
 class Files:
-    """The `.distcp` files in the making: two a rank, filled in turns; chunks lie one after another in each."""
+    """The `.distcp` files in the making: one a rank or two, filled in turns; chunks lie one after another in each."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, turns: int = 2) -> None:
+        self._folder, self._each = folder, turns
         self._ends: dict[str, int] = {}
         self._turns: dict[int, int] = {}
         self._parts: dict[str, list[tuple[int, bytes]]] = {}
 
     def add(self, rank: int, head: bytes, hole: int, tail: bytes) -> _StorageInfo:
         """Lay an archive at the end of one of a rank's files; its data stay a hole."""
-        turn = self._turns[rank] = self._turns.get(rank, 1) ^ 1
+        turn = self._turns[rank] = (self._turns.get(rank, -1) + 1) % self._each
         name = f"__{rank}_{turn}.distcp"
         at, length = self._ends.get(name, 0), len(head) + hole + len(tail)
         self._parts.setdefault(name, []).extend([(at, head), (at + len(head) + hole, tail)])
@@ -63,7 +63,7 @@ class Files:
 
 
 @lru_cache(maxsize=1024)
-def _archive(size: tuple[int, ...], kind: str) -> tuple[bytes, int, bytes, int]:
+def archive(size: tuple[int, ...], kind: str) -> tuple[bytes, int, bytes, int]:
     """What torch.save writes of such a tensor: what stands before its data, their size, what stands after, and where in
     that their checksum is."""
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ class Writer:
                 self._table[cut.name] = BytesStorageMetadata()
                 continue
             index = MetadataIndex(cut.name, torch.Size(offsets), number % 2 if len(cut.size) == 3 else None)
-            head, hole, tail, crc = _archive(cut.size, cut.dtype)
+            head, hole, tail, crc = archive(cut.size, cut.dtype)
             tail = tail[:crc] + self._random.randbytes(4) + tail[crc + 4 :]
             self._places[index] = self._files.add(rank, head, hole, tail)
             self._plans[rank].append(self._item(index, cut))

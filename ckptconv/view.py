@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,13 +68,20 @@ def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
     return tuple(reversed(strides))
 
 
+@lru_cache(maxsize=4096)  # thousands of files hold the same few shapes
+def _byte_strides(shape: Shape, stride: Shape | None, item: int) -> Shape | None:
+    """Strides in bytes; None where a size or a stride is negative."""
+    strides = contiguous_strides(shape, item) if stride is None else tuple(step * item for step in stride)
+    return None if any(number < 0 for number in shape + strides) else strides
+
+
 def stored(
     file: str, start: int, shape: Sequence[int], dtype: str, stride: Sequence[int] | None = None
 ) -> View:
     """Move 1: a tensor as it lies in a file. stride: in elements, as torch counts; C-contiguous when not given."""
-    shape, item = tuple(shape), itemsize(dtype)
-    strides = contiguous_strides(shape, item) if stride is None else tuple(step * item for step in stride)
-    if start < 0 or any(size < 0 for size in shape) or any(step < 0 for step in strides):
+    shape = tuple(shape)
+    strides = _byte_strides(shape, None if stride is None else tuple(stride), itemsize(dtype))
+    if start < 0 or strides is None:
         raise CkptconvError("a stored tensor has a negative size, stride or offset", where=file)
     if len(strides) != len(shape):
         raise CkptconvError(f"a stored tensor has {len(shape)} dims but {len(strides)} strides", where=file)
@@ -99,7 +107,9 @@ def narrow(x: T, dim: int, start: int, length: int) -> T:
     for chunk in x.chunks:
         low = chunk.offsets[dim]
         begin, stop = max(low, start), min(low + chunk.sizes[dim], end)
-        if begin < stop:
+        if not start and 0 < chunk.sizes[dim] == stop - begin:
+            chunks.append(chunk)  # as it is
+        elif begin < stop:
             chunks.append(
                 Chunk(
                     _put(chunk.offsets, dim, begin - start),
@@ -163,9 +173,12 @@ def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
     if not isinstance(x, View):
         return array.reshape(shape)
     chunks = []
+    inner: dict[int, Shape] = {}  # by stride: most chunks have the same
     for chunk in x.chunks:
         low, stride = chunk.offsets[dim], chunk.strides[dim]
-        strides = chunk.strides[:dim] + contiguous_strides(sizes, stride) + chunk.strides[dim + 1 :]
+        if stride not in inner:
+            inner[stride] = contiguous_strides(sizes, stride)
+        strides = chunk.strides[:dim] + inner[stride] + chunk.strides[dim + 1 :]
         for linear, offsets, box in boxes_of_interval(low, low + chunk.sizes[dim], sizes):
             chunks.append(
                 Chunk(
@@ -222,6 +235,7 @@ def select(x: T, dim: int, index: int) -> T:
 def unbind(x: T, dim: int) -> list[T]:
     """Every element along dim, and the dim is gone. One pass over the chunks, however many elements there are."""
     array: Any = x
+    _check_dim(array, dim)
     size = array.shape[dim]
     if not isinstance(x, View):
         return [select(x, dim, index) for index in range(size)]
@@ -240,6 +254,7 @@ def unbind(x: T, dim: int) -> list[T]:
 def split(x: T, dim: int, lengths: Sequence[int]) -> list[T]:
     """Consecutive parts along dim; the lengths must add up to it."""
     array: Any = x
+    _check_dim(array, dim)
     if sum(lengths) != array.shape[dim]:
         raise CkptconvError(f"parts of {list(lengths)} do not add up to dim {dim} of {array.shape[dim]}")
     parts, at = [], 0

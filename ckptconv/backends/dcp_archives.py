@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptconv.backends.rank_pickles import remembering
 from ckptconv.backends.stand_ins import TensorRecord
-from ckptconv.backends.torch_zip import torch_zip_at
+from ckptconv.backends.torch_zip import Load, torch_zip_at
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.view import View
 
@@ -44,10 +45,10 @@ def read_archives(pieces: Iterable[Piece], folders: Sequence[Path]) -> dict[Piec
     for piece in pieces:
         by_file.setdefault(piece.file, []).append(piece)
     paths = [_find(file, folders) for file in by_file]
-    seen: dict[bytes, TensorRecord] = {}
+    load = remembering()
     views: dict[Piece, View] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        for found in pool.map(lambda path, inside: _views(path, inside, seen), paths, by_file.values()):
+        for found in pool.map(lambda path, inside: _views(path, inside, load), paths, by_file.values()):
             views.update(found)
     return views
 
@@ -63,7 +64,7 @@ def _find(file: str, folders: Sequence[Path]) -> str:
     return str(path)
 
 
-def _views(path: str, pieces: list[Piece], seen: dict[bytes, TensorRecord]) -> list[tuple[Piece, View]]:
+def _views(path: str, pieces: list[Piece], load: Load) -> list[tuple[Piece, View]]:
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -71,12 +72,12 @@ def _views(path: str, pieces: list[Piece], seen: dict[bytes, TensorRecord]) -> l
     try:
         size = os.fstat(handle).st_size
         ordered = sorted(pieces, key=lambda piece: piece.start)
-        return [(piece, _view(path, handle, size, piece, seen)) for piece in ordered]
+        return [(piece, _view(path, handle, size, piece, load)) for piece in ordered]
     finally:
         os.close(handle)
 
 
-def _view(path: str, handle: int, size: int, piece: Piece, seen: dict[bytes, TensorRecord]) -> View:
+def _view(path: str, handle: int, size: int, piece: Piece, load: Load) -> View:
     if piece.start + piece.length > size:
         raise CkptconvError(
             "the file ends before its tensors do",
@@ -85,7 +86,7 @@ def _view(path: str, handle: int, size: int, piece: Piece, seen: dict[bytes, Ten
             wanted=f"at least {piece.start + piece.length:,}, for {piece.name}",
             hint="copy it again from the node where it was written",
         )
-    archive = torch_zip_at(path, handle, piece.start, piece.length, seen)
+    archive = torch_zip_at(path, handle, piece.start, piece.length, load)
     if not isinstance(archive.root, TensorRecord):
         raise CkptconvError(f"{piece.name} is stored as something that is no tensor", where=path)
     view = archive.view(archive.root)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptconv.backends.bounds import check_name, is_file_name, is_shape, whole_numbers
 from ckptconv.backends.dcp_archives import Piece, read_archives
-from ckptconv.backends.stand_ins import Dtype, Inert, safe_load
+from ckptconv.backends.stand_ins import Dtype, Inert, field_of, items, safe_load
 from ckptconv.backends.torch_zip import torch_zip_at
 from ckptconv.checkpoint import RankFile, Skipped, StoredTensor
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, brief
 from ckptconv.view import View, place
 
 METADATA = ".metadata"
@@ -57,8 +58,7 @@ class DcpMetadata:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a stored tensor; None for what is no tensor."""
         entry = self.table[name]
-        size = entry.get("size") if _is_tensor(entry) else None
-        return tuple(size) if isinstance(size, list | tuple) else None
+        return _shape(name, entry, self.folder) if _is_tensor(entry) else None
 
 
 def read_metadata(folder: Path) -> DcpMetadata:
@@ -68,8 +68,9 @@ def read_metadata(folder: Path) -> DcpMetadata:
     places = root.get("storage_data") if isinstance(root, Inert) else None
     if not isinstance(table, dict) or not isinstance(places, dict):
         raise CkptconvError("not the metadata of a distributed checkpoint", where=folder / METADATA)
-    if not all(isinstance(name, str) for name in table):
-        raise CkptconvError("the metadata has a name that is no text", where=folder / METADATA)
+    path = folder / METADATA
+    for name in table:
+        check_name(name, path)
     paths = _paths(table, root.get("planner_data"))
     return DcpMetadata(folder, table, paths, dict(_infos(places, folder)))
 
@@ -127,6 +128,10 @@ def dtype_of(entry: Any) -> str | None:
     return next((field.name for field in fields if isinstance(field, Dtype)), None)
 
 
+def _shape(name: str, entry: Inert, folder: Path) -> tuple[int, ...]:
+    return whole_numbers(entry.get("size"), f"the shape of {name}", folder)
+
+
 def _is_tensor(entry: Any) -> bool:
     return isinstance(entry, Inert) and entry.kind.endswith(".TensorStorageMetadata")
 
@@ -145,27 +150,34 @@ def _paths(table: dict[str, Any], planner: Any) -> dict[str, tuple[str | int, ..
 def _infos(
     places: dict[Any, Any], folder: Path
 ) -> Iterator[tuple[tuple[str, tuple[int, ...] | None], _Info]]:
+    metadata = folder / METADATA
     for index, info in places.items():
-        name, offset = index.get("fqn"), index.get("offset")
-        file, start, length = info.get("relative_path"), info.get("offset"), info.get("length")
-        if info.get("transform_descriptors"):
+        name, offset = field_of(index, "fqn"), field_of(index, "offset")
+        file, start, length = (field_of(info, key) for key in ("relative_path", "offset", "length"))
+        if field_of(info, "transform_descriptors"):
             raise CkptconvError(
-                f"{name} is stored compressed",
-                where=folder / str(file),
+                f"{brief(name)} is stored compressed",
+                where=folder,
                 hint="save again without storage extensions",
             )
-        plain = isinstance(file, str) and "/" not in file and type(start) is int and type(length) is int
-        if not plain or start < 0 or length < 0:
-            raise CkptconvError("the metadata names a place outside the checkpoint", where=folder, found=file)
-        yield (str(name), None if offset is None else tuple(offset)), (file, start, length)
+        if not is_file_name(file) or not is_shape((start, length)):
+            raise CkptconvError(
+                "the metadata names a place outside the checkpoint",
+                where=folder,
+                found=f"{brief(file)}, bytes {brief(start)} and {brief(length)}",
+            )
+        at = None if offset is None else whole_numbers(offset, "the offset of a part", folder)
+        yield (check_name(name, metadata), at), (file, start, length)
 
 
 def _pieces(name: str, entry: Any, infos: dict[Any, _Info]) -> Iterator[Piece]:
     if not _is_tensor(entry):
         return
     dtype = dtype_of(entry)
-    for chunk in entry.get("chunks") or ():
-        offsets, sizes = tuple(chunk.get("offsets")), tuple(chunk.get("sizes"))
+    for chunk in items(entry.get("chunks")):
+        offsets, sizes = (
+            whole_numbers(field_of(chunk, key), f"a part of {name}") for key in ("offsets", "sizes")
+        )
         info = infos.get((name, offsets)) or infos.get((name, None))
         if info is None:
             raise CkptconvError(f"the metadata does not say where the part of {name} at {list(offsets)} lies")
@@ -177,7 +189,10 @@ def _tensor(
 ) -> StoredTensor:
     parts = [(piece.offsets, views[piece]) for piece in pieces]
     try:
-        view = place(tuple(entry.get("size")), dtype_of(entry) or parts[0][1].dtype, parts)
+        dtype = dtype_of(entry) or next((view.dtype for _, view in parts), None)
+        if dtype is None:
+            raise CkptconvError("the metadata does not say its dtype", where=name)
+        view = place(_shape(name, entry, folder), dtype, parts)
     except CkptconvError as error:
         error.where = f"{name} in {error.where or folder}"
         raise

@@ -18,6 +18,7 @@ from ckptconv.backends.deepspeed_model import ModelFiles
 from ckptconv.backends.deepspeed_universal import Universal, universal
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
+from ckptconv.backends.rank_pickles import remembering
 from ckptconv.backends.stand_ins import Inert
 from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
 from ckptconv.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
@@ -45,7 +46,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
             where=folders[0],
             wanted="mp_rank_00_model_states.pt, or at stage 3 zero_pp_rank_0_mp_rank_00_model_states.pt",
         )
-    opened = {rank: open_torch_zip(str(path)) for rank, path in sorted(files.model.items())}
+    load = remembering()  # at stage 3 all ranks' pickles are alike
+    opened = {rank: open_torch_zip(str(path), load) for rank, path in sorted(files.model.items())}
     model = ModelFiles(opened, files.partitioned)
     masters = _masters(files, model)
     tensors = model.tensors(masters.views, masters.placement)
@@ -63,7 +65,10 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         role=place.role,
         assets=next((folder for folder in beside if (folder / "config.json").is_file()), None),
         skipped=tuple(item for item in _skipped(files, model, masters, tensors) if item.nbytes),
-        extras={"lora": next((t for f in beside if (t := read_table(f / "adapter_config.json"))), {})},
+        extras={
+            "lora": next((t for f in beside if (t := read_table(f / "adapter_config.json"))), {}),
+            "deepspeed": {"version": model.root.get("ds_version")},
+        },
         notes=(*Place(place.folder, place.step, place.role, place.others).notes(), *masters.notes),
     )
 
@@ -104,7 +109,8 @@ def _masters(files: Files, model: ModelFiles) -> _Masters:
 
 
 def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
-    opened = {rank: open_torch_zip(str(path)) for rank, path in sorted(files.optim.items())}
+    load = remembering()
+    opened = {rank: open_torch_zip(str(path), load) for rank, path in sorted(files.optim.items())}
     states = {rank: _state(file) for rank, file in opened.items()}
     first = next(iter(opened))
     for rank, state in states.items():

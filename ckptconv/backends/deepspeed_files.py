@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptconv.backends.bounds import check_name, is_file_name, whole_numbers
+from ckptconv.backends.bounds import check_ranks as check_most
+from ckptconv.backends.json_file import settings_text
 from ckptconv.backends.locate import steps_of
 from ckptconv.backends.torch_zip import TorchZip
 from ckptconv.errors import CkptconvError, Incomplete
@@ -81,6 +84,7 @@ def find(folders: Sequence[Path]) -> Files:
 def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path) -> None:
     """Every rank's file is there, and no other's. kind: "model" or "optim"."""
     held = set(ranks)
+    check_most(world, folder)
     missing = sorted(set(range(world)) - held)
     if missing:
         shown = ", ".join(map(str, missing[:8])) + (
@@ -108,18 +112,17 @@ def table(value: Any, what: str, file: TorchZip) -> dict[str, Any]:
     """A part of a pickle that must be a table with text as keys; {} where it is None."""
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict):
         raise CkptconvError(f"{what} is no table of names", where=file.path, found=type(value).__name__)
+    for name in value:
+        check_name(name, f"{what} in {file.path}")
     return value
 
 
 def shapes_of(value: Any, what: str, file: TorchZip) -> dict[str, tuple[int, ...]]:
     """Name -> shape, in order."""
     shapes = table(value, what, file)
-    for name, shape in shapes.items():
-        if not isinstance(shape, tuple | list) or not all(type(size) is int and size >= 0 for size in shape):
-            raise CkptconvError(f"{what} has no shape for {name}", where=file.path, found=str(shape)[:80])
-    return {name: tuple(shape) for name, shape in shapes.items()}
+    return {name: whole_numbers(shape, f"{what} of {name}", file.path) for name, shape in shapes.items()}
 
 
 def _has_files(folder: Path) -> bool:
@@ -133,10 +136,8 @@ def _is_universal(folder: Path) -> bool:
 
 
 def _tag(latest: Path) -> str | None:
-    if not latest.is_file():
-        return None
-    text = latest.read_text(errors="replace").strip()
-    return text if text and Path(text).name == text else None
+    text = settings_text(latest).strip()
+    return text if is_file_name(text) else None
 
 
 def _add(files: dict[int, Path], rank: int, path: Path) -> None:

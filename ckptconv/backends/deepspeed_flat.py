@@ -7,15 +7,16 @@ by itself, ceil(numel / ranks) elements a rank, padded at its own end (runtime/z
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-from ckptconv.backends.stand_ins import Inert, TensorRecord
+from ckptconv.backends.stand_ins import TensorRecord, field_of, items
 from ckptconv.backends.torch_zip import TorchZip
 from ckptconv.errors import CkptconvError
-from ckptconv.view import View, cat, narrow, unflatten
+from ckptconv.view import Chunk, View, cat, narrow, unflatten
 
 Shapes = dict[str, tuple[int, ...]]
 _OTHER_SAVES = "the model files and the optimizer files are from different saves"
@@ -51,9 +52,7 @@ def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
     return Partition(file.path, views, tuple(map(_addresses, stated)))
 
 
-def by_group(
-    ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Sequence[Sequence[int]] | None, where: str
-) -> dict[str, View]:
+def by_group(ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Any, where: str) -> dict[str, View]:
     """Stages 1 and 2. gaps: for each group, the elements left free after each parameter; None for none.
 
     Raises CkptconvError where vectors are too short, longer than padding explains, or a rank's own map disagrees.
@@ -61,22 +60,22 @@ def by_group(
     _check_counts(ranks, len(shapes), where)
     found: dict[str, View] = {}
     for number, group in enumerate(shapes):
-        flat = cat([rank.groups[number] for rank in ranks], 0)
-        free = gaps[number] if gaps is not None else [0] * len(group)
+        flat = _Flat(cat([rank.groups[number] for rank in ranks], 0))
+        free = _gaps(gaps, number, where) if gaps is not None else (0,) * len(group)
         if len(free) != len(group):
             raise CkptconvError("a group has another number of paddings than of parameters", where=where)
         at, places = 0, {}
         for (name, shape), gap in zip(group.items(), free, strict=True):
-            found[name] = _piece(flat, at, shape, name, where)
+            found[name] = _piece(flat.part(at, prod(shape)), shape, name, where)
             places[name] = at, at + prod(shape)
             at += prod(shape) + gap
         # The padded length is a multiple of 2 × ranks; what the last rank saves ends before that padding.
         align = 2 * len(ranks)
-        if ceil(at / align) != ceil(flat.numel / align):
+        if ceil(at / align) != ceil(flat.size / align):
             raise CkptconvError(
                 f"parameter group {number} does not fill its partitions",
                 where=where,
-                found=f"{flat.numel:,} elements",
+                found=f"{flat.size:,} elements",
                 wanted=f"{at:,} and padding up to a multiple of {align}",
                 hint=_OTHER_SAVES,
             )
@@ -87,21 +86,21 @@ def by_group(
 def by_parameter(ranks: Sequence[Partition], shapes: Sequence[Shapes], where: str) -> dict[str, View]:
     """Stage 3. Raises CkptconvError unless the parameters fill every rank's vectors exactly."""
     _check_counts(ranks, len(shapes), where)
-    flats = [cat(rank.groups, 0) for rank in ranks if rank.groups]
+    flats = [_Flat(cat(rank.groups, 0)) for rank in ranks if rank.groups]
     found: dict[str, View] = {}
     at = 0
     for name, shape in (item for group in shapes for item in group.items()):
         each = ceil(prod(shape) / len(ranks))
-        if any(at + each > flat.numel for flat in flats):
+        if any(at + each > flat.size for flat in flats):
             raise _too_short(name, where)
-        found[name] = whole([narrow(flat, 0, at, each) for flat in flats], shape, name, where)
+        found[name] = whole([flat.part(at, each) for flat in flats], shape, name, where)
         at += each
     for rank, flat in zip(ranks, flats, strict=True):
-        if flat.numel != at:
+        if flat.size != at:
             raise CkptconvError(
                 "the parameters do not fill a rank's partition",
                 where=rank.path,
-                found=f"{flat.numel:,} elements",
+                found=f"{flat.size:,} elements",
                 wanted=f"{at:,}",
                 hint=_OTHER_SAVES,
             )
@@ -110,14 +109,45 @@ def by_parameter(ranks: Sequence[Partition], shapes: Sequence[Shapes], where: st
 
 def whole(pieces: Sequence[View], shape: Sequence[int], name: str, where: str) -> View:
     """A parameter from the vectors that the ranks hold of it, the last ones padded."""
-    return _piece(cat(pieces, 0), 0, shape, name, where)
+    return _piece(cat(pieces, 0), shape, name, where)
 
 
-def _piece(flat: View, at: int, shape: Sequence[int], name: str, where: str) -> View:
+def _piece(flat: View, shape: Sequence[int], name: str, where: str) -> View:
     size = prod(shape)
-    if at + size > flat.numel:
+    if size > flat.numel:
         raise _too_short(name, where)
-    return unflatten(narrow(flat, 0, at, size), 0, shape)
+    return unflatten(narrow(flat, 0, 0, size), 0, shape)
+
+
+class _Flat:
+    """A long vector in chunks, one after another: a part looks at those chunks alone that it touches."""
+
+    def __init__(self, view: View) -> None:
+        self.size = view.numel
+        self._view = view
+        self._starts = [chunk.offsets[0] for chunk in view.chunks]
+
+    def part(self, at: int, size: int) -> View:
+        """Elements at .. at+size-1; fewer where the vector ends."""
+        end, chunks = min(at + size, self.size), self._view.chunks
+        found: list[Chunk] = []
+        for number in range(max(bisect_right(self._starts, at) - 1, 0), len(chunks)):
+            (low,), (length,), file, start, strides = chunks[number]
+            if low >= end:
+                break
+            begin, stop = max(low, at), min(low + length, end)
+            if begin < stop:
+                place = start + (begin - low) * strides[0]
+                found.append(Chunk((begin - at,), (stop - begin,), file, place, strides))
+        return View((max(end - at, 0),), self._view.dtype, tuple(found))
+
+
+def _gaps(gaps: Any, number: int, where: str) -> tuple[int, ...]:
+    groups = items(gaps)
+    free = items(groups[number] if number < len(groups) else None)
+    if not all(type(gap) is int and 0 <= gap < 1 << 63 for gap in free):
+        raise CkptconvError("the paddings between parameters are no numbers", where=where)
+    return tuple(free)
 
 
 def _check_counts(ranks: Sequence[Partition], groups: int, where: str) -> None:
@@ -134,16 +164,21 @@ def _check_counts(ranks: Sequence[Partition], groups: int, where: str) -> None:
 
 def _check_maps(ranks: Sequence[Partition], number: int, places: dict[str, tuple[int, int]]) -> None:
     """places: name -> the elements of the whole vector that are its own. Each rank's map must say the same."""
+    names = list(places)
+    ends = [end for _, end in places.values()]
     low = 0
     for rank in ranks:
         high = low + rank.groups[number].numel
         if number < len(rank.maps):
             stated = {name: address for name, address in rank.maps[number].items() if address[1]}
-            mine = {
-                name: (max(begin, low) - low, min(end, high) - max(begin, low))
-                for name, (begin, end) in places.items()
-                if max(begin, low) < min(end, high)
-            }
+            mine = {}
+            for at in range(bisect_right(ends, low), len(names)):  # places ascend
+                name = names[at]
+                begin, end = places[name]
+                if begin >= high:
+                    break
+                if max(begin, low) < min(end, high):
+                    mine[name] = (max(begin, low) - low, min(end, high) - max(begin, low))
             for name in {**mine, **stated}:
                 if mine.get(name) != stated.get(name):
                     raise CkptconvError(
@@ -159,9 +194,11 @@ def _check_maps(ranks: Sequence[Partition], number: int, places: dict[str, tuple
 def _addresses(group: dict[Any, Any]) -> dict[str, tuple[int, int]]:
     """A group's param_slice_mappings: name -> fragment_address(numel, start) (deepspeed/utils/tensor_fragment.py)."""
     return {
-        str(name): (address.get("start"), address.get("numel"))
+        name: (start, numel)
         for name, address in group.items()
-        if isinstance(address, Inert)
+        if isinstance(name, str)
+        and type(start := field_of(address, "start")) is int
+        and type(numel := field_of(address, "numel")) is int
     }
 
 

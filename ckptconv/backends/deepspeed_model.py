@@ -9,9 +9,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from ckptconv.backends.bounds import check_name
 from ckptconv.backends.deepspeed_files import shapes_of, table
 from ckptconv.backends.deepspeed_flat import Shapes, whole
-from ckptconv.backends.stand_ins import TensorRecord
+from ckptconv.backends.stand_ins import TensorRecord, items
 from ckptconv.backends.torch_zip import TorchZip
 from ckptconv.checkpoint import StoredTensor
 from ckptconv.errors import CkptconvError
@@ -25,14 +26,14 @@ class ModelFiles:
         self.files, self.partitioned = files, partitioned
         self.main = files[min(files)]
         self.root = _root(self.main)
-        self.step = self.root.get("global_steps") if type(self.root.get("global_steps")) is int else None
+        self.step = _step(self.root)
         for file in files.values():
-            if _root(file).get("global_steps") != self.root.get("global_steps"):
+            if (step := _step(_root(file))) != self.step:
                 raise CkptconvError(
                     "the model files are of different steps",
                     where=file.path,
-                    found=_root(file).get("global_steps"),
-                    wanted=self.root.get("global_steps"),
+                    found=step,
+                    wanted=self.step,
                     hint="they are from different saves; copy all of one step again",
                 )
 
@@ -54,6 +55,8 @@ class ModelFiles:
         frozen = self._frozen(module)
         known = {name: StoredTensor(view, placement) for name, view in trained.items()} | frozen
         shared = table(self.root.get("shared_params"), "shared_params", self.main)
+        for source in shared.values():
+            check_name(source, f"shared_params in {self.main.path}")
         # Files from before DeepSpeed 0.8 do not say what is tied: the same bytes of the file are the same parameter.
         place = {value: name for name, value in module.items() if name in known and _elements(value)}
         found: dict[str, StoredTensor] = {}
@@ -80,7 +83,7 @@ class ModelFiles:
 
     def _own(self, name: str, value: TensorRecord) -> StoredTensor:
         """A tensor that is whole in the model file: a buffer, a weight at stage 0, a frozen weight at stage 1."""
-        if name not in (self.root.get("buffer_names") or ()):
+        if name not in items(self.root.get("buffer_names")):
             if self.partitioned:
                 raise CkptconvError(
                     f"no partition holds {name}",
@@ -130,6 +133,11 @@ def _root(file: TorchZip) -> dict[str, Any]:
             wanted='a table with the weights under "module"',
         )
     return file.root
+
+
+def _step(root: dict[str, Any]) -> int | None:
+    step = root.get("global_steps")
+    return step if type(step) is int else None
 
 
 def _elements(value: Any) -> int:

@@ -7,20 +7,21 @@ what is cut and what is replicated; values never do. A plain tensor is whole on 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ckptconv.backends.device_mesh import read_mesh
+from ckptconv.backends.bounds import check_ranks
+from ckptconv.backends.fsdp_pieces import Meshes, Piece, Reader
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
-from ckptconv.backends.sharding import Box, Placement, local_box
-from ckptconv.backends.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord
-from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
-from ckptconv.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor
+from ckptconv.backends.sharding import Box
+from ckptconv.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
 from ckptconv.errors import CkptconvError, Incomplete
-from ckptconv.view import View, place, stored
+from ckptconv.view import place
 
 NAME = "fsdp"
 _RANK_FILE = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
@@ -38,20 +39,19 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     folders = [place_.folder, *also]
     world_size, paths = _rank_files(folders)
-    pieces: dict[str, _Pieces] = {}
-    ranks: dict[int, TorchZip] = {}
-    meshes: dict[Mesh, None] = {}
+    pieces: dict[str, _Pieces] = defaultdict(_Pieces)
+    reader, held = Reader(), 0
     for rank, path in sorted(paths.items()):
-        ranks[rank] = rank_file = open_torch_zip(str(path))
-        for name, piece in _pieces_of(rank_file, rank, meshes):
-            pieces.setdefault(name, _Pieces()).add(name, rank, piece)
+        nbytes, found = reader.read(str(path), rank)
+        held += nbytes
+        for name, piece in found:
+            pieces[name].add(name, rank, piece)
     missing = [rank for rank in range(world_size) if rank not in paths]
     _check_same_names(pieces, sorted(paths), folders[0])
     tensors = {
         name: _assemble(name, found, missing, world_size, folders[0]) for name, found in pieces.items()
     }
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
-    held = sum(entry.nbytes for rank_file in ranks.values() for entry in rank_file.entries.values())
     notes = place_.notes()
     if missing:
         notes.append(f"rank files {_spans(missing)} are missing; replicas hold all that they held")
@@ -59,6 +59,7 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         *_skipped(folders),
         Skipped("padding in storages", max(held - used, 0), "belongs to no tensor"),
     ]
+    seats = _seats(reader.meshes)
     config = read_table(place_.folder / "fsdp_config.json")
     version = config.get("FSDP_version")
     return Checkpoint(
@@ -66,9 +67,12 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         layout=f"verl FSDP{version or ''} shards, one file a rank",
         root=place_.folder,
         world_size=world_size,
-        files=tuple(RankFile(rank, str(path), path.stat().st_size) for rank, path in sorted(paths.items())),
+        files=tuple(
+            RankFile(rank, str(path), path.stat().st_size, seats.get(rank, ()))
+            for rank, path in sorted(paths.items())
+        ),
         tensors=tensors,
-        meshes=tuple(meshes),
+        meshes=tuple(reader.meshes),
         step=place_.step,
         role=place_.role,
         assets=next(
@@ -80,15 +84,14 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     )
 
 
-class _Piece(NamedTuple):
-    """What one rank holds of a tensor. box None: a plain tensor, whole."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    placement: str
-    box: Box | None
-    view: View
-    seat: tuple[int, ...] = ()  # the rank's mesh coordinate
+def _seats(meshes: Meshes) -> dict[int, tuple[tuple[str, int], ...]]:
+    """rank -> coordinate in the largest mesh. None of a mesh of one dim, which says no more than the rank does, nor of
+    one whose ranks stand in another order than they were sorted in: two ranks may have one seat there."""
+    mesh = max(meshes, key=lambda mesh: (prod(mesh.shape), len(mesh.shape)), default=None)
+    if mesh is None or len(mesh.shape) < 2 or len(set(meshes[mesh].values())) < len(meshes[mesh]):
+        return {}
+    names = mesh.names or tuple(f"dim{n}" for n in range(len(mesh.shape)))
+    return {rank: tuple(zip(names, seat, strict=True)) for rank, seat in meshes[mesh].items()}
 
 
 @dataclass(slots=True)
@@ -96,9 +99,9 @@ class _Pieces:
     """All ranks' pieces of one tensor."""
 
     ranks: list[int] = field(default_factory=list)
-    pieces: list[_Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
 
-    def add(self, name: str, rank: int, piece: _Piece) -> None:
+    def add(self, name: str, rank: int, piece: Piece) -> None:
         if self.pieces:
             first = self.pieces[0]
             if (piece.shape, piece.dtype, piece.box is None) != (first.shape, first.dtype, first.box is None):
@@ -135,6 +138,7 @@ def _rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
             hint="they are from different saves; move one set away",
         )
     ((world, paths),) = found.items()
+    check_ranks(world, folders[0])
     stated = read_table(folders[0] / "fsdp_config.json").get("world_size")
     if stated is not None and stated != world:
         raise CkptconvError(
@@ -148,115 +152,12 @@ def _rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
     return world, paths
 
 
-def _pieces_of(file: TorchZip, rank: int, meshes: dict[Mesh, None]) -> Iterable[tuple[str, _Piece]]:
-    root = file.root
-    if not isinstance(root, dict):
-        raise CkptconvError("a rank file holds no state dict", where=file.path, found=type(root).__name__)
-    mesh_cache: dict[int, tuple[Mesh, tuple[int, ...] | None]] = {}
-    for name, value in root.items():
-        if not isinstance(name, str):
-            raise CkptconvError("a state dict's key is no text", where=file.path, found=type(name).__name__)
-        try:
-            if isinstance(value, TensorRecord):
-                view = file.view(value)
-                yield name, _Piece(view.shape, view.dtype, "", None, view)
-            elif isinstance(value, WrapperRecord) and value.kind == "DTensor":
-                yield name, _dtensor(file, value, mesh_cache, meshes)
-            elif isinstance(value, WrapperRecord) and value.kind == "ShardedTensor":
-                for piece in _sharded_tensor(file, value.raw):
-                    yield name, piece
-            elif isinstance(value, WrapperRecord | Inert):
-                raise CkptconvError(
-                    f"holds an object of {value.kind}, not a tensor",
-                    hint="only tensors are read, nothing that a pickle names is run",
-                )
-            elif value is not None:
-                raise CkptconvError(f"holds a {type(value).__name__}, not a tensor")
-        except CkptconvError as error:
-            error.where = (
-                f"{name} in {file.path}" if error.where in (None, file.path) else f"{name} in {error.where}"
-            )
-            raise
-
-
-def _dtensor(
-    file: TorchZip,
-    value: WrapperRecord,
-    cache: dict[int, tuple[Mesh, tuple[int, ...] | None]],
-    meshes: dict[Mesh, None],
-) -> _Piece:
-    spec, local = value.state.get("_spec"), value.state.get("_local_tensor")
-    meta = spec.get("tensor_meta") if isinstance(spec, Inert) else None
-    if not isinstance(spec, Inert) or not isinstance(local, TensorRecord) or not isinstance(meta, Inert):
-        raise CkptconvError("a DTensor without its local tensor or its spec")
-    # TensorMeta(shape, stride, dtype): a NamedTuple, so its fields are the constructor's arguments.
-    shape, dtype = tuple(meta.args[0]), meta.args[2].name if isinstance(meta.args[2], Dtype) else "?"
-    mesh, coordinate = _mesh(file, spec.get("mesh"), cache)
-    meshes[mesh] = None
-    placements = tuple(
-        Placement(p.kind, p.get("dim", 0), p.get("split_factor", 1)) for p in spec.get("placements", ())
-    )
-    if len(placements) != len(mesh.shape):
-        raise CkptconvError(f"{len(placements)} placements on a mesh of {len(mesh.shape)} dims")
-    view = file.view(local)
-    said = f"({', '.join(map(str, placements))})"
-    if coordinate is None:  # a rank outside the mesh holds nothing
-        return _Piece(
-            shape, dtype, said, Box((0,) * len(shape), (0,) * len(shape)), stored(file.path, 0, (0,), dtype)
-        )
-    order = tuple(entry.args for entry in spec.get("shard_order") or () if isinstance(entry, Inert))
-    box = local_box(shape, mesh.shape, coordinate, placements, order)
-    if 0 in box.sizes and 0 in view.shape:
-        view = stored(file.path, 0, box.sizes, dtype)
-    if view.shape != box.sizes or view.dtype != dtype:
-        raise CkptconvError(
-            "a shard has not the shape that its placement gives it",
-            found=f"{view.dtype} {list(view.shape)}",
-            wanted=f"{dtype} {list(box.sizes)}, for {said} at mesh coordinate {coordinate}",
-        )
-    return _Piece(shape, dtype, said, box, view, coordinate)
-
-
-def _mesh(file: TorchZip, mesh: Any, cache: dict[int, Any]) -> tuple[Mesh, tuple[int, ...] | None]:
-    if not isinstance(mesh, Inert):
-        raise CkptconvError("a DTensor without a mesh")
-    if id(mesh) not in cache:
-        cache[id(mesh)] = read_mesh(file, mesh)
-    return cache[id(mesh)]  # type: ignore[no-any-return]
-
-
-def _sharded_tensor(file: TorchZip, state: Any) -> list[_Piece]:
-    """ShardedTensor state: (local shards, metadata, ...), offsets stated; a rank without data has no shard."""
-    if not isinstance(state, tuple) or len(state) < 2 or not isinstance(state[1], Inert):
-        raise CkptconvError(
-            "a ShardedTensor of an unknown form", hint="please report it with the torch version"
-        )
-    shards, meta = state[0], state[1]
-    shape = tuple(meta.get("size"))
-    properties = meta.get("tensor_properties")
-    fields = properties.state if isinstance(properties, Inert) and isinstance(properties.state, tuple) else ()
-    dtype = next((field.name for field in fields if isinstance(field, Dtype)), None)
-    pieces = []
-    for shard in shards:
-        view, where = file.view(shard.get("tensor")), shard.get("metadata")
-        box = Box(tuple(where.get("shard_offsets")), tuple(where.get("shard_sizes")))
-        if view.shape != box.sizes:
-            raise CkptconvError(
-                "a shard has not the shape that its metadata gives", found=view.shape, wanted=box.sizes
-            )
-        pieces.append(_Piece(shape, dtype or view.dtype, "ShardedTensor", box, view))
-    if not pieces and dtype:
-        empty = Box((0,) * len(shape), (0,) * len(shape))
-        pieces.append(_Piece(shape, dtype, "ShardedTensor", empty, stored(file.path, 0, (0,), dtype)))
-    return pieces
-
-
 def _assemble(name: str, found: _Pieces, missing: list[int], world_size: int, folder: Path) -> StoredTensor:
     first = found.pieces[0]
     if first.box is None:
         replicas = tuple(((0,) * len(first.shape), piece.view) for piece in found.pieces[1:])
         return StoredTensor(first.view, "", replicas)
-    parts: dict[Box, _Piece] = {}
+    parts: dict[Box, Piece] = {}
     copies = []
     for piece in found.pieces:
         box = piece.box
@@ -316,7 +217,7 @@ def _spans(ranks: list[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def _say(piece: _Piece) -> str:
+def _say(piece: Piece) -> str:
     return f"{piece.dtype} {list(piece.shape)}{' ' + piece.placement if piece.placement else ' plain'}"
 
 

@@ -8,11 +8,13 @@ not in the files: `megatron_cuts` has it.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptconv.backends.bounds import check_name, check_ranks
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
 from ckptconv.backends.megatron_cuts import over_tp
@@ -95,7 +97,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         root=place.folder,
         world_size=len(ranks),
         files=tuple(
-            RankFile(n, str(path), path.stat().st_size) for n, (_, path) in enumerate(sorted(found.items()))
+            RankFile(n, str(path), path.stat().st_size, _said(rank.seat, sizes))
+            for n, ((_, path), rank) in enumerate(zip(sorted(found.items()), ranks, strict=True))
         ),
         tensors=tensors,
         meshes=(Mesh((sizes["tp"], sizes["pp"], sizes["ep"]), ("tp", "pp", "ep")),),
@@ -107,6 +110,11 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         notes=tuple(said),
         naming="megatron",
     )
+
+
+def _said(seat: _Seat, sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    """A seat along the axes that have more than one rank, stages first."""
+    return tuple((axis, getattr(seat, axis)) for axis in ("pp", "tp", "ep") if sizes[axis] > 1)
 
 
 def _home(folder: Path) -> Path | None:
@@ -154,7 +162,11 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
     root = file.root
     parts = root if isinstance(root, list) else None
     if isinstance(root, dict):
-        named = {int(m[1] or 0): value for key, value in root.items() if (m := _CHUNK.match(str(key)))}
+        named = {
+            int(m[1] or 0): value
+            for key, value in root.items()
+            if isinstance(key, str) and (m := _CHUNK.match(key))
+        }
         parts = [named[number] for number in sorted(named)]
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise CkptconvError(
@@ -164,11 +176,11 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
     for part in parts:
         views: dict[str, View] = {}
         for name, value in part.items():
-            if "_extra_state" in name or value is None:
+            if "_extra_state" in check_name(name, file.path) or value is None:
                 continue
             if not isinstance(value, TensorRecord):
-                raise CkptconvError(f"{name} is no tensor", where=file.path, found=repr(value)[:80])
-            bare = str(name).removeprefix("module.")
+                raise CkptconvError(f"{name} is no tensor", where=file.path, found=value)
+            bare = name.removeprefix("module.")
             if untold := next((why for mark, why in _UNTOLD.items() if mark in bare), None):
                 raise CkptconvError(
                     f"{untold}, which rank files do not say",
@@ -197,8 +209,9 @@ def _check_complete(ranks: list[_Rank], sizes: dict[str, int], settings: dict[st
         "ep": settings.get("expert_model_parallel_size"),
     }
     for axis, size in stated.items():
-        if isinstance(size, int) and size > sizes[axis]:
+        if type(size) is int and size > sizes[axis]:
             sizes[axis] = size
+        check_ranks(sizes[axis], home)
     for pp in range(sizes["pp"]):
         for axis in ("tp", "ep"):
             there = {getattr(rank.seat, axis) for rank in ranks if rank.seat.pp == pp}
@@ -217,7 +230,7 @@ def _expert_rows(ranks: list[_Rank]) -> Iterator[tuple[tuple[int, int, str], int
     for rank in ranks:
         for name, view in ((name, view) for chunk in rank.chunks for name, view in chunk.items()):
             if (match := _EXPERT.match(_numbered(name))) and match[3] == ".linear_fc1.weight":
-                yield (rank.seat.pp, rank.seat.ep, name), rank.seat.tp, view.shape[0]
+                yield (rank.seat.pp, rank.seat.ep, name), rank.seat.tp, view.shape[0] if view.shape else 0
 
 
 def _assembled(
@@ -225,13 +238,47 @@ def _assembled(
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Stages and chunks in the order of the layers: chunk 0 of every stage, then chunk 1, …"""
     first = 0
-    for chunk in range(max(len(rank.chunks) for rank in ranks)):
+    if len({len(rank.chunks) for rank in ranks}) > 1:
+        raise CkptconvError("the rank files hold different numbers of model chunks")
+    for chunk in range(len(ranks[0].chunks)):
         for pp in range(sizes["pp"]):
-            stage = [rank for rank in ranks if rank.seat.pp == pp]
-            names = dict.fromkeys(name for rank in stage for name in rank.chunks[chunk])
+            stage = _Stage.of([rank for rank in ranks if rank.seat.pp == pp], chunk, first)
+            names = dict.fromkeys(name for rank in stage.ranks for name in rank.chunks[chunk])
             for name in names:
-                yield from _tensor(name, stage, chunk, first, settings)
-            first += stage[0].layers(chunk)
+                yield from _tensor(name, stage, settings)
+            first += stage.ranks[0].layers(chunk)
+
+
+class _Stage(NamedTuple):
+    """A pipeline stage's ranks and one of their chunks. first: the layers before it.
+
+    by_ep: its ranks by their EP index. experts: how many a rank holds, by the block's name in the chunk.
+    """
+
+    ranks: list[_Rank]
+    by_ep: dict[int, list[_Rank]]
+    experts: dict[str, int]
+    chunk: int
+    first: int
+
+    @classmethod
+    def of(cls, ranks: list[_Rank], chunk: int, first: int) -> _Stage:
+        """Of the ranks of one stage."""
+        by_ep: dict[int, list[_Rank]] = defaultdict(list)
+        for rank in ranks:
+            by_ep[rank.seat.ep].append(rank)
+        numbers: dict[str, set[str]] = defaultdict(set)
+        for name in ranks[0].chunks[chunk]:
+            if match := _EXPERT.match(_numbered(name)):
+                numbers[match[1]].add(match[2])
+        experts = {block: len(found) for block, found in numbers.items()}
+        return cls(ranks, dict(sorted(by_ep.items())), experts, chunk, first)
+
+    def held(self, name: str, ranks: list[_Rank]) -> list[tuple[int, View]]:
+        """(TP index, what that rank holds) for those of some ranks that have the tensor."""
+        return [
+            (rank.seat.tp, view) for rank in ranks if (view := rank.chunks[self.chunk].get(name)) is not None
+        ]
 
 
 def _once(found: Iterator[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
@@ -249,32 +296,24 @@ def _once(found: Iterator[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _tensor(
-    name: str, stage: list[_Rank], chunk: int, first: int, settings: dict[str, Any]
-) -> Iterator[tuple[str, StoredTensor]]:
+def _tensor(name: str, stage: _Stage, settings: dict[str, Any]) -> Iterator[tuple[str, StoredTensor]]:
     """One name of a stage: over TP; an expert's over EP too, with its number in the whole model."""
     number = _LAYER.search(name)
     whole = name
     if number and _DECODER.match(name):
-        whole = name[: number.start()] + str(int(number[1]) + first) + name[number.end() :]
+        whole = name[: number.start()] + str(int(number[1]) + stage.first) + name[number.end() :]
     numbered = _numbered(whole)
     expert = _EXPERT.match(numbered)
     if expert is None:
-        yield (
-            whole,
-            over_tp(
-                name,
-                [(rank.seat.tp, rank.chunks[chunk][name]) for rank in stage if name in rank.chunks[chunk]],
-            ),
-        )
+        yield whole, over_tp(name, stage.held(name, stage.ranks))
         return
-    local = _experts_here(stage[0].chunks[chunk], expert[1], first)
-    for ep in sorted({rank.seat.ep for rank in stage}):
-        held = [
-            (r.seat.tp, r.chunks[chunk][name]) for r in stage if r.seat.ep == ep and name in r.chunks[chunk]
-        ]
+    here = _EXPERT.match(_numbered(name))
+    local = stage.experts.get(here[1], 0) if here else 0
+    for ep, ranks in stage.by_ep.items():
+        held = stage.held(name, ranks)
         full = f"{expert[1]}{int(expert[2]) + ep * local}{expert[3]}"
-        etp = settings.get("expert_tensor_parallel_size") or len(held)
+        stated = settings.get("expert_tensor_parallel_size")
+        etp = stated if type(stated) is int and stated > 0 else len(held)
         yield full, over_tp(numbered, [(tp % etp, view) for tp, view in held])
 
 
@@ -284,15 +323,3 @@ def _numbered(name: str) -> str:
     if grouped:
         return f"{grouped[1]}.{grouped[4]}.{grouped[2]}.{grouped[3]}"
     return name.replace(".experts.local_experts.", ".experts.")
-
-
-def _experts_here(chunk: dict[str, View], prefix: str, first: int) -> int:
-    """How many experts of a layer one rank holds."""
-    layer = _LAYER.search(prefix)
-    local = (
-        prefix
-        if layer is None or not _DECODER.match(prefix)
-        else f"{prefix[: layer.start()]}{int(layer[1]) - first}{prefix[layer.end() :]}"
-    )
-    numbers = {m[2] for name in chunk if (m := _EXPERT.match(_numbered(name))) and m[1] == local}
-    return len(numbers)
