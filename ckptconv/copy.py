@@ -7,7 +7,6 @@ renamed inside the work folder; a later run finds it and does not write it again
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
@@ -22,7 +21,7 @@ import xxhash
 
 from ckptconv.compute import Block, views_of
 from ckptconv.dtypes import itemsize
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, cannot_write
 from ckptconv.layout import OutFile
 from ckptconv.output_file import PAGE, OutputFile, block_buffer, in_place
 from ckptconv.plan import Output, Plan
@@ -31,7 +30,6 @@ from ckptconv.workers import count, for_each
 
 HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
 HASH = "xxh3-128/4MiB"
-_DONE = ".done.json"
 _STORED = 2 * HASH_BLOCK  # float32 masters of a bfloat16 block
 _PER_WORKER = HASH_BLOCK + PAGE + SCRATCH + _STORED
 
@@ -95,7 +93,7 @@ def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], No
     resumed = []
     todo = []
     for out in plan.files:
-        done = _finished(work, out)
+        done = finished(work, out)
         if done is None:
             todo.append(out)
         else:
@@ -151,7 +149,7 @@ class _Run:
         path = self._work / f"{out.name}.part"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return _Target(out, OutputFile(path, out.header, out.nbytes, past_cache=self._large))
+            return _Target(out, OutputFile(path, out.header, out.nbytes, past_cache=True))
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -202,7 +200,8 @@ class _Run:
         try:
             target.file.finish()
             del self._targets[number]
-            record = final.with_name(final.name + _DONE)
+            record = _record(self._work, target.out.name)
+            record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps({"nbytes": target.out.nbytes, "hashes": hashes}))
             os.replace(target.file.path, final)
         except OSError as error:
@@ -227,16 +226,27 @@ def combine(digests: list[bytes]) -> str:
     return digests[0].hex() if len(digests) == 1 else xxhash.xxh3_128_hexdigest(b"".join(digests))
 
 
-def clean_records(work: Path) -> None:
-    """Remove the marks of finished files before a folder is published."""
-    for path in work.rglob(f"*{_DONE}"):
-        path.unlink()
+def _record(work: Path, name: str) -> Path:
+    """Where it is noted that a file is finished: beside the work folder, which holds the model and nothing else."""
+    return work.with_name(f"{work.name}.done") / f"{name}.json"
 
 
-def _finished(work: Path, out: OutFile) -> dict[str, str] | None:
+def hand_over(own: Path, work: Path, out: OutFile) -> None:
+    """Move a finished file and its note from one work folder into another, which is on the same disk and still there."""
+    record, final = _record(work, out.name), work / out.name
+    try:
+        for folder in (work.with_name(f"{work.name}.done"), record.parent, final.parent):
+            folder.mkdir(exist_ok=True)
+        os.replace(_record(own, out.name), record)
+        os.replace(own / out.name, final)
+    except OSError as error:
+        raise cannot_write(final, error) from error
+
+
+def finished(work: Path, out: OutFile) -> dict[str, str] | None:
     """The hashes of a file that an earlier run of the same plan finished, else None."""
     path = work / out.name
-    record = path.with_name(path.name + _DONE)
+    record = _record(work, out.name)
     if not (path.is_file() and record.is_file() and path.stat().st_size == out.nbytes):
         return None
     try:
@@ -247,14 +257,3 @@ def _finished(work: Path, out: OutFile) -> dict[str, str] | None:
     except (OSError, ValueError, KeyError):
         return None
     return hashes if same else None
-
-
-def cannot_write(path: Path, error: OSError) -> CkptconvError:
-    """The error for a write that the system refused."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CkptconvError(
-            "the disk is full",
-            where=path.parent,
-            hint="free space or choose another target",
-        )
-    return CkptconvError(f"cannot be written: {error.strerror or error}", where=path)

@@ -3,7 +3,7 @@
 What goes through the page cache costs the kernel a page at a time, and its reclaim makes everybody wait: 2.5 GB took 3.4
 to 6 s, and 1.3 to 1.7 s with O_DIRECT, at a twentieth of the CPU time. O_DIRECT wants memory, offset and length in whole
 pages, so a block is put into its buffer at the place in a page that it has in the file, and the parts of a page at its two
-ends go the ordinary way; no page is ever written both ways at once.
+ends are gathered and go the ordinary way, at last; no page is ever written both ways.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from ckptconv import writeback
+from ckptconv.pages import PAGE, Pages
 from ckptconv.read import Array
 
-PAGE = 4096
-_LEAST = 64 * PAGE  # smaller blocks are left to the kernel
+_LEAST = 64 * PAGE  # smaller blocks are gathered
 _WRITE = 1 << 20  # larger writes make the kernel look for larger pages: 1.6 s instead of 0.8 s for 1.3 GB
 _LOCAL = {
     "ext2",
@@ -49,23 +49,31 @@ class OutputFile:
         self.path = path
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._direct = _open_direct(path) if past_cache else None
+        self._nbytes = nbytes
+        self._pages = Pages(self._through_cache)
         os.ftruncate(self._handle, nbytes)
-        os.pwrite(self._handle, header, 0)
+        self.write(np.frombuffer(header, np.uint8), 0)
 
     def write(self, data: Array, offset: int) -> None:
         """Write a block that lies where `in_place` says."""
         view = memoryview(data)
-        head = -offset % PAGE
-        middle = (len(view) - head) // PAGE * PAGE
-        if self._direct is None or middle < _LEAST:
+        if self._direct is None:
             self._through_cache(view, offset)
             return
-        done = head + self._past_cache(self._direct, view[head : head + middle], offset + head)
-        self._through_cache(view[:head], offset)
-        self._through_cache(view[done:], offset + done)
+        head = -offset % PAGE
+        middle = (len(view) - head) // PAGE * PAGE
+        if middle < _LEAST:
+            self._pages.add(view, offset)
+            return
+        done = self._past_cache(self._direct, view[head : head + middle], offset + head)
+        if done < middle:
+            self._through_cache(view[head + done : head + middle], offset + head + done)
+        self._pages.add(view[:head], offset)
+        self._pages.add(view[head + middle :], offset + head + middle)
 
     def finish(self) -> None:
         """Have everything on the disk, and close."""
+        self._pages.finish(self._nbytes)
         os.fsync(self._handle)
         self.close()
 
