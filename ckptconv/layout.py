@@ -53,13 +53,16 @@ def shards(
     tensors: Mapping[str, Laid], max_shard_size: int | str, stem: str = "model"
 ) -> tuple[OutFile, ...]:
     """Cut a state dict into files of at most max_shard_size (bytes, or text such as "5GB"), as save_pretrained does."""
+    limit = _in_bytes(max_shard_size)
+    if tensors and sum(tensor.nbytes for tensor in tensors.values()) <= limit:
+        return (out_file(f"{stem}.safetensors", tensors),)
     from huggingface_hub import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern=f"{stem}{{suffix}}.safetensors",
-        max_shard_size=_in_bytes(max_shard_size),
+        max_shard_size=limit,
     )
     return tuple(
         out_file(name, {n: tensors[n] for n in names}) for name, names in split.filename_to_tensors.items()

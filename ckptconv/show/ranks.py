@@ -1,20 +1,30 @@
-"""How a rank looks, everywhere the same: one colour and one glyph."""
+"""How a rank looks, everywhere the same: one colour and one glyph; and how many ranks are said in few words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
 
 from rich.text import Text
 
-from ckptconv.commands.inspect import Row, Slice
+from ckptconv.commands.inspect import RankMap, Row, Slice
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
+_GLYPHS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SHADES = "·░▒▓█"
 
 
 def colour(rank: int) -> str:
     """A rank's colour."""
     return _COLOURS[rank % len(_COLOURS)]
+
+
+def glyph(rank: int) -> str:
+    """A rank's glyph; 62 of them, and then from the first again."""
+    return _GLYPHS[rank % len(_GLYPHS)]
 
 
 def coverage(shares: Sequence[float], rank: int, width: int) -> Text:
@@ -26,9 +36,107 @@ def coverage(shares: Sequence[float], rank: int, width: int) -> Text:
             max((column + 1) * len(shares) // width, column * len(shares) // width + 1),
         )
         share = max(shares[low:high], default=0.0)
-        glyph = _SHADES[0] if share <= 0 else _SHADES[min(1 + int(share * 4), 4)]
-        text.append(glyph, colour(rank) if share > 0 else "dim")
+        text.append(_SHADES[_shade(share)], colour(rank) if share > 0 else "dim")
     return text
+
+
+def _shade(share: float) -> int:
+    return 0 if share <= 0 else min(1 + int(share * 4), 4)
+
+
+class Ranks(NamedTuple):
+    """Ranks in one bar. together: the bar is of what they store together, not of each, which is alike."""
+
+    ranks: tuple[RankMap, ...]
+    parts: tuple[float, ...]
+    together: bool = False
+
+
+def grouped(ranks: Sequence[RankMap], most: int) -> list[Ranks]:
+    """At most `most` bars: one for each rank; for ranks that look alike; for those of one mesh coordinate; for a range."""
+    if len(ranks) <= most:
+        return [Ranks((rank,), rank.parts) for rank in ranks]
+    alike: dict[tuple[int, ...], list[RankMap]] = defaultdict(list)
+    for rank in ranks:
+        alike[tuple(map(_shade, rank.parts))].append(rank)
+    if len(alike) <= most:
+        return [Ranks(tuple(same), same[0].parts) for same in alike.values()]
+    return [_together(some) for some in _by_seat(ranks, most) or _by_number(ranks, most)]
+
+
+def _together(ranks: Sequence[RankMap]) -> Ranks:
+    parts = tuple(min(sum(shares), 1.0) for shares in zip(*(rank.parts for rank in ranks), strict=True))
+    return Ranks(tuple(ranks), parts, len(ranks) > 1)
+
+
+def _by_seat(ranks: Sequence[RankMap], most: int) -> list[list[RankMap]]:
+    """By as many mesh dims, from the first, as there is room for; nothing where the seats are not known."""
+    if not all(rank.coordinate for rank in ranks):
+        return []
+    for dims in range(len(ranks[0].coordinate), 0, -1):
+        groups: dict[tuple[int, ...], list[RankMap]] = defaultdict(list)
+        for rank in ranks:
+            groups[tuple(rank.coordinate.values())[:dims]].append(rank)
+        if len(groups) <= most:
+            return list(groups.values())
+    return []
+
+
+def _by_number(ranks: Sequence[RankMap], most: int) -> list[Sequence[RankMap]]:
+    each = 1
+    while each * most < len(ranks):
+        each *= 2
+    return [ranks[at : at + each] for at in range(0, len(ranks), each)]
+
+
+def seat(coordinate: Mapping[str, int]) -> str:
+    """ "pp0 tp1"."""
+    return " ".join(f"{_before_number(name)}{at}" for name, at in coordinate.items())
+
+
+def seats(ranks: Sequence[RankMap], of: Sequence[RankMap]) -> str:
+    """ "pp0 tp*": the seats of some ranks among all; a dim of which they have every index is a star."""
+    said = []
+    for name in ranks[0].coordinate:
+        here = sorted({rank.coordinate.get(name, 0) for rank in ranks})
+        every = {rank.coordinate.get(name, 0) for rank in of}
+        all_of_it = len(here) > 1 and len(here) == len(every)
+        said.append(f"{_before_number(name)}{'*' if all_of_it else spans(here)}")
+    return " ".join(said)
+
+
+def _before_number(name: str) -> str:
+    return f"{name}=" if name[-1:].isdigit() else name
+
+
+def spans(numbers: Sequence[int], most: int = 3) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"; [0, 8, 16, 24, 32] -> "0, 8, .. 32"; the first ones and how many else."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    said = [str(low) if low == high else f"{low}-{high}" for low, high in found]
+    if len(said) <= most:
+        return ", ".join(said)
+    steps = {b[0] - a[0] for a, b in pairwise(found)}
+    lengths = {high - low for low, high in found}
+    if len(steps) == len(lengths) == 1:
+        return f"{said[0]}, {said[1]}, .. {said[-1]}"
+    return f"{', '.join(said[: most - 1])}, … ({len(numbers)})"
+
+
+def is_flat(row: Row) -> bool:
+    """True for a tensor whose slices are runs of elements: it is said, or boxes of several dims are one after another."""
+    if row.placement or len(row.cut_dims) < 2:
+        return "flat" in row.placement
+    return all(_in_one_piece(piece, row) for piece in row.slices if not piece.copy)
+
+
+def _in_one_piece(piece: Slice, row: Row) -> bool:
+    first = next((d for d, size in enumerate(piece.sizes) if size > 1), len(piece.sizes))
+    return piece.sizes[first + 1 :] == row.shape[first + 1 :]
 
 
 def picture(row: Row, width: int = 32) -> Text:
@@ -36,31 +144,46 @@ def picture(row: Row, width: int = 32) -> Text:
     used = [piece for piece in row.slices if not piece.copy]
     dims = row.cut_dims
     if not dims or len(used) < 2:
-        return Text(_ranks(list(row.ranks)) if row.ranks else "empty", style="dim")
+        return Text(_ranks(row.ranks, width) if row.ranks else "empty", style="dim")
+    if is_flat(row):
+        return _of_runs(used, row, width)
     if len(dims) > 1:
-        return Text(f"{len(used)} boxes on {_ranks(sorted({piece.rank for piece in used}))}", style="dim")
+        return _counted(f"{len(used)} boxes", sorted({piece.rank for piece in used}), width)
     # Tensors of one row may be cut alike by other ranks each: pipeline stages.
     if len(row.ranks) > len({piece.rank for piece in row.slices}):
-        return Text(f"{len(used)} slices on {_ranks(list(row.ranks))}", style="dim")
-    return _segments(used, dims[0], row.shape[dims[0]], width)
+        return _counted(f"{len(used)} slices", row.ranks, width)
+    return _segments([(piece.rank, piece.sizes[dims[0]]) for piece in used], row.shape[dims[0]], width)
 
 
-def _segments(used: list[Slice], dim: int, whole: int, width: int) -> Text:
-    text = Text()
-    each = max(width // len(used), 1)
-    if each < max(len(str(piece.rank)) for piece in used) + 2:
-        return Text(f"{len(used)} slices on {_ranks(sorted({piece.rank for piece in used}))}", style="dim")
+def _of_runs(used: list[Slice], row: Row, width: int) -> Text:
+    """A run for each rank, of as many boxes as it was cut into."""
+    runs: dict[int, int] = defaultdict(int)
     for piece in used:
-        cells = max(round(piece.sizes[dim] / whole * width), 3)
-        label = str(piece.rank)[: cells - 1]
-        text.append("▏" + label + "▬" * (cells - 1 - len(label)), colour(piece.rank))
+        runs[piece.rank] += prod(piece.sizes)
+    if len(row.ranks) > len(runs):
+        return _counted(f"{len(runs)} runs", row.ranks, width)
+    return _segments(list(runs.items()), prod(row.shape), width)
+
+
+def _segments(parts: list[tuple[int, int]], whole: int, width: int) -> Text:
+    text = Text()
+    each = max(width // len(parts), 1)
+    if each < max(len(str(rank)) for rank, _ in parts) + 2:
+        return _counted(f"{len(parts)} slices", sorted({rank for rank, _ in parts}), width)
+    begin = 0
+    for rank, length in parts:
+        begin += length
+        cells = max(round(begin / whole * width) - len(text), 3)
+        label = str(rank)[: cells - 1]
+        text.append("▏" + label + "▬" * (cells - 1 - len(label)), colour(rank))
     return text
 
 
-def _ranks(ranks: list[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if ranks == list(range(ranks[0], ranks[-1] + 1)):
-        return f"ranks {ranks[0]}-{ranks[-1]}"
-    shown = ", ".join(map(str, ranks[:6]))
-    return f"ranks {shown}{', …' if len(ranks) > 6 else ''}"
+def _counted(what: str, ranks: Sequence[int], width: int) -> Text:
+    return Text(f"{what} on {_ranks(ranks, width - len(what) - 4)}", "dim")
+
+
+def _ranks(ranks: Sequence[int], width: int) -> str:
+    """Which ranks, or how many where that is too long."""
+    said = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans(ranks)}"
+    return said if len(said) <= width else f"{len(ranks)} ranks"

@@ -6,18 +6,23 @@ result: `show/COMMAND.py` does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from ckptconv.errors import CkptconvError
 
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 OK, NO, WARN = "✓", "✗", "!"
 
 
@@ -37,22 +42,24 @@ class Sink:
     def result(self, shown: RenderableType, record: Any, quiet: str = "") -> None:
         """The result: rendered for people, the record as JSON, or one line."""
         if self.as_json:
-            sys.stdout.write(json.dumps(plain(record), indent=1) + "\n")
+            self.out.text(json.dumps(plain(record), indent=1))
         elif self.quiet:
             if quiet:
-                sys.stdout.write(quiet + "\n")
+                self.out.text(printable(quiet))
         else:
             self.out.print(shown, soft_wrap=isinstance(shown, Text))  # a path stays in one piece
 
     def phase(self, word: str, text: str) -> None:
         """One line of what is being done: `Reading   Megatron tp 2 × pp 2`."""
         if not (self.quiet or self.as_json):
-            self.err.print(Text.assemble((f"{word:<9} ", "bold"), text), soft_wrap=True)
+            with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
+                self.err.print(Text.assemble((f"{word:<9} ", "bold"), _indented(text)), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A finding that a person should see; not in quiet mode."""
         if not self.quiet:
-            self.err.print(Text.assemble((f"{WARN} ", "yellow"), text), soft_wrap=True)
+            with contextlib.suppress(OSError):
+                self.err.print(Text.assemble((f"{WARN} ", "yellow"), _indented(text)), soft_wrap=True)
 
     def error(self, error: CkptconvError) -> None:
         """One error: what, where, found, wanted, hint."""
@@ -62,9 +69,9 @@ class Sink:
                 **dict(error.rows()),
                 "code": int(error.code),
             }
-            sys.stdout.write(json.dumps({"error": fields}, indent=1) + "\n")
-        lines = [Text.assemble(("error: ", "bold red"), error.what)]
-        lines += [Text.assemble((f"  {label:<6} ", "dim"), text) for label, text in error.rows()]
+            self.out.text(json.dumps({"error": fields}, indent=1))
+        lines = [Text.assemble(("error: ", "bold red"), _indented(error.what))]
+        lines += [Text.assemble((f"  {label:<6} ", "dim"), _indented(text)) for label, text in error.rows()]
         for line in lines:
             self.err.print(line, soft_wrap=True)
 
@@ -82,5 +89,36 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _console(stream: Any) -> Console:
-    return Console(file=stream, highlight=False, emoji=False, markup=False)
+class _Stream(Console):
+    """stdout or stderr. Where nobody listens any more (`| head`), nothing more is said, and the work goes on."""
+
+    def text(self, text: str) -> None:
+        """A line as it is."""
+        try:
+            self.file.write(text + "\n")
+            self.file.flush()
+        except BrokenPipeError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What rich draws; what a file put into it is shown and not obeyed."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would obey or cannot show: control codes, marks that turn lines around."""
+    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _indented(text: str) -> str:
+    """A text whose further lines do not look like lines of their own."""
+    return text.replace("\n", "\n" + 9 * " ")
+
+
+def _console(stream: Any) -> _Stream:
+    return _Stream(file=stream, highlight=False, emoji=False, markup=False)

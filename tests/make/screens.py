@@ -1,31 +1,44 @@
-"""Writes docs/images/*.svg from real screens: python tests/make/screens.py RUN MODEL (made by `make demo`)."""
+"""Writes docs/images/*.svg from real screens: python tests/make/screens.py RUN MODEL (made by `make demo`).
+
+The other checkpoints are fixtures of the tests. A command runs beside its checkpoint, so that paths are short.
+"""
 
 from __future__ import annotations
 
-import io
+import os
 import sys
+import tempfile
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-from rich.text import Text
+from pack import unpack
+from rich.console import RenderableType
 
 from ckptconv import inspect, verify
 from ckptconv.show import inspect as show_inspect
 from ckptconv.show import verify as show_verify
+from ckptconv.show.export import WIDTH, export
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
-WIDTH = 110
+REPOSITORY = Path(__file__).parents[2]
+IMAGES = REPOSITORY / "docs" / "images"
+FIXTURES = REPOSITORY / "tests" / "fixtures"
 
 
 def save(name: str, command: str, shown: RenderableType) -> None:
     """One screen, with the command above it, as a person sees it in a terminal."""
-    console = Console(
-        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False, markup=False
-    )
-    console.print(Text.assemble(("$ ", "dim"), command))
-    console.print(shown)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    (IMAGES / f"{name}.svg").write_text(console.export_svg(title=command, unique_id=name), encoding="utf-8")
+    export(shown, svg=IMAGES / f"{name}.svg", html=None, title=command, width=WIDTH)
+
+
+def look(name: str, run: Path, tensor: str | None = None, depth: int | None = None) -> None:
+    """One screen of `inspect`."""
+    here = Path.cwd()
+    os.chdir(run.parent)
+    try:
+        found = inspect(run.name, tensor=tensor, tree=depth is not None)
+        asked = f" --tensor {tensor}" if tensor else f" --depth {depth}" if depth is not None else ""
+        save(name, f"ckptconv inspect {run.name}{asked}", show_inspect.screen(found, WIDTH, depth))
+    finally:
+        os.chdir(here)
 
 
 def main() -> None:
@@ -36,6 +49,13 @@ def main() -> None:
         f"ckptconv verify {model} --against {run}",
         show_verify.screen(verify(model, against=run), WIDTH),
     )
+    with tempfile.TemporaryDirectory() as place:
+        megatron = unpack(FIXTURES / "megatron" / "qwen3_moe_tp2pp2ep2.tar.xz", Path(place)) / "run"
+        look("inspect-megatron", megatron)
+        look("inspect-tree", megatron, depth=5)
+        zero = unpack(FIXTURES / "deepspeed_z3_bf16_w4.tar.xz", Path(place)) / "run"
+        look("inspect-flat", zero, tensor="embed.weight")
+    look("inspect-tensor", FIXTURES / "torch_2_8" / "fsdp2_tp_w4", tensor="blocks.0.down.weight")
 
 
 if __name__ == "__main__":

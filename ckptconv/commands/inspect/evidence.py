@@ -1,0 +1,146 @@
+"""What small files beside a checkpoint say of who saved it: the trainer, its version, how far it had come."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends.json_file import read_table
+from ckptconv.backends.stand_ins import Inert
+from ckptconv.backends.torch_zip import open_torch_zip
+from ckptconv.backends.zip_directory import NotAZip, Window, read_directory
+from ckptconv.checkpoint import Checkpoint
+from ckptconv.commands.inspect.records import Evidence
+from ckptconv.errors import CkptconvError
+
+_HEAD = 1 << 13  # of a .distcp, which holds an archive for each tensor: the first one
+_SHOWN = 60  # letters of a value
+# Of Megatron's arguments (common.pt, rank files), those that say how it was trained.
+_ARGS = {
+    "world_size": "world size",
+    "tensor_model_parallel_size": "tp",
+    "pipeline_model_parallel_size": "pp",
+    "virtual_pipeline_model_parallel_size": "vpp",
+    "context_parallel_size": "cp",
+    "expert_model_parallel_size": "ep",
+    "expert_tensor_parallel_size": "etp",
+}
+
+
+def evidence_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[Evidence, ...]:
+    """Each fact once, the nearest file's. A file that is broken says nothing here: nothing depends on it."""
+    root = checkpoint.root
+    homes = [path for path in (root, checkpoint.assets, root.parent) if path is not None]
+    found: dict[str, Evidence] = {}
+    for source in (
+        _deepspeed(checkpoint),
+        _megatron(checkpoint),
+        _beside(homes),
+        _config(config),
+        _torch(checkpoint),
+    ):
+        for item in source:
+            if item.value:
+                found.setdefault(item.what, item)
+    return tuple(found.values())
+
+
+def step_of(evidence: tuple[Evidence, ...]) -> int | None:
+    """The step that a file names, where no folder does."""
+    for item in evidence:
+        match = re.match(r"(?:step|iteration) (\d+)", item.value)
+        if match:
+            return int(match[1])
+    return None
+
+
+def _deepspeed(checkpoint: Checkpoint) -> Iterator[Evidence]:
+    version = (checkpoint.extras.get("deepspeed") or {}).get("version")
+    if isinstance(version, str):
+        yield Evidence("DeepSpeed", _short(version), "the model file")
+
+
+def _megatron(checkpoint: Checkpoint) -> Iterator[Evidence]:
+    if checkpoint.backend not in ("megatron", "megatron_fsdp"):
+        return
+    shards = Path(checkpoint.files[0].path).parent if checkpoint.files else checkpoint.root
+    if (shards / "run_config.yaml").is_file():
+        yield Evidence("trainer", "Megatron-Bridge", "run_config.yaml")
+    name = next(
+        (name for name in ("common.pt", "model_optim_rng.pt") if (shards / name).is_file()), "common.pt"
+    )
+    root = _root(shards / name)
+    if type(root.get("iteration")) is int and root["iteration"]:
+        yield Evidence("Megatron", f"iteration {root['iteration']}", name)
+    args = root.get("args")
+    stated = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
+    said = [f"{word} {stated[key]}" for key, word in _ARGS.items() if type(stated.get(key)) is int]
+    yield Evidence("arguments", ", ".join(said), name)
+
+
+def _root(path: Path) -> dict[Any, Any]:
+    try:
+        root = open_torch_zip(str(path)).root if path.is_file() else {}
+    except CkptconvError:
+        return {}
+    return root if isinstance(root, dict) else {}
+
+
+def _beside(homes: list[Path]) -> Iterator[Evidence]:
+    for home in homes:
+        receipt = _table(home / "ckptconv.json")
+        source = receipt.get("source")
+        if isinstance(source, dict):
+            step = f", step {source['step']}" if source.get("step") is not None else ""
+            yield Evidence(
+                "converted from", f"{_short(source.get('layout') or 'a checkpoint')}{step}", "ckptconv.json"
+            )
+            yield Evidence("ckptconv", _short(receipt.get("ckptconv")), "ckptconv.json")
+        state = _table(home / "trainer_state.json")
+        if type(state.get("global_step")) is int:
+            whole = f" of {state['max_steps']}" if type(state.get("max_steps")) is int else ""
+            epoch = f", epoch {state['epoch']:g}" if isinstance(state.get("epoch"), int | float) else ""
+            yield Evidence(
+                "transformers Trainer", f"step {state['global_step']}{whole}{epoch}", "trainer_state.json"
+            )
+        version = _table(home / "adapter_config.json").get("peft_version")
+        yield Evidence("peft", _short(version), "adapter_config.json")
+
+
+def _config(config: dict[str, Any]) -> Iterator[Evidence]:
+    yield Evidence("transformers", _short(config.get("transformers_version")), "config.json")
+
+
+def _torch(checkpoint: Checkpoint) -> Iterator[Evidence]:
+    """torch 2.8 has `.format_version` in its archives, which 2.4 and 2.6 did not write (measured)."""
+    path = Path(checkpoint.files[0].path) if checkpoint.files else None
+    if path is None or path.suffix not in (".pt", ".bin", ".pth", ".distcp"):
+        return
+    try:
+        with path.open("rb") as file:
+            names = file.read(_HEAD)
+            if path.suffix != ".distcp":
+                whole = Window(str(path), file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                names = b" ".join(entry.name.encode() for entry in read_directory(whole))
+    except (OSError, NotAZip):
+        return
+    if b"/.format_version" in names or b"/byteorder" in names:
+        yield Evidence(
+            "torch", "newer than 2.6" if b"/.format_version" in names else "2.6 or older", path.name
+        )
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return read_table(path)
+    except CkptconvError:
+        return {}
+
+
+def _short(value: Any) -> str:
+    """A value as text, cut where someone wrote a book; nothing for what is no plain value."""
+    text = str(value) if isinstance(value, str | int | float) else ""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

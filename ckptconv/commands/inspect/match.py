@@ -1,0 +1,170 @@
+"""`--tensor PATTERN`: which tensors that is, and each rank's part of them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from math import prod
+from typing import Any
+
+from ckptconv.checkpoint import Checkpoint, StoredTensor, starred
+from ckptconv.commands.inspect.records import Match, Part
+from ckptconv.dtypes import itemsize
+from ckptconv.errors import CkptconvError
+from ckptconv.view import Chunk, Shape
+
+_GLOB = re.compile(r"[*?\[]")
+_NEAR = 3
+
+
+def matches_of(checkpoint: Checkpoint, pattern: str) -> tuple[Match, ...]:
+    """The tensors that a pattern matches, in the order in which they are stored; those that lie alike are one.
+
+    Raises CkptconvError, with the nearest names, where it matches none.
+    """
+    if not pattern.strip():
+        raise CkptconvError(
+            "--tensor names no tensor: the pattern is empty", hint="--tensor '*' is all of them"
+        )
+    fits = matcher(pattern)
+    names = [name for name in checkpoint.tensors if fits(name)]
+    if not names:
+        raise CkptconvError(
+            f"no tensor's name matches {pattern}",
+            where=checkpoint.root,
+            found=f"{len(checkpoint.tensors)} tensors",
+            hint=f"nearest: {', '.join(nearest(pattern, checkpoint.tensors))}",
+        )
+    seats = {file.path: (file.rank, dict(file.seat)) for file in checkpoint.files}
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    found: dict[str, tuple[Part, ...]] = {}
+    for name in names:
+        tensor = checkpoint.tensors[name]
+        found[name] = parts = tuple(_parts(tensor, seats))
+        alike = tuple((p.rank, p.offsets, p.sizes, p.run, p.file, p.copy) for p in parts)
+        groups[starred(name), tensor.view.shape, tensor.view.dtype, tensor.placement, alike].append(name)
+    return tuple(
+        Match(
+            star if len(same) > 1 else same[0],
+            tuple(same),
+            shape,
+            dtype,
+            placement,
+            checkpoint.tensors[same[0]].view.nbytes,
+            found[same[0]],
+        )
+        for (star, shape, dtype, placement, _), same in groups.items()
+    )
+
+
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """A test for names: a glob of the whole name or of its end from a dot on; else a part of the name, as it is.
+
+    `...` is `*`; a number in the pattern is a whole number: `layers.3` and `layers.3...` are not in layer 31.
+    """
+    text = pattern.replace("…", "...").strip()
+    if "..." not in text and not _GLOB.search(text):
+        before = r"(?<!\d)" if text[:1].isdigit() else ""
+        after = r"(?!\d)" if text[-1:].isdigit() else ""
+        found = re.compile(f"{before}{re.escape(text)}{after}")
+        return lambda name: found.search(name) is not None
+    pieces = [fnmatch.translate(piece).removeprefix("(?s:") for piece in text.split("...")]
+    joined = ""
+    for number, piece in enumerate(pieces):
+        end = re.sub(r"\)(?:\\[zZ])$", "", piece)  # translate's own anchors: (?s:…)\Z, \z on newer Pythons
+        guard = r"(?!\d)" if number and text.split("...")[number - 1][-1:].isdigit() else ""
+        joined += (f"{guard}.*" if number else "") + end
+    whole = re.compile(rf"(?s:(?:.*\.)?{joined})\Z")
+    return lambda name: whole.match(name) is not None
+
+
+def nearest(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that are most like a pattern; of those that differ by numbers alone the first."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(starred(name), name)
+    wanted = re.sub(r"\d+", "*", pattern.replace("...", "").replace("…", "")).strip("*.")
+    words = set(re.split(r"[._*]+", wanted.lower())) - {""}
+
+    def likeness(star: str) -> tuple[float, float]:
+        own = set(re.split(r"[._*]+", star.lower()))
+        close = sum(max((_ratio(word, other) for other in own), default=0.0) for word in words)
+        return close, _ratio(wanted, star)
+
+    return [first[star] for star in sorted(first, key=likeness, reverse=True)[:_NEAR]]
+
+
+def _ratio(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+_Seats = dict[str, tuple[int, dict[str, int]]]
+
+
+def _parts(tensor: StoredTensor, seats: _Seats) -> Iterator[Part]:
+    """Of every file its parts, used and copies, in the order of their elements."""
+    shape, item = tensor.view.shape, itemsize(tensor.view.dtype)
+    placed = [(chunk, False) for chunk in tensor.view.chunks]
+    for at, view in tensor.replicas:
+        placed += [
+            (chunk._replace(offsets=tuple(map(int.__add__, at, chunk.offsets))), True)
+            for chunk in view.chunks
+        ]
+    placed.sort(key=lambda pair: (pair[1], pair[0].file, _position(pair[0].offsets, shape)))
+    found: list[Part] = []
+    for (copy, file), group in groupby(placed, key=lambda pair: (pair[1], pair[0].file)):
+        rank, seat = seats[file]
+        for run in _runs([chunk for chunk, _ in group], shape, item):
+            offsets = tuple(min(c.offsets[d] for c in run) for d in range(len(shape)))
+            ends = tuple(max(c.offsets[d] + c.sizes[d] for c in run) for d in range(len(shape)))
+            begin, count = _position(run[0].offsets, shape), sum(prod(c.sizes) for c in run)
+            between = (begin, begin + count - 1) if len(run) > 1 else None
+            sizes = tuple(end - low for low, end in zip(offsets, ends, strict=True))
+            found.append(Part(rank, seat, offsets, sizes, between, count * item, file, run[0].start, copy))
+    yield from sorted(found, key=lambda part: (_first(part, shape), part.copy, part.rank))
+
+
+def _first(part: Part, shape: Shape) -> int:
+    return part.run[0] if part.run else _position(part.offsets, shape)
+
+
+def _runs(chunks: list[Chunk], shape: Shape, item: int) -> Iterator[list[Chunk]]:
+    """Chunks of one file, in order; those that follow each other in the tensor and in the file are one run.
+
+    A run is cut into up to 2n-1 boxes where a flat partition begins and ends in the middle of a row.
+    """
+    run: list[Chunk] = []
+    for chunk in chunks:
+        if run and not _follows(run[-1], chunk, shape, item):
+            yield run
+            run = []
+        run.append(chunk)
+    if run:
+        yield run
+
+
+def _follows(one: Chunk, two: Chunk, shape: Shape, item: int) -> bool:
+    count = prod(one.sizes)
+    return (
+        _in_one_piece(one.sizes, shape)
+        and _in_one_piece(two.sizes, shape)
+        and _position(two.offsets, shape) == _position(one.offsets, shape) + count
+        and two.start == one.start + count * item
+    )
+
+
+def _in_one_piece(sizes: Shape, shape: Shape) -> bool:
+    """True for a box whose elements follow each other, row-major."""
+    first = next((d for d, size in enumerate(sizes) if size > 1), len(sizes))
+    return sizes[first + 1 :] == shape[first + 1 :]
+
+
+def _position(offsets: Shape, shape: Shape) -> int:
+    position = 0
+    for offset, size in zip(offsets, shape, strict=True):
+        position = position * size + offset
+    return position

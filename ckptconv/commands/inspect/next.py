@@ -1,0 +1,60 @@
+"""What `merge` would do next: really planned, from metadata, where that is quick."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ckptconv.checkpoint import Checkpoint
+from ckptconv.commands.inspect.records import Next
+from ckptconv.commands.merge import plan_for
+from ckptconv.commands.merge_base import stated_base
+from ckptconv.errors import CkptconvError
+from ckptconv.models import facts
+from ckptconv.models.unwrap import unwrap
+from ckptconv.plan import Options, Plan
+from ckptconv.read import same_place
+
+_MANY = 20_000  # slices; a plan of more takes over a second
+
+
+def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: int | None = None) -> Next:
+    """The command to type, and what it would write. step: as it was asked for."""
+    here = shlex.quote(str(path)) + (f" --step {step}" if step is not None else "")
+    if checkpoint.backend == "huggingface" and config and not checkpoint.extras.get("lora"):
+        return Next(f"ckptconv verify {here}")
+    command = f"ckptconv merge {here} MODEL"
+    options = Options()
+    try:
+        base = stated_base(checkpoint, options)
+        count = sum(len(tensor.view.chunks) for tensor in checkpoint.tensors.values())
+        if count > _MANY:
+            return Next(
+                command, why_not=f"{count:,} slices take more than a moment", hint=f"{command} --dry-run"
+            )
+        if _must_read(checkpoint, config):
+            why = "whether head and embedding are still equal, as the config says, is only known by reading them"
+            return Next(command, why_not=why, hint=f"{command} --dry-run")
+        plan = plan_for(checkpoint, options, None, base)
+    except CkptconvError as error:
+        return Next(command, why_not=error.what, hint=error.hint or "")
+    return Next(command, _writes(plan), len(plan.outputs), len(plan.files), plan.nbytes)
+
+
+def _writes(plan: Plan) -> str:
+    """ "a PEFT adapter", "bfloat16 (from float32)": what kind of model it would be."""
+    if plan.is_adapter:
+        return "a PEFT adapter"
+    said = {f"{after} (from {before})" if before != after else after for before, after, _, _ in plan.casts}
+    return ", ".join(sorted(said))
+
+
+def _must_read(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
+    """True where the config ties weights that are stored apart: a plan compares their bytes."""
+    if not config or not facts.says_tied(config):
+        return False
+    if checkpoint.naming == "megatron":
+        return "output_layer.weight" in checkpoint.tensors
+    views, _ = unwrap({name: tensor.view for name, tensor in checkpoint.tensors.items()})
+    return any(not same_place(views[one], views[two]) for one, two in facts.tied_pairs(config, views))

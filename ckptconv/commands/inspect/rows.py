@@ -1,0 +1,77 @@
+"""The tensors as rows of a table: equal layers are one."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from ckptconv.checkpoint import Checkpoint, StoredTensor, starred
+from ckptconv.commands.inspect.records import Match, Node, Row, Slice
+from ckptconv.errors import CkptconvError
+
+T = TypeVar("T")
+_DIGITS = re.compile(r"(\d+)")
+
+
+def slices_of(tensor: StoredTensor, rank_of: dict[str, int]) -> tuple[Slice, ...]:
+    """Who stores which box of a tensor, used and copies."""
+    found = [Slice(rank_of[c.file], c.offsets, c.sizes) for c in tensor.view.chunks]
+    for offsets, view in tensor.replicas:
+        for c in view.chunks:
+            begin = tuple(map(int.__add__, offsets, c.offsets))
+            found.append(Slice(rank_of[c.file], begin, c.sizes, copy=True))
+    return tuple(sorted(found, key=lambda piece: (piece.offsets, piece.copy, piece.rank)))
+
+
+def rows_of(checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]) -> tuple[Row, ...]:
+    """Equal layers collapse to `*`: same pattern, shape, dtype and cuts, on whichever ranks."""
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for name, tensor in checkpoint.tensors.items():
+        boxes = tuple((piece.offsets, piece.sizes, piece.copy) for piece in slices[name])
+        view = tensor.view
+        groups[starred(name), view.shape, view.dtype, tensor.placement, boxes].append(name)
+    return tuple(
+        Row(
+            pattern if len(names) > 1 else names[0],
+            len(names),
+            shape,
+            dtype,
+            placement,
+            checkpoint.tensors[names[0]].view.nbytes * len(names),
+            slices[names[0]],
+            tuple(sorted({piece.rank for name in names for piece in slices[name]})),
+        )
+        for (pattern, shape, dtype, placement, _), names in groups.items()
+    )
+
+
+def natural(name: str) -> list[Any]:
+    """A key by which layers.2 comes before layers.10."""
+    return [(1, int(text), "") if text.isdigit() else (0, 0, text) for text in _DIGITS.split(name) if text]
+
+
+# As `ls` has them: names from the first letter, sizes and shapes from the largest.
+_KEYS: dict[str, tuple[Callable[[Any], Any], bool]] = {
+    "name": (lambda item: natural(name_of(item)), False),
+    "size": (lambda item: item.nbytes, True),
+    "shape": (lambda item: (len(item.shape or ()), item.shape or ()), True),
+    "dtype": (lambda item: (item.dtype, natural(name_of(item))), False),
+}
+SORTS = tuple(_KEYS)
+
+
+def name_of(item: Row | Match | Node) -> str:
+    """What it is called in the table."""
+    return item.name if isinstance(item, Node) else item.pattern
+
+
+def ordered(items: Iterable[T], sort: str | None, reverse: bool) -> tuple[T, ...]:
+    """Sorted by a column; as stored where none is named. Raises CkptconvError for one that there is not."""
+    if sort is None:
+        return tuple(reversed(list(items))) if reverse else tuple(items)
+    if sort not in _KEYS:
+        raise CkptconvError(f"there is no order by {sort!r}", wanted=", ".join(SORTS))
+    key, largest_first = _KEYS[sort]
+    return tuple(sorted(items, key=key, reverse=largest_first != reverse))

@@ -1,0 +1,159 @@
+"""A screen as SVG or HTML text: self-contained, and in the reader's own colours, light or dark.
+
+No script, no font, no address: what a terminal shows, as lines of runs. A run is text of one style, and drawing glyphs
+(blocks, bars) are runs of their own with their width stated, since a font that lacks them falls back to a wider one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from html import escape
+from typing import NamedTuple
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.segment import Segment
+from rich.style import Style
+
+FONT = "ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,'Liberation Mono',monospace"
+
+
+class Palette(NamedTuple):
+    """Colours to be read on `paper`. colours: the terminal's, 0 to 15."""
+
+    text: str
+    faint: str
+    paper: str
+    colours: tuple[str, ...]
+
+
+LIGHT = Palette(
+    "#1f2328", "#59636e", "#ffffff",
+    (
+        "#1f2328", "#b42318", "#1a6b32", "#7a5200", "#0b57c4", "#8b2a9b", "#0b6370", "#59636e",
+        "#59636e", "#c2410c", "#3f6212", "#854d0e", "#1d4ed8", "#be185d", "#0f766e", "#1f2328",
+    ),
+)  # fmt: skip
+DARK = Palette(
+    "#e6edf3", "#9198a1", "#0d1117",
+    (
+        "#9198a1", "#ff7b72", "#56d364", "#e3b341", "#79c0ff", "#d2a8ff", "#5ad4e6", "#e6edf3",
+        "#9198a1", "#ffa657", "#a5d65b", "#f0c674", "#a5c8ff", "#ff9bce", "#7ee2c8", "#ffffff",
+    ),
+)  # fmt: skip
+_GLYPHS = re.compile("([\u2190-\u21ff\u2500-\u25ff]+)")
+_ACROSS, _DOWN, _SIZE, _EDGE = 8.4, 18, 14, 16  # of a cell, the letters and the margin, in pixels
+
+
+class Run(NamedTuple):
+    """Text of one style on a line. column: its first cell. classes: CSS classes. glyphs: drawing, not words."""
+
+    column: int
+    text: str
+    classes: str
+    glyphs: bool
+
+
+def svg(shown: RenderableType, title: str, width: int) -> str:
+    """A picture with the command above the screen."""
+    lines = [[Run(0, f"$ {title}", "b", False)], *_lines(shown, width)]
+    used = {run.classes for line in lines for run in line}
+    across = round(width * _ACROSS + 2 * _EDGE)
+    down = len(lines) * _DOWN + 2 * _EDGE
+    said = escape(title)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" width="{across}" '
+        'role="img" xml:space="preserve">',
+        f"<title>{said}</title>",
+        f"<style>text{{font:{_SIZE}px {FONT};white-space:pre}}{_colours('fill', used)}</style>",
+        f'<rect width="{across}" height="{down}" rx="8" class="p"/>',
+    ]
+    for number, line in enumerate(lines):
+        for run in line:
+            x, y = _EDGE + run.column * _ACROSS, _EDGE + (number + 0.75) * _DOWN
+            long = f' textLength="{cell_len(run.text) * _ACROSS:g}"' if len(run.text) > 1 else ""
+            fit = ' lengthAdjust="spacingAndGlyphs"' if run.glyphs and long else ""
+            kind = f' class="{run.classes}"' if run.classes else ""
+            parts.append(f'<text x="{x:g}" y="{y:g}"{long}{fit}{kind}>{escape(run.text)}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def html(shown: RenderableType, title: str, width: int) -> str:
+    """A page with the command above the screen; it can be searched, copied and printed."""
+    lines = []
+    drawn = list(_lines(shown, width))
+    for line in drawn:
+        text, column = "", 0
+        for run in line:
+            text += " " * (run.column - column) + _span(run)
+            column = run.column + cell_len(run.text)
+        lines.append(text)
+    said = escape(title)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{said}</title>\n<style>\n:root{{color-scheme:light dark}}body{{margin:1.5rem}}\n"
+        f"pre{{font:.875rem/1.3 {FONT};overflow-x:auto}}\n"
+        ".g{display:inline-block;overflow:hidden;vertical-align:bottom;width:calc(var(--n)*1ch)}\n"
+        f"{_colours('color', {run.classes for line in drawn for run in line})}\n</style>\n</head>\n<body>\n"
+        f'<pre><span class="b">$ {said}</span>\n' + "\n".join(lines) + "</pre>\n</body>\n</html>\n"
+    )
+
+
+def _span(run: Run) -> str:
+    text = escape(run.text)
+    classes = f"{run.classes} g".strip() if run.glyphs else run.classes
+    if not classes:
+        return text
+    cells = f' style="--n:{cell_len(run.text)}"' if run.glyphs else ""
+    return f'<span class="{classes}"{cells}>{text}</span>'
+
+
+def _colours(what: str, used: Iterable[str]) -> str:
+    """CSS rules of the classes that are used: light paper, and dark for who reads in the dark.
+
+    No variables: what shows SVG outside of browsers does not know them, nor media queries, and draws on light paper.
+    """
+    said = sorted({name for classes in used for name in classes.split()})
+
+    def rules(palette: Palette) -> str:
+        of = {"d": palette.faint} | {f"c{number}": colour for number, colour in enumerate(palette.colours)}
+        return "".join(f".{name}{{{what}:{of[name]}}}" for name in said if name in of)
+
+    def paper(palette: Palette) -> str:
+        if what == "fill":
+            return f"text{{fill:{palette.text}}}.p{{fill:{palette.paper}}}"
+        return f"body{{background:{palette.paper};color:{palette.text}}}"
+
+    return (
+        f".b{{font-weight:bold}}.u{{text-decoration:underline}}{paper(LIGHT)}{rules(LIGHT)}"
+        f"@media(prefers-color-scheme:dark){{{paper(DARK)}{rules(DARK)}}}"
+    )
+
+
+def _lines(shown: RenderableType, width: int) -> Iterator[list[Run]]:
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=True, color_system="standard", legacy_windows=False,
+        highlight=False, markup=False, emoji=False, _environ={},
+    )  # fmt: skip
+    segments = console.render(shown, console.options.update(width=width))
+    for line in Segment.split_lines(Segment.filter_control(segments)):
+        column, runs = 0, []
+        for text, style, _ in line:
+            for number, piece in enumerate(_GLYPHS.split(text)):
+                if bare := piece.lstrip(" "):
+                    at = column + len(piece) - len(bare)
+                    runs.append(Run(at, bare.rstrip(" "), _named(style), bool(number % 2)))
+                column += cell_len(piece)
+        yield runs
+
+
+def _named(style: Style | None) -> str:
+    if style is None:
+        return ""
+    number = style.color.number if style.color and not style.color.is_default else None
+    classes = [f"c{number}"] if number is not None and number < 16 else []
+    flags = (("b", style.bold), ("d", style.dim), ("u", style.underline))
+    return " ".join(classes + [name for name, on in flags if on])

@@ -1,0 +1,28 @@
+"""An Inspection as a screen: the facts, who stores what, the tensors, and what to do next."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ckptconv.commands.inspect import Inspection
+from ckptconv.show.inspect.facts import end, facts
+from ckptconv.show.inspect.shard_map import shard_map
+from ckptconv.show.inspect.slices import slices
+from ckptconv.show.inspect.table import tensors
+from ckptconv.show.inspect.tree import tree
+
+
+def screen(found: Inspection, width: int, depth: int | None = None) -> RenderableType:
+    """The whole screen for a terminal of `width` columns. depth: levels of the tree; all where it is None."""
+    if found.matches is not None:
+        return slices(found, width)
+    parts: list[RenderableType] = [facts(found), Text()]
+    if found.tree is not None:
+        return Group(*parts, tree(found.tree, width, depth), *end(found))
+    if found.backend != "huggingface":
+        parts += [*shard_map(found, width), Text()]
+    return Group(*parts, tensors(found, width), *end(found))
+
+
+__all__ = ["screen"]

@@ -1,0 +1,107 @@
+"""The facts above the pictures, and the verdict below them."""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ckptconv.commands.inspect import Inspection, Next
+from ckptconv.show.sink import NO, OK
+from ckptconv.show.units import count, size
+
+_HEADS = 3
+
+
+def facts(found: Inspection) -> RenderableType:
+    """What it is, who saved it, what the model is, how it was cut, what is stored and what is left out."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in _rows(found):
+        table.add_row(label, Text(_printable(text)))
+    return table
+
+
+def _printable(text: str) -> str:
+    """Texts of files may hold anything, a terminal's commands too."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _rows(found: Inspection) -> list[tuple[str, str]]:
+    step = f", step {found.step}" if found.step is not None else ""
+    rows = [("format", f"{found.layout}{step}{f', {found.role}' if found.role else ''}")]
+    if found.saved_by:
+        said = (f"{item.what} {item.value}".removeprefix("trainer ") for item in found.saved_by)
+        rows.append(("saved", " · ".join(said)))
+    rows.append(("model", _model(found)))
+    if found.heads:
+        more = len(found.heads) - _HEADS
+        rows.append(("head", ", ".join(found.heads[:_HEADS]) + (f" and {more} more" if more > 0 else "")))
+    if found.backend != "huggingface":
+        rows.append(("mesh", _mesh(found)))
+    dtypes = ", ".join(f"{name} {size(nbytes)}" for name, _, nbytes in found.dtypes)
+    files = sum(len(rank.files) for rank in found.ranks)
+    stored = f"{found.tensors} tensors in {files} file{'s' * (files != 1)}"
+    rows.append(("stores", f"{stored}, {count(found.parameters)} parameters: {dtypes}"))
+    if found.replica_bytes:
+        rows.append(("copies", f"{size(found.replica_bytes)} on other ranks, left out"))
+    if found.lora:
+        rows.append(("LoRA", found.lora))
+    if found.skipped:
+        rows.append(("skipped", ", ".join(_skipped(*item) for item in found.skipped)))
+    return rows
+
+
+def _skipped(what: str, nbytes: int, reason: str) -> str:
+    if what.endswith(" entries"):
+        return f"{reason} {size(nbytes)} in {what}"
+    return f"{what} {size(nbytes)}" + ("" if reason == "not part of the model" else f" ({reason})")
+
+
+def _mesh(found: Inspection) -> str:
+    cut = any(row.cut_dims for row in found.rows)
+    unsaid = "not stated" if cut else "none: every rank holds whole tensors"
+    if any("flat" in row.placement for row in found.rows):
+        unsaid = "flat partitions"
+    meshes = ", ".join(found.meshes) or unsaid
+    storing = sum(rank.nbytes + rank.copies > 0 for rank in found.ranks)
+    few = f", {storing} of them store weights" if storing < found.world_size else ""
+    return f"{meshes}  →  {found.world_size} rank{'s' * (found.world_size != 1)}{few}"
+
+
+def _model(found: Inspection) -> str:
+    config = found.config
+    if not config:
+        return "unknown: no config.json beside it"
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else config
+    said = [found.architecture or f"{config.get('model_type', 'unknown')} (config names no architecture)"]
+    if isinstance(text.get("num_hidden_layers"), int):
+        said.append(f"{text['num_hidden_layers']} layers")
+    if isinstance(text.get("hidden_size"), int):
+        said.append(f"hidden {text['hidden_size']}")
+    if isinstance(text.get("vocab_size"), int):
+        said.append(f"vocabulary {text['vocab_size']:,}")
+    return "  ".join(said)
+
+
+def end(found: Inspection) -> list[RenderableType]:
+    """Whether all of it is there, what else was found, and what to do next."""
+    mark = (OK, "green") if found.complete else (NO, "red")
+    said = " complete: every element of every tensor is stored, copies agree in shape and dtype"
+    lines: list[RenderableType] = [Text.assemble(mark, said)]
+    lines += [Padding(Text(note, "yellow"), (0, 0, 0, 2)) for note in found.notes]
+    if found.next is not None:
+        lines.append(Text.assemble(("  next: ", "dim"), found.next.command))
+        lines += [Padding(text, (0, 0, 0, 8)) for text in _what_for(found.next)]
+    return lines
+
+
+def _what_for(next_: Next) -> list[Text]:
+    if next_.writes:
+        files = f"{next_.files} file{'s' * (next_.files != 1)}"
+        return [Text(f"writes {next_.tensors} tensors, {next_.writes}, {size(next_.nbytes)} in {files}")]
+    lines = [Text(f"not planned: {next_.why_not}", "yellow")] if next_.why_not else []
+    return [*lines, Text.assemble(("hint: ", "dim"), next_.hint)] if next_.hint else lines
