@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.json_text import read_json
 
 _WEIGHTS = (
     ".safetensors",
@@ -36,14 +38,21 @@ _RUNS = re.compile(
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json. Nothing that it names is imported."""
     path = folder / "config.json" if folder.is_dir() else folder
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
+        raise CkptconvError("no config.json here", where=folder, hint="name a model folder with --config DIR")
+    if folder.is_dir() and not _inside(folder, path):
         raise CkptconvError(
-            "no config.json here", where=folder, hint="name a model folder with --config DIR"
+            "config.json is a link to a file outside its folder, which would be copied into the model",
+            where=path,
+            found=path.resolve(),
+            hint="name the file itself with --config FILE if it is the model's",
+        )
+    try:
+        config = read_json(path)
+    except CkptconvError as error:
+        raise CkptconvError(
+            "config.json cannot be read", where=path, found=": ".join(filter(None, (error.what, error.found)))
         ) from error
-    except (OSError, ValueError) as error:
-        raise CkptconvError("config.json cannot be read", where=path, found=str(error)) from error
     if not isinstance(config, dict):
         raise CkptconvError("config.json is no table", where=path)
     return config
@@ -54,8 +63,23 @@ def assets_of(folder: Path) -> list[Path]:
 
     Links are followed only inside the folder; subfolders are taken where they hold such files (custom code).
     """
+    return sorted(path for path in _walk(folder) if _belongs(path) and _inside(folder, path))
+
+
+def _inside(folder: Path, path: Path) -> bool:
+    """Whether a file of a folder lies there, wherever links lead."""
     root = folder.resolve()
-    return sorted(path for path in _walk(folder) if _belongs(path) and root in path.resolve().parents)
+    homes = {root}
+    if root.parent.name == "snapshots":  # of huggingface_hub's cache: its files are links to ../../blobs
+        homes.add(root.parent.parent / "blobs")
+    return bool(homes & {*path.resolve().parents})
+
+
+def is_asset(path: str) -> bool:
+    """Whether `assets_of` would take a file, by its path in the model folder."""
+    *folders, name = PurePosixPath(path).parts
+    hidden = any(folder.startswith(".") for folder in folders)
+    return not hidden and not any(map(_RUNS.match, (*folders, name))) and _belongs(Path(name))
 
 
 def copy_assets(folder: Path, target: Path) -> list[str]:
@@ -65,7 +89,7 @@ def copy_assets(folder: Path, target: Path) -> list[str]:
         name = str(path.relative_to(folder))
         if name != "config.json":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / name)
+            _copy(path, target / name)
             names.append(name)
     return names
 
@@ -75,11 +99,23 @@ def write_config(target: Path, config: dict[str, Any], original: Path | None) ->
     if original is not None:
         path = original / "config.json" if original.is_dir() else original
         if path.is_file() and read_config(path) == config:
-            shutil.copyfile(path, target / "config.json")
+            _copy(path, target / "config.json")
             return
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
     (target / "config.json").write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
     )
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise cannot_write(target, error) from error
+        raise CkptconvError(
+            f"cannot be copied: {error.strerror}", where=source
+        ) from error  # either side may have failed
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -72,10 +72,14 @@ def command(
     )
 
 
-def push_and_show(sink: Sink, folder: Path, repo: str, **options: Any) -> None:
-    """Push and show the result; `merge --push` ends here too."""
+def push_and_show(
+    sink: Sink, folder: Path, repo: str, merged: dict[str, Any] | None = None, **options: Any
+) -> None:
+    """Push and show the result; `merge --push` ends here too. merged: its record, for one JSON document of both."""
     from ckptconv.commands.push import push
     from ckptconv.show import push as show
 
     result = push(folder, repo, on_progress=show.listener(sink), bars=sink.live, **options)
-    sink.result(show.done(result), result, quiet=result.url)
+    sink.result(
+        show.done(result), result if merged is None else {**merged, "pushed": result}, quiet=result.url
+    )

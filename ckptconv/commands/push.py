@@ -12,8 +12,10 @@ from urllib.parse import quote
 
 from ckptconv.commands.push_card import README, model_card
 from ckptconv.commands.push_errors import Job, explain
-from ckptconv.commands.push_folder import check_folder, choose_files, is_wanted
+from ckptconv.commands.push_folder import check_folder, check_structure, choose_files, is_wanted
 from ckptconv.errors import CkptconvError
+from ckptconv.hub.errors import guarded
+from ckptconv.hub.quiet import quiet
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -90,7 +92,16 @@ def push(
     model = check_folder(root)
     files = choose_files(root, include, exclude)
     job = Job(
-        str(folder), repo_id, _address(endpoint), private=private, revision=revision, create_pr=create_pr
+        str(folder),
+        repo_id,
+        _address(endpoint),
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=commit_message,
+        description=commit_description,
+        include=tuple(include),
+        exclude=tuple(exclude),
     )
     job = _told(job, lambda: _ready(job, token, online=not dry_run))
     parcel = Parcel(root, tuple(files), None)
@@ -98,19 +109,36 @@ def push(
         card = model_card(model, repo_id)
         parcel = Parcel(root, tuple(sorted([*files, (README, len(card.encode()))])), card)
     if dry_run:
+        check_structure(root)
         return _record(job, parcel, None, created=False, uploaded=False)
-    return _send(job, parcel, commit_message or "Upload with ckptconv", commit_description, say, bars)
+    return _send(job, parcel, say, bars)
+
+
+def check_push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> None:
+    """All that can be refused before there is a folder: token, name, rights. Makes the repository.
+
+    folder: where the model will lie, for the messages. Raises CkptconvError.
+    """
+    from ckptconv.commands import push_hub as hub
+
+    job = Job(str(folder), repo_id, _address(endpoint), private=private)
+    with quiet(bars=False):
+        job = _told(job, lambda: _ready(job, token, online=True))
+        api = hub.connect(job)
+        job = _told(job, lambda: hub.sign_in(api, job))
+        _told(job, lambda: hub.open_repo(api, job))
 
 
 def _told(job: Job, step: Callable[[], T], left: Callable[[], str | None] = lambda: None) -> T:
     """Run one step; what it raises becomes the one CkptconvError for it. left: the half-done pull request."""
-    try:
-        return step()
-    except CkptconvError:
-        raise
-    except Exception as error:
-        failure = explain(error, job, left())
-    raise failure
+    return guarded(step, lambda error: explain(error, job, left()))
 
 
 def _address(endpoint: str | None) -> str:
@@ -144,22 +172,22 @@ def _ready(job: Job, token: str | None, online: bool) -> Job:
     return replace(job, token=token)
 
 
-def _send(
-    job: Job, parcel: Parcel, message: str, description: str | None, say: Progress, bars: bool
-) -> Pushed:
+def _send(job: Job, parcel: Parcel, say: Progress, bars: bool) -> Pushed:
     from ckptconv.commands import push_hub as hub
 
     api = hub.connect(job)
-    with hub.quiet(bars):
+    with quiet(bars):
         say(0, parcel.nbytes, f"signing in to {job.endpoint}")
         job = _told(job, lambda: hub.sign_in(api, job))
+    check_structure(parcel.root)  # takes seconds, so a bad token is told before; and it sets the bars anew
+    with quiet(bars):
         target = _told(job, lambda: hub.open_repo(api, job))
         if target.keeps_card:
             parcel = parcel.without_card()
         say(0, parcel.nbytes, f"uploading {len(parcel.files)} files to {job.repo_id}")
         commit = _told(
             job,
-            lambda: hub.upload(api, job, parcel, message, description),
+            lambda: hub.upload(api, job, parcel),
             left=lambda: hub.left_open(api, job, target),
         )
     uploaded = commit.oid != target.commit
@@ -169,9 +197,9 @@ def _send(
 
 def _record(job: Job, parcel: Parcel, commit: CommitInfo | None, *, created: bool, uploaded: bool) -> Pushed:
     page = f"{job.endpoint}/{job.repo_id}"
-    resumed = re.fullmatch(r"refs/pr/(\d+)", job.revision or "")
-    pull = f"{page}/discussions/{resumed[1]}" if resumed else (commit.pr_url if commit else None)
-    branch = job.revision if job.revision != "main" and not resumed else None
+    resumed = job.pull_request
+    pull = f"{page}/discussions/{resumed}" if resumed is not None else (commit.pr_url if commit else None)
+    branch = job.revision if job.revision != "main" and resumed is None else None
     return Pushed(
         repo_id=job.repo_id,
         url=pull or (f"{page}/tree/{quote(branch, safe='')}" if branch else page),

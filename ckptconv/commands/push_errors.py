@@ -1,18 +1,14 @@
-"""What went wrong with the Hub: one sentence each, with the command to type next. A token is never repeated.
-
-huggingface_hub changed its HTTP library between major versions: errors are known by class name, not by class.
-"""
+"""What can go wrong with a push: one sentence each, with the command to type next."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ckptconv.errors import CkptconvError
-
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+from ckptconv.hub import errors
+from ckptconv.hub.errors import Saying, Sayings
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,16 @@ class Job:
     private: bool | None = None
     revision: str | None = None
     create_pr: bool = False
+    message: str | None = None
+    description: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def pull_request(self) -> int | None:
+        """The number of the pull request that the push goes on with."""
+        match = re.fullmatch(r"refs/pr/(\d+)", self.revision or "")
+        return int(match[1]) if match else None
 
     @property
     def command(self) -> str:
@@ -38,19 +44,15 @@ class Job:
             words += ["--revision", self.revision]
         if self.create_pr:
             words.append("--create-pr")
+        if self.message:
+            words += ["--commit-message", self.message]
+        if self.description:
+            words += ["--commit-description", self.description]
+        for pattern in self.include:
+            words += ["--include", pattern]
+        for pattern in self.exclude:
+            words += ["--exclude", pattern]
         return shlex.join(words)
-
-
-@dataclass(frozen=True)
-class Saying:
-    """One row of the table: a sentence and a hint, with {repo}, {user}, {command} and so on to fill in.
-
-    quote: repeat what the server said, because the sentence alone does not tell the user enough.
-    """
-
-    what: str
-    hint: str
-    quote: bool = False
 
 
 _AGAIN = "run it again, it goes on where it stopped: {command}"
@@ -97,21 +99,13 @@ _BY_NAME = {
     "OSError": Saying("a file could not be read or sent", _AGAIN, quote=True),
 }
 
-
-def scrub(text: str, token: str | None) -> str:
-    """The text without the token and without anything that looks like one."""
-    if token:
-        text = text.replace(token, "hf_***")
-    return _TOKEN.sub("hf_***", text)
+_PUSH = Sayings(_BY_NAME, _BY_STATUS, server=_SERVER, other=_OTHER, readme=_README)
 
 
 def explain(error: BaseException, job: Job, left: str | None = None) -> CkptconvError:
     """The one error for whatever huggingface_hub raised. left: the ref of a pull request half done."""
-    saying, cause = _find(error)
-    response = getattr(cause, "response", None)
     if left is not None:
         job = replace(job, revision=left, create_pr=False)
-        saying = replace(saying, hint="the pull request is open; finish it: {command}")
     words = {
         "repo": job.repo_id,
         "user": job.user or "this account",
@@ -119,48 +113,6 @@ def explain(error: BaseException, job: Job, left: str | None = None) -> Ckptconv
         "revision": job.revision or "main",
         "folder": shlex.quote(job.folder),
         "command": job.command,
-        "status": str(getattr(response, "status_code", "")),
     }
-    told = CkptconvError(
-        scrub(saying.what.format(**words), job.token),
-        where=scrub(f"{job.endpoint}/{job.repo_id}", job.token),
-        found=_said(cause, job.token) if saying.quote else None,
-        hint=scrub(saying.hint.format(**words), job.token),
-    )
-    chain = "".join(f"{link} {link!r}" for link in _chain(error))
-    told.__cause__ = error if scrub(chain, job.token) == chain else None
-    return told
-
-
-def _find(error: BaseException) -> tuple[Saying, BaseException]:
-    """The row for an error or, where huggingface_hub wrapped it, for what it was raised from."""
-    vague: BaseException | None = None
-    for link in _chain(error):
-        if "Invalid metadata in README.md" in str(link):
-            return _README, link
-        names = [kind.__name__ for kind in type(link).__mro__]
-        named = next((name for name in names if name in _BY_NAME), None)
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if status is not None and named in (None, "OSError"):
-            return _BY_STATUS.get(status, _SERVER if status >= 500 else _OTHER), link
-        if named == "OSError":  # also what huggingface_hub wraps a failed request in
-            vague = vague or link
-        elif named is not None:
-            return _BY_NAME[named], link
-    return (_BY_NAME["OSError"], vague) if vague else (_OTHER, error)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-
-
-def _said(error: BaseException, token: str | None) -> str:
-    """The server's own words, or the error's first line, cut to a line's length."""
-    text = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return scrub(lines[0] if lines else text, token)[:200]
+    hint = "the pull request is open; finish it: {command}" if left is not None else None
+    return errors.explain(error, _PUSH, words, token=job.token, hint=hint)

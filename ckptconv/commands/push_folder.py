@@ -75,6 +75,29 @@ def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool
     return (not include or _fits(path, include)) and not _fits(path, exclude)
 
 
+def check_structure(folder: Path) -> None:
+    """Hold names and shapes against the class that the config names, as `verify` does it.
+
+    A class that transformers does not have, or cannot build, is not held against. A bias may be missing: it begins
+    with zeros (Megatron's value heads and some routers have none). This imports transformers: seconds.
+    Raises CkptconvError where a tensor is missing, unknown or of another shape.
+    """
+    from ckptconv.commands.verify.loads import alone
+    from ckptconv.commands.verify.sides import open_side
+
+    layers = [layer for layer in alone(open_side(folder)) if layer.name in ("names", "shapes")]
+    found = [problem for layer in layers if layer.ok is False for problem in layer.problems]
+    problems = [p for p in found if not (p.name.endswith("bias") and p.what.startswith("missing"))]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise CkptconvError(
+            "this is not the model that its config.json names; nothing was sent",
+            where=folder,
+            found=f"{problems[0].name} {problems[0].what}{more}",
+            hint=f"ckptconv verify {folder}",
+        )
+
+
 def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         hint = f"make it: ckptconv merge DIR {folder}"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitInfo, HfApi, ModelInfo, hf_hub_download
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ckptconv.commands.push_card import README, is_untouched
 from ckptconv.commands.push_errors import Job
@@ -49,7 +44,10 @@ def sign_in(api: HfApi, job: Job) -> Job:
 
 
 def open_repo(api: HfApi, job: Job) -> Target:
-    """Make repository and branch where they are missing. Raises CkptconvError if --private does not hold."""
+    """Make repository and branch where they are missing. Raises CkptconvError if --private does not hold.
+
+    A token that may not write to what is there is refused here, before any file is read.
+    """
     created = False
     try:
         info = api.model_info(job.repo_id)
@@ -64,6 +62,8 @@ def open_repo(api: HfApi, job: Job) -> Target:
             wanted=want,
             hint=f"hf repos settings {job.repo_id} --{want}",
         )
+    if not (created or job.create_pr or job.pull_request):
+        _may_write(api, job.repo_id)
     if job.revision and job.revision != "main":
         info = _open_revision(api, job.repo_id, job.revision)
     names = {item.rfilename for item in info.siblings or ()}
@@ -71,7 +71,7 @@ def open_repo(api: HfApi, job: Job) -> Target:
     return Target(created, info.sha, keeps_card, _pulls(api, job) if job.create_pr else None)
 
 
-def upload(api: HfApi, job: Job, parcel: Parcel, message: str, description: str | None) -> CommitInfo:
+def upload(api: HfApi, job: Job, parcel: Parcel) -> CommitInfo:
     """upload_folder on a folder of links: exactly the parcel's files, with the card that the folder lacks."""
     with tempfile.TemporaryDirectory(prefix="ckptconv-push-") as name:
         stage = Path(name)
@@ -85,8 +85,8 @@ def upload(api: HfApi, job: Job, parcel: Parcel, message: str, description: str 
         return api.upload_folder(
             repo_id=job.repo_id,
             folder_path=stage,
-            commit_message=message,
-            commit_description=description,
+            commit_message=job.message or "Upload with ckptconv",
+            commit_description=job.description,
             revision=job.revision,
             create_pr=job.create_pr,
         )
@@ -103,22 +103,15 @@ def left_open(api: HfApi, job: Job, target: Target) -> str | None:
     return f"refs/pr/{max(new)}" if new else None
 
 
-@contextmanager
-def quiet(bars: bool) -> Iterator[None]:
-    """Keep huggingface_hub's bars, log lines and warnings off the terminal; put its settings back after."""
-    log = logging.getLogger("huggingface_hub")
-    level, disabled = log.level, are_progress_bars_disabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.setLevel(logging.CRITICAL)
-        if not bars:
-            disable_progress_bars()
-        try:
-            yield
-        finally:
-            log.setLevel(level)
-            if not bars and not disabled:
-                enable_progress_bars()
+def _may_write(api: HfApi, repo_id: str) -> None:
+    """Raises HfHubHTTPError where the Hub says no; one that does not know the question is not asked further."""
+    try:
+        api.auth_check(repo_id, write=True)
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise
+    except TypeError:  # huggingface_hub before `write`
+        return
 
 
 def _open_revision(api: HfApi, repo_id: str, revision: str) -> ModelInfo:

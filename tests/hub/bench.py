@@ -20,6 +20,13 @@ class Bench:
 
     def python(self, code: str, **env: str) -> subprocess.Popen[str]:
         """Start a Python on some code; env changes the user's environment."""
+        return self._start(["-c", code], env)
+
+    def ckptconv(self, *args: object, **env: str) -> subprocess.Popen[str]:
+        """Start the command."""
+        return self._start(["-m", "ckptconv", *map(str, args)], env)
+
+    def _start(self, words: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "SYSTEMROOT") if name in os.environ}
         settings = {
             "HOME": str(self.home),
@@ -31,5 +38,5 @@ class Bench:
             "HF_HUB_DISABLE_XET": "1" if self.hub.mode == "lfs" else "0",
         }
         pipe = subprocess.PIPE
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, *words]
         return subprocess.Popen(command, env={**kept, **settings, **env}, text=True, stdout=pipe, stderr=pipe)

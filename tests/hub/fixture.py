@@ -21,7 +21,7 @@ Push = Callable[..., Pushed]
 
 @pytest.fixture(params=["lfs", "xet"])
 def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub in LFS mode and in Xet mode; huggingface_hub in this process speaks the same.
+    """A Hub in LFS mode and in Xet mode; huggingface_hub in this process speaks the same, to this Hub, as alice.
 
     huggingface_hub reads its environment once, when it is imported, so its constants are set instead.
     """
@@ -29,8 +29,13 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_home" / "hub"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     running = Hub(tmp_path / "hub", request.param)
+    monkeypatch.setattr(constants, "ENDPOINT", running.url)
+    template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     yield running
     running.stop()
 
@@ -57,6 +62,20 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tiny_qwen2: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that a test may spoil."""
     return Path(shutil.copytree(tiny_qwen2, tmp_path / "OUT"))
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of it, as PEFT saves one. Read it only."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_qwen2), config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

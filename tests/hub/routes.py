@@ -46,6 +46,14 @@ def create(store: Store, asked: Asked) -> Reply:
     return as_json({"url": f"{asked.hub}/{name}", "name": name}, 200 if made else 409)
 
 
+def auth_check(store: Store, asked: Asked, name: str, write: str) -> Reply:
+    if write:
+        store.writable(name, asked.user)
+    else:
+        store.readable(name, asked.user)
+    return as_json({})
+
+
 def validate_yaml(store: Store, asked: Asked) -> Reply:
     import yaml
 
@@ -61,6 +69,13 @@ def info(store: Store, asked: Asked, name: str, revision: str = "main") -> Reply
     repo = store.visible(name, asked.user)
     commit = repo.at(revision)
     siblings = [{"rfilename": path} for path in sorted(commit.files)]
+    if asked.query.get("blobs"):
+        hashes = xet.hashes(store.cas)
+        entries = (_entry(path, file, hashes) for path, file in sorted(commit.files.items()))
+        siblings = [{**said, "rfilename": said["path"], "blobId": said["oid"]} for said in entries]
+        for said in siblings:
+            if "lfs" in said:
+                said["lfs"] = {**said["lfs"], "sha256": said["lfs"]["oid"]}
     said = {"_id": name, "id": name, "sha": commit.oid, "private": repo.private, "tags": []}
     return as_json({**said, "siblings": siblings})
 
@@ -143,6 +158,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
     ("GET", "/api/whoami-v2", whoami),
     ("POST", "/api/repos/create", create),
     ("POST", "/api/validate-yaml", validate_yaml),
+    ("GET", f"{_MODEL}/auth-check(/write)?", auth_check),
     ("GET", _MODEL, info),
     ("GET", f"{_MODEL}/revision/{_REV}", info),
     ("GET", f"{_MODEL}/tree/{_REV}", tree),
@@ -158,4 +174,5 @@ ROUTES: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
     ("PUT", "/lfs/([0-9a-f]{64})", transfer.lfs_put),
     ("POST", "/lfs-verify", transfer.lfs_verify),
     ("GET|HEAD", f"/{_REPO}/resolve/{_REV}/(.+)", transfer.resolve),
+    ("GET|HEAD", "/storage/([0-9a-f]{64})", transfer.storage),
 )

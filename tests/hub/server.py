@@ -31,13 +31,14 @@ USERS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it came, and the status of its answer (0: none was given)."""
+    """One request as it came, the status of its answer (0: none was given) and the bytes of its body."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
     status: int
+    sent: int = 0
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -67,10 +68,14 @@ class Fault:
 
 @dataclass
 class Hub:
-    """A running Hub. seen: the requests so far; hanging: set once a request hangs."""
+    """A running Hub. seen: the requests so far; hanging: set once a request hangs.
+
+    ignore_ranges: answer a request for a part with the whole, as some proxies do.
+    """
 
     root: Path
     mode: str = "xet"
+    ignore_ranges: bool = False
     seen: list[Seen] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
@@ -79,13 +84,18 @@ class Hub:
         self.lock = threading.RLock()
         self.hanging, self.released = threading.Event(), threading.Event()
         handler = type("BoundHandler", (Handler,), {"hub": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        # Two origins, as on the Hub: its API, and the storage that it sends readers of large files to.
+        self._servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self._servers[0].server_port}"
+
+    @property
+    def storage(self) -> str:
+        return f"http://127.0.0.1:{self._servers[1].server_port}"
 
     def fail(self, pattern: str, how: int | str, skip: int = 0, times: int = 1) -> None:
         """Arrange one fault."""
@@ -103,9 +113,9 @@ class Hub:
 
     def stop(self) -> None:
         self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -140,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         reply = self._route(body, int(how) if how else 0)
-        self._note(body, reply.status)
+        self._note(body, reply.status, len(reply.body))
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
@@ -154,13 +164,22 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self, body: bytes, forced: int) -> Reply:
         parts = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
+        if self.hub.ignore_ranges:
+            headers.pop("range", None)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         try:
             if forced:
                 raise Refused(forced, "", f"arranged failure {forced}")
             with self.hub.lock:
                 asked = Asked(
-                    self.command, unquote(parts.path), query, body, self._user(), headers, self.hub.url
+                    self.command,
+                    unquote(parts.path),
+                    query,
+                    body,
+                    self._user(),
+                    headers,
+                    self.hub.url,
+                    self.hub.storage,
                 )
                 return routes.answer(self.hub.store, self.hub.mode, parts.path, asked)
         except Refused as refused:
@@ -192,6 +211,7 @@ class Handler(BaseHTTPRequestHandler):
                     return fault.how
         return None
 
-    def _note(self, body: bytes, status: int) -> None:
+    def _note(self, body: bytes, status: int, sent: int = 0) -> None:
         with self.hub.lock:
-            self.hub.seen.append(Seen(self.command, self.path, dict(self.headers.items()), body, status))
+            headers = dict(self.headers.items())
+            self.hub.seen.append(Seen(self.command, self.path, headers, body, status, sent))

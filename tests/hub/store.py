@@ -79,10 +79,11 @@ class Pull:
 
 @dataclass
 class Repo:
-    """One model repository: commits by id, refs by name."""
+    """One model repository: commits by id, refs by name. gated: its files are for its owner alone."""
 
     name: str
     private: bool
+    gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     pulls: list[Pull] = field(default_factory=list)
@@ -145,6 +146,13 @@ class Store:
         repo = self.repos.get(name)
         if repo is None or (repo.private and not owns(user, name)):
             raise Refused(404, "RepoNotFound", "Repository not found")
+        return repo
+
+    def readable(self, name: str, user: User | None) -> Repo:
+        """The repository for one who wants its files, or 403 where it is gated."""
+        repo = self.visible(name, user)
+        if repo.gated and not owns(user, name):
+            raise Refused(403, "GatedRepo", f"Access to model {name} is restricted")
         return repo
 
     def writable(self, name: str, user: User | None, revision: str = "main", pull: bool = False) -> Repo:

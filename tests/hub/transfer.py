@@ -95,31 +95,39 @@ def _change(store: Store, key: str, value: dict) -> tuple[str, File | None]:
 
 
 def resolve(store: Store, asked: Asked, name: str, revision: str, path: str) -> Reply:
-    """A file's bytes or, for HEAD, what is known of it; `Range: bytes=A-B` is honoured."""
-    repo = store.visible(name, asked.user)
+    """A small file's bytes; for a large one what is known of it, and where its bytes lie: on another host."""
+    repo = store.readable(name, asked.user)
     at: Commit = repo.at(revision)
     file = repo.file(revision, path)
     headers = {"ETag": f'"{file.etag}"', "X-Repo-Commit": at.oid, "Accept-Ranges": "bytes"}
+    if file.data is not None:
+        return _part(asked, file.data, headers)
+    headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": headers["ETag"]}
     xet_hash = xet.hashes(store.cas).get(file.sha256 or "")
     if xet_hash:
         refresh = f"{asked.hub}/api/models/{name}/xet-read-token/{at.oid}"
-        headers |= {"X-Xet-Hash": xet_hash, "X-Linked-Size": str(file.size), "X-Linked-Etag": headers["ETag"]}
-        headers |= {"X-Xet-Refresh-Route": refresh, "Link": f'<{refresh}>; rel="xet-auth"'}
+        headers |= {"X-Xet-Hash": xet_hash, "X-Xet-Refresh-Route": refresh}
+        headers |= {"Link": f'<{refresh}>; rel="xet-auth"'}
+    address = f"{asked.storage}/storage/{file.sha256}?Signature=abc&size={file.size}"
+    return Reply(302, b"", {**headers, "Location": address})
+
+
+def storage(store: Store, asked: Asked, oid: str) -> Reply:
+    """The bytes of a large file, on a host of their own: who has the signed address needs no token."""
+    if asked.query.get("Signature") != "abc":
+        raise Refused(403, "", "the address is not signed")
+    path, xet_hash = store.large(oid), xet.hashes(store.cas).get(oid)
+    if xet_hash and not path.exists():
+        xet.fetch(store.cas, xet_hash, int(asked.query["size"]), path)
+    return _part(asked, path.read_bytes(), {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+
+
+def _part(asked: Asked, data: bytes, headers: dict[str, str]) -> Reply:
+    """All of it, or with `Range: bytes=A-B` these bytes; a HEAD gets no body."""
     if asked.method == "HEAD":
-        return Reply(200, b"", headers, size=file.size)
-    data = _content(store, file, xet_hash)
+        return Reply(200, b"", headers, size=len(data))
     if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", asked.headers.get("range") or ""):
         low, high = int(wanted[1]), min(int(wanted[2] or len(data) - 1), len(data) - 1)
-        headers["Content-Range"] = f"bytes {low}-{high}/{len(data)}"
+        headers = {**headers, "Content-Range": f"bytes {low}-{high}/{len(data)}"}
         return Reply(206, data[low : high + 1], headers)
     return Reply(200, data, headers)
-
-
-def _content(store: Store, file: File, xet_hash: str | None) -> bytes:
-    if file.data is not None:
-        return file.data
-    assert file.sha256 is not None
-    path = store.large(file.sha256)
-    if xet_hash and not path.exists():
-        xet.fetch(store.cas, xet_hash, file.size, path)
-    return path.read_bytes()

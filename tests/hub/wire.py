@@ -11,7 +11,7 @@ from .store import Refused, User
 
 @dataclass(frozen=True)
 class Asked:
-    """One request, decoded."""
+    """One request, decoded. hub, storage: the addresses of the Hub and of where large files lie."""
 
     method: str
     path: str
@@ -20,6 +20,7 @@ class Asked:
     user: User | None
     headers: Mapping[str, str]
     hub: str
+    storage: str
 
     def json(self) -> dict:
         return json.loads(self.body or b"{}")

@@ -1,0 +1,94 @@
+"""A repository on the Hub as a Checkpoint, from its file list, small JSON files and safetensors headers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends import open_checkpoint
+from ckptconv.backends.huggingface import NAME, assemble
+from ckptconv.backends.json_file import read_table
+from ckptconv.backends.locate import Place
+from ckptconv.backends.weight_files import CONFIG, SMALL, Chosen, beside, choose
+from ckptconv.checkpoint import Checkpoint
+from ckptconv.errors import CkptconvError
+from ckptconv.hub.fetch import download, local_or_hub
+from ckptconv.hub.headers import headers
+from ckptconv.hub.names import RepoName, repo_of
+from ckptconv.hub.quiet import quiet
+from ckptconv.hub.reading import Listing, is_offline, listing
+
+
+def open_local_or_hub(path: str | Path, revision: str | None = None, **how: Any) -> Checkpoint:
+    """`open_checkpoint(path, **how)`, or what `org/name` holds where that is no path; see `open_repo`."""
+    repo = repo_of(path, revision)
+    if repo is None:
+        return open_checkpoint(path, **how)
+    with quiet(bars=False):
+        return open_repo(repo)
+
+
+def open_repo(repo: RepoName) -> Checkpoint:
+    """What the repository holds; not a byte of its weights is fetched, and nothing in the views can be read.
+
+    With HF_HUB_OFFLINE the copy in huggingface_hub's cache is opened.
+    Raises CkptconvError where it cannot be asked, and for a repository without safetensors.
+    """
+    if is_offline():
+        found = open_checkpoint(local_or_hub(f"hf://{repo}"), backend=NAME)
+        return replace(found, root=Path(repo.name), layout=_said(found, repo, found.root.name))
+    listed = listing(repo)
+    small = _small_files(listed)
+    chosen = choose(small, listed.top)
+    if chosen is None:
+        raise _no_model(listed)
+    if not all(name.endswith(".safetensors") for name in chosen.names):
+        raise _torch_only(listed, chosen, small)
+    skipped, notes = beside(listed.top, chosen)
+    root = Path(repo.name)
+    missing = next((name for name in chosen.names if name not in listed.files), None)
+    if missing is not None:
+        raise CkptconvError("a shard that the index names is missing", where=repo, wanted=missing)
+    opened = headers(listed, chosen.names)
+    place = Place(root, None, None)
+    found = assemble(root, chosen, opened, small, place, tuple(skipped), tuple(notes))
+    return replace(found, layout=_said(found, repo, listed.commit))
+
+
+def _said(found: Checkpoint, repo: RepoName, commit: str) -> str:
+    what = "PEFT adapter" if "lora" in found.extras else "Hugging Face model"
+    return f"{what} on the Hub, {repo.revision or 'main'} at {commit[:8]}"
+
+
+def _small_files(listed: Listing) -> Path:
+    """The folder in huggingface_hub's cache with config.json and the indexes."""
+    names = [name for name in SMALL if name in listed.files]
+    return download(listed.repo, names, listed.commit) if names else Path()
+
+
+def _no_model(listed: Listing) -> CkptconvError:
+    names = sorted(listed.files)
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return CkptconvError(
+        "no model's weights are in this repository",
+        where=listed.repo,
+        found=shown or "no files",
+        wanted="model.safetensors, its index, or adapter_model.safetensors",
+    )
+
+
+def _torch_only(listed: Listing, chosen: Chosen, small: Path) -> CkptconvError:
+    """What the list of files tells of torch.save files, whose tensors have no header to read."""
+    config = read_table(small / CONFIG)
+    total = sum(listed.files.get(name, 0) for name in chosen.names)
+    files = chosen.names[0] if len(chosen.names) == 1 else f"{len(chosen.names)} files {chosen.names[0]} ..."
+    tensors = f", {len(chosen.expected):,} tensors" if chosen.expected else ""
+    model = ", ".join(map(str, config.get("architectures") or [])) or config.get("model_type") or "unknown"
+    return CkptconvError(
+        "this repository has its weights in torch.save files alone, and what they hold cannot be seen from outside",
+        where=listed.repo,
+        found=f"{files}, {total / 1e9:,.2f} GB{tensors}; model {model}",
+        wanted="safetensors",
+        hint=f"hf download {listed.repo.name}, then inspect the folder that it prints",
+    )

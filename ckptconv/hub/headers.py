@@ -1,0 +1,59 @@
+"""The headers of safetensors files on the Hub: two range requests a file, and not a byte of the weights.
+
+huggingface_hub's own parse_safetensors_file_metadata always takes the first 100 kB, weights or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ckptconv.backends.huggingface import Opened
+from ckptconv.backends.safetensors_file import LENGTH, header_length, parse_header
+from ckptconv.errors import CkptconvError
+from ckptconv.hub.reading import Listing, asked
+
+_AT_ONCE = 8
+
+
+def headers(listing: Listing, names: Sequence[str]) -> list[Opened]:
+    """Each file's tensors, in the order of names; their views name files that are not on this disk."""
+
+    def one(name: str) -> Opened:
+        size, path = listing.files[name], Path(listing.repo.name, name)
+        first = _range(listing, name, 0, min(LENGTH, size))
+        data = _range(listing, name, LENGTH, LENGTH + header_length(path, size, first))
+        return Opened(path, size, parse_header(path, size, data)[0])
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(one, names))
+
+
+def _range(listing: Listing, name: str, begin: int, end: int) -> bytes:
+    """The bytes [begin, end) of a file. Raises CkptconvError for an answer that is not just these."""
+    if begin == end:
+        return b""
+    return asked(listing.repo, lambda: _request(listing, name, begin, end))
+
+
+def _request(listing: Listing, name: str, begin: int, end: int) -> bytes:
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+    url = hf_hub_url(listing.repo.name, name, revision=listing.commit, endpoint=constants.ENDPOINT)
+    wanted = {**build_hf_headers(library_name="ckptconv"), "Range": f"bytes={begin}-{end - 1}"}
+    # As bytes on the wire: a body that was compressed on the way has another length.
+    wanted["Accept-Encoding"] = "identity"
+    with http_stream_backoff("GET", url, headers=wanted, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+        hf_raise_for_status(answer)
+        length = answer.headers.get("Content-Length", "")
+        if answer.status_code != 206 or length != str(end - begin):  # nothing was read of the body yet
+            raise CkptconvError(
+                "the Hub's storage does not answer range requests, so the headers cannot be read alone",
+                where=f"{listing.repo.name}/{name}",
+                found=f"status {answer.status_code}, {length or 'unknown'} bytes",
+                wanted=f"206 with {end - begin} bytes",
+                hint=f"hf download {listing.repo.name}, then name the folder",
+            )
+        return bytes(answer.read())

@@ -1,0 +1,127 @@
+"""Asking the Hub about a repository: which files a revision has, and what can go wrong with that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from ckptconv.hub import errors
+from ckptconv.hub.errors import Saying, Sayings, guarded
+from ckptconv.hub.names import RepoName
+from ckptconv.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+
+_AGAIN = "try again"
+_SIGN_IN = "hf auth login"
+_NO_ADDRESS = Saying("{endpoint} is not an address", "set HF_ENDPOINT to https://huggingface.co")
+_BROKEN = Saying("the connection to {endpoint} broke", _AGAIN)
+_MISSING = Saying(
+    "no such folder, and the Hub has no {repo} that this account can see",
+    "check the name; sign in where it is private: hf auth login",
+)
+_OFFLINE = Saying(
+    "no such folder, and HF_HUB_OFFLINE is set while the cache does not have {repo}",
+    "HF_HUB_OFFLINE=0 hf download {repo}",
+)
+_READ = Sayings(
+    by_name={
+        "GatedRepoError": Saying(
+            "{repo} is gated, and this account has not been let in",
+            "ask for it at {endpoint}/{repo}, then: hf auth login",
+        ),
+        "DisabledRepoError": Saying("the Hub has disabled {repo}", "see {endpoint}/{repo}"),
+        "RepositoryNotFoundError": _MISSING,
+        "RevisionNotFoundError": Saying(
+            "{repo} has no revision {revision}", "see {endpoint}/{repo}/tree/main"
+        ),
+        "OfflineModeIsEnabled": _OFFLINE,
+        "LocalEntryNotFoundError": _OFFLINE,
+        "HFValidationError": Saying("{repo!r} cannot name a repository", "as in: ORG/NAME", quote=True),
+        "ConnectError": Saying(
+            "no such folder, and {endpoint} cannot be reached to look for {repo}",
+            "check the path, the network and HF_ENDPOINT",
+            quote=True,
+        ),
+        "ProxyError": Saying("the proxy refuses", "check HTTPS_PROXY", quote=True),
+        "UnsupportedProtocol": _NO_ADDRESS,
+        "InvalidURL": _NO_ADDRESS,
+        "TimeoutException": Saying("{endpoint} does not answer", _AGAIN),
+        "TransportError": _BROKEN,
+        "ConnectionError": _BROKEN,
+        "JSONDecodeError": Saying("{endpoint} does not answer as a Hub does", "check HF_ENDPOINT"),
+        "OSError": Saying("{repo} could not be read", _AGAIN, quote=True),
+    },
+    by_status={
+        401: Saying("the Hub does not accept this token", "hf auth login --force"),
+        403: Saying("this token may not read {repo}", _SIGN_IN, quote=True),
+        404: _MISSING,
+        429: Saying(
+            "the Hub asks for a pause: too many requests", "wait some minutes; a token is allowed more"
+        ),
+    },
+    server=Saying("the Hub failed with status {status}", _AGAIN),
+    other=Saying("{repo} could not be read", _AGAIN, quote=True),
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one commit. files: path -> bytes."""
+
+    repo: RepoName
+    commit: str
+    files: dict[str, int]
+
+    @property
+    def top(self) -> dict[str, int]:
+        """The files that lie in no folder."""
+        return {name: nbytes for name, nbytes in self.files.items() if "/" not in name}
+
+
+def api() -> HfApi:
+    """The Hub that HF_ENDPOINT names, with the token that huggingface_hub finds."""
+    from huggingface_hub import HfApi, constants
+
+    return HfApi(endpoint=constants.ENDPOINT, library_name="ckptconv", library_version=__version__)
+
+
+def is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def asked(repo: RepoName, step: Callable[[], T]) -> T:
+    """Run one step that asks the Hub about a repository. Raises CkptconvError for whatever goes wrong in it."""
+
+    def explained(error: Exception) -> errors.CkptconvError:
+        from huggingface_hub import constants, get_token
+
+        words = {
+            "repo": repo.name,
+            "revision": repo.revision or "main",
+            "endpoint": constants.ENDPOINT.rstrip("/"),
+        }
+        return errors.explain(error, _READ, words, token=get_token())
+
+    return guarded(step, explained)
+
+
+def not_in_cache(repo: RepoName) -> errors.CkptconvError:
+    """HF_HUB_OFFLINE is set, and the weights are not here."""
+    return errors.CkptconvError(
+        f"HF_HUB_OFFLINE is set, and {repo} is not whole in the cache",
+        hint=_OFFLINE.hint.format(repo=repo.name),
+    )
+
+
+def listing(repo: RepoName) -> Listing:
+    """One request. Raises CkptconvError where there is no such repository or revision."""
+    info = asked(repo, lambda: api().model_info(repo.name, revision=repo.revision, files_metadata=True))
+    files = {item.rfilename: item.size or 0 for item in info.siblings or ()}
+    return Listing(repo, info.sha or repo.revision or "main", files)
