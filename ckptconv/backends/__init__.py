@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from ckptconv.backends import huggingface
 from ckptconv.backends.locate import Place, is_step, locate, steps_of
 from ckptconv.checkpoint import Checkpoint
 from ckptconv.errors import CkptconvError
+from ckptconv.sources import stamps_under
 
 # In the order in which their signs are looked for: a trainer's shards come before the Hugging Face files beside them.
 BACKENDS = (
@@ -45,7 +47,14 @@ def open_checkpoint(
     for module in _modules(backend):
         place = locate(root, module.is_mine, step)
         if place is not None:
-            return module.read(place, [_other(folder, module, place) for folder in also])  # type: ignore[no-any-return]
+            others = [_other(folder, module, place) for folder in also]
+            before = stamps_under([place.folder, *others], leave=is_step)
+            try:
+                return replace(module.read(place, others), stamps=before)
+            except OSError as error:
+                raise CkptconvError(
+                    f"cannot be read: {error.strerror or error}", where=error.filename or place.folder
+                ) from error
     raise _nothing(root, backend, step)
 
 

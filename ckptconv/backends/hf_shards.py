@@ -7,11 +7,10 @@ ranks there were or how large a tensor is: a whole tensor is what its parts tile
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from ckptconv.backends.bounds import is_shape
 from ckptconv.backends.dcp_homes import assets_of, check_finished, home_of, optimizers_beside
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
@@ -19,6 +18,7 @@ from ckptconv.backends.safetensors_file import read_header
 from ckptconv.backends.weight_files import RANK_SHARD
 from ckptconv.checkpoint import Checkpoint, RankFile, StoredTensor
 from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.json_text import parse_json
 from ckptconv.view import View
 from ckptconv.view import place as put
 
@@ -101,27 +101,19 @@ def _files(folders: Sequence[Path]) -> list[Path]:
 def _read_shard(path: Path) -> Iterator[tuple[str, _Part]]:
     views, metadata = read_header(path)
     try:
-        info: Any = json.loads(metadata.get(_INFO, ""))
-    except ValueError as error:
+        info = parse_json(metadata.get(_INFO, ""), path)
+    except CkptconvError as error:
         raise CkptconvError(
             "a shard's header does not say where its parts begin", where=path, wanted=_INFO
         ) from error
     for name, view in views.items():
         entry = info.get(name) if isinstance(info, dict) else None
         offsets = entry.get(_OFFSETS) if isinstance(entry, dict) else None
-        if (
-            not isinstance(offsets, list)
-            or len(offsets) != len(view.shape)
-            or not all(map(_is_offset, offsets))
-        ):
+        if not is_shape(offsets) or len(offsets) != len(view.shape):
             raise CkptconvError(
                 f"the header does not say where the part of {name} begins", where=path, found=entry
             )
         yield name, (tuple(offsets), view)
-
-
-def _is_offset(value: object) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _whole(name: str, parts: list[_Part], home: Path) -> StoredTensor:

@@ -6,14 +6,15 @@ a trainer's state (accelerate's save_state): their names are the module's, their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.backends.json_file import read_table
 from ckptconv.backends.locate import Place
 from ckptconv.backends.safetensors_file import read_header
 from ckptconv.backends.torch_bin import read_state_dict
-from ckptconv.backends.weight_files import ADAPTER_CONFIG, CONFIG, Chosen, beside, choose, one_file
+from ckptconv.backends.weight_files import ADAPTER_CONFIG, CONFIG, Chosen, beside, choose, one_file, sizes_of
 from ckptconv.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.view import View
@@ -38,58 +39,81 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     chosen = choose(folder)
     if chosen is None:
         raise CkptconvError("no model's weights are here", where=folder)
-    skipped, notes = beside(folder, chosen)
-    return _read(folder, chosen, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place)))
+    skipped, notes = beside(sizes_of(folder), chosen)
+    files = [_opened(folder / name, folder) for name in chosen.names]
+    return assemble(
+        folder, chosen, files, folder, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place))
+    )
 
 
 def read_file(path: Path) -> Checkpoint:
     """One file of weights that a user named: the model's config is looked for beside it."""
-    return _read(path.parent, one_file(path), Place(path.parent, None, None), (), ())
+    chosen, folder = one_file(path), path.parent
+    return assemble(folder, chosen, [_opened(path, folder)], folder, Place(folder, None, None))
 
 
-def _read(
-    folder: Path, chosen: Chosen, place: Place, skipped: tuple[Skipped, ...], notes: tuple[str, ...]
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One file of weights, its header read. path is where the views say that the bytes lie."""
+
+    path: Path
+    nbytes: int
+    tensors: Mapping[str, View]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def assemble(
+    root: Path,
+    chosen: Chosen,
+    opened: Sequence[Opened],
+    small: Path,
+    place: Place,
+    skipped: tuple[Skipped, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Checkpoint:
+    """The checkpoint that files of weights are together. small: the folder with config.json.
+
+    Raises CkptconvError where two files hold one tensor, and where the index says otherwise.
+    """
     tensors: dict[str, StoredTensor] = {}
-    files = []
-    for number, name in enumerate(chosen.names):
-        path = folder / name
-        if not path.is_file():
-            raise Incomplete("a shard that the index names is missing", where=folder, wanted=name)
-        views, more, said = _tensors_of(path)
-        skipped, notes = skipped + more, notes + said
-        for tensor, view in views.items():
+    for file in opened:
+        skipped, notes = skipped + file.skipped, notes + file.notes
+        for tensor, view in file.tensors.items():
             if tensor in tensors:
                 raise CkptconvError(
-                    f"two shards hold {tensor}", where=f"{tensors[tensor].view.files} and {path}"
+                    f"two shards hold {tensor}", where=f"{tensors[tensor].view.files} and {file.path}"
                 )
             tensors[tensor] = StoredTensor(view)
-        files.append(RankFile(number, str(path), path.stat().st_size))
+    files = [RankFile(number, str(file.path), file.nbytes) for number, file in enumerate(opened)]
     if chosen.expected is not None:
-        _check_index(folder, chosen.expected, tensors)
-    has_config = (folder / CONFIG).is_file()
+        _check_index(root, chosen.expected, tensors)
+    has_config = (small / CONFIG).is_file()
     return Checkpoint(
         backend=NAME,
         layout=_said(chosen, has_config),
-        root=folder,
+        root=root,
         world_size=len(files),
         files=tuple(files),
         tensors=tensors,
         step=place.step,
         role=place.role,
-        assets=folder if has_config else None,
+        assets=small if has_config else None,
         skipped=skipped,
-        extras={"lora": read_table(folder / ADAPTER_CONFIG)} if chosen.is_adapter else {},
+        extras={"lora": read_table(small / ADAPTER_CONFIG)} if chosen.is_adapter else {},
         notes=notes,
         naming="hub" if has_config or chosen.is_adapter else "transformers",
     )
 
 
-def _tensors_of(path: Path) -> tuple[dict[str, View], tuple[Skipped, ...], tuple[str, ...]]:
+def _opened(path: Path, folder: Path) -> Opened:
+    if not path.is_file():
+        raise Incomplete("a shard that the index names is missing", where=folder, wanted=path.name)
+    nbytes = path.stat().st_size
     if path.suffix == ".safetensors":
-        return read_header(path)[0], (), ()
+        return Opened(path, nbytes, read_header(path)[0])
     found = read_state_dict(path)
-    return found.tensors, found.skipped, found.notes
+    return Opened(path, nbytes, found.tensors, found.skipped, found.notes)
 
 
 def _said(chosen: Chosen, has_config: bool) -> str:

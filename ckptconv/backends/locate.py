@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptconv.backends.json_file import settings_text
 from ckptconv.errors import CkptconvError
 
 _STEP = re.compile(
     r"^(?:global_step_|global_step|iter_|step-|(?:epoch_\d+_)?step_|checkpoint-|checkpoint_)(\d+)$"
 )
+_NUMBER = re.compile(r"^[0-9]{1,18}$")
 _ROLES = ("actor", "critic")  # looked at in this order, then every other subfolder by name
 _BELOW = ("checkpoint", "checkpoints")  # where torchtitan and accelerate keep the steps of a run
 # What a run says of its latest step: verl and Megatron its number, DeepSpeed its folder's name.
@@ -99,10 +101,10 @@ def _choose(run: Path, steps: dict[int, Path], wanted: int | None) -> int:
             raise CkptconvError(f"step {wanted} is not in this run", where=run, found=f"steps {listed}")
         return wanted
     for latest in (run / name for name in _LATEST):
-        text = latest.read_text(errors="replace").strip() if latest.is_file() else ""
+        text = settings_text(latest).strip()
         match = _STEP.match(text)
         number = match.group(1) if match else text
-        if number.isdigit():
+        if _NUMBER.match(number):
             if int(number) not in steps:
                 raise CkptconvError(
                     f"the run calls step {number} its latest, but has no folder for it",

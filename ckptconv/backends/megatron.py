@@ -7,22 +7,22 @@ Names come out as `megatron_names.canonical` writes them: a layer and an expert 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ckptconv.backends.dcp_files import is_dcp, read_dcp
+from ckptconv.backends.dcp_files import is_dcp, read_metadata, read_tensors
 from ckptconv.backends.locate import Place
 from ckptconv.backends.megatron_glu import settings, uninterleaved
 from ckptconv.backends.megatron_lora import lora_settings
 from ckptconv.backends.megatron_names import canonical
-from ckptconv.checkpoint import Checkpoint, Mesh
+from ckptconv.backends.megatron_ranks import ranks_of
+from ckptconv.checkpoint import Checkpoint
 from ckptconv.errors import CkptconvError, Incomplete
 
 NAME = "megatron"
 _CONTENTS = "ckpt_contents.json"
 _HOMES = ("", "dist_ckpt", "model/dist_ckpt")
-_RNG = re.compile(r"^rng_state/shard_\d+\.\d+_(\d+)\.(\d+)$")
 
 
 def is_mine(folder: Path) -> bool:
@@ -50,9 +50,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
             hint="take an earlier step with --step",
         )
     others = [path / home if (path / home).is_dir() else path for path in also]
-    files = read_dcp(folder, others, _why_not)
-    sizes = [match.groups() for name in files.names if (match := _RNG.match(name))]
-    mesh = [Mesh((int(sizes[0][1]), int(sizes[0][0])), ("tp", "pp"))] if sizes else []
+    metadata = read_metadata(folder)
+    files = read_tensors(metadata, others, _why_not)
+    mesh, seats = ranks_of(metadata)
     stated, unsaid = settings(place.folder, folder)
     tensors, said = uninterleaved(canonical(files.tensors), stated)
     assets = (place.folder / verl / "huggingface", folder)
@@ -61,9 +61,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         layout="Megatron-Core distributed checkpoint (torch_dist)" + (", saved by verl" if home else ""),
         root=place.folder,
         world_size=files.world_size,
-        files=files.files,
+        files=tuple(replace(file, seat=seats.get(file.rank, ())) for file in files.files),
         tensors=tensors,
-        meshes=tuple(mesh),
+        meshes=() if mesh is None else (mesh,),
         step=place.step,
         role=place.role,
         assets=next((path for path in assets if (path / "config.json").is_file()), None),

@@ -32,6 +32,8 @@ _TOWER = re.compile(
 
 def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
     """The parts of the TP ranks put together; ranks of one TP index (over EP) hold copies."""
+    if not held:
+        raise CkptconvError(f"{name} is on some ranks of a stage and on others not")
     parts: dict[int, View] = {}
     copies: list[tuple[int, View]] = []
     for tp, view in held:
@@ -41,6 +43,11 @@ def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
             parts[tp] = view
     views = [parts[tp] for tp in sorted(parts)]
     dim = None if _TOWER.match(name) else 0 if _COLUMN.search(name) else 1 if _ROW.search(name) else None
+    if dim is not None and any(len(view.shape) <= dim for view in (*views, *(view for _, view in copies))):
+        raise CkptconvError(
+            f"{name} has too few dims to be cut as Megatron cuts it",
+            found=[list(view.shape) for view in views],
+        )
     if dim is None and len(views) > 1 and not (_TOWER.match(name) or _WHOLE.search(name)):
         raise CkptconvError(
             f"how {name} is cut over tensor parallel ranks is not known",

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends.json_file import read_table
+from ckptconv.backends.json_file import read_table, settings_text
 from ckptconv.backends.stand_ins import Inert
 from ckptconv.backends.torch_zip import open_torch_zip
 from ckptconv.checkpoint import StoredTensor
@@ -42,9 +42,9 @@ def settings(folder: Path, shards: Path) -> tuple[dict[str, Any], list[str]]:
     the tensors that Megatron-Core joins only while it saves (its training/checkpointing.py).
     """
     run_config = shards / "run_config.yaml"
-    text = run_config.read_text(encoding="utf-8", errors="replace") if run_config.is_file() else ""
+    text = settings_text(run_config)
     for name, _, _ in _SETTINGS:
-        if found := re.search(rf"^\s*{name}:\s*(\d+)\s*$", text, re.MULTILINE):
+        if found := re.search(rf"^[ \t]*{name}:[ \t]*([0-9]{{1,20}})[ \t]*$", text, re.MULTILINE):
             raise CkptconvError(
                 "gate and up of the experts may lie in alternating blocks; Megatron-Bridge's files do not say which",
                 where=run_config,
@@ -72,9 +72,9 @@ def uninterleaved(
     done, notes = dict(tensors), []
     for name, which, ranks in _SETTINGS:
         size = stated.get(name)
-        if not isinstance(size, int) or not size:
+        if type(size) is not int or not size:
             continue
-        over = next((stated[key] for key in ranks if isinstance(stated.get(key), int)), None)
+        over = next((stated[key] for key in ranks if type(stated.get(key)) is int), None)
         if over is None:
             raise CkptconvError(
                 f"{name} is {size}, but over how many ranks is not said", wanted=" or ".join(ranks)
@@ -91,7 +91,13 @@ def uninterleaved(
 
 def _halves(name: str, view: View, size: int, ranks: int) -> View:
     """All gate rows, then all up rows."""
-    rows = view.shape[0]
+    rows = view.shape[0] if view.shape else 0
+    if not 0 < size <= rows or not 0 < ranks <= rows:
+        raise CkptconvError(
+            f"{name} has no whole blocks of rows",
+            found=f"{rows} rows",
+            wanted=f"blocks of {size} over {ranks} ranks",
+        )
     part, left = divmod(rows, 2 * ranks)
     if left or 2 * part % (2 * size):
         raise CkptconvError(

@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends.json_file import read_table
+from ckptconv.backends.json_file import read_table, settings_text
 
 _SECTION = re.compile(r"^peft:[ \t]*\n((?:[ \t]+\S.*(?:\n|$)|[ \t]*\n)+)", re.MULTILINE)
-_LINE = r"^[ \t]+{key}:[ \t]*([0-9.eE+-]+)[ \t]*$"
+_NUMBER = r"[+-]?(?:[0-9]{{1,20}}\.?[0-9]{{0,20}}|\.[0-9]{{1,20}})(?:[eE][+-]?[0-9]{{1,2}})?"
+_LINE = rf"^[ \t]+{{key}}:[ \t]*({_NUMBER})[ \t]*$"
 _KEYS = {"dim": "r", "alpha": "lora_alpha"}
 
 
@@ -22,10 +23,7 @@ def lora_settings(*folders: Path) -> dict[str, Any]:
     for folder in folders:
         if meta := read_table(folder / "lora_train_meta.json"):
             return meta
-        path = folder / "run_config.yaml"
-        section = (
-            _SECTION.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
-        )
+        section = _SECTION.search(settings_text(folder / "run_config.yaml"))
         if section:
             return _from(section[1])
     return {}

@@ -13,12 +13,20 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from ckptconv.backends.bounds import whole_numbers
+from ckptconv.backends.pickle_scan import check_pickle, tuples_in
 from ckptconv.dtypes import from_storage, known
 from ckptconv.errors import CkptconvError
+
+_MOST_ARGS = 255  # of a call: what is given is copied, and a pickle can give the same thing a million times
+_LONGEST_NAME = 1000
+_SHALLOW = 4000  # tuples in tuples that any thread's stack has room to hash
+_STACK_EACH = 256  # bytes of it that one takes
 
 
 class Inert:
@@ -30,7 +38,8 @@ class Inert:
     state: Any
     items: list[Any]
 
-    def __new__(cls, *args: Any, **_: Any) -> Inert:
+    def __new__(cls, *args: Any, **named: Any) -> Inert:
+        _check_few(len(args) + len(named))
         self = object.__new__(cls)
         self.args, self.state, self.items = args, {}, []
         return self
@@ -65,8 +74,28 @@ class Inert:
         return f"<{self.kind}>"
 
 
+def field_of(record: Any, name: str) -> Any:
+    """A field of a pickled object; None where there is none, or where it is no object."""
+    return record.get(name) if isinstance(record, Inert) else None
+
+
+def items(value: Any) -> Sequence[Any]:
+    """What a pickled list or tuple holds; nothing for None. Raises CkptconvError for anything else."""
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise CkptconvError("a pickle holds something else where a list should be", found=value)
+    return value
+
+
 class PlainDict(dict):  # type: ignore[type-arg]
-    """collections.OrderedDict: its order is a dict's own; attributes such as `_metadata` are dropped."""
+    """collections.OrderedDict: its order is a dict's own; attributes such as `_metadata` are dropped.
+
+    Made empty, as Python 3 pickles it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -112,10 +141,16 @@ class Emulated:
         self._function = function
 
     def __call__(self, *args: Any) -> Any:
+        _check_few(len(args))
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
         raise CkptconvError("a pickle tries to change a function")
+
+
+def _check_few(count: int) -> None:
+    if count > _MOST_ARGS:
+        raise CkptconvError("a pickle gives a call more arguments than any has", found=count)
 
 
 def _rebuild_tensor(
@@ -133,10 +168,11 @@ def _rebuild_tensor(
         )
     if len(shape) != len(stride):
         raise CkptconvError("a pickled tensor has not as many strides as dims")
-    numbers = (offset, *shape, *stride)
-    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+    if not isinstance(storage, Storage):
         raise CkptconvError("a pickled tensor is not made of a storage, sizes and strides")
-    return TensorRecord(storage, offset, tuple(shape), tuple(stride))
+    whole_numbers((offset,), "a pickled tensor's offset")
+    sizes, steps = whole_numbers(shape, "a pickled shape"), whole_numbers(stride, "a pickled stride")
+    return TensorRecord(storage, offset, sizes, steps)
 
 
 def _rebuild_tensor_of_bytes(
@@ -166,22 +202,38 @@ def _wrapper(*args: Any) -> Any:
 def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     if function is _WRAPPER:
         parts = state if isinstance(state, tuple) else (state,)  # (dict, slots): DTensor has slots
-        fields = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
-        return WrapperRecord(getattr(kind, "kind", str(kind)), fields, state)
+        tables = [part for part in parts if isinstance(part, dict)]
+        _check_few(sum(map(len, tables)))
+        fields = {key: value for table in tables for key, value in table.items()}
+        return WrapperRecord(str(getattr(kind, "kind", type(kind).__name__)), fields, state)
     if isinstance(function, Emulated):
         return function(*args)
     return Inert(function, kind, args, state)
 
 
 def _size(values: Any = ()) -> tuple[int, ...]:
-    return tuple(values)
+    return whole_numbers(values, "a torch.Size")
+
+
+def _set(values: Any = ()) -> Any:
+    """builtins.set, as old protocols pickle it: the list of its items, which stays as it is."""
+    return values if isinstance(values, list) else []
 
 
 def _member(owner: Any, name: Any) -> Any:
     """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
     if not isinstance(name, str):
         raise CkptconvError("an attribute's name is no text")
-    return stand_in(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
+    return _named(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
+
+
+def _named(module: str, name: str) -> Any:
+    """The stand-in for a global, whose name is no longer than a name."""
+    if len(module) + len(name) > _LONGEST_NAME:
+        raise CkptconvError(
+            "a pickle names a class by a name that is too long", found=f"{module}.{name}"[:80]
+        )
+    return stand_in(module, name)
 
 
 _WRAPPER = Emulated(_wrapper)
@@ -197,8 +249,8 @@ _CALLS: dict[tuple[str, str], Any] = {
     ("torch._tensor", "_rebuild_from_type_v2"): Emulated(_rebuild_from_type),
     ("builtins", "getattr"): Emulated(_member),
     ("__builtin__", "getattr"): Emulated(_member),
-    ("builtins", "set"): Emulated(lambda values=(): list(values)),
-    ("__builtin__", "set"): Emulated(lambda values=(): list(values)),
+    ("builtins", "set"): Emulated(_set),
+    ("__builtin__", "set"): Emulated(_set),
 }
 
 # Classes that moved between torch versions: (module, name) -> the one kind that backends know.
@@ -262,7 +314,7 @@ class SafeUnpickler(pickle.Unpickler):
     """Unpickles into stand-ins only: globals come from `stand_in`, persistent ids become `Storage` records."""
 
     def find_class(self, module: str, name: str) -> Any:
-        return stand_in(module, name)
+        return _named(module, name)
 
     def persistent_load(self, pid: Any) -> Storage:
         # ("storage", storage class, key, location, number of elements): torch/serialization.py, persistent_id
@@ -277,7 +329,8 @@ def safe_load(data: bytes, where: str) -> Any:
     """Unpickle bytes into stand-ins. Raises CkptconvError for anything that is not a whole, plain pickle."""
     copyreg.clear_extension_cache()  # the C unpickler looks there before it asks find_class
     try:
-        return SafeUnpickler(io.BytesIO(data)).load()
+        check_pickle(data)
+        return _load(data)
     except CkptconvError as error:
         error.where = error.where or where
         raise
@@ -289,3 +342,33 @@ def safe_load(data: bytes, where: str) -> Any:
         ) from error
     finally:
         copyreg.clear_extension_cache()
+
+
+def _load(data: bytes) -> Any:
+    """Hashing a tuple goes as deep into the C stack as tuples nest in it; where many might, the stack is made for it."""
+    deepest = tuples_in(data)
+    if deepest <= _SHALLOW:
+        return SafeUnpickler(io.BytesIO(data)).load()
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            found.append(SafeUnpickler(io.BytesIO(data)).load())
+        except BaseException as error:
+            failed.append(error)
+
+    with _ONE_AT_A_TIME:
+        before = threading.stack_size((1 << 20) + deepest * _STACK_EACH)
+        try:
+            thread = threading.Thread(target=load)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+_ONE_AT_A_TIME = threading.Lock()  # the size of new threads' stacks is the process's

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptconv.backends.bounds import check_name
 from ckptconv.backends.stand_ins import Inert, Storage, TensorRecord, WrapperRecord
 from ckptconv.backends.torch_zip import TorchZip, open_torch_zip
 from ckptconv.checkpoint import Skipped
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, brief
 from ckptconv.view import View
 
 # Where trainers put a model's state dict in a file of several things.
@@ -41,8 +42,7 @@ def read_state_dict(path: Path) -> StateDict:
     used: dict[str, set[View]] = {}  # storage -> the distinct windows on it
     others = []
     for name, value in entries.items():
-        if not isinstance(name, str):
-            raise CkptconvError("a state dict's key is no text", where=path, found=type(name).__name__)
+        check_name(name, path)
         if not isinstance(value, TensorRecord):
             _check_other(name, value, path)
             others.append(name)
@@ -73,7 +73,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
                 wanted=f"tensors by name, or one dict of them under {', '.join(_KEYS)}",
                 hint="save the model's state dict alone: torch.save(model.state_dict(), FILE)",
             )
-        beside += [str(key) for key in root if key != found[0]]
+        beside += [brief(key) for key in root if key != found[0]]
         keys.append(found[0])
         root = root[found[0]]
     if not isinstance(root, dict):
@@ -139,5 +139,5 @@ def _skipped(file: TorchZip, used: dict[str, set[View]], name: str) -> list[Skip
 
 
 def _listed(names: list[Any]) -> str:
-    shown = ", ".join(map(str, names[:8]))
+    shown = ", ".join(map(brief, names[:8]))
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -8,21 +8,28 @@ entry's bytes begin after its local header, whose name and extra lengths are the
 from __future__ import annotations
 
 import os
+import stat
+import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 from ckptconv.backends.stand_ins import Storage, TensorRecord, safe_load
 from ckptconv.backends.zip_directory import NotAZip, Window, ZipEntry, data_start, read_directory
 from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
-from ckptconv.view import View, stored
+from ckptconv.view import View, contiguous_strides, stored
 
 _RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
 _MAX_PICKLE = 1 << 30
+Load = Callable[[bytes, str], Any]  # a pickle's bytes, and where they are for errors -> its object
+# A tensor with strides of 0 is larger than its storage; past this it is a bomb. No trainer's mask comes near.
+_MOST_EXPANDED = 1 << 30
 
 
 class Entry(NamedTuple):
@@ -49,15 +56,22 @@ class TorchZip:
             raise CkptconvError(
                 "a tensor names a storage that is not in the file", where=self.path, found=storage.key
             )
-        last = tensor.offset + sum(
-            (size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True)
-        )
-        if 0 not in tensor.shape and (last + 1) * item > entry.nbytes:
+        reach, numel = _reach(tensor.shape, tensor.stride)
+        last = tensor.offset + reach
+        if numel and (last + 1) * item > entry.nbytes:
             raise CkptconvError(
                 "a tensor reaches outside its storage",
                 where=f"{self.path}:data/{storage.key}",
                 found=f"byte {(last + 1) * item:,}",
                 wanted=f"at most {entry.nbytes:,}",
+            )
+        nbytes = numel * item
+        if nbytes > _MOST_EXPANDED and nbytes > entry.nbytes:
+            raise CkptconvError(
+                "a tensor is far larger than its storage",
+                where=f"{self.path}:data/{storage.key}",
+                found=f"{nbytes:,} bytes from {entry.nbytes:,}",
+                hint="save x.contiguous() if it is meant so",
             )
         return stored(
             self.path, entry.start + tensor.offset * item, tensor.shape, storage.dtype, stride=tensor.stride
@@ -70,6 +84,11 @@ class TorchZip:
         if view.numel > 1 << 20 or view.dtype not in ("int64", "int32"):
             raise CkptconvError("a mesh is not a small tensor of integers", where=self.path, found=view.dtype)
         with open(self.path, "rb") as file:
+            if view.chunks and view.chunks[0].strides == contiguous_strides(view.shape, item):
+                file.seek(view.chunks[0].start)
+                return list(
+                    struct.unpack(f"<{view.numel}{'q' if item == 8 else 'i'}", file.read(view.nbytes))
+                )
             values = []
             for index in product(*map(range, view.shape)):  # in C order; a submesh is a strided window
                 chunk = view.chunks[0]
@@ -78,23 +97,26 @@ class TorchZip:
         return values
 
 
-def open_torch_zip(path: str) -> TorchZip:
-    """Read the directory and the pickle of a .pt file; no storage is read.
+@lru_cache(maxsize=4096)  # thousands of files hold the same few shapes
+def _reach(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int]:
+    """(the last element's distance from the first, the number of elements)."""
+    return sum((size - 1) * step for size, step in zip(shape, stride, strict=True)), prod(shape)
+
+
+def open_torch_zip(path: str, load: Load = safe_load) -> TorchZip:
+    """Read the directory and the pickle of a .pt file; no storage is read. load: as safe_load, which may remember.
 
     Raises CkptconvError for a truncated, compressed, big-endian, pre-zip or otherwise foreign file.
     """
     with _opened(path) as handle:
-        return torch_zip_at(path, handle, 0, os.fstat(handle).st_size)
+        return torch_zip_at(path, handle, 0, os.fstat(handle).st_size, load)
 
 
-def torch_zip_at(
-    path: str, handle: int, start: int, size: int, seen: dict[bytes, TensorRecord] | None = None
-) -> TorchZip:
-    """The same for a range of an open file: DCP keeps one such archive a tensor, one after another.
-
-    seen: pickles of single tensors that were read before; tensors of one shape and dtype have the same.
-    """
+def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = safe_load) -> TorchZip:
+    """The same for a range of an open file: DCP keeps one such archive a tensor, one after another."""
     window, entries = _directory(path, handle, start, size)
+    if len({entry.name for entry in entries}) != len(entries):
+        raise CkptconvError("two entries of a torch file have one name", where=path)
     main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
     if main is None:
         raise CkptconvError("a zip file without data.pkl is no torch file", where=path)
@@ -110,12 +132,7 @@ def torch_zip_at(
     pickled = _small_entry(window, main)
     data = f"{prefix}data/"
     storages = dict(_storages(window, [entry for entry in entries if entry.name.startswith(data)], len(data)))
-    root = None if seen is None else seen.get(pickled)
-    if root is None:
-        root = safe_load(pickled, f"{path}:{main.name}")
-        if seen is not None and isinstance(root, TensorRecord):
-            seen[pickled] = root
-    return TorchZip(path, root, storages)
+    return TorchZip(path, load(pickled, f"{path}:{main.name}"), storages)
 
 
 def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | None]]:
@@ -123,8 +140,12 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | Non
     buffer = memoryview(bytearray(block))
     with _opened(path) as handle:
         window, entries = _directory(path, handle, 0, os.fstat(handle).st_size)
-        for entry in entries:
+        end = 0
+        for entry in sorted(entries, key=lambda entry: entry.header):
             at, left, crc = data_start(window, entry), entry.nbytes, 0
+            if at < end:
+                raise CkptconvError("an entry lies on another one", where=f"{path}:{entry.name}")
+            end = at + left
             while left:
                 got = os.preadv(handle, [buffer[: min(block, left)]], at)
                 if not got:
@@ -137,10 +158,14 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | Non
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
     except OSError as error:
         raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise CkptconvError(
+                "not a file that torch.save wrote, but a folder, a pipe or a device", where=path
+            )
         yield handle
     finally:
         os.close(handle)

@@ -7,9 +7,11 @@ _get_resolved_checkpoint_files; peft/utils/constants.py; accelerate/utils/fsdp_u
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptconv.backends.bounds import check_name, check_ranks, is_file_name
 from ckptconv.backends.json_file import read_table
 from ckptconv.checkpoint import Skipped
 from ckptconv.errors import CkptconvError, Incomplete
@@ -18,6 +20,8 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _SINGLE = "model.safetensors"
 _INDEX = f"{_SINGLE}.index.json"
 _MODELS = (_SINGLE, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+INDEXES = tuple(name for name in _MODELS if name.endswith(".json"))
+SMALL = (CONFIG, ADAPTER_CONFIG, *INDEXES)  # what `choose` and `read` look into, beside the weights
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FULL = ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_0.bin")  # accelerate's FULL_STATE_DICT
 RANK_SHARD = re.compile(r"^shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors$")  # one rank's part: hf_shards.py
@@ -40,12 +44,13 @@ class Chosen:
     is_adapter: bool = False
 
 
-def choose(folder: Path) -> Chosen | None:
+def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
     """The model's files, or None where none are known. Safetensors come before torch's files.
 
+    names: the files to choose from, where the folder itself holds only the indexes among them.
     Raises CkptconvError for an index that is none, for a set with a gap, and where two models are equally likely.
     """
-    names = {path.name for path in folder.iterdir() if path.is_file()}
+    names = set(names) if names is not None else {path.name for path in folder.iterdir() if path.is_file()}
     has_config = CONFIG in names
     for name in _MODELS:
         if name in names:
@@ -64,16 +69,21 @@ def choose(folder: Path) -> Chosen | None:
     return Chosen(_whole_sets(folder, shards)) if shards else None
 
 
-def beside(folder: Path, chosen: Chosen) -> tuple[list[Skipped], list[str]]:
+def sizes_of(folder: Path) -> dict[str, int]:
+    """The bytes of every file of a folder."""
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def beside(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], list[str]]:
     """What else lies in the folder: a trainer's state and other weights, by size, and the notes on the latter."""
     state, others = 0, dict[str, int]()
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name in chosen.names:
+    for name, nbytes in sorted(sizes.items()):
+        if name in chosen.names:
             continue
-        if _STATE.match(path.name):
-            state += path.stat().st_size
-        elif path.name.endswith(_WEIGHTS):
-            others[path.name] = path.stat().st_size
+        if _STATE.match(name):
+            state += nbytes
+        elif name.endswith(_WEIGHTS):
+            others[name] = nbytes
     skipped = [Skipped("optimizer and trainer state", state, "not part of the model")] if state else []
     skipped += [Skipped(name, nbytes, "beside the model") for name, nbytes in others.items()]
     if not others:
@@ -102,7 +112,7 @@ def one_file(path: Path) -> Chosen:
     return Chosen((path.name,))
 
 
-def _one(folder: Path, name: str, names: set[str]) -> Chosen:
+def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:
     if name == _SINGLE and _INDEX in names:
         indexed = _indexed(folder, _INDEX)
         if set(indexed.names) != {name}:
@@ -118,11 +128,11 @@ def _one(folder: Path, name: str, names: set[str]) -> Chosen:
 
 def _indexed(folder: Path, index: str) -> Chosen:
     weight_map = read_table(folder / index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CkptconvError("an index without a weight map", where=folder / index)
-    expected = {str(name): str(file) for name, file in weight_map.items()}
-    for file in expected.values():
-        if Path(file).name != file:
+    expected = {check_name(name, folder / index): str(file) for name, file in weight_map.items()}
+    for file in set(expected.values()):
+        if not is_file_name(file):
             raise CkptconvError(
                 "an index that names a file outside its folder", where=folder / index, found=file
             )
@@ -137,6 +147,7 @@ def _whole_sets(folder: Path, names: list[str]) -> tuple[str, ...]:
         if match:
             sets.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
     for (stem, count), numbers in sets.items():
+        check_ranks(count, folder)
         missing = sorted({*range(1, count + 1)} - numbers)
         if missing:
             raise Incomplete(

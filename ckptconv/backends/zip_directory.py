@@ -43,9 +43,9 @@ class Window:
     def __init__(self, path: str, handle: int, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
         self._handle = handle
-        self._head = os.pread(handle, min(_EDGE, size), start)
+        self._head = self._stored(min(_EDGE, size), 0)
         tail = max(size - _EDGE, 0)
-        self._tail_at, self._tail = tail, os.pread(handle, size - tail, start + tail)
+        self._tail_at, self._tail = tail, self._stored(size - tail, tail)
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Bytes at an offset in the range; fewer where the range or the file ends."""
@@ -56,7 +56,20 @@ class Window:
             return self._head[offset : offset + nbytes]
         if offset >= self._tail_at:
             return self._tail[offset - self._tail_at : offset - self._tail_at + nbytes]
-        return os.pread(self._handle, nbytes, self.start + offset)
+        return self._stored(nbytes, offset)
+
+    def _stored(self, nbytes: int, offset: int) -> bytes:
+        """From the file, whose system may give less at a time than was asked for."""
+        data = b""
+        try:
+            while len(data) < nbytes:
+                more = os.pread(self._handle, nbytes - len(data), self.start + offset + len(data))
+                if not more:
+                    break
+                data = data + more if data else more
+        except OSError as error:
+            raise CkptconvError(f"cannot be read: {error.strerror or error}", where=self.path) from error
+        return data
 
 
 def read_directory(window: Window) -> list[ZipEntry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -182,6 +183,32 @@ def test_a_directory_that_lies_is_caught(case: str, good: Path) -> None:
 
 def test_a_storage_on_the_header_of_the_pickle_is_caught(good: Path) -> None:
     refusal(lie(good, "data/1", (HEADER, 0)))
+
+
+def test_two_entries_of_one_name_are_refused(good: Path) -> None:
+    """One reader takes the first of them, another the last."""
+    for which in ("data.pkl", "data/0"):
+        with zipfile.ZipFile(good) as archive:
+            entries = [(info.filename, archive.read(info)) for info in archive.infolist()]
+        twin = good.with_name("twin.pt")
+        with zipfile.ZipFile(twin, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, content in [*entries, *(entry for entry in entries if entry[0].endswith(which))]:
+                archive.writestr(name, content)
+        assert refusal(twin).what == "two entries of a torch file have one name"
+
+
+def test_a_directory_that_has_the_same_bytes_again_and_again_is_not_read_that_often(tmp_path: Path) -> None:
+    """A zip bomb without compression: a thousand entries on one megabyte, which a check of checksums would all read."""
+    path, size, count = tmp_path / "bomb.pt", 1 << 20, 1_000
+    body = b"PK\x03\x04" + bytes(22) + struct.pack("<HH", 3, 0) + b"x/y" + bytes(size)
+    entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *(0,) * 6, 0, size, size, 3, *(0,) * 4, 0, 0) + b"x/y"
+    ends = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(entry) * count, len(body), 0)
+    path.write_bytes(body + entry * count + ends)
+    checking = check_crcs(str(path))
+    assert next(checking)[0] == size
+    with pytest.raises(CkptconvError, match="lies on another one"):
+        next(checking)
 
 
 def test_a_storage_shorter_than_its_tensor_is_caught(good: Path) -> None:

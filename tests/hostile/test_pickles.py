@@ -117,6 +117,13 @@ MALFORMED: dict[str, bytes] = {
     "an extension that nobody registered": b"\x82\xf0",
     "an extension number below one": b"\x84\x00\x00\x00\x00",
     "a key that cannot be one": b"}]Ns",
+    "a number of 256 bytes": b"\x8b" + struct.pack("<i", 256) + b"\x01" * 256,
+    "a number of negative bytes": b"\x8b\xff\xff\xff\xff",
+    "a number of a thousand digits": b"L1" + b"0" * 1000 + b"L\n",
+    "a very long name": text("a." * 5000) + text("b" * 5000) + b"\x93",
+    "names that grow": text("a") + b"".join(
+        b"q" + bytes([i]) + b"0" + call(name("builtins", "getattr"), b"h" + bytes([i]), text("b" * 400)) for i in range(4)
+    ),
     "text that is no text": b"X\x02\x00\x00\x00\xff\xfe",
 }  # fmt: skip
 
@@ -171,7 +178,7 @@ STRANGE: dict[str, bytes] = {
     "a bytearray": b"\x96" + struct.pack("<Q", 3) + b"abc",
     "bytes": b"\x8e" + struct.pack("<Q", 3) + b"abc",
     "sets": b"\x8f(K\x01K\x02\x90(K\x01\x91\x86",
-    "a long number": b"\x8b" + struct.pack("<i", 5000) + b"\x01" * 5000,
+    "a number of 255 bytes": b"\x8b" + struct.pack("<i", 255) + b"\x01" * 255,
     "a class that is nowhere": call(name("no.such.module", "Thing.inner"), b"N") + b"}b",
     "a class with slots": name("a", "B") + b")\x81N}" + text("__class__") + b"Ns\x86b",
     "a class with keywords": name("a", "B") + b")}" + text("x") + b"Ns\x92",
@@ -185,7 +192,7 @@ STRANGE: dict[str, bytes] = {
     "an attribute of a class": call(name("builtins", "getattr"), name("a", "B"), text("__subclasses__"))
     + b")R",
     "a name with a newline": text("a\nb") + text("c\0d") + b"\x93",
-    "a very long name": text("a." * 5000) + text("b" * 5000) + b"\x93",
+    "a long name": text("a." * 250) + text("b" * 499) + b"\x93",
     "a module that does something when imported": name("this", "s") + name("antigravity", "fly") + b"\x86",
 }
 

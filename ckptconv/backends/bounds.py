@@ -1,0 +1,71 @@
+"""What a tensor's name, shape and place may be, whoever wrote them down. Checked where they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from ckptconv.errors import CkptconvError
+
+MOST_DIMS = 64  # torch's and numpy's own bound
+MOST_RANKS = 1 << 20
+_LARGEST = 1 << 63
+_LONGEST_NAME = 1000
+_LONGEST_FILE_NAME = 255  # bytes
+
+
+def check_name(name: Any, where: object) -> str:
+    """A tensor's name: one line that a terminal shows as it is. Raises CkptconvError for anything else."""
+    if not isinstance(name, str):
+        raise CkptconvError("a tensor's name is no text", where=where, found=type(name).__name__)
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise CkptconvError(
+            "a tensor's name is too long, or holds what cannot be printed",
+            where=where,
+            found=ascii(name[:80]),
+            wanted=f"one line of at most {_LONGEST_NAME:,} characters",
+        )
+    return name
+
+
+def is_file_name(name: Any) -> bool:
+    """True for the name of a file in a folder: no path, and one that a file system takes."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and 0 < len(name.encode()) <= _LONGEST_FILE_NAME
+        and "/" not in name
+        and name not in (".", "..")
+    )
+
+
+def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
+    """True for at most 64 whole numbers, each from 0 to 2^63 - 1."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) <= MOST_DIMS
+        and all(type(n) is int and 0 <= n < _LARGEST for n in value)
+    )
+
+
+def whole_numbers(value: Any, what: str, where: object = None) -> tuple[int, ...]:
+    """A shape, strides or offsets. Raises CkptconvError for what is none."""
+    if not is_shape(value):
+        raise CkptconvError(
+            f"{what} is not made of whole numbers",
+            where=where,
+            found=value,
+            wanted=f"at most {MOST_DIMS}, each from 0 to 2^63 - 1",
+        )
+    return tuple(value)
+
+
+def check_ranks(count: int, where: object) -> None:
+    """Raise CkptconvError for more ranks than any machine has: they are listed one by one."""
+    if count > MOST_RANKS:
+        raise CkptconvError(
+            "a number of ranks or files that is too large",
+            where=where,
+            found=f"{count:,}",
+            wanted=f"{MOST_RANKS:,}",
+        )

@@ -1,0 +1,102 @@
+"""A pickle's opcodes, walked without running them: does it ask for more than its own size explains?
+
+The C unpickler believes what a pickle says: seven bytes can ask for a memo of 64 GiB. So lengths, places in the memo and
+the width of numbers are looked at before anything is loaded. Opcodes: CPython's Lib/pickletools.py, protocols 0 to 5.
+"""
+
+from __future__ import annotations
+
+from ckptconv.errors import CkptconvError
+
+_WIDEST = 255  # bytes of a number; torch has none of more than 8, random states have 16
+_LONGEST = 1000  # characters of a number that is written as text
+
+_STOP = ord(".")
+_TUPLES = b"t\x85\x86\x87\x91"  # what may nest and is hashed by what is in it: tuples and frozen sets
+# Opcode -> the bytes of its argument.
+_FIXED = {
+    **dict.fromkeys(b"(.012NR)l]aed}sutbotQ\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94\x97\x98", 0),
+    **dict.fromkeys(b"Khq\x80\x82", 1),
+    **dict.fromkeys(b"M\x83", 2),
+    **dict.fromkeys(b"Jjr\x84", 4),
+    **dict.fromkeys(b"G\x95", 8),
+}
+# Opcode -> the bytes of the length before its argument. A signed length below zero is read as one that is too long.
+_COUNTED = {
+    **dict.fromkeys(b"UC\x8c\x8a", 1),
+    **dict.fromkeys(b"TBX\x8b", 4),
+    **dict.fromkeys(b"\x8d\x8e\x96", 8),
+}
+_NUMBERS = frozenset(b"\x8a\x8b")
+_LINES = {**dict.fromkeys(b"FILSVPgp", 1), **dict.fromkeys(b"ci", 2)}
+_TEXT_NUMBERS = frozenset(b"FILgp")
+_LONG_PUT, _TEXT_PUT = b"rp"
+# The length of every opcode that needs no second look, which most of a pickle is; 0 for the others.
+_LENGTHS = bytes(1 + _FIXED[op] if op in _FIXED and op not in (_STOP, _LONG_PUT) else 0 for op in range(256))
+
+
+def check_pickle(data: bytes) -> None:
+    """Raise CkptconvError for opcodes that do not exist, what is cut off, and what asks for too much."""
+    at, end, lengths = 0, len(data), _LENGTHS
+    while at < end:
+        length = lengths[data[at]]
+        if length:
+            at += length
+        elif data[at] == _STOP:
+            return
+        else:
+            at = _past(data, at)
+    raise CkptconvError("a pickle is cut off", found=f"{end:,} bytes")
+
+
+def tuples_in(data: bytes) -> int:
+    """At most how deep a pickle can nest tuples."""
+    return sum(data.count(bytes([op])) for op in _TUPLES)
+
+
+def _past(data: bytes, at: int) -> int:
+    op = data[at]
+    if op in _COUNTED:
+        return _past_counted(data, at)
+    if op in _LINES:
+        return _past_lines(data, at)
+    if op != _LONG_PUT:
+        raise CkptconvError("a pickle has an opcode that does not exist", found=hex(op))
+    _check_place(int.from_bytes(data[at + 1 : at + 5], "little"), at)
+    return at + 5
+
+
+def _past_counted(data: bytes, at: int) -> int:
+    """Where an opcode with a text, bytes or a number ends."""
+    begin = at + 1 + _COUNTED[data[at]]
+    size = int.from_bytes(data[at + 1 : begin], "little")
+    if size > len(data) - begin:
+        raise CkptconvError(
+            "a pickle is cut off, or asks for more bytes than it has", found=f"{size:,} bytes"
+        )
+    if data[at] in _NUMBERS and size > _WIDEST:
+        raise CkptconvError("a pickle holds a number that is too wide", found=f"{size:,} bytes")
+    return begin + size
+
+
+def _past_lines(data: bytes, at: int) -> int:
+    """Where an opcode with one or two lines of text ends."""
+    stop = at
+    for _ in range(_LINES[data[at]]):
+        stop = data.find(b"\n", stop + 1)
+        if stop < 0:
+            raise CkptconvError("a pickle is cut off", found=f"{len(data):,} bytes")
+    if data[at] in _TEXT_NUMBERS and stop - at > _LONGEST:
+        raise CkptconvError("a pickle holds a number that is too wide", found=f"{stop - at:,} digits")
+    if data[at] == _TEXT_PUT:
+        try:
+            _check_place(int(data[at + 1 : stop]), at)
+        except ValueError as error:
+            raise CkptconvError("a place in a pickle's memo is no number") from error
+    return stop + 1
+
+
+def _check_place(place: int, at: int) -> None:
+    """Picklers number the places from 0 on, and every one takes an opcode."""
+    if place > at:
+        raise CkptconvError("a pickle names a place in its memo that it cannot have come to", found=place)

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads a checkpoint: `python -m tests.fuzz --inputs N --seed S`."""

@@ -1,0 +1,189 @@
+"""DCP's `.metadata` with places, sizes and names that no save writes. Written by torch, then changed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
+from torch_files import call, name, text
+
+from ckptconv.backends import open_checkpoint
+from ckptconv.backends.bounds import check_ranks, is_file_name, is_shape
+from ckptconv.errors import CkptconvError
+from ckptconv.read import read_numpy
+
+KEY = "model.layers.0.w"
+Change = Callable[[Metadata], object]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dcp") / "run"
+    dcp.save({KEY: torch.arange(12.0).reshape(3, 4)}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy, beside a file that it should not reach."""
+    import shutil
+
+    (tmp_path / "outside").write_bytes((saved / "__0_0.distcp").read_bytes())
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def changed(folder: Path, change: Change) -> Path:
+    path = folder / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    change(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+    return folder
+
+
+def place(**values: Any) -> Change:
+    """Where the tensor lies."""
+
+    def change(metadata: Metadata) -> None:
+        (index, info), *_ = metadata.storage_data.items()
+        metadata.storage_data = {index: replace(info, **values)}
+
+    return change
+
+
+def chunk(offsets: Any, sizes: Any, whole: Any = None) -> Change:
+    """Which part of the tensor it is."""
+
+    def change(metadata: Metadata) -> None:
+        entry = metadata.state_dict_metadata[KEY]
+        entry.chunks = [ChunkStorageMetadata(offsets, sizes)]
+        entry.size = whole or entry.size
+        (info,) = metadata.storage_data.values()
+        metadata.storage_data = {MetadataIndex(KEY): info}
+
+    return change
+
+
+def fields(**values: Any) -> Change:
+    return lambda metadata: [
+        setattr(metadata.state_dict_metadata[KEY], key, value) for key, value in values.items()
+    ]
+
+
+def test_what_torch_wrote_is_read(folder: Path) -> None:
+    changed(folder, lambda _: None)
+    (tensor,) = open_checkpoint(folder).tensors.values()
+    assert read_numpy(tensor.view).tolist() == torch.arange(12.0).reshape(3, 4).tolist()
+    changed(folder, chunk((0, 0), (3, 4)))
+    assert open_checkpoint(folder).tensors
+
+
+BIG = 1 << 62
+CHANGES: dict[str, Change] = {
+    "a file above": place(relative_path="../outside"),
+    "a file anywhere": place(relative_path="/etc/passwd"),
+    "the folder above": place(relative_path=".."),
+    "a file below": place(relative_path="a/b"),
+    "no file": place(relative_path=""),
+    "a file that is none": place(relative_path=None),
+    "a file whose name no system takes": place(relative_path="x" * 300),
+    "a file with a NUL": place(relative_path="__0_0.distcp\0"),
+    "a file with an escape": place(relative_path="\x1b[2J"),
+    "a negative offset": place(offset=-1),
+    "a far negative offset": place(offset=-BIG),
+    "an offset past the end": place(offset=1 << 40),
+    "an offset past all files": place(offset=1 << 80),
+    "an offset that is no number": place(offset="0"),
+    "an offset that is true": place(offset=True),
+    "an offset and a length that overflow": place(offset=BIG, length=BIG),
+    "a negative length": place(length=-1),
+    "a length of nothing": place(length=0),
+    "a length past the end": place(length=1 << 40),
+    "a length past all files": place(length=1 << 80),
+    "a length that is none": place(length=None),
+    "a length that is a part": place(length=1.5),
+    "a chunk outside": chunk((1, 0), (3, 4)),
+    "a chunk with a negative offset": chunk((-1, 0), (3, 4)),
+    "a chunk with a negative size": chunk((0, 0), (-3, -4)),
+    "a chunk far outside": chunk((BIG, BIG), (3, 4)),
+    "a chunk with a number that is too wide": chunk((1 << 70, 0), (3, 4)),
+    "a chunk of too few dims": chunk((0,), (12,)),
+    "a chunk of no numbers": chunk(("0", "0"), (3, 4)),
+    "a chunk of lists": chunk(([0], [0]), (3, 4)),
+    "a chunk without a place": chunk(None, None),
+    "a tensor that is larger than its chunks": chunk((0, 0), (3, 4), (BIG, BIG)),
+    "a tensor of a million dims": chunk((0, 0), (3, 4), (2,) * 1_000_000),
+    "a tensor of negative sizes": chunk((0, 0), (3, 4), (-3, -4)),
+    "a tensor of a number": chunk((0, 0), (3, 4), 7),
+    "a tensor without a size": fields(size=None),
+    "a tensor without chunks": fields(chunks=None),
+    "chunks that are none": fields(chunks=[None, 3, "x"]),
+    "chunks that are a number": fields(chunks=5),
+    "one chunk twice": lambda m: m.state_dict_metadata[KEY].chunks.append(m.state_dict_metadata[KEY].chunks[0]),
+    "no storage": lambda m: setattr(m, "storage_data", None),
+    "storage that is a list": lambda m: setattr(m, "storage_data", [1]),
+    "storage by number": lambda m: setattr(m, "storage_data", {1: _StorageInfo("__0_0.distcp", 0, 10)}),
+    "storage that is a number": lambda m: setattr(m, "storage_data", {MetadataIndex(KEY): 1}),
+    "a storage's offset of text": lambda m: setattr(m, "storage_data", {MetadataIndex(KEY, torch.Size([0])): 1}),
+    "no table": lambda m: setattr(m, "state_dict_metadata", None),
+    "a name that is a number": lambda m: m.state_dict_metadata.update({1: 2}),
+    "a name with an escape": lambda m: m.state_dict_metadata.update({"a\x1b[2J": 2}),
+    "a name of 5,000 digits": lambda m: m.state_dict_metadata.update({"layers." + "1" * 5000: 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_metadata_that_lies_is_refused(case: str, folder: Path) -> None:
+    with pytest.raises(CkptconvError) as error:
+        open_checkpoint(changed(folder, CHANGES[case]))
+    assert len(str(error.value)) < 10_000
+    assert error.value.what.isprintable()
+
+
+def test_two_tensors_in_one_place_read_it_twice_and_no_more(folder: Path) -> None:
+    """Tied weights are saved so by some writers; it is no more than what each of them is."""
+
+    def twice(metadata: Metadata) -> None:
+        metadata.state_dict_metadata["model.layers.1.w"] = metadata.state_dict_metadata[KEY]
+        ((index, info),) = metadata.storage_data.items()
+        metadata.storage_data[replace(index, fqn="model.layers.1.w")] = info
+
+    tensors = open_checkpoint(changed(folder, twice)).tensors
+    assert {tensor.view.nbytes for tensor in tensors.values()} == {48}
+
+
+def test_metadata_that_would_run_code_runs_none(folder: Path, tmp_path: Path) -> None:
+    (folder / ".metadata").write_bytes(
+        b"\x80\x02" + call(name("os", "mkdir"), text(str(tmp_path / "canary"))) + b"."
+    )
+    with pytest.raises(CkptconvError):
+        open_checkpoint(folder)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"not a pickle", b"N.", b"K\x01.", b"\x80\x02}.", b"]q\x00h\x00a."]
+)
+def test_metadata_that_is_none(content: bytes, folder: Path) -> None:
+    (folder / ".metadata").write_bytes(content)
+    with pytest.raises(CkptconvError):
+        open_checkpoint(folder)
+
+
+def test_the_bounds_are_where_they_are_said_to_be() -> None:
+    assert all(map(is_shape, ((0, 1, (1 << 63) - 1), [1] * 64, ())))
+    for value in ((1 << 63,), (-1,), (True,), (1.0,), [1] * 65, "12", None, 3, {1: 2}):
+        assert not is_shape(value)
+    assert all(map(is_file_name, ("__0_0.distcp", "é" * 127, "a b.pt")))
+    for bad in ("", ".", "..", "a/b", "/a", "é" * 128, "a\0", "a\n", "\ud800", None, 3):
+        assert not is_file_name(bad)
+    check_ranks(1 << 20, "x")
+    with pytest.raises(CkptconvError):
+        check_ranks((1 << 20) + 1, "x")
