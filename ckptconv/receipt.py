@@ -6,7 +6,8 @@ from typing import Any
 
 from ckptconv.compute import views_of
 from ckptconv.copy import HASH
-from ckptconv.plan import Plan
+from ckptconv.holders import Holders, Part
+from ckptconv.plan import Output, Plan
 from ckptconv.version import __version__
 
 RECEIPT = "ckptconv.json"
@@ -16,6 +17,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
     """ckptconv.json: where every tensor came from, its hash, what was dropped and why. No path of this machine."""
     source = plan.checkpoint
     rank_of = source.rank_of
+    cuts: dict[tuple[Part, ...], int] = {}
     tensors = {
         key: {
             "dtype": output.dtype,
@@ -26,6 +28,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
             "ranks": sorted(
                 {rank_of[f] for view in views_of(output.source) for f in view.files if f in rank_of}
             ),
+            **_cut(output, rank_of, cuts),
         }
         for key, output in plan.outputs.items()
     }
@@ -48,5 +51,12 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "dropped": [{"name": d.name, "bytes": d.nbytes, "reason": d.reason} for d in plan.dropped],
         "skipped": [{"name": s.what, "bytes": s.nbytes, "reason": s.reason} for s in source.skipped],
         "notes": list(plan.notes),
+        "cuts": [[list(part) for part in parts] for parts in cuts],
         "tensors": tensors,
     }
+
+
+def _cut(output: Output, rank_of: dict[str, int], cuts: dict[tuple[Part, ...], int]) -> dict[str, int]:
+    """Which rank stored which box of it, as a number in `cuts`: most tensors are cut like many others."""
+    parts = Holders.of_view(views_of(output.source)[0], output.shape, rank_of).parts()
+    return {"cut": cuts.setdefault(parts, len(cuts))} if len(parts) > 1 else {}

@@ -45,7 +45,7 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option(
             "--base",
-            help="Base model folder, for checkpoints of LoRA tensors alone.",
+            help="Base model, a folder or org/name on the Hub, for checkpoints of LoRA tensors alone.",
             rich_help_panel=_MERGING,
         ),
     ] = None,
@@ -65,12 +65,7 @@ def command(
     max_memory: Annotated[
         str, typer.Option("--max-memory", help="Bound on all buffers together.", rich_help_panel=_WRITING)
     ] = "256MiB",
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            "--workers", min=1, help="Threads; one a core when not given.", rich_help_panel=_WRITING
-        ),
-    ] = None,
+    workers: o.Workers = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace OUT, once the new one is whole.", rich_help_panel=_WRITING),
@@ -81,9 +76,27 @@ def command(
             "--check-replicas", help="Read the copies too, and compare their bytes.", rich_help_panel=_WRITING
         ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read what was written again, by safetensors' own reader, and compare it with DIR before OUT appears.",
+            rich_help_panel=_WRITING,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and write nothing.", rich_help_panel=_WRITING)
     ] = False,
+    ray: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Write on a Ray cluster, a file a task: auto (RAY_ADDRESS, or the cluster that this node is in) or "
+            "HOST:PORT. All nodes must see DIR and OUT; --workers and --max-memory are a task's.",
+            rich_help_panel=_WRITING,
+        ),
+    ] = None,
     all_steps: Annotated[
         bool,
         typer.Option(
@@ -102,8 +115,9 @@ def command(
     ] = False,
     upload: o.UploadPath = None,
     private: Annotated[
-        bool, typer.Option("--private/--no-private", help="With --push: a private repository.")
-    ] = False,
+        Optional[bool],  # noqa: UP045
+        typer.Option("--private/--no-private", help="With --push: visibility of a new repository."),
+    ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     local_dir: o.LocalDir = None,
@@ -126,6 +140,7 @@ def command(
     from ckptconv.cli.merge_steps import every_step
     from ckptconv.cli.push import push_and_show
     from ckptconv.commands.merge import Events, merge
+    from ckptconv.commands.push import check_push
     from ckptconv.errors import CkptconvError
     from ckptconv.plan import Options
     from ckptconv.show import merge as show
@@ -135,6 +150,7 @@ def command(
     _one_of("--layout", layout, ("hub", "module"))
     _one_of("--mtp", mtp, ("keep", "drop"))
     _one_of("--dtype", dtype, ("auto", "keep", "float32", "bfloat16", "float16"))
+    cluster = o.cluster(ray)
     source = o.one_of(directory, local_dir, "the checkpoint folder", "--local_dir")
     default = (
         Path("tmp") if local_dir is not None and target_dir is None and out is None else None
@@ -143,6 +159,7 @@ def command(
     sink = Sink(as_json=json, quiet=quiet)
 
     writing = show.Writing(sink)
+    pushing = bool(upload) and not dry_run
 
     def on_plan(plan: show.Plan) -> None:
         if value_model and not any("score." in name or "v_head." in name for name in plan.outputs):
@@ -151,6 +168,8 @@ def command(
         sink.phase("Planning", show.planned(plan))
         for note in plan.notes:
             sink.note(note)
+        if pushing:
+            check_push(target, str(upload), private=private)  # now, not after hours of writing
         if not dry_run:
             writing.start(plan)
 
@@ -165,18 +184,33 @@ def command(
         "max_memory": o.memory(max_memory),
         "workers": workers,
         "check_replicas": check_replicas,
-        "events": Events(on_plan, writing.on_bytes),
+        "verify": verify,
+        "events": Events(
+            on_plan,
+            writing.on_bytes,
+            writing.check,
+            lambda said: sink.phase("Fetching", said),
+            bars=sink.live,
+        ),
+        "ray": cluster,
     }
     if all_steps or watch:
         if upload or step is not None or also:
-            raise CkptconvError("--all-steps and --watch go with neither --step nor --also nor --push")
+            raise CkptconvError(
+                "--all-steps and --watch go with neither --step nor --also nor --push",
+                hint="push the step that you want: ckptconv push OUT/STEP org/name [--revision STEP]"
+                if upload
+                else None,
+            )
         every_step(sink, writing, source, target, watch, choices)
         return
     with writing:
         result = merge(source, target, step=step, **choices)
-    sink.result(show.done(result), show.record(result), quiet=str(target))
-    if upload and not dry_run:
-        push_and_show(sink, target, upload, private=private)
+    record = show.record(result)
+    if not (pushing and json):  # one JSON document, of both
+        sink.result(show.done(result), record, quiet=str(target))
+    if pushing:
+        push_and_show(sink, target, str(upload), record, private=private)
 
 
 def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -28,9 +29,22 @@ Also = Annotated[
 Config = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
-        "--config", help="Folder with config.json and tokenizer, where none lies beside the checkpoint."
+        "--config",
+        help="Folder, or org/name on the Hub, with config.json and tokenizer, where none lies beside the checkpoint.",
     ),
 ]
+Revision = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--revision", help="Of a Hub repository: a branch, a tag or a commit; or write org/name@REVISION."
+    ),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--workers", min=1, help="Threads; one a core when not given."),
+]
+Svg = Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="The screen as a picture.")]  # noqa: UP045
+Html = Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="The screen as one page.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="The bare result on stdout, nothing else.")]
 LocalDir = Annotated[Optional[Path], typer.Option("--local_dir", "--local-dir", hidden=True, help=_VERL)]  # noqa: UP045
@@ -66,6 +80,18 @@ def one_of(positional: Path | None, named: Path | None, what: str, flag: str) ->
     if found is None:
         raise CkptconvError(f"{what} is missing", hint="ckptconv COMMAND --help shows what goes where")
     return found
+
+
+def cluster(address: str | None) -> str | None:
+    """A Ray cluster's address. What follows --ray may be a folder that was meant for something else."""
+    if address is not None and not re.fullmatch(r"auto|[^\s/]+:\d+", address):
+        raise CkptconvError(
+            "--ray wants a cluster's address",
+            found=address,
+            wanted="auto, or HOST:PORT",
+            hint="run it on a node of the cluster with --ray auto; from elsewhere, by `ray job submit`",
+        )
+    return address
 
 
 def memory(text: str) -> int:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from ckptconv import assets, layout
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.merge_base import needs_no_config, stated_base
 from ckptconv.compute import views_of
-from ckptconv.copy import Copied, buffer_memory, cannot_write, clean_records, copy, workers_for
-from ckptconv.errors import CkptconvError
+from ckptconv.copy import Copied, buffer_memory, copy, workers_for
+from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.hub.fetch import local_or_hub
+from ckptconv.hub.names import cached_name, model_name
 from ckptconv.plan import Options, Plan, make_plan
 from ckptconv.receipt import RECEIPT, receipt
+from ckptconv.sources import Stamp, require_unchanged, stamps_of
 from ckptconv.target import check_room, check_target, publish, work_folder
 from ckptconv.version import __version__
 
 MAX_MEMORY = 256 << 20
+OnBytes = Callable[[int, str], None]  # bytes written, the file's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Merged:
     """What a merge did, or with `dry_run` would do.
 
     target: the model folder. nbytes: of weights. peak_memory: the process's largest resident size, in bytes.
+    checked: tensors that were read again and found to be the source's.
     """
 
     plan: Plan
@@ -44,6 +50,7 @@ class Merged:
     resumed: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
     peak_memory: int = 0
+    checked: int = 0
 
     @property
     def buffers(self) -> int:
@@ -56,6 +63,13 @@ class Events:
 
     on_plan: Callable[[Plan], None] | None = None
     on_bytes: Callable[[int, str], None] | None = None
+    on_check: Callable[[Plan, int | None], None] | None = (
+        None  # as it begins, and with the tensors at its end
+    )
+    on_fetch: Callable[[str], None] | None = (
+        None  # a repository is downloaded; bars: huggingface_hub's own, on stderr
+    )
+    bars: bool = False
 
 
 def merge(
@@ -74,18 +88,29 @@ def merge(
     workers: int | None = None,
     check_replicas: bool = False,
     events: Events = Events(),
+    ray: str | None = None,
+    verify: bool = False,
     **choices: Any,
 ) -> Merged:
     """Convert the checkpoint in `source` into the model folder `target`.
 
     The target appears whole or not at all, and an existing one is only replaced with `overwrite`, at the end. A run
     that was killed leaves a work folder beside it, which the same command picks up again.
+    ray: a Ray cluster to copy on, in place of this machine: "auto" or HOST:PORT; workers and max_memory are a task's then.
+    verify: read everything that was written again, by safetensors' own reader, and compare it with the source before the
+    folder appears; see merge_check.
+    config, base: folders, or repositories on the Hub, `org/name@revision`.
     choices: fields of `Options`, in place of one: merge(run, out, dtype="keep", lora="adapter").
     Raises CkptconvError for everything that is wrong with the input, before anything is written.
     """
     begun = time.monotonic()
     target = Path(target)
     count = workers_for(max_memory, workers)
+    engine = _engine(ray)
+    fetch = partial(local_or_hub, say=events.on_fetch, bars=events.bars)
+    config, base = config and fetch(config, weights=False), base and fetch(base)
+    if ray is not None:  # the nodes have working folders of their own
+        source, also, base = _absolute(source), [_absolute(path) for path in also], base and _absolute(base)
     given = [Path(path) for path in (source, *also, config, base) if path is not None]
     check_target(target, given, overwrite)
     checkpoint = open_checkpoint(source, backend=backend, step=step, also=also)
@@ -103,12 +128,19 @@ def merge(
         events.on_plan(plan)
     if dry_run:
         return Merged(plan, target, count, True, time.monotonic() - begun)
-    with work_folder(target, _fingerprint(plan)) as work:
-        copied = copy(plan, work, count, events.on_bytes)
+    sources = _sources(plan)
+    with work_folder(target, _fingerprint(plan, sources)) as work:
+        check_target(
+            target, [], overwrite
+        )  # another merge may have ended between the first look and the lock
+        require_unchanged(sources)
+        copied = engine(plan, work, count, events.on_bytes)
+        require_unchanged(sources)
         try:
             names = _write_small_files(work, plan, copied, folder)
         except OSError as error:
             raise cannot_write(work, error) from error
+        checked = _check(plan, work, count, events) if verify else 0
         publish(work, target, overwrite)
     return Merged(
         plan=plan,
@@ -120,7 +152,31 @@ def merge(
         resumed=copied.resumed,
         assets=tuple(names),
         peak_memory=_peak_memory(),
+        checked=checked,
     )
+
+
+def _check(plan: Plan, work: Path, workers: int, events: Events) -> int:
+    from ckptconv.commands.merge_check import check_written
+
+    told = events.on_check or (lambda *_: None)
+    told(plan, None)
+    checked = check_written(plan, work, workers, events.on_bytes)
+    told(plan, checked)
+    return checked
+
+
+def _engine(ray: str | None) -> Callable[[Plan, Path, int, OnBytes | None], Copied]:
+    """What runs the plan: threads here, or the Ray cluster at an address."""
+    if ray is None:
+        return copy
+    from ckptconv.engines.on_ray import on
+
+    return on(ray)
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _peak_memory() -> int:
@@ -154,17 +210,19 @@ def _plan(checkpoint: Any, options: Options, config: Any, base: Any) -> tuple[Pl
     ), folder if folder is None or folder.is_dir() else folder.parent
 
 
-def _fingerprint(plan: Plan) -> str:
-    """What makes two plans the same: every header, and every source file's size and time of change."""
+def _sources(plan: Plan) -> dict[str, Stamp]:
+    """Every file that is read, and what it was before its header was read."""
+    views = (view for output in plan.outputs.values() for view in views_of(output.source))
+    return stamps_of({file for view in views for file in view.files}, plan.checkpoint.stamps)
+
+
+def _fingerprint(plan: Plan, sources: dict[str, Stamp]) -> str:
+    """What makes two plans the same: every header, and every source file as it was."""
     digest = hashlib.sha256(__version__.encode())
     for out in plan.files:
         digest.update(out.name.encode() + out.header)
-    files = {
-        file for output in plan.outputs.values() for view in views_of(output.source) for file in view.files
-    }
-    for file in sorted(files):
-        stat = os.stat(file)
-        digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+    for file, was in sources.items():
+        digest.update(repr((file, *was)).encode())
     for key, output in sorted(plan.outputs.items()):
         for view in views_of(output.source):
             digest.update(repr((key, output.dtype, view.chunks[:1])).encode())
@@ -178,10 +236,14 @@ def _small_bytes(folder: Path | None) -> int:
 
 
 def _write_small_files(work: Path, plan: Plan, copied: Copied, folder: Path | None) -> list[str]:
-    clean_records(work)
+    _clear(work, {file.name for file in plan.files})
     names = []
     if folder is not None and not plan.is_adapter:
-        names = assets.copy_assets(folder, work)
+        names = [
+            n
+            for n in assets.copy_assets(folder, work)
+            if _is_its_own(work, n, folder == plan.checkpoint.root)
+        ]
     elif folder is not None:
         names = [n for n in assets.copy_assets(folder, work) if _keep_for_adapter(work, n)]
     if plan.config is not None:
@@ -192,13 +254,30 @@ def _write_small_files(work: Path, plan: Plan, copied: Copied, folder: Path | No
     index = layout.index(main, {key: plan.outputs[key] for file in main for key in file.offsets})
     if index is not None and not plan.is_adapter:
         (work / layout.INDEX).write_bytes(index)
-    (work / RECEIPT).write_text(json.dumps(receipt(plan, copied.hashes), indent=1) + "\n", encoding="utf-8")
+    told = receipt(plan, copied.hashes)
+    told["base_model"] = model_name(told["base_model"]) or cached_name(folder)
+    (work / RECEIPT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return names
+
+
+def _clear(work: Path, weights: set[str]) -> None:
+    """Remove the small files of a killed run: what lay beside the checkpoint then may not lie there now."""
+    for path in work.rglob("*"):
+        if path.is_file() and str(path.relative_to(work)) not in weights:
+            path.unlink()
+
+
+def _is_its_own(work: Path, name: str, same: bool) -> bool:
+    """Another model's card says nothing true of this one. same: the assets are the checkpoint's own."""
+    if name == "README.md" and not same:
+        (work / name).unlink()
+        return False
+    return True
 
 
 def _keep_for_adapter(work: Path, name: str) -> bool:
     """An adapter folder carries the tokenizer, but not the base model's generation settings."""
-    if name == "generation_config.json":
+    if name in ("generation_config.json", "README.md"):
         (work / name).unlink()
         return False
     return True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ckptconv.checkpoint import Checkpoint
 from ckptconv.errors import CkptconvError
+from ckptconv.hub.names import repo_of
 from ckptconv.models import lora
 from ckptconv.plan import Options
 
@@ -27,8 +28,14 @@ def stated_base(checkpoint: Checkpoint, options: Options) -> Path | None:
         "an adapter alone: its base model is not in a folder here",
         where=checkpoint.root,
         found=f"base_model_name_or_path {name}",
-        hint="download the model and name its folder: --base DIR (--lora adapter writes the adapter again)",
+        hint=f"--base {_wanted(name)} (--lora adapter writes the adapter again)",
     )
+
+
+def _wanted(name: object) -> str:
+    """What to give as --base: the repository that the config names, which is then downloaded, or a folder."""
+    repo = repo_of(name) if isinstance(name, str) else None
+    return repo.name if repo is not None else "DIR, the model's folder"
 
 
 def needs_no_config(checkpoint: Checkpoint) -> bool:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import steps_of
+from ckptconv.backends.json_file import settings_text
 from ckptconv.commands.merge import Merged, merge
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.receipt import RECEIPT
+from ckptconv.target import tidy
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written
 POLL = 5.0  # seconds between two looks
@@ -69,6 +71,7 @@ def merge_steps(
             if number in done or (number in failed and failed[number] == _state(source)):
                 continue
             if (target / RECEIPT).is_file() and not overwrite:
+                tidy(target)
                 done.add(number)
                 continue
             step = _convert(run, number, source, target, choices | {"overwrite": overwrite})
@@ -110,11 +113,9 @@ def _unfinished(run: Path, number: int, source: Path) -> str | None:
 def _marked(run: Path) -> int | None:
     """The step that the run calls its latest; None where it has no such mark."""
     for name in _MARKS:
-        path = run / name
-        if path.is_file():
-            found = re.search(r"(\d+)\s*$", path.read_text(errors="replace"))
-            if found:
-                return int(found[1])
+        found = re.search(r"(\d{1,18})\s*$", settings_text(run / name).strip()[-100:])
+        if found:
+            return int(found[1])
     return None
 
 

@@ -123,6 +123,7 @@ def record(result: Merged) -> dict[str, Any]:
         "bytes_read": result.read,
         "resumed": list(result.resumed),
         "assets": list(result.assets),
+        "checked_tensors": result.checked,
         "balanced_bytes": plan.balanced,
         "rules": list(plan.rules),
         **data,
@@ -143,12 +144,26 @@ class Writing:
 
     def start(self, plan: Plan) -> None:
         """Begin to draw, once the plan is known. Anew for each plan."""
+        self._start(plan, "Writing", f"{size(plan.nbytes)} in {files(plan)}")
+
+    def check(self, plan: Plan, tensors: int | None) -> None:
+        """The second pass, of what was written; tensors: how many were equal, once it is over."""
+        if tensors is None:
+            self._start(plan, "Checking")
+            return
+        self._stop()
+        said = f"{files(plan)} read again by safetensors: {tensors:,} tensors are the source's, bit for bit"
+        self._sink.phase("Checking", said)
+
+    def _start(self, plan: Plan, word: str, said: str = "") -> None:
+        self._stop()
         self._begun, self._done = time.monotonic(), 0
         if not self._sink.live:
-            self._sink.phase("Writing", f"{size(plan.nbytes)} in {files(plan)}")
+            if said:
+                self._sink.phase(word, said)
             return
         self._progress = Progress(
-            TextColumn("[bold]Writing  [/bold]"),
+            TextColumn(f"[bold]{word:<9}[/bold]"),
             TextColumn("{task.fields[file]}", markup=False),
             BarColumn(24),
             TextColumn("{task.percentage:>3.0f}%"),
@@ -177,6 +192,9 @@ class Writing:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

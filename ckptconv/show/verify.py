@@ -1,31 +1,45 @@
-"""A verification on the screen: a line a layer, what differs and where, the verdict."""
+"""A verification on the screen: the layers, what is wrong, where values differ, the last line."""
 
 from __future__ import annotations
 
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.verify import Difference, Layer, Verified
 from ckptconv.show.ranks import colour
-from ckptconv.show.sink import NO, OK, Sink
+from ckptconv.show.sink import NO, OK, Sink, plain
 from ckptconv.show.units import seconds, shape, size
 
-_MAX_ROWS = 20
+_RANKS = 8
+_WIDE, _MIDDLE = 140, 80  # columns of a terminal that has room for a difference on one line, on three
 
 
-def screen(found: Verified, width: int) -> RenderableType:
-    """The whole screen for a terminal of `width` columns."""
+def command(found: Verified) -> str:
+    """The command line that asks for it."""
+    return f"ckptconv verify {found.target}" + (f" --against {found.against}" if found.against else "")
+
+
+def record(found: Verified) -> dict[str, Any]:
+    """The answer as plain data for --json."""
+    return {"ok": found.ok, "code": int(found.code), **plain(found)}
+
+
+def screen(found: Verified, width: int, most: int = 20) -> RenderableType:
+    """The whole screen for a terminal of `width` columns. most: lines of each kind; a report has room for more."""
     parts: list[RenderableType] = [_layers(found)]
+    named = {item.name for item in found.differences}
     for layer in found.layers:
-        parts += _problems(layer)
+        parts += _problems(layer, named if layer.name == "values" else set(), most)
     if found.differences:
-        parts += [Text(), _differences(found), *_hints(found)]
+        parts += [Text(), _differences(found, width, most), *_hints(found, most)]
     return Group(*parts, Text(), _verdict(found))
 
 
@@ -48,53 +62,105 @@ def _mark(ok: bool | None) -> Text:
     return Text("–", "dim") if ok is None else Text(OK, "green") if ok else Text(NO, "red")
 
 
-def _problems(layer: Layer) -> list[RenderableType]:
+def _problems(layer: Layer, shown_below: set[str], most: int) -> list[RenderableType]:
+    """What is wrong, a line each, or one for many alike; tensors that differ have a table of their own."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for problem in layer.problems:
+        if problem.name not in shown_below:
+            groups.setdefault((problem.what, problem.where, problem.hint), []).append(problem.name)
     lines: list[RenderableType] = []
-    for problem in layer.problems[:_MAX_ROWS]:
-        where = f"  ({problem.where})" if problem.where else ""
-        lines.append(Text.assemble((f"{NO} ", "red"), (problem.name, "bold"), f"  {problem.what}{where}"))
-        if problem.hint:
-            lines.append(Text(f"    hint   {problem.hint}", "dim"))
-    more = len(layer.problems) - _MAX_ROWS
-    return [*lines, Text(f"  and {more} more (--json lists all)", "dim")] if more > 0 else lines
+    for (what, place, hint), names in list(groups.items())[:most]:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        where = f"  ({place})" if place else ""
+        lines.append(Text.assemble((f"{NO} ", "red"), (names[0], "bold"), f"{more}  {what}{where}"))
+        if hint:
+            lines.append(Padding(Text.assemble(("hint  ", "dim"), (hint, "dim")), (0, 0, 0, 4)))
+    left = len(groups) - most
+    return [*lines, Text(f"  and {left} more (--json lists all)", "dim")] if left > 0 else lines
 
 
-def _differences(found: Verified) -> Table:
+def _differences(found: Verified, width: int, most: int) -> RenderableType:
+    """A table, or two or three lines each where a terminal has no room for one; moved layers are said as such."""
+    listed = [item for item in found.differences if item.moved is None]
+    shown, more = listed[:most], len(listed) - most
+    rest = [Text(f"and {more} more (--json lists all)", "dim")] if more > 0 else []
+    if moved := len(found.differences) - len(listed):
+        rest.append(Text(f"and {moved} that stand in another layer, as said above (--json lists all)", "dim"))
+    if not shown or width < _WIDE:
+        return Group(*(_lines(item, width) for item in shown), *rest)
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     table.add_column("differs", overflow="fold", ratio=1)
-    table.add_column("shape", justify="right", no_wrap=True)
-    table.add_column("elements", justify="right", no_wrap=True)
-    table.add_column("max |Δ|", justify="right", no_wrap=True)
-    table.add_column("where, by rows", no_wrap=True)
-    for item in found.differences[:_MAX_ROWS]:
+    for title in ("shape", "elements", "max |Δ|", "mean |Δ|", "relative"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("where", no_wrap=True)
+    for item in shown:
         table.add_row(
-            Text(item.name), shape(item.shape), f"{item.count:,}", f"{item.max_abs:.3g}", _rows(item)
+            Text(item.name), shape(item.shape), f"{item.count:,}", *_numbers(item).values(), _picture(item)
         )
-    more = len(found.differences) - _MAX_ROWS
-    if more > 0:
-        table.add_row(Text(f"and {more} more (--json lists all)", "dim"))
-    return table
+    return Group(table, *rest)
 
 
-def _rows(item: Difference) -> Text:
-    text = Text()
-    for differs in item.rows:
+def _lines(item: Difference, width: int) -> Text:
+    """A difference by itself: its name, the numbers, the picture."""
+    number = "   ".join(f"{title} {value}" for title, value in _numbers(item).items())
+    break_ = "   " if width >= _MIDDLE else "\n  "
+    text = Text.assemble((item.name, "bold"), f"\n  {item.count:,} of {shape(item.shape)}{break_}{number}")
+    return text.append("\n  ").append(_picture(item))
+
+
+def _numbers(item: Difference) -> dict[str, str]:
+    """Without a finite difference there is none to show."""
+    values = {"max |Δ|": item.max_abs, "mean |Δ|": item.mean_abs, "relative": item.max_rel}
+    if item.count == item.nonfinite:
+        return dict.fromkeys(values, "NaN")
+    return {title: f"{value:.3g}" for title, value in values.items()}
+
+
+def _picture(item: Difference) -> Text:
+    """Which parts differ: of the rows, or of the columns where that says more."""
+    by_columns = all(item.rows) and not all(item.columns)
+    text = Text().append("columns " if by_columns else "rows ", "dim")
+    for differs in item.columns if by_columns else item.rows:
         text.append("█" if differs else "░", "red" if differs else "dim")
     return text
 
 
-def _hints(found: Verified) -> list[RenderableType]:
-    lines: list[RenderableType] = []
-    for item in found.differences[:_MAX_ROWS]:
-        if not item.slices:
-            continue
-        text = Text.assemble(
-            ("  hint: ", "dim"), f"{item.name}, rows {item.first_row}–{item.last_row}: the slice of "
-        )
-        for number, part in enumerate(item.slices[:4]):
-            text.append(", " if number else "").append(f"rank {part.rank}", colour(part.rank))
-        lines.append(text)
-    return lines
+def _hints(found: Verified, most: int) -> list[RenderableType]:
+    """What a difference looks like, and whose slice it is; alike ones in one line."""
+    groups: dict[tuple[str, tuple[int, ...], str], list[Difference]] = {}
+    for item in found.differences:
+        part = not _is_all(item)  # of all of a tensor, all ranks store a slice
+        if item.moved is None and (item.looks_like or (item.slices and part)):
+            groups.setdefault((_place(item), item.stored_rank, item.looks_like), []).append(item)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for (place, ranks, looks_like), items in list(groups.items())[:most]:
+        more = f" and {len(items) - 1} more" if len(items) > 1 else ""
+        text = Text.assemble((items[0].name, "bold"), f"{more}: {place}")
+        if ranks:
+            text.append(": the slice of rank " if len(ranks) == 1 else ": the slices of ranks ")
+        for number, rank in enumerate(ranks[:_RANKS]):
+            text.append(", " if number else "").append(str(rank), colour(rank))
+        text.append(f" and {len(ranks) - _RANKS} more" if len(ranks) > _RANKS else "")
+        table.add_row("  hint", text.append(f"; {looks_like}" if looks_like else ""))
+    left = len(groups) - most
+    return [table, Text(f"  and {left} more (--json lists all)", "dim")] if left > 0 else [table]
+
+
+def _is_all(item: Difference) -> bool:
+    return len(item.slices) > 1 and all(item.rows) and all(item.columns)
+
+
+def _place(item: Difference) -> str:
+    text = _span("row", item.first_row, item.last_row)
+    if item.columns and (item.first_column, item.last_column) != (0, item.shape[-1] - 1):
+        text += ", " + _span("column", item.first_column, item.last_column)
+    return text
+
+
+def _span(word: str, first: int, last: int) -> str:
+    return f"{word} {first}" if first == last else f"{word}s {first}–{last}"
 
 
 def _verdict(found: Verified) -> Text:
@@ -116,6 +182,7 @@ class Checking:
     def __init__(self, sink: Sink) -> None:
         self._lock, self._last, self._begun = threading.Lock(), 0.0, time.monotonic()
         self._task: TaskID | None = None
+        self._sink = sink
         self._progress = None
         if sink.live:
             self._progress = Progress(
@@ -136,17 +203,29 @@ class Checking:
                 return
             self._last = now
             if self._task is None:
+                self._progress.start()
                 self._task = self._progress.add_task("", total=total, rate="")
             rate = f"{size(done / max(now - self._begun, 1e-9))}/s"
             self._progress.update(self._task, completed=done, total=total, rate=rate)
 
+    def on_fetch(self, text: str) -> None:
+        """A repository is downloaded."""
+        self._sink.phase("Fetching", text)
+
+    def on_phase(self, text: str) -> None:
+        """A step of the behaviour layer: loading and running take longer than they show."""
+        self._stop()
+        self._sink.phase("Running", text)
+
     def __enter__(self) -> Checking:
-        if self._progress is not None:
-            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None

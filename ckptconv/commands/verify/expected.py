@@ -58,15 +58,15 @@ def expect(config: Mapping[str, Any], present: Iterable[str]) -> Expected | NotC
     """The tensors of the model that the config describes, under the names that fit `present` best."""
     if config.get("quantization_config"):
         return NotChecked("the model is quantised, and its tensors are the quantiser's")
-    found = _architecture(config)
+    found = class_of(config)
     if not isinstance(found, str):
         return found
     try:
         model = _on_meta(found, _without_code(config))
     except ImportError as error:
-        return NotChecked(f"a library that the model needs is not installed: {_first_line(error)}")
+        return NotChecked(f"a library that the model needs is not installed: {first_line(error)}")
     except Exception as error:  # a config can be wrong in any way, and each model class says so in its own
-        return Problem("config.json", f"transformers cannot build {found} from it: {_first_line(error)}")
+        return Problem("config.json", f"transformers cannot build {found} from it: {first_line(error)}")
     return _best_names(found, model, dict(config), set(present))
 
 
@@ -77,7 +77,8 @@ def is_beside(name: str, expected: Expected) -> bool:
     return any(re.search(pattern, name) for pattern in expected.ignored)
 
 
-def _architecture(config: Mapping[str, Any]) -> str | NotChecked | Problem:
+def class_of(config: Mapping[str, Any]) -> str | NotChecked | Problem:
+    """The class of transformers' own that serves a config; never one that a folder brings."""
     import transformers
 
     named = [name for name in config.get("architectures") or () if isinstance(name, str)]
@@ -105,7 +106,7 @@ def _on_meta(architecture: str, config: dict[str, Any]) -> Any:
     import transformers
     from accelerate import init_empty_weights
 
-    with _quiet(transformers):
+    with quiet(transformers):
         made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
         try:
             with init_empty_weights(include_buffers=True):
@@ -116,13 +117,18 @@ def _on_meta(architecture: str, config: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+def quiet(transformers: Any) -> Iterator[None]:
+    """transformers without its warnings and bars."""
+    logging = transformers.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _best_names(architecture: str, model: Any, config: dict[str, Any], present: set[str]) -> Expected:
@@ -165,5 +171,6 @@ def _without_code(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, on one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

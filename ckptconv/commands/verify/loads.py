@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from ckptconv.commands.verify import structure
 from ckptconv.commands.verify.expected import Expected, NotChecked, expect, is_beside
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
 from ckptconv.dtypes import from_text, is_float
+from ckptconv.models import mtp
 from ckptconv.read import same_values
 from ckptconv.view import View
 
@@ -53,6 +56,11 @@ def _names(side: Side, expected: Expected) -> Layer:
         notes.append(
             f"{len(beside):,} tensors that {expected.architecture} leaves unread, such as {beside[0]}"
         )
+    counted = mtp.stated(side.config or {})
+    if counted and not any(
+        re.search("|".join(mtp.patterns(side.config or {})), name) for name in side.tensors
+    ):
+        notes.append(f"config.json counts {counted} MTP layers, and none is stored")
     known = [n for n in extra if not is_beside(n, expected)]
     layer = structure.names_layer(missing, known, len(expected.shapes), expected.architecture, notes)
     found = tuple(problems) + layer.problems

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.errors import ExitCode
 from ckptconv.view import Shape
+
+PROMPT = "The capital of France is"
+LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # a tensor's layer, up to the first number, and the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,11 @@ class Difference:
     dtype: what both were compared in. count: elements that differ, `nonfinite` of them NaN or Inf on a side;
     the numbers are over the finite ones. max_abs, mean_abs: of |target - reference|, the mean over all
     elements. max_rel: the largest |target - reference| / |reference|. at: where max_abs is. first_row,
-    last_row, rows: along dim 0; rows has at most 32 even parts of it and says which differ. slices: of the
-    ranks that store the elements that differ, where a side is a trainer's checkpoint.
+    last_row, rows: along dim 0; rows has at most 32 even parts of it and says which differ. first_column,
+    last_column, columns: the same along the last dim, of tensors with two dims or more. slices: of the ranks that
+    store the elements that differ, where a side is a trainer's checkpoint or its receipt says how it was cut.
+    looks_like: what the difference is, where it has a form: another tensor's values, rows in another order.
+    equals: the tensor of the reference that has these very values.
     """
 
     name: str
@@ -67,6 +74,17 @@ class Difference:
     last_row: int
     rows: tuple[bool, ...]
     slices: tuple[Slice, ...] = ()
+    first_column: int = 0
+    last_column: int = 0
+    columns: tuple[bool, ...] = ()
+    looks_like: str = ""
+    equals: str = ""
+
+    @property
+    def moved(self) -> tuple[str, str] | None:
+        """The layer that it is in, and the layer of the reference in which these values stand under the same name."""
+        here, there = LAYER.match(self.name), LAYER.match(self.equals)
+        return (here[1], there[1]) if here and there and here[2] == there[2] else None
 
     @property
     def stored_rank(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """verify: is it right? One target, with or without a reference, in layers.
 
-Read in bounded memory, loaded never.
+Read in bounded memory; loaded only where the behaviour is asked for.
 """
 
 from __future__ import annotations
@@ -8,13 +8,32 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ckptconv.commands.verify import integrity, loads, receipt, structure, values
-from ckptconv.commands.verify.records import Layer, Problem, Verified
-from ckptconv.commands.verify.sides import Side, is_model_folder, open_side
+from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values
+from ckptconv.commands.verify.diagnose import looks_like
+from ckptconv.commands.verify.records import PROMPT, Difference, Layer, Problem, Verified
+from ckptconv.commands.verify.sides import Side, is_model_folder, open_side, open_sides, under_hub_names
+from ckptconv.commands.verify.strange import sanity_layer
 from ckptconv.errors import CkptconvError
+from ckptconv.hub.fetch import local_or_hub
 from ckptconv.replicas import deviations
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What a caller may want to hear: bytes (done, all) as they are read, each part of the behaviour layer, downloads.
+
+    bars: huggingface_hub may draw its own on stderr for the latter.
+    """
+
+    on_bytes: Callable[[int, int], None] | None = None
+    on_phase: Callable[[str], None] | None = None
+    on_fetch: Callable[[str], None] | None = None
+    bars: bool = False
 
 
 def verify(
@@ -23,65 +42,98 @@ def verify(
     against: str | Path | None = None,
     atol: float = 0.0,
     rtol: float = 0.0,
+    base: str | Path | None = None,
+    logits: bool = False,
+    prompt: str = PROMPT,
+    device: str = "cpu",
     backend: str | None = None,
     step: int | None = None,
     also: Sequence[str | Path] = (),
     config: str | Path | None = None,
     dtype: str = "auto",
     workers: int | None = None,
-    on_bytes: Callable[[int, int], None] | None = None,
+    revision: str | None = None,
+    events: Events = Events(),
 ) -> Verified:
     """Check a model folder or a trainer's checkpoint, against a reference of either kind or on its own.
 
     Without a reference the target is held against the class that its config names. Values are compared bit
     for bit, or within atol + rtol * |reference|. A trainer's checkpoint is taken as `merge` would write it,
     in the dtypes of the other side; with `dtype` in those of that policy. backend, step, also and config
-    belong to the target, or to the reference where the target is a model folder. on_bytes(done, all): bytes
-    read.
+    belong to the target, or to the reference where the target is a model folder. base: the model that training began
+    with; a target that equals it is untrained. logits: load with transformers and run `prompt` on `device`, the two
+    sides one after the other; a checkpoint is merged into a temporary folder for it.
+    target, against, base and config may be repositories on the Hub, `org/name@revision`, which are downloaded into
+    huggingface_hub's cache; revision: of the reference, or of the target where there is none.
 
     Raises CkptconvError where there is no answer: nothing to read, or a checkpoint that cannot be planned.
     """
     begun = time.monotonic()
-    flags = {"backend": backend, "step": step, "also": also, "config": config, "dtype": dtype}
-    to_reference = against is not None and is_model_folder(Path(target))
-    try:
-        ours = open_side(target, **({} if to_reference else flags))  # type: ignore[arg-type]
-    except CkptconvError:
-        broken = _broken_folder(Path(target))
+    fetch = partial(local_or_hub, say=events.on_fetch, bars=events.bars)
+    here = fetch(target, revision if against is None else None)
+    there = None if against is None else fetch(against, revision)
+    base, config = base and fetch(base), config and fetch(config, weights=False)
+    flags = {"backend": backend, "step": step, "also": also, "config": config, "dtype": dtype, "base": base}
+    opened = open_sides(here, there, flags)
+    if isinstance(opened, CkptconvError):
+        broken = _broken_folder(here)
         if broken is None:
-            raise
-        layers = (broken,)
-        return Verified(
-            Path(target), None if against is None else Path(against), layers, seconds=time.monotonic() - begun
-        )
-    theirs = None if against is None else open_side(against, **(flags if to_reference else {}))  # type: ignore[arg-type]
+            raise opened
+        return _result(target, against, [broken], begun)
+    ours, theirs = opened
+    beginning = None if base is None else under_hub_names(open_side(base))
     found = None if theirs is None else structure.match(ours, theirs)
-    layers_ = (
+    layers = (
         loads.alone(ours)
         if theirs is None or found is None
         else structure.against_reference(ours, theirs, found)
     )
     tasks = values.tasks_for(ours, theirs, found)
-    meter = _Meter(_all_bytes(ours, theirs, tasks), on_bytes)
-    layers_ += _replicas(ours, theirs, workers, meter)
-    layers_.append(_integrity(ours, theirs, workers, meter))
-    values.read(tasks, atol=atol, rtol=rtol, workers=workers, on_read=meter.add)
-    tallies = [task.tally for task in tasks]
-    differences = tuple(d for d in (tally.difference() for tally in tallies) if d is not None)
+    also_read = [] if beginning is None else trained.tasks_for(ours, beginning, tasks)
+    meter = _Meter(_all_bytes(ours, theirs, [*tasks, *also_read]), events.on_bytes)
+    layers += _replicas(ours, theirs, workers, meter)
+    layers.append(_integrity(ours, theirs, workers, meter))
+    values.read([*tasks, *also_read], atol=atol, rtol=rtol, workers=workers, on_read=meter.add)
+    differences = _differences(tasks, workers, meter)
     if theirs is not None:
-        layers_.append(values.values_layer(tasks, differences, atol, rtol))
-    layers_.append(values.sanity_layer(tasks))
-    compared = sum(tally.compared for tally in tallies)
-    return Verified(
-        target=Path(target),
-        against=None if against is None else Path(against),
-        layers=tuple(layers_),
+        layers.append(values.values_layer(tasks, differences, atol, rtol))
+    layers.append(sanity_layer(tasks, ours.ties(())))
+    if beginning is not None:
+        layers.append(trained.trained_layer(tasks, also_read, ours.is_adapter))
+    if logits:
+        from ckptconv.commands.verify.behaviour import behaviour_layer
+
+        layers.append(behaviour_layer(ours, theirs, prompt, device, bool(atol or rtol), events.on_phase))
+    compared = sum(task.tally.compared for task in tasks)
+    return _result(
+        target,
+        against,
+        layers,
+        begun,
         differences=differences,
         tensors=len(ours.tensors),
         compared=compared,
         equal=compared - len(differences),
         read=meter.done,
-        seconds=time.monotonic() - begun,
+    )
+
+
+def _result(
+    target: str | Path, against: str | Path | None, layers: list[Layer], begun: float, **facts: Any
+) -> Verified:
+    reference = None if against is None else Path(against)
+    return Verified(Path(target), reference, tuple(layers), seconds=time.monotonic() - begun, **facts)
+
+
+def _differences(tasks: Sequence[values.Task], workers: int | None, meter: _Meter) -> tuple[Difference, ...]:
+    """Every tensor that differs, with what that looks like."""
+    if not any(task.tally.count for task in tasks):
+        return ()
+    forms = looks_like(tasks, workers, meter.add)
+    found = [d for d in (task.tally.difference() for task in tasks) if d is not None]
+    return tuple(
+        replace(d, looks_like=forms[d.name].said, equals=forms[d.name].equals) if d.name in forms else d
+        for d in found
     )
 
 
@@ -101,7 +153,7 @@ class _Meter:
 def _all_bytes(ours: Side, theirs: Side | None, tasks: Sequence[values.Task]) -> int:
     total = sum(task.nbytes for task in tasks)
     for side in (ours, theirs):
-        if side is not None and side.planned:
+        if side is not None and not side.is_folder:
             total += sum(tensor.replica_bytes for tensor in side.checkpoint.tensors.values())
             total += sum(Path(path).stat().st_size for path in integrity.zip_files(side.checkpoint))
         elif side is not None:
@@ -113,7 +165,7 @@ def _replicas(ours: Side, theirs: Side | None, workers: int | None, meter: _Mete
     """Layer replicas, where a side has any."""
     problems, copies, tensors = [], 0, 0
     for side in (ours, theirs):
-        if side is None or not side.planned:
+        if side is None or not side.of_trainer:
             continue
         held = [tensor for tensor in side.checkpoint.tensors.values() if tensor.replicas]
         copies += sum(len(tensor.replicas) for tensor in held)
@@ -134,7 +186,7 @@ def _integrity(ours: Side, theirs: Side | None, workers: int | None, meter: _Met
     for side, word in ((ours, ""), (theirs, "the reference: ")):
         if side is None:
             continue
-        if side.planned:
+        if not side.is_folder:
             part = integrity.check_rank_files(side.checkpoint, workers, meter.add)
         else:
             part, places = integrity.check_folder(side.checkpoint.root)

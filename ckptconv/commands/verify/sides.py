@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ckptconv import assets
 from ckptconv.backends import huggingface, open_checkpoint
+from ckptconv.backends.weight_files import ADAPTER_CONFIG
 from ckptconv.checkpoint import Checkpoint
-from ckptconv.models import facts
+from ckptconv.errors import CkptconvError
+from ckptconv.holders import Part
+from ckptconv.models import facts, lora
 from ckptconv.plan import Options, Output
+from ckptconv.receipt import RECEIPT
 from ckptconv.view import View
 
 
@@ -19,8 +24,10 @@ from ckptconv.view import View
 class Side:
     """Tensors under the Hub's names, unread.
 
-    planned: they come out of a trainer's checkpoint, no folder holds them so. as_stored: its plan casts nothing,
-    so the dtypes are the trainer's and not a model folder's. notes, dtype_said: the plan's.
+    planned: they come out of a plan, no folder holds them so. as_stored: its plan casts nothing, so the dtypes are
+    the trainer's and not a model folder's. notes, dtype_said: the plan's. cuts: how a folder's receipt says that its
+    tensors were cut over ranks. merge_flags: what `merge` would need to write it.
+    adapter: an adapter's config.
     """
 
     path: Path
@@ -32,11 +39,24 @@ class Side:
     is_adapter: bool = False
     notes: tuple[str, ...] = ()
     dtype_said: str = ""
+    cuts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    merge_flags: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def of_trainer(self) -> bool:
+        """True for what ranks wrote."""
+        return self.checkpoint.backend != huggingface.NAME
+
+    @property
+    def is_folder(self) -> bool:
+        """True for a folder of safetensors files, whose headers, index and receipt can be checked."""
+        return not self.of_trainer and _is_safetensors(self.checkpoint)
 
     @property
     def rank_of(self) -> dict[str, int]:
         """file -> rank; empty for a model folder, whose files no rank wrote."""
-        return self.checkpoint.rank_of if self.planned else {}
+        return self.checkpoint.rank_of if self.of_trainer else {}
 
     def ties(self, names: Iterable[str]) -> dict[str, str]:
         """Tied name -> the name that it repeats, among these and its own; empty where the config ties none."""
@@ -50,6 +70,11 @@ def is_model_folder(path: Path) -> bool:
     return path.is_dir() and huggingface.is_mine(path)
 
 
+def is_adapter_folder(path: Path) -> bool:
+    """True for PEFT's own folder."""
+    return is_model_folder(path) and (path / ADAPTER_CONFIG).is_file()
+
+
 def open_side(
     path: str | Path,
     *,
@@ -58,8 +83,14 @@ def open_side(
     also: Sequence[str | Path] = (),
     config: str | Path | None = None,
     dtype: str = "auto",
+    base: str | Path | None = None,
+    as_adapter: bool = False,
+    other: Path | None = None,
 ) -> Side:
     """Open a side from metadata. dtype: of a trainer's checkpoint; "auto" leaves it as stored.
+
+    base: the model of a checkpoint that holds an adapter alone. as_adapter: take the adapter of a checkpoint, not the
+    model that it is merged into. other: the model folder it is compared with, whose config serves where none is here.
 
     Raises CkptconvError for whatever would keep `merge` from planning it.
     """
@@ -68,13 +99,77 @@ def open_side(
     if checkpoint.backend == huggingface.NAME and (folder is None or _is_safetensors(checkpoint)):
         found = assets.read_config(folder) if folder is not None else None
         tensors = {name: _as_it_is(name, tensor.view) for name, tensor in checkpoint.tensors.items()}
-        return Side(Path(path), checkpoint, tensors, found)
+        adapter = checkpoint.extras.get("lora") or {}
+        return Side(
+            Path(path),
+            checkpoint,
+            tensors,
+            found,
+            is_adapter=bool(adapter),
+            cuts=_cuts_of(checkpoint.root),
+            merge_flags={"base": base},
+            adapter=adapter,
+        )
+    if config is None and checkpoint.assets is None and other is not None and not as_adapter:
+        config = other if (other / "config.json").is_file() else None
+    made = _planned(Path(path), checkpoint, dtype, config, base, as_adapter)
+    again = {"backend": backend, "step": step, "also": also, "config": config}
+    return replace(made, merge_flags={**again, "base": base if _is_alone(checkpoint) else None})
+
+
+def open_sides(
+    target: Path, against: Path | None, flags: dict[str, Any]
+) -> tuple[Side, Side | None] | CkptconvError:
+    """Both sides in one form; returned, not raised, is what is wrong with the target.
+
+    flags: of `open_side`, for the target, or for the reference where the target is a model folder.
+    """
+    if against is None:
+        try:
+            return open_side(target, **flags), None
+        except CkptconvError as error:
+            return error
+    to_reference = is_model_folder(target)
+    adapters = is_adapter_folder(target) or is_adapter_folder(against)
+    shared = {"base": flags.get("base"), "as_adapter": adapters}
+    stated = flags.get("config")
+    beside = Path(stated) if stated is not None else target  # of two checkpoints of one model, either's
+    try:
+        ours = open_side(target, **{**({} if to_reference else flags), **shared}, other=against)
+    except CkptconvError as error:
+        return error
+    theirs = open_side(against, **{**(flags if to_reference else {}), **shared}, other=beside)
+    if ours.tensors.keys() == theirs.tensors.keys():
+        return ours, theirs
+    return under_hub_names(ours), under_hub_names(theirs)
+
+
+def under_hub_names(side: Side) -> Side:
+    """A model folder whose tensors have a module's names (fused experts) as `merge` would write it; others as they are."""
+    if side.planned or side.config is None or side.is_adapter:
+        return side
+    try:
+        made = _planned(side.path, side.checkpoint, "keep", None, None, False)
+    except CkptconvError:  # it is no model that can be planned, and is compared as it is
+        return side
+    return side if made.tensors.keys() == side.tensors.keys() else replace(made, as_stored=False)
+
+
+def _planned(
+    path: Path,
+    checkpoint: Checkpoint,
+    dtype: str,
+    config: str | Path | None,
+    base: str | Path | None,
+    as_adapter: bool,
+) -> Side:
     from ckptconv.commands.merge import plan_for
 
     as_stored = dtype in ("auto", "keep")
-    plan = plan_for(checkpoint, Options(dtype="keep" if as_stored else dtype), config)
+    options = Options(dtype="keep" if as_stored else dtype, lora="adapter" if as_adapter else None)
+    plan = plan_for(checkpoint, options, config, None if as_adapter or not _is_alone(checkpoint) else base)
     return Side(
-        Path(path),
+        path,
         checkpoint,
         plan.outputs,
         plan.config,
@@ -83,7 +178,26 @@ def open_side(
         is_adapter=plan.is_adapter,
         notes=plan.notes,
         dtype_said=plan.dtype_said,
+        adapter=plan.texts.get(ADAPTER_CONFIG, {}),
     )
+
+
+def _is_alone(checkpoint: Checkpoint) -> bool:
+    """True for an adapter without its model."""
+    return all(map(lora.is_of_an_adapter, checkpoint.tensors))
+
+
+def _cuts_of(folder: Path) -> dict[str, tuple[Part, ...]]:
+    """Tensor -> the boxes of the ranks that stored it, by a receipt that says so; a broken one is said elsewhere."""
+    try:
+        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+        cuts = [
+            tuple(Part(rank, tuple(offsets), tuple(sizes)) for rank, offsets, sizes in parts)
+            for parts in receipt["cuts"]
+        ]
+        return {name: cuts[entry["cut"]] for name, entry in receipt["tensors"].items() if "cut" in entry}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return {}
 
 
 def _is_safetensors(checkpoint: Checkpoint) -> bool:

@@ -5,12 +5,16 @@ A tied head may stand under one name or under both.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
+from ckptconv.dtypes import is_float, itemsize
+from ckptconv.models import mtp
 from ckptconv.plan import Output
 from ckptconv.view import Shape
 
@@ -61,11 +65,26 @@ def match(ours: Side, theirs: Side) -> Matched:
             matches.append(Match(name, ours.tensors[source], output))
         else:
             missing.append(name)
+    missing, left_out = _without_mtp(missing, theirs, ours)
+    extra, more = _without_mtp(extra, ours, theirs)
+    if left_out:
+        notes.append(f"{left_out:,} tensors of MTP layers are left out here, and its config says so")
+    if more:
+        notes.append(f"{more:,} tensors of MTP layers are left out of the reference, and its config says so")
     return Matched(tuple(matches), tuple(missing), tuple(extra), tuple(wrong), tuple(notes))
 
 
+def _without_mtp(names: list[str], holds: Side, lacks: Side) -> tuple[list[str], int]:
+    """Names without those of MTP layers that the other side's config counts none of; how many those are."""
+    if holds.config is None or lacks.config is None or mtp.stated(lacks.config):
+        return names, 0
+    ours = re.compile("|".join(mtp.patterns(holds.config)))
+    kept = [name for name in names if not ours.search(name)]
+    return kept, len(names) - len(kept)
+
+
 def against_reference(ours: Side, theirs: Side, found: Matched) -> list[Layer]:
-    """The layers names, shapes and dtypes."""
+    """The layers names, shapes and dtypes, and that of adapters."""
     pairs = [(m.name, m.ours, m.theirs) for m in found.matches if m.theirs is not None]
     wrong = [
         (n, ours.tensors[n].shape, theirs.tensors[n].shape) for n in found.wrong_shape if n in theirs.tensors
@@ -74,6 +93,7 @@ def against_reference(ours: Side, theirs: Side, found: Matched) -> list[Layer]:
         names_layer(found.missing, found.extra, len(theirs.tensors), "the reference", found.notes),
         shapes_layer(wrong, len(pairs) + len(found.wrong_shape), "the reference"),
         _dtypes(ours, theirs, [(name, a, b) for name, a, b in pairs if b is not None]),
+        *_adapter(ours, theirs),
     ]
 
 
@@ -111,14 +131,13 @@ def dtype_counts(outputs: Iterable[Output]) -> str:
 
 
 def compared_in(ours: Side, theirs: Side, a: Output, b: Output) -> str:
-    """The dtype that two tensors are compared in.
-
-    The model folder's where the other side is stored masters.
-    """
+    """The dtype that two tensors are compared in: the model folder's where the other side is stored masters."""
     if a.dtype == b.dtype:
         return a.dtype
     if ours.as_stored != theirs.as_stored:
         return b.dtype if ours.as_stored else a.dtype
+    if ours.as_stored and is_float(a.dtype) and is_float(b.dtype) and itemsize(a.dtype) != itemsize(b.dtype):
+        return min(a.dtype, b.dtype, key=itemsize)  # two trainers: one kept masters, the other did not
     return wider(a.dtype, b.dtype)
 
 
@@ -136,22 +155,50 @@ def wider(a: str, b: str) -> str:
 
 def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -> Layer:
     differ = [(name, a.dtype, b.dtype) for name, a, b in pairs if a.dtype != b.dtype]
-    proves = "every tensor has the reference's dtype"
-    if ours.as_stored != theirs.as_stored:
-        counts = Counter((a, b) if ours.as_stored else (b, a) for _, a, b in differ)
-        side = "the target" if ours.as_stored else "the reference"
+    if ours.as_stored or theirs.as_stored:
+        proves = "a trainer's masters have no dtype of their own: they are compared in the model folder's"
+        if ours.as_stored and theirs.as_stored:
+            proves = "two trainers' dtypes may differ: their values are compared in the shorter one"
+        used = [(a, b, compared_in(ours, theirs, a, b)) for _, a, b in pairs]
+        casts = Counter(
+            (side, output.dtype, dtype)
+            for a, b, dtype in used
+            for side, output in (("the target", a), ("the reference", b))
+            if output.dtype != dtype
+        )
         notes = tuple(
             f"{side} stores {stored}: {count:,} tensors are cast to {dtype} to be compared"
-            for (stored, dtype), count in counts.items()
+            for (side, stored, dtype), count in casts.items()
         )
-        proves = "a trainer's masters have no dtype of their own: they are compared in the model folder's"
-        folder = dtype_counts(b if ours.as_stored else a for _, a, b in pairs)
+        counts = Counter(dtype for _, _, dtype in used)
+        folder = ", ".join(f"{dtype} {count:,}" for dtype, count in counts.most_common())
         return Layer("dtypes", True, proves, folder, (), notes)
     problems = tuple(Problem(name, f"is {a}, the reference's is {b}") for name, a, b in differ)
     found = f"{len(pairs) - len(differ):,} of {len(pairs):,}"
     if not problems:
         found += f": {dtype_counts(b for _, _, b in pairs)}" if pairs else ""
-    return Layer("dtypes", not problems, proves, found, problems)
+    return Layer("dtypes", not problems, "every tensor has the reference's dtype", found, problems)
+
+
+# What an adapter does besides its factors, and what PEFT takes where its config is silent (peft, LoraConfig).
+_ADAPTER: dict[str, Any] = {
+    "r": None, "lora_alpha": None, "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {},
+    "fan_in_fan_out": False,
+}  # fmt: skip
+
+
+def _adapter(ours: Side, theirs: Side) -> list[Layer]:
+    """Layer adapter, where both sides are one: the scale that their configs give the factors."""
+    if not ours.is_adapter or not theirs.is_adapter:
+        return []
+    problems = []
+    for key, default in _ADAPTER.items():
+        mine, other = (side.adapter.get(key) or default for side in (ours, theirs))
+        if mine != other:
+            problems.append(Problem(key, f"is {mine}, the reference's is {other}", "adapter_config.json"))
+    proves = "the factors are scaled and applied alike"
+    found = f"r {ours.adapter.get('r')}, alpha {ours.adapter.get('lora_alpha')}"
+    return [Layer("adapter", not problems, proves, found, tuple(problems))]
 
 
 def _other_names(missing: list[str], extra: list[str]) -> str:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from ckptconv import workers as threads
 from ckptconv.commands.verify.records import Difference, Layer, Problem
+from ckptconv.commands.verify.sanity import Sanity
 from ckptconv.commands.verify.sides import Side
 from ckptconv.commands.verify.structure import Matched, compared_in
-from ckptconv.commands.verify.tally import Holders, Sanity, Tally
+from ckptconv.commands.verify.tally import Tally
 from ckptconv.compute import CAST_BLOCK, Block, views_of
-from ckptconv.dtypes import itemsize, to_numpy
+from ckptconv.dtypes import itemsize
+from ckptconv.holders import Holders
 from ckptconv.plan import Output
 from ckptconv.read import Array, Reader, raw_dtype
 
 BLOCK = 4 << 20  # bytes of each of a thread's two buffers
+_MOST = 8  # threads where none are asked for: each has 20 MB of buffers
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A tensor to read: on one side, or on both to compare them."""
+    """A tensor to read: on one side, or on both to compare them. look: at its values, not only for its hash."""
 
     ours: Output
     theirs: Output | None
     tally: Tally
+    look: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -37,6 +43,7 @@ class Task:
 
 class _Tile(NamedTuple):
     task: Task
+    number: int
     low: int
     high: int
 
@@ -72,15 +79,20 @@ def read(
         with Reader() as reader:
             yield _Worker(reader, atol, rtol, on_read).do
 
-    threads.for_each(_tiles(tasks), worker, threads.count(workers))
+    threads.for_each(_tiles(tasks), worker, few(workers))
+
+
+def few(workers: int | None) -> int:
+    """How many threads read, so that their buffers stay below 200 MB; as many as are asked for."""
+    return threads.count(workers) if workers else min(threads.count(), _MOST)
 
 
 def _tiles(tasks: Sequence[Task]) -> Iterator[_Tile]:
     for task in tasks:
         count = task.ours.source.numel
         step = BLOCK // itemsize(task.tally.dtype)
-        for low in range(0, count, step):
-            yield _Tile(task, low, min(low + step, count))
+        for number, low in enumerate(range(0, count, step)):
+            yield _Tile(task, number, low, min(low + step, count))
 
 
 class _Worker:
@@ -107,7 +119,10 @@ class _Worker:
         for block, buffer in zip(self._blocks, self._buffers, strict=False):
             block.fill(self._reader, tile.low, tile.high, buffer[:nbytes], self._scratch)
             filled.append(buffer[:nbytes].view(raw))
-        self._look(task.tally, filled, tile.low)
+        for hashed, values in zip(task.tally.hashed, filled, strict=False):
+            hashed[tile.number] = xxhash.xxh3_128_digest(values)
+        if task.look:
+            self._look(task.tally, filled, tile.low)
         if self._on_read:
             self._on_read(self._reader.nbytes - before)
 
@@ -138,54 +153,47 @@ def values_layer(tasks: Sequence[Task], differences: Sequence[Difference], atol:
         proves = "every element has the reference's bits"
     shared = set.intersection(*(set(d.stored_rank) for d in differences)) if differences else set()
     if len(shared) == 1 and all(len(d.slices) == 1 for d in differences):
-        notes.append(f"all that differs is what rank {next(iter(shared))} stores")
+        asked = ": is its file of the same step?" if len(differences) > 1 else ""
+        notes.append(f"all that differs is what rank {next(iter(shared))} stores{asked}")
+    notes += _moved_layers(differences)
+    notes += _rounding({task.tally.name: task for task in compared}, differences)
     if not compared:
         return Layer("values", None, proves, "no tensor has a counterpart of the same shape")
     return Layer("values", not differences, proves, found, tuple(map(_problem, differences)), tuple(notes))
 
 
-def sanity_layer(tasks: Sequence[Task]) -> Layer:
-    """Layer sanity: NaN, Inf, and matrices of one value. A norm of ones or a bias of zeros is normal."""
-    problems, flat = [], {"zeros": 0, "ones": 0, "one value": 0}
-    unused = []
-    for task in tasks:
-        tally, seen = task.tally, task.tally.sanity
-        if seen.nan or seen.inf:
-            parts = [f"{n:,} {word}" for n, word in ((seen.nan, "NaN"), (seen.inf, "Inf")) if n]
-            where = f"first in row {tally.row_of(seen.first):,}" + _held(tally, seen.first)
-            problems.append(Problem(tally.name, f"holds {' and '.join(parts)}", where))
-        elif seen.one is not None and (seen.same or not seen.largest):
-            number = _constant(seen.one, tally.dtype)
-            word = "zeros" if number == 0 else "ones" if number == 1 else "one value"
-            if "lora_B" in tally.name or "lora_embedding_B" in tally.name:
-                unused.append(tally.name)
-            elif sum(size > 1 for size in tally.shape) > 1:
-                said = f"is {number:g} in every element"
-                problems.append(Problem(tally.name, said, hint="was it trained, and was all of it saved?"))
-            else:
-                flat[word] += 1
-    notes = [
-        f"{n:,} vector{'s' if n > 1 else ''} of {word} (norms and biases may be)"
-        for word, n in flat.items()
-        if n
-    ]
-    if unused:
-        notes.append(
-            f"{len(unused):,} LoRA B factors are constant: these adapters change nothing ({unused[0]})"
-        )
-    floats = sum(task.tally.sanity.one is not None for task in tasks)
-    proves = "no NaN, no Inf, and no matrix of a single value"
-    found = f"{floats:,} float tensors" + (f", {len(problems):,} of them strange" if problems else "")
-    return Layer("sanity", not problems, proves, found, tuple(problems), tuple(notes))
+def _moved_layers(differences: Sequence[Difference]) -> list[str]:
+    """Layers whose tensors stand in another layer of the reference."""
+    moved = Counter(item.moved for item in differences if item.moved)
+    notes = []
+    for (here, there), number in moved.items():
+        if (there, here) not in moved:
+            notes.append(f"{here} is the reference's {there}: {number:,} tensors")
+        elif here < there:
+            notes.append(f"{here} and {there} are swapped: {number:,} tensors")
+    return notes
 
 
-def _constant(bits: int, dtype: str) -> float:
-    return float(np.array([bits], raw_dtype(dtype)).view(to_numpy(dtype))[0])
+_HALF_STEP = {
+    "bfloat16": 2.0**-8,
+    "float16": 2.0**-11,
+}  # relative to a value, the most that rounding moves it
 
 
-def _held(tally: Tally, flat: int) -> str:
-    ranks = sorted(tally.holders.of(np.array([flat]), set())) if tally.holders else []
-    return f", stored by rank {ranks[0]}" if ranks else ""
+def _rounding(tasks: Mapping[str, Task], differences: Sequence[Difference]) -> list[str]:
+    """Where one side is the other's values in a shorter dtype, that all that differs is what was rounded away."""
+    shorter = set()
+    for item in differences:
+        ours, theirs = tasks[item.name].ours, tasks[item.name].theirs
+        dtype = "" if theirs is None else min(ours.dtype, theirs.dtype, key=itemsize)
+        if theirs is None or ours.dtype == theirs.dtype or item.nonfinite:
+            return []
+        if item.max_rel > 1.01 * _HALF_STEP.get(dtype, 0):
+            return []
+        shorter.add(dtype)
+    return (
+        [f"all that differs is what rounding to {' and '.join(sorted(shorter))} took away"] if shorter else []
+    )
 
 
 def _problem(found: Difference) -> Problem:
@@ -195,18 +203,28 @@ def _problem(found: Difference) -> Problem:
         what += f", by up to {found.max_abs:.3g}"
     if found.nonfinite:
         what += f", {found.nonfinite:,} of them NaN or Inf on one side"
-    one = found.first_row == found.last_row
-    where = f"row {found.first_row:,}" if one else f"rows {found.first_row:,}–{found.last_row:,}"
+    where = _span("row", found.first_row, found.last_row)
+    if found.columns and (found.first_column, found.last_column) != (0, found.shape[-1] - 1):
+        where += ", " + _span("column", found.first_column, found.last_column)
     if found.slices:
         ranks = ", ".join(str(part.rank) for part in found.slices)
         where += f", stored by rank{'s' if len(found.slices) > 1 else ''} {ranks}"
-    return Problem(found.name, what, where)
+    return Problem(found.name, what, where, found.looks_like)
+
+
+def _span(word: str, first: int, last: int) -> str:
+    return f"{word} {first:,}" if first == last else f"{word}s {first:,}–{last:,}"
 
 
 def _holders(ours: Side, theirs: Side | None, a: Output, b: Output | None) -> Holders | None:
-    for side, output in ((ours, a), (theirs, b)):
-        if side is not None and output is not None and side.planned:
-            return Holders(views_of(output.source)[0], output.shape, side.rank_of)
+    """From a trainer's checkpoint on either side, else from a receipt."""
+    sides = [(side, output) for side, output in ((ours, a), (theirs, b)) if side and output]
+    for side, output in sides:
+        if side.rank_of:
+            return Holders.of_view(views_of(output.source)[0], output.shape, side.rank_of)
+    for side, output in sides:
+        if parts := side.cuts.get(output.name):
+            return Holders.of_parts(parts, output.shape)
     return None
 
 

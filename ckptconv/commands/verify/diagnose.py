@@ -1,0 +1,208 @@
+"""What a difference looks like: another tensor's values, a transpose, rows or columns in another order.
+
+Rows and columns of both sides are reduced to numbers of 64 bits in one more pass over the tensors that differ: sums of
+an element's bits times a random number for its column, or its row. Equal rows have equal numbers, others hardly ever;
+and the rows of a tensor have the numbers of the columns of its transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from ckptconv import workers as threads
+from ckptconv.commands.verify.orders import Place, Run, describe, rotary, runs_of
+from ckptconv.commands.verify.values import Task, few
+from ckptconv.compute import Block
+from ckptconv.dtypes import itemsize
+from ckptconv.holders import Part
+from ckptconv.plan import Output
+from ckptconv.read import Array, Reader, raw_dtype
+
+_TILE = 1 << 19  # bytes; four times that as 64-bit numbers
+_SCRATCH = 8 << 20
+_TENSORS, _ROWS = 32, 1 << 20  # no more than these are looked at
+
+
+class Form(NamedTuple):
+    """What a difference is, in words; and which tensor of the reference has just these values, "" for none."""
+
+    said: str
+    equals: str = ""
+
+
+class _Prints(NamedTuple):
+    rows: Array
+    columns: Array
+
+
+def looks_like(
+    tasks: Sequence[Task], workers: int | None, on_read: Callable[[int], None] | None = None
+) -> dict[str, Form]:
+    """Tensor name -> what its difference looks like, for those of the tasks that differ where that can be told."""
+    found = dict(_whole(tasks))
+    todo = _few([task for task in tasks if task.tally.count and task.tally.name not in found])
+    prints = _all_prints(todo, workers, on_read)
+    table = _Table([(task.tally.name, prints[task.tally.name][1].rows) for task in todo])
+    for task in todo:
+        said = _form(task, *prints[task.tally.name], table)
+        if said:
+            found[task.tally.name] = Form(said)
+    return found
+
+
+def _whole(tasks: Sequence[Task]) -> Iterator[tuple[str, Form]]:
+    """Tensors that are another one of the reference, and whether that one is this."""
+    compared = {task.tally.name: task.tally for task in tasks if task.tally.compared}
+    theirs: dict[str, str] = {}
+    for name, tally in compared.items():
+        theirs.setdefault(tally.hash(1), name)
+    for name, tally in compared.items():
+        other = theirs.get(tally.hash(0))
+        if not tally.count or other is None or other == name:
+            continue
+        swapped = compared[other].hash(0) == tally.hash(1)
+        said = f"swapped with {other}" if swapped else f"has the values of the reference's {other}"
+        yield name, Form(said, other)
+
+
+def _few(tasks: Sequence[Task]) -> list[Task]:
+    """As many as are worth a second look; a row longer than a tile is none."""
+    found, rows = [], 0
+    for task in tasks:
+        shape = task.tally.shape
+        width = shape[-1] if len(shape) > 1 else 1
+        number = prod(shape) // width if width else 0
+        if not number or width * itemsize(task.tally.dtype) > _TILE or rows + number > _ROWS:
+            continue
+        found.append(task)
+        rows += number
+    return found[:_TENSORS]
+
+
+def _all_prints(
+    tasks: Sequence[Task], workers: int | None, on_read: Callable[[int], None] | None
+) -> dict[str, tuple[_Prints, _Prints]]:
+    made: dict[str, tuple[_Prints, _Prints]] = {}
+    most = max((size for task in tasks for size in _sizes(task.tally.shape)), default=0)
+    factors = np.random.default_rng().integers(0, 2**64, most, np.uint64) | np.uint64(1)
+
+    @contextmanager
+    def worker() -> Iterator[Callable[[Task], None]]:
+        scratch = np.empty(_SCRATCH, np.uint8)
+        with Reader() as reader:
+
+            def do(task: Task) -> None:
+                before, tally = reader.nbytes, task.tally
+                assert task.theirs is not None
+                ours, theirs = (
+                    _prints(side, tally.dtype, _sizes(tally.shape), factors, reader, scratch)
+                    for side in (task.ours, task.theirs)
+                )
+                made[tally.name] = ours, theirs
+                if on_read:
+                    on_read(reader.nbytes - before)
+
+            yield do
+
+    threads.for_each(tasks, worker, few(workers))
+    return made
+
+
+def _sizes(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns: the last dim is the columns, a vector is one column."""
+    return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (prod(shape), 1)
+
+
+def _prints(
+    output: Output, dtype: str, sizes: tuple[int, int], factors: Array, reader: Reader, scratch: Array
+) -> _Prints:
+    rows, width = sizes
+    block, raw = Block(output.source, dtype), raw_dtype(dtype)
+    found = _Prints(np.empty(rows, np.uint64), np.zeros(width, np.uint64))
+    step = max(_TILE // (width * raw.itemsize), 1)
+    buffer = np.empty(step * width * raw.itemsize, np.uint8)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        part = buffer[: (last - first) * width * raw.itemsize]
+        block.fill(reader, first * width, last * width, part, scratch)
+        bits = part.view(raw).reshape(-1, width).astype(np.uint64)
+        found.rows[first:last] = (bits * factors[:width]).sum(1, dtype=np.uint64)
+        found.columns[:] += (bits * factors[first:last, None]).sum(0, dtype=np.uint64)
+    return found
+
+
+class _Table:
+    """Where a row's number stands in the reference, among all the tensors looked at."""
+
+    def __init__(self, held: Sequence[tuple[str, Array]]) -> None:
+        self._names = [name for name, _ in held]
+        self._all = _Index(np.concatenate([rows for _, rows in held]) if held else np.empty(0, np.uint64))
+        lengths = [len(rows) for _, rows in held]
+        self._owner = np.repeat(np.arange(len(held)), lengths)
+        self._begin = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    def places(self, name: str, rows: Array, own: Array) -> list[Place | None]:
+        """For each row the place of an equal one: in the reference's tensor of that name, else in any."""
+        here, anywhere = _Index(own).find(rows), self._all.find(rows)
+        places: list[Place | None] = []
+        for mine, other in zip(here.tolist(), anywhere.tolist(), strict=True):
+            if mine >= 0:
+                places.append((name, mine))
+            elif other >= 0:
+                owner = int(self._owner[other])
+                places.append((self._names[owner], other - int(self._begin[owner])))
+            else:
+                places.append(None)
+        return places
+
+
+class _Index:
+    """From numbers to the first place where each stands."""
+
+    def __init__(self, numbers: Array) -> None:
+        self._order = np.argsort(numbers, kind="stable")
+        self._sorted = numbers[self._order]
+
+    def find(self, wanted: Array) -> Array:
+        """Places; -1 for what is not there."""
+        if not len(self._sorted):
+            return np.full(len(wanted), -1)
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == wanted, self._order[at], -1)
+
+
+def _form(task: Task, ours: _Prints, theirs: _Prints, table: _Table) -> str:
+    name, shape = task.tally.name, task.tally.shape
+    if len(shape) == 2 and shape[0] == shape[1] and np.array_equal(ours.rows, theirs.columns):
+        return "it is transposed"
+    parts = task.tally.holders.parts() if task.tally.holders else ()
+    wrong = np.flatnonzero(ours.rows != theirs.rows)
+    places = table.places(name, ours.rows[wrong], theirs.rows)
+    own = {int(row): place[1] for row, place in zip(wrong, places, strict=True) if place and place[0] == name}
+    if len(own) == len(wrong):
+        order = np.arange(len(ours.rows))
+        order[list(own)] = list(own.values())
+        if said := rotary(order):
+            return said
+    said = describe(name, "row", runs_of(wrong, places), len(wrong), _cuts(parts, shape, 0))
+    if said or len(shape) < 2:
+        return said
+    wrong = np.flatnonzero(ours.columns != theirs.columns)
+    at = _Index(theirs.columns).find(ours.columns[wrong]).tolist()
+    columns: list[Run] = runs_of(wrong, [(name, place) if place >= 0 else None for place in at])
+    return describe(name, "column", columns, len(wrong), _cuts(parts, shape, len(shape) - 1))
+
+
+def _cuts(parts: Sequence[Part], shape: Sequence[int], dim: int) -> dict[tuple[int, int], int]:
+    """(first, number) along a dim -> the one rank that stores just that; rows of stacks are counted through."""
+    inner = prod(shape[1:-1]) if dim == 0 and len(shape) > 2 else 1
+    ranks: dict[tuple[int, int], list[int]] = {}
+    for part in parts:
+        if part.sizes:
+            ranks.setdefault((part.offsets[dim] * inner, part.sizes[dim] * inner), []).append(part.rank)
+    return {place: held[0] for place, held in ranks.items() if len(held) == 1}
