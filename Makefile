@@ -6,7 +6,7 @@ DEMO := .cache/demo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint types bench wheel audit tables screens clean help
+.PHONY: demo test check lint types bench scale fuzz survive wheel audit tables screens snapshots clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,6 +46,15 @@ types: $(VENV)/.installed
 bench: $(VENV)/.installed  ## ckptconv beside verl, accelerate, DCP and the disk's own limit
 	$(BIN)/python -m benchmarks.run --out .cache/bench
 
+scale: $(VENV)/.installed  ## how planning grows with tensors and ranks
+	$(BIN)/python -m benchmarks.scale --out .cache/scale
+
+fuzz: $(VENV)/.installed  ## a million broken inputs for the readers
+	$(BIN)/python -m tests.fuzz --inputs 1000000 --seed 1
+
+survive: $(VENV)/.installed  ## fifty kills of each kind of merge, each picked up again
+	$(BIN)/python -m tests.survival --kills 50 --seed 1
+
 wheel: demo  ## dist/*.whl, and the same demo with that wheel alone, in an environment of its own
 	rm -rf dist build .cache/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
@@ -68,6 +77,9 @@ tables: $(VENV)/.installed  ## regenerate models/*.json from the installed trans
 
 screens: demo  ## docs/images/*.svg, drawn by the tool from the demo's checkpoint
 	$(BIN)/python tests/make/screens.py $(DEMO)/run $(DEMO)/model
+
+snapshots: $(VENV)/.installed  ## tests/snapshots/, after a change of a screen that was meant
+	RENEW_SNAPSHOTS=1 $(BIN)/python -m pytest tests/inspect
 
 clean:
 	rm -rf .cache build dist *.egg-info

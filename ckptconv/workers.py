@@ -15,9 +15,10 @@ _MOST = 16
 
 
 def count(wanted: int | None = None) -> int:
-    """How many threads to use: as many as asked for, else one a core, never more than 16."""
+    """How many threads to use: as many as asked for, else one a core and one more, since one waits for the disk; never
+    more than 16 by itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, wanted or min(cores, _MOST))
+    return max(1, wanted or min(cores + 1, _MOST))
 
 
 def for_each(

@@ -29,7 +29,7 @@ def _version(wanted: bool) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     typer.echo(f"ckptconv {__version__}")
-    for name in ("torch", "transformers", "safetensors", "huggingface_hub", "numpy", "ml_dtypes"):
+    for name in ("torch", "transformers", "safetensors", "huggingface_hub", "numpy", "ml_dtypes", "ray"):
         try:
             typer.echo(f"  {name} {version(name)}")
         except PackageNotFoundError:

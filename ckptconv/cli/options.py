@@ -41,7 +41,7 @@ Revision = Annotated[
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--workers", min=1, help="Threads; one a core when not given."),
+    typer.Option("--workers", min=1, help="Threads; one a core and one more when not given."),
 ]
 Svg = Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="The screen as a picture.")]  # noqa: UP045
 Html = Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="The screen as one page.")]  # noqa: UP045

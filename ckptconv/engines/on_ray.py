@@ -7,6 +7,7 @@ would take 5 s a task.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import socket
@@ -203,7 +204,7 @@ def _connected(address: str) -> Iterator[tuple[Any, bool]]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _require_answer(ray, address)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise CkptconvError(
             "no Ray cluster could be joined",

@@ -55,7 +55,7 @@ def test_a_worker_is_killed(machines: Machines, connected: str, source: Path, tm
     def merging() -> None:
         merge(source, target, ray=connected, events=Events(on_bytes=lambda nbytes, _: told.append(nbytes)))
 
-    with machines.going_wrong(slow=0.03):
+    with machines.going_wrong(slow=0.1):
         meanwhile(kill, merging)
     merged = merge(source, tmp_path / "local")
     assert state(target) == state(tmp_path / "local")
@@ -83,7 +83,7 @@ def test_workers_that_die_again_and_again(
 ) -> None:
     monkeypatch.setattr("ckptconv.engines.on_ray._RETRIES", 0)
     target = tmp_path / "far"
-    with machines.going_wrong(slow=0.03), pytest.raises(CkptconvError) as caught:
+    with machines.going_wrong(slow=0.3), pytest.raises(CkptconvError) as caught:
         meanwhile(
             lambda: os.kill(until(lambda: writers(target))[0], signal.SIGKILL),
             lambda: merge(source, target, ray=connected) and None,
@@ -169,7 +169,7 @@ def test_the_driver_is_killed_and_run_again(
     machines: Machines, connected: str, source: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "far"
-    with machines.going_wrong(slow=0.03):
+    with machines.going_wrong(slow=0.1):
         running = driver(machines, source, target, "--max-shard-size", "15KB")
         until(lambda: len(finished_files(target)) >= 2)
         running.kill()
