@@ -147,6 +147,12 @@ def test_metadata_that_lies_is_refused(case: str, folder: Path) -> None:
     assert error.value.what.isprintable()
 
 
+@pytest.mark.parametrize("values", [{"offset": 1 << 40}, {"length": 1 << 40}])
+def test_a_place_past_the_end_is_said_to_be_a_short_file(values: dict[str, int], folder: Path) -> None:
+    with pytest.raises(CkptconvError, match="the file ends before its tensors do"):
+        open_checkpoint(changed(folder, place(**values)))
+
+
 def test_two_tensors_in_one_place_read_it_twice_and_no_more(folder: Path) -> None:
     """Tied weights are saved so by some writers; it is no more than what each of them is."""
 
