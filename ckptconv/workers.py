@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _MOST = 16
+_STOPS = {signal.SIGINT, signal.SIGTERM}
 
 
 def count(wanted: int | None = None) -> int:
@@ -50,10 +52,11 @@ def for_each(
     # Events, not Thread.join: up to Python 3.12 a join that Ctrl-C interrupts takes the running thread for ended.
     started: list[threading.Event] = []
     try:
-        for _ in range(workers):
-            ended = threading.Event()
-            threading.Thread(target=work, args=(ended,), daemon=True).start()
-            started.append(ended)
+        with _held(_STOPS):
+            for _ in range(workers):
+                ended = threading.Event()
+                threading.Thread(target=work, args=(ended,), daemon=True).start()
+                started.append(ended)
         for ended in started:
             while not ended.wait(0.2):  # a wait without a timeout cannot be interrupted
                 pass
@@ -62,6 +65,16 @@ def for_each(
         _wait_for(started)
     if errors:
         raise errors[0]
+
+
+@contextlib.contextmanager
+def _held(signals: set[signal.Signals]) -> Iterator[None]:
+    """These signals come afterwards, not between a thread's start and the note that it runs. Threads never get them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for(started: list[threading.Event]) -> None:

@@ -229,7 +229,12 @@ def test_as_processes(bench: Bench, send: Push, tmp_path: Path) -> None:
         ("alice/tiny", {}, 0, "Qwen2ForCausalLM"),
         ("alice/tiny", {"HF_TOKEN": ""}, 0, "Qwen2ForCausalLM"),
         ("alice/tiny", {"HF_HUB_OFFLINE": "1", "HF_HOME": cached}, 0, "Qwen2ForCausalLM"),
-        ("alice/tiny", {"HF_HUB_OFFLINE": "1"}, 2, "error: no such folder, and HF_HUB_OFFLINE is set"),
+        (
+            "alice/tiny",
+            {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
+            2,
+            "error: no such folder, and HF_HUB",
+        ),
         ("alice/tiny", {"HF_ENDPOINT": dead}, 2, f"error: no such folder, and {dead} cannot be reached"),
         ("nowhere", {}, 2, "error: no such folder\n"),
         ("alice/tiny/x", {}, 2, "error: no such folder\n"),
