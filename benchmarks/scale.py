@@ -25,7 +25,7 @@ from benchmarks.megatron_scale import ROOMY
 from benchmarks.scale_curves import draw, table
 
 KINDS = ("fsdp", "dcp", "megatron", "megatron_legacy", "deepspeed", "deepspeed3", "huggingface", "hf_shards")
-RESULTS = REPOSITORY / "benchmarks" / "results" / "scale.json"
+RESULTS = REPOSITORY / "benchmarks" / "results" / "scale" / "scale.json"
 CURVES = REPOSITORY / "docs" / "images" / "scale.svg"
 _TENSORS, _RANKS = (100, 1_000, 10_000, 100_000), (8, 64, 512, 4096)
 _FIXED = "300"
