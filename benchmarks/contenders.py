@@ -67,6 +67,7 @@ def contenders(
     ]
     left_out = {"verl"} if not verl_python else set()
     left_out |= {"zero", "ckptconv-zero"} if not zero_python else set()
+    left_out |= {"ckptconv-dcp", "verl", "accelerate", "dcp", "cat-dcp"} if size.is_large else set()
     return [one for one in found if one.key not in left_out]
 
 

@@ -21,21 +21,20 @@ def ensure(size: Size, out: Path) -> Checkpoint:
     shape = {key: value for key, value in asdict(size).items() if key != "rounds"} | {"world": WORLD}
     if checkpoint.mark.is_file() and json.loads(checkpoint.mark.read_text()) == shape:
         return checkpoint
-    need = 2 * 4 * size.parameters
+    need = (1 if size.is_large else 2) * 4 * size.parameters
     checkpoint.root.mkdir(parents=True, exist_ok=True)
     for folder in ("run", "dcp"):
         shutil.rmtree(checkpoint.root / folder, ignore_errors=True)
     if need > shutil.disk_usage(checkpoint.root).free:
         raise SystemExit(f"the checkpoints of {size.name} need {need / 1e9:.1f} GB of free disk")
     print(f"writing the {size.name} checkpoints, {need / 1e9:.1f} GB", file=sys.stderr)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    command += [
-        "-m",
-        "benchmarks.write_checkpoint",
-        f"--size={size.name}",
-        f"--root={checkpoint.root.resolve()}",
-    ]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+    job = ["-m", "benchmarks.write_checkpoint", f"--size={size.name}", f"--root={checkpoint.root.resolve()}"]
+    if size.is_large:
+        for rank in range(WORLD):
+            subprocess.run([sys.executable, *job, f"--alone={rank}"], cwd=REPOSITORY, check=True)
+    else:
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+        subprocess.run([sys.executable, *launch, *job], cwd=REPOSITORY, check=True)
     checkpoint.mark.write_text(json.dumps(shape))
     return checkpoint
 

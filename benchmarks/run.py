@@ -108,6 +108,8 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     verl, deepspeed = (python_of(peer, out, install=not args.no_install) for peer in ("verl", "deepspeed"))
     checkpoint, tiny = ensure(size, out), ensure(SIZES["tiny"], out)
+    if size.parameters > 1e9:
+        deepspeed = None  # the job that writes its checkpoint holds the model several times
     if deepspeed:
         ensure_zero(size, checkpoint, deepspeed)
         ensure_zero(SIZES["tiny"], tiny, deepspeed)

@@ -28,6 +28,11 @@ class Size:
         return self.layers * layer + self.hidden + 2 * self.vocab * self.hidden
 
     @property
+    def is_large(self) -> bool:
+        """More than fits into memory: ranks are written one after another, and no peer can take part."""
+        return self.parameters > 4e9
+
+    @property
     def settings(self) -> dict[str, object]:
         """The shape as Qwen2Config takes it."""
         return {
@@ -48,6 +53,7 @@ SIZES = {
         Size("tiny", 64, 4, 160, 4, 2, 1024, rounds=1),
         Size("0.5b", 896, 24, 4864, 14, 2, 151936, rounds=3),
         Size("3b", 2048, 36, 11008, 16, 2, 151936, rounds=2),
+        Size("7b", 3584, 28, 18944, 28, 4, 152064, rounds=1),
     )
 }
 WORLD = 4

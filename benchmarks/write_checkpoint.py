@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -24,7 +25,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from benchmarks.sizes import SIZES, Checkpoint, Size
+from benchmarks.sizes import SIZES, WORLD, Checkpoint, Size
 
 _WORDS = ["<unk>", "<pad>", "<end>", "the", "a", "model", "was", "trained", "and", "saved", "in", "pieces"]
 
@@ -74,10 +75,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), required=True)
     parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument(
+        "--alone", type=int, help="write this rank's file without the others, and no DCP folder"
+    )
     args = parser.parse_args()
     checkpoint = Checkpoint(args.root)
 
-    dist.init_process_group("gloo")
+    if args.alone is None:
+        dist.init_process_group("gloo")
+    else:  # the same DTensors, by torch's process group that only says that it talks
+        dist.init_process_group("fake", rank=args.alone, world_size=WORLD, store=FakeStore())
     torch.set_num_threads(1)
     rank, world = dist.get_rank(), dist.get_world_size()
     config = _config(SIZES[args.size])
@@ -85,11 +92,12 @@ def main() -> None:
     state = _sharded(config).state_dict()
     torch.save(state, checkpoint.actor / f"model_world_size_{world}_rank_{rank}.pt")
     dist.barrier()
-    dcp.save(
-        {"model": state},  # as accelerate's save_fsdp_model nests it
-        storage_writer=dcp.FileSystemWriter(checkpoint.dcp),
-        planner=dcp.DefaultSavePlanner(),
-    )
+    if args.alone is None:
+        dcp.save(
+            {"model": state},  # as accelerate's save_fsdp_model nests it
+            storage_writer=dcp.FileSystemWriter(checkpoint.dcp),
+            planner=dcp.DefaultSavePlanner(),
+        )
     if rank == 0:
         _write_small_files(checkpoint.actor, config)
         (checkpoint.actor.parents[1] / "latest_checkpointed_iteration.txt").write_text("1")
