@@ -213,7 +213,7 @@ def spoil(folder: Path, how: str) -> None:
     [
         ("no folder", "does not exist"),
         ("no config", "has no config.json"),
-        ("config is not JSON", "config.json is not JSON"),
+        ("config is not JSON", "not readable as JSON"),
         ("no weights", "no .safetensors file"),
         ("shard missing", "missing"),
         ("shard truncated", "do not fill it"),

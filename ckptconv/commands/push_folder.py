@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import CkptconvError
+from ckptconv.json_text import read_json
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _CONFIGS = ("config.json", "adapter_config.json")  # a model, or a LoRA adapter alone
@@ -106,10 +106,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if path is None:
         hint = f"is it a trainer's checkpoint? Then first: ckptconv merge {folder} OUT"
         raise CkptconvError("the folder has no config.json", where=folder, hint=hint)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CkptconvError(f"{path.name} is not JSON", where=path, found=error) from error
+    config = read_json(path)
     if not isinstance(config, dict):
         raise CkptconvError(f"{path.name} is not a table", where=path)
     return config
@@ -127,8 +124,8 @@ def _weights(folder: Path) -> None:
 
 def _receipt(folder: Path) -> dict[str, Any]:
     try:
-        receipt = json.loads((folder / "ckptconv.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        receipt = read_json(folder / "ckptconv.json")
+    except CkptconvError:
         return {}
     return receipt if isinstance(receipt, dict) else {}
 

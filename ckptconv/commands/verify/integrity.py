@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptconv import json_text
 from ckptconv import workers as threads
 from ckptconv.backends.torch_zip import check_crcs, open_torch_zip
 from ckptconv.checkpoint import Checkpoint
 from ckptconv.commands.verify.records import Layer, Problem
+from ckptconv.errors import CkptconvError
 from ckptconv.layout import INDEX
 
 OnRead = Callable[[int], None] | None
@@ -217,12 +219,12 @@ def _index(index: Mapping[str, Any], places: Mapping[str, Stretch], found: Found
 
 def read_json(path: Path, found: Found) -> dict[str, Any] | None:
     """A JSON table beside the weights; None where it is not there, a problem where it is something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        found.problems.append(Problem(path.name, f"cannot be read: {error}", str(path)))
+    try:
+        data = json_text.read_json(path)
+    except CkptconvError as error:
+        found.problems.append(Problem(path.name, f"cannot be read: {error.found or error.what}", str(path)))
         return None
     if not isinstance(data, dict):
         found.problems.append(Problem(path.name, "is no table", str(path)))
