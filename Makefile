@@ -6,7 +6,7 @@ DEMO := .cache/demo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint types bench scale fuzz survive wheel audit tables screens snapshots clean help
+.PHONY: demo test check lint types bench bench-short scale fuzz survive wheel audit tables screens snapshots clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,9 @@ types: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## ckptconv beside verl, accelerate, DCP and the disk's own limit
 	$(BIN)/python -m benchmarks.run --out .cache/bench
+
+bench-short: $(VENV)/.installed  ## the same on a tiny model: that it runs, and that the tensors are the same
+	$(BIN)/python -m benchmarks.run --out .cache/bench --size tiny --no-install
 
 scale: $(VENV)/.installed  ## how planning grows with tensors and ranks
 	$(BIN)/python -m benchmarks.scale --out .cache/scale

@@ -137,6 +137,8 @@ def main() -> None:
         "startup": first,
     }
     report.show(result)
+    if not all(result["agree"].values()):
+        raise SystemExit("the tools do not write the same tensors")
     if not args.only and size.name != "tiny":
         RESULTS.mkdir(exist_ok=True)
         stem = date.replace(" UTC", "").replace(" ", "T").replace(":", "")
