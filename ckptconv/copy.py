@@ -149,7 +149,7 @@ class _Run:
         path = self._work / f"{out.name}.part"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return _Target(out, OutputFile(path, out.header, out.nbytes, past_cache=True))
+            return _Target(out, OutputFile(path, out.header, out.nbytes))
         except OSError as error:
             raise cannot_write(path, error) from error
 

@@ -43,12 +43,12 @@ def in_place(buffer: Array, offset: int, nbytes: int) -> Array:
 
 
 class OutputFile:
-    """A file of a known size. past_cache: where that can be. Raises OSError, as the system does."""
+    """A file of a known size. Raises OSError, as the system does."""
 
-    def __init__(self, path: Path, header: bytes, nbytes: int, past_cache: bool) -> None:
+    def __init__(self, path: Path, header: bytes, nbytes: int) -> None:
         self.path = path
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._direct = _open_direct(path) if past_cache else None
+        self._direct = _open_direct(path)
         self._nbytes = nbytes
         self._pages = Pages(self._through_cache)
         os.ftruncate(self._handle, nbytes)

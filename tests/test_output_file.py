@@ -26,7 +26,7 @@ def write(path: Path, data: bytes, threads: int = 3) -> None:
     cuts = sorted({0, len(data), *random.Random(1).sample(range(len(data)), 20), *range(0, len(data), BLOCK)})
     blocks = list(pairwise(cuts))
     random.Random(2).shuffle(blocks)
-    file = OutputFile(path, HEADER, len(HEADER) + len(data), past_cache=True)
+    file = OutputFile(path, HEADER, len(HEADER) + len(data))
 
     @contextmanager
     def open_worker() -> Iterator[Callable[[tuple[int, int]], None]]:
@@ -101,8 +101,8 @@ def test_a_file_system_that_wants_it_otherwise_gets_it_through_the_cache(
 
     direct: set[int] = set()
 
-    def open_both(self: OutputFile, path: Path, header: bytes, nbytes: int, past_cache: bool) -> None:
-        opened(self, path, header, nbytes, past_cache)
+    def open_both(self: OutputFile, path: Path, header: bytes, nbytes: int) -> None:
+        opened(self, path, header, nbytes)
         if self._direct is None:  # a file system without it: an ordinary handle in its place
             self._direct = os.open(path, os.O_WRONLY)
         direct.add(self._direct)

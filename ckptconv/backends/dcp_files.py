@@ -15,8 +15,9 @@ from typing import Any
 
 from ckptconv.backends.bounds import check_name, is_file_name, is_shape, whole_numbers
 from ckptconv.backends.dcp_archives import Piece, read_archives
-from ckptconv.backends.stand_ins import Dtype, Inert, field_of, items, safe_load
+from ckptconv.backends.stand_ins import Dtype, Inert, field_of, items
 from ckptconv.backends.torch_zip import torch_zip_at
+from ckptconv.backends.unpickle import safe_load
 from ckptconv.checkpoint import RankFile, Skipped, StoredTensor
 from ckptconv.errors import CkptconvError, brief
 from ckptconv.view import View, place

@@ -14,8 +14,9 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ckptconv.backends.stand_ins import Inert, WrapperRecord, safe_load
+from ckptconv.backends.stand_ins import Inert, WrapperRecord
 from ckptconv.backends.torch_zip import Load
+from ckptconv.backends.unpickle import safe_load
 
 _COORDINATE, _OWN = b"_coordinate_on_dim", (b"_hash", b"_rank")
 _NUMBERS = rb"((?:K.|M..){1,4})"

@@ -1,7 +1,7 @@
 """Inert stand-ins for everything that a checkpoint's pickle may name. Nothing unpickled is ever executed.
 
-An unpickler finds its globals here, by exact (module, name), and nowhere else. What is known becomes a small
-record; every other name becomes an `Inert` class that swallows arguments and state and does nothing, so that an
+The unpickler (`unpickle.py`) finds its globals here, by exact (module, name), and nowhere else. What is known becomes a
+small record; every other name becomes an `Inert` class that swallows arguments and state and does nothing, so that an
 unknown object in a part that does not matter costs nothing, and one in a part that does is named in the error.
 
 Sources of the layouts: torch/_utils.py and torch/_tensor.py (`_rebuild_*`), torch/distributed/tensor/_dtensor_spec.py,
@@ -10,23 +10,16 @@ torch/distributed/device_mesh.py, torch/distributed/_shard/sharded_tensor/ (torc
 
 from __future__ import annotations
 
-import copyreg
-import io
-import pickle
-import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ckptconv.backends.bounds import whole_numbers
-from ckptconv.backends.pickle_scan import check_pickle, tuples_in
 from ckptconv.dtypes import from_storage, known
 from ckptconv.errors import CkptconvError
 
 _MOST_ARGS = 255  # of a call: what is given is copied, and a pickle can give the same thing a million times
 _LONGEST_NAME = 1000
-_SHALLOW = 4000  # tuples in tuples that any thread's stack has room to hash
-_STACK_EACH = 256  # bytes of it that one takes
 
 
 class Inert:
@@ -224,10 +217,10 @@ def _member(owner: Any, name: Any) -> Any:
     """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
     if not isinstance(name, str):
         raise CkptconvError("an attribute's name is no text")
-    return _named(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
+    return named(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
 
 
-def _named(module: str, name: str) -> Any:
+def named(module: str, name: str) -> Any:
     """The stand-in for a global, whose name is no longer than a name."""
     if len(module) + len(name) > _LONGEST_NAME:
         raise CkptconvError(
@@ -308,67 +301,3 @@ def stand_in(module: str, name: str) -> Any:
             return Dtype(dtype)
     kind = _KINDS.get((module, name), f"{module}.{name}")
     return type("Inert", (Inert,), {"kind": kind, "__slots__": ()})
-
-
-class SafeUnpickler(pickle.Unpickler):
-    """Unpickles into stand-ins only: globals come from `stand_in`, persistent ids become `Storage` records."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return _named(module, name)
-
-    def persistent_load(self, pid: Any) -> Storage:
-        # ("storage", storage class, key, location, number of elements): torch/serialization.py, persistent_id
-        if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], Dtype):
-            _, dtype, key, _, numel = pid
-            if isinstance(key, str) and type(numel) is int and numel >= 0:
-                return Storage(key, dtype.name, numel)
-        raise CkptconvError("a persistent id is not a torch storage", found=type(pid).__name__)
-
-
-def safe_load(data: bytes, where: str) -> Any:
-    """Unpickle bytes into stand-ins. Raises CkptconvError for anything that is not a whole, plain pickle."""
-    copyreg.clear_extension_cache()  # the C unpickler looks there before it asks find_class
-    try:
-        check_pickle(data)
-        return _load(data)
-    except CkptconvError as error:
-        error.where = error.where or where
-        raise
-    except (MemoryError, RecursionError) as error:
-        raise CkptconvError("a pickle asks for more memory than a checkpoint needs", where=where) from error
-    except Exception as error:
-        raise CkptconvError(
-            f"a pickle cannot be read: {type(error).__name__}: {error}", where=where
-        ) from error
-    finally:
-        copyreg.clear_extension_cache()
-
-
-def _load(data: bytes) -> Any:
-    """Hashing a tuple goes as deep into the C stack as tuples nest in it; where many might, the stack is made for it."""
-    deepest = tuples_in(data)
-    if deepest <= _SHALLOW:
-        return SafeUnpickler(io.BytesIO(data)).load()
-    found: list[Any] = []
-    failed: list[BaseException] = []
-
-    def load() -> None:
-        try:
-            found.append(SafeUnpickler(io.BytesIO(data)).load())
-        except BaseException as error:
-            failed.append(error)
-
-    with _ONE_AT_A_TIME:
-        before = threading.stack_size((1 << 20) + deepest * _STACK_EACH)
-        try:
-            thread = threading.Thread(target=load)
-            thread.start()
-        finally:
-            threading.stack_size(before)
-    thread.join()
-    if failed:
-        raise failed[0]
-    return found[0]
-
-
-_ONE_AT_A_TIME = threading.Lock()  # the size of new threads' stacks is the process's

@@ -19,7 +19,8 @@ from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
-from ckptconv.backends.stand_ins import Storage, TensorRecord, safe_load
+from ckptconv.backends.stand_ins import Storage, TensorRecord
+from ckptconv.backends.unpickle import safe_load
 from ckptconv.backends.zip_directory import NotAZip, Window, ZipEntry, data_start, read_directory
 from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError

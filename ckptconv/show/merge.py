@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.merge import Merged
 from ckptconv.plan import Plan
 from ckptconv.receipt import receipt
+from ckptconv.show.bar import Bar
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, size
 
@@ -131,16 +128,11 @@ def record(result: Merged) -> dict[str, Any]:
 
 
 class Writing:
-    """The bar while a plan is copied; on no terminal, nothing. Workers report bytes, a bar redraws by itself."""
+    """The bar while a plan is copied, and while it is read again."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._lock = threading.Lock()
-        self._last = 0.0
-        self._done = 0
-        self._begun = 0.0
+        self._bar = Bar(sink, "Writing", names=True)
 
     def start(self, plan: Plan) -> None:
         """Begin to draw, once the plan is known. Anew for each plan."""
@@ -151,50 +143,23 @@ class Writing:
         if tensors is None:
             self._start(plan, "Checking")
             return
-        self._stop()
+        self._bar.end()
         said = f"{files(plan)} read again by safetensors: {tensors:,} tensors are the source's, bit for bit"
         self._sink.phase("Checking", said)
 
     def _start(self, plan: Plan, word: str, said: str = "") -> None:
-        self._stop()
-        self._begun, self._done = time.monotonic(), 0
-        if not self._sink.live:
-            if said:
-                self._sink.phase(word, said)
-            return
-        self._progress = Progress(
-            TextColumn(f"[bold]{word:<9}[/bold]"),
-            TextColumn("{task.fields[file]}", markup=False),
-            BarColumn(24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(compact=True),
-            console=self._sink.err,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=plan.nbytes, file="", rate="")
-        self._progress.start()
+        self._bar.end()
+        self._bar = Bar(self._sink, word, names=True)
+        self._bar.begin(plan.nbytes)
+        if said and not self._sink.live:
+            self._sink.phase(word, said)
 
     def on_bytes(self, nbytes: int, file: str) -> None:
-        """Called by the workers, many times a second; the bar hears of it ten times a second."""
-        with self._lock:
-            self._done += nbytes
-            now = time.monotonic()
-            if self._progress is None or self._task is None or now - self._last < 0.1:
-                return
-            self._last = now
-            rate = f"{size(self._done / max(now - self._begun, 1e-9))}/s"
-            self._progress.update(self._task, completed=self._done, file=file, rate=rate)
+        """Bytes written, or read again, of a file."""
+        self._bar.add(nbytes, file)
 
     def __enter__(self) -> Writing:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def __exit__(self, *_: object) -> None:
+        self._bar.end()

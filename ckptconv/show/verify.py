@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.verify import Difference, Layer, Verified
+from ckptconv.show.bar import Bar
 from ckptconv.show.ranks import colour
 from ckptconv.show.sink import NO, OK, Sink, plain
 from ckptconv.show.units import seconds, shape, size
@@ -177,36 +174,14 @@ def _verdict(found: Verified) -> Text:
 
 
 class Checking:
-    """The bar while values are read; on no terminal, nothing."""
+    """The bar while values are read, and the phases beside it."""
 
     def __init__(self, sink: Sink) -> None:
-        self._lock, self._last, self._begun = threading.Lock(), 0.0, time.monotonic()
-        self._task: TaskID | None = None
-        self._sink = sink
-        self._progress = None
-        if sink.live:
-            self._progress = Progress(
-                TextColumn("[bold]Checking [/bold]"),
-                BarColumn(24),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[rate]}", markup=False),
-                TimeRemainingColumn(compact=True),
-                console=sink.err,
-                transient=True,
-            )
+        self._sink, self._bar = sink, Bar(sink, "Checking")
 
     def on_bytes(self, done: int, total: int) -> None:
         """Called by the workers with bytes read so far and in all."""
-        with self._lock:
-            now = time.monotonic()
-            if self._progress is None or now - self._last < 0.1:
-                return
-            self._last = now
-            if self._task is None:
-                self._progress.start()
-                self._task = self._progress.add_task("", total=total, rate="")
-            rate = f"{size(done / max(now - self._begun, 1e-9))}/s"
-            self._progress.update(self._task, completed=done, total=total, rate=rate)
+        self._bar.at(done, total)
 
     def on_fetch(self, text: str) -> None:
         """A repository is downloaded."""
@@ -214,18 +189,11 @@ class Checking:
 
     def on_phase(self, text: str) -> None:
         """A step of the behaviour layer: loading and running take longer than they show."""
-        self._stop()
+        self._bar.end()
         self._sink.phase("Running", text)
 
     def __enter__(self) -> Checking:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def __exit__(self, *_: object) -> None:
+        self._bar.end()

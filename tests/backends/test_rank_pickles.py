@@ -13,7 +13,7 @@ from helpers import FIXTURES, ROLE
 
 from ckptconv.backends import fsdp_pieces, open_checkpoint, rank_pickles
 from ckptconv.backends.rank_pickles import RankPickles, remembering
-from ckptconv.backends.stand_ins import safe_load
+from ckptconv.backends.unpickle import safe_load
 
 Made = Callable[[str], Path]
 OLD = sorted(folder for folder in FIXTURES.glob("torch_*/*_w*") if any(folder.glob("model_world_size_*.pt")))

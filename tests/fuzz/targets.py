@@ -18,8 +18,9 @@ from ckptconv.backends import json_file, open_checkpoint, torch_bin
 from ckptconv.backends.megatron_glu import settings
 from ckptconv.backends.megatron_lora import lora_settings
 from ckptconv.backends.safetensors_file import read_header
-from ckptconv.backends.stand_ins import TensorRecord, safe_load
+from ckptconv.backends.stand_ins import TensorRecord
 from ckptconv.backends.torch_zip import check_crcs, open_torch_zip
+from ckptconv.backends.unpickle import safe_load
 from ckptconv.backends.weight_files import choose
 from ckptconv.commands.inspect import inspect
 from ckptconv.commands.merge import merge

@@ -21,8 +21,8 @@ from torch_files import (
     torch_file,
 )
 
-from ckptconv.backends.stand_ins import safe_load
 from ckptconv.backends.torch_zip import open_torch_zip
+from ckptconv.backends.unpickle import safe_load
 from ckptconv.errors import CkptconvError
 
 

@@ -21,8 +21,8 @@ from torch_files import (
     view_of_root,
 )
 
-from ckptconv.backends.stand_ins import safe_load
 from ckptconv.backends.torch_zip import open_torch_zip
+from ckptconv.backends.unpickle import safe_load
 from ckptconv.errors import CkptconvError
 
 OUTSIDE: dict[str, tuple[bytes, str]] = {
@@ -156,7 +156,7 @@ def test_huge_sizes_are_refused_within_two_gigabytes() -> None:
     code = (
         "import ast, resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-        "from ckptconv.backends.stand_ins import safe_load\n"
+        "from ckptconv.backends.unpickle import safe_load\n"
         "from ckptconv.errors import CkptconvError\n"
         "for case in ast.literal_eval(sys.argv[1]):\n"
         "    try:\n"
