@@ -75,14 +75,14 @@ audit: $(VENV)/.installed  ## known holes in the versions that are pinned (asks 
 	.cache/audit/bin/pip-audit --strict --no-deps --disable-pip -r .cache/audit/pinned.txt
 
 tables: $(VENV)/.installed  ## regenerate models/*.json from the installed transformers
-	$(BIN)/python -m ckptconv.models.make_facts
-	$(BIN)/python -m ckptconv.models.make_table
+	$(BIN)/python -m tools.make_facts
+	$(BIN)/python -m tools.make_table
 
 screens: demo  ## docs/images/*.svg, drawn by the tool from the demo's checkpoint
 	$(BIN)/python tests/make/screens.py $(DEMO)/run $(DEMO)/model
 
 snapshots: $(VENV)/.installed  ## tests/snapshots/, after a change of a screen that was meant
-	RENEW_SNAPSHOTS=1 $(BIN)/python -m pytest tests/inspect
+	RENEW_SNAPSHOTS=1 $(BIN)/python -m pytest tests/commands/inspect
 
 clean:
 	rm -rf .cache build dist *.egg-info

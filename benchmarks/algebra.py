@@ -12,8 +12,8 @@ from math import isqrt
 from time import perf_counter
 from typing import TypeVar
 
-from ckptconv.ledger import check_balance
-from ckptconv.view import View, cat, check_tiling, narrow, permute, place, split, stored, unflatten
+from ckptconv.plan.ledger import check_balance
+from ckptconv.tensors.view import View, cat, check_tiling, narrow, permute, place, split, stored, unflatten
 
 T = TypeVar("T")
 FILES = 64

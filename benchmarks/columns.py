@@ -19,9 +19,9 @@ import numpy as np
 import xxhash
 
 from ckptconv.compute import Block
-from ckptconv.dtypes import itemsize, to_numpy
-from ckptconv.read import Reader, raw_dtype
-from ckptconv.view import View, cat, narrow, permute, place, split, stack, stored, unflatten
+from ckptconv.read.reader import Reader, raw_dtype
+from ckptconv.tensors.dtypes import itemsize, to_numpy
+from ckptconv.tensors.view import View, cat, narrow, permute, place, split, stack, stored, unflatten
 
 BLOCK = 4 << 20
 SCRATCH = 8 << 20

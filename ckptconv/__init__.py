@@ -14,8 +14,8 @@ from ckptconv.version import __version__
 
 if TYPE_CHECKING:
     from ckptconv.commands.inspect import inspect
-    from ckptconv.commands.merge import merge
-    from ckptconv.commands.push import push
+    from ckptconv.commands.merge.run import merge
+    from ckptconv.commands.push.run import push
     from ckptconv.commands.verify import verify
     from ckptconv.lazy import open
 
@@ -24,9 +24,9 @@ __all__ = ["CkptconvError", "ExitCode", "__version__", "inspect", "merge", "open
 _HOMES = {
     "open": "ckptconv.lazy",
     "inspect": "ckptconv.commands.inspect",
-    "merge": "ckptconv.commands.merge",
+    "merge": "ckptconv.commands.merge.run",
     "verify": "ckptconv.commands.verify",
-    "push": "ckptconv.commands.push",
+    "push": "ckptconv.commands.push.run",
 }
 
 

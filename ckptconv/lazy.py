@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.checkpoint import Checkpoint
-from ckptconv.read import read_numpy
-from ckptconv.view import View
+from ckptconv.read.reader import read_numpy
+from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.view import View
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,23 +8,23 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from ckptconv.backends import huggingface
-from ckptconv.backends.locate import Place, is_step, locate, steps_of
-from ckptconv.checkpoint import Checkpoint
+from ckptconv.backends.huggingface import read as huggingface
+from ckptconv.backends.runs import Place, is_step, locate, steps_of
 from ckptconv.errors import CkptconvError
-from ckptconv.sources import stamps_under
+from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.file_state import stamps_under
 
 # In the order in which their signs are looked for: a trainer's shards come before the Hugging Face files beside them.
-BACKENDS = (
-    "fsdp",
-    "megatron_fsdp",
-    "megatron",
-    "megatron_legacy",
-    "dcp",
-    "deepspeed",
-    "huggingface",
-    "hf_shards",
-)
+BACKENDS = {
+    "fsdp": "fsdp.read",
+    "megatron_fsdp": "megatron.fsdp",
+    "megatron": "megatron.torch_dist",
+    "megatron_legacy": "megatron.rank_files",
+    "dcp": "dcp.read",
+    "deepspeed": "deepspeed.read",
+    "huggingface": "huggingface.read",
+    "hf_shards": "dcp.hf_shards",
+}
 
 
 def open_checkpoint(
@@ -59,7 +59,9 @@ def open_checkpoint(
 
 
 def _modules(backend: str | None) -> list[ModuleType]:
-    return [import_module(f"ckptconv.backends.{name}") for name in ([backend] if backend else BACKENDS)]
+    return [
+        import_module(f"ckptconv.backends.{BACKENDS[name]}") for name in ([backend] if backend else BACKENDS)
+    ]
 
 
 def _other(folder: str | Path, module: ModuleType, first: Place) -> Path:

@@ -139,8 +139,8 @@ def command(
     """
     from ckptconv.cli.merge_steps import every_step
     from ckptconv.cli.push import push_and_show
-    from ckptconv.commands.merge import Events, merge
-    from ckptconv.commands.push import check_push
+    from ckptconv.commands.merge.run import Events, merge
+    from ckptconv.commands.push.run import check_push
     from ckptconv.errors import CkptconvError
     from ckptconv.plan import Options
     from ckptconv.show import merge as show

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ckptconv.commands.merge_steps import Step, merge_steps
+from ckptconv.commands.merge.steps import Step, merge_steps
 from ckptconv.errors import CkptconvError
 from ckptconv.show import merge as show
 from ckptconv.show.sink import Sink, plain

@@ -76,7 +76,7 @@ def push_and_show(
     sink: Sink, folder: Path, repo: str, merged: dict[str, Any] | None = None, **options: Any
 ) -> None:
     """Push and show the result; `merge --push` ends here too. merged: its record, for one JSON document of both."""
-    from ckptconv.commands.push import push
+    from ckptconv.commands.push.run import push
     from ckptconv.show import push as show
 
     result = push(folder, repo, on_progress=show.listener(sink), bars=sink.live, **options)

@@ -6,11 +6,11 @@ import numpy as np
 
 from ckptconv.compute.rows import rows_of
 from ckptconv.compute.sources import Source
-from ckptconv.dtypes import to_numpy
 from ckptconv.errors import CkptconvError
-from ckptconv.gather import Cast
-from ckptconv.read import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype
-from ckptconv.view import View
+from ckptconv.read.gather import Cast
+from ckptconv.read.reader import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype
+from ckptconv.tensors.dtypes import to_numpy
+from ckptconv.tensors.view import View
 
 __all__ = ["CAST_BLOCK", "Block"]
 

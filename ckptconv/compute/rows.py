@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ckptconv.compute.sources import Added, Computed, Decomposed, Floats, Fuse, Shift
-from ckptconv.dtypes import to_numpy
-from ckptconv.read import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype, read_numpy
-from ckptconv.view import View, select
+from ckptconv.read.reader import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype, read_numpy
+from ckptconv.tensors.dtypes import to_numpy
+from ckptconv.tensors.view import View, select
 
 
 def rows_of(source: Computed, base: Prepared) -> Rows:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptconv.view import Shape, View
+from ckptconv.tensors.view import Shape, View
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from ckptconv.compute import views_of
-from ckptconv.copy import Copied, copy, finished, hand_over
+from ckptconv.copy.run import Copied, copy, finished, hand_over
 from ckptconv.errors import CkptconvError
-from ckptconv.layout import OutFile
 from ckptconv.plan import Plan
-from ckptconv.target import stamp_of
+from ckptconv.plan.shards import OutFile
+from ckptconv.publish.target import stamp_of
 
 _MODEL = "model"  # an attempt's own work folder, in the attempt's folder
 _SAID = "bytes"  # the file in which an attempt says how far it is

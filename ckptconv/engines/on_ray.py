@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ckptconv.copy import Copied, buffer_memory, finished
+from ckptconv.copy.run import Copied, buffer_memory, finished
 from ckptconv.engines import job
 from ckptconv.errors import CkptconvError
-from ckptconv.layout import OutFile
 from ckptconv.plan import Plan
+from ckptconv.plan.shards import OutFile
 from ckptconv.version import __version__
 
 PATIENCE = 10.0  # seconds for a file system to show what another machine wrote

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.huggingface import NAME, assemble
-from ckptconv.backends.json_file import read_table
-from ckptconv.backends.locate import Place
-from ckptconv.backends.weight_files import CONFIG, SMALL, Chosen, beside, choose
-from ckptconv.checkpoint import Checkpoint
+from ckptconv.backends.huggingface.read import NAME, assemble
+from ckptconv.backends.huggingface.weight_files import CONFIG, SMALL, Chosen, beside, choose
+from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_table
 from ckptconv.hub.fetch import download, local_or_hub
 from ckptconv.hub.headers import headers
 from ckptconv.hub.names import RepoName, repo_of
 from ckptconv.hub.quiet import quiet
 from ckptconv.hub.reading import Listing, is_offline, listing
+from ckptconv.tensors.checkpoint import Checkpoint
 
 
 def open_local_or_hub(path: str | Path, revision: str | None = None, **how: Any) -> Checkpoint:

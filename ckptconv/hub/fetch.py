@@ -6,12 +6,12 @@ import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ckptconv import assets
-from ckptconv.backends.weight_files import INDEXES, SMALL, Chosen, choose
+from ckptconv.backends.huggingface.weight_files import INDEXES, SMALL, Chosen, choose
 from ckptconv.errors import CkptconvError
 from ckptconv.hub.names import RepoName, repo_of
 from ckptconv.hub.quiet import quiet
 from ckptconv.hub.reading import Listing, asked, is_offline, listing, not_in_cache
+from ckptconv.publish import assets
 
 Say = Callable[[str], None]
 _RECEIPT = "ckptconv.json"  # whose hashes `verify` compares

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ckptconv.backends.huggingface import Opened
-from ckptconv.backends.safetensors_file import LENGTH, header_length, parse_header
+from ckptconv.backends.huggingface.read import Opened
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.safetensors import LENGTH, header_length, parse_header
 from ckptconv.hub.reading import Listing, asked
 
 _AT_ONCE = 8

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts
-from ckptconv.view import Shape
+from ckptconv.tensors.view import Shape
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")

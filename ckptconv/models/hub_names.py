@@ -16,7 +16,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.models.operations import layouts_of, readable, targets_of
 from ckptconv.models.rules import Piece, to_hub_layout
 from ckptconv.models.table import Config, TableRule, rules_of
-from ckptconv.view import Shape
+from ckptconv.tensors.view import Shape
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 

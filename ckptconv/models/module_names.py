@@ -17,7 +17,7 @@ from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.operations import layouts_of, readable, targets_of
 from ckptconv.models.rules import Piece, to_trained_layout
 from ckptconv.models.table import Config, TableRule, rules_of
-from ckptconv.view import stored
+from ckptconv.tensors.view import stored
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 _HINT = "leave --layout module away, and let transformers load the folder"

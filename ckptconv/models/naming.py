@@ -8,7 +8,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.models import hub_names, megatron, module_names, torchtitan
 from ckptconv.models.hub_names import Named, Renamed
-from ckptconv.view import View
+from ckptconv.tensors.view import View
 
 
 def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any, Generic, Protocol, TypeVar
 
 from ckptconv.errors import CkptconvError
-from ckptconv.view import Shape, View, cat, narrow, permute, split, stack, unbind, unflatten
+from ckptconv.tensors.view import Shape, View, cat, narrow, permute, split, stack, unbind, unflatten
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 

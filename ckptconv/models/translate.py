@@ -12,7 +12,7 @@ from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family, Rule, text_of
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.rules import Piece, Pieces, to_hub_layout, to_trained_layout
-from ckptconv.view import View, narrow
+from ckptconv.tensors.view import View, narrow
 
 T = TypeVar("T")
 F = TypeVar("F")

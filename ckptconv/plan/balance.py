@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from ckptconv import ledger
 from ckptconv.compute import views_of
 from ckptconv.errors import CkptconvError
+from ckptconv.plan import ledger
 from ckptconv.plan.records import Dropped, Output
-from ckptconv.tiling import check_tiling
-from ckptconv.view import View
+from ckptconv.tensors.tiling import check_tiling
+from ckptconv.tensors.view import View
 
 
 def balance(

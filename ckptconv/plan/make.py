@@ -8,20 +8,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckptconv import dtype_policy, layout
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.compute import Shift, views_of
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, lora, mtp
 from ckptconv.models.config import check_fit, corrected
 from ckptconv.models.naming import to_hub, to_module
 from ckptconv.models.unwrap import unwrap
-from ckptconv.plan import lora as updates
-from ckptconv.plan import placing
+from ckptconv.plan import adapter as updates
+from ckptconv.plan import dtype_policy, placing, shards
 from ckptconv.plan.balance import balance
 from ckptconv.plan.records import ADAPTER_FOLDER, Dropped, Filled, Options, Output, Plan
 from ckptconv.plan.tied import take_apart, tie
-from ckptconv.view import View
+from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.view import View
 
 
 def make_plan(
@@ -57,7 +56,7 @@ class _Draft:
         self.mode = updates.mode_of(self._parts, self._meta, options, base, self._notes)
         replaced = "replaced by its trained copy (modules_to_save)"
         self.outputs: dict[str, Output] = {}
-        self._files: tuple[layout.OutFile, ...] = ()
+        self._files: tuple[shards.OutFile, ...] = ()
         self._texts: dict[str, Any] = {}
         self._dropped = _replicas(checkpoint)
         self._dropped += [Dropped(name, view.nbytes, replaced, view) for name, view in self._parts.replaced]
@@ -101,7 +100,7 @@ class _Draft:
                 self._notes,
             )
         if self.outputs:
-            self._files = layout.shards(self.outputs, options.max_shard_size)
+            self._files = shards.shards(self.outputs, options.max_shard_size)
 
     def add_adapter(self) -> None:
         """The LoRA factors as PEFT keeps them; in a folder of their own where the model is written too."""
@@ -115,7 +114,7 @@ class _Draft:
         self._texts[f"{folder}adapter_config.json"] = lora.adapter_config(
             placement.placed, self._parts, self._meta, self._options.lora_alpha, config
         )
-        self._files += (layout.out_file(f"{folder}adapter_model.safetensors", adapter),)
+        self._files += (shards.out_file(f"{folder}adapter_model.safetensors", adapter),)
         self.outputs.update(adapter)
         if self.mode == "adapter":
             for name, view in self._parts.weights.items():

@@ -11,7 +11,7 @@ from ckptconv.models import hub_names, lora, megatron
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.naming import to_hub
 from ckptconv.plan.records import Filled
-from ckptconv.view import View
+from ckptconv.tensors.view import View
 
 Config = Mapping[str, Any]
 Fits = Callable[[lora.Placed], bool]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from ckptconv import layout
-from ckptconv.checkpoint import Checkpoint, starred
 from ckptconv.compute import Source
-from ckptconv.dtypes import itemsize
-from ckptconv.view import Shape, View
+from ckptconv.plan import shards
+from ckptconv.tensors.checkpoint import Checkpoint, starred
+from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.view import Shape, View
 
 ADAPTER_FOLDER = "lora_adapter"
 
@@ -72,7 +72,7 @@ class Plan:
     outputs: dict[
         str, Output
     ]  # by tensor name; an adapter beside the model has "lora_adapter/" before its names
-    files: tuple[layout.OutFile, ...]
+    files: tuple[shards.OutFile, ...]
     dropped: tuple[Dropped, ...]
     config: dict[str, Any] | None
     texts: dict[str, Any] = field(default_factory=dict)

@@ -10,8 +10,8 @@ from typing import Any
 
 from ckptconv.models import facts
 from ckptconv.plan.records import Filled
-from ckptconv.read import same_values
-from ckptconv.view import View
+from ckptconv.read.reader import same_values
+from ckptconv.tensors.view import View
 
 _HEAD = "lm_head.weight"
 _Dropped = list[tuple[str, View, str]]

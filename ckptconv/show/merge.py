@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ckptconv.commands.merge import Merged
+from ckptconv.commands.merge.run import Merged
 from ckptconv.plan import Plan
-from ckptconv.receipt import receipt
+from ckptconv.publish.receipt import receipt
 from ckptconv.show.bar import Bar
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, size

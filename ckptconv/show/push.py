@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ckptconv.commands.push import Pushed
+from ckptconv.commands.push.run import Pushed
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import size
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import assert_equal, assert_one_error, cli, largest_difference, opened, tensors
+from support.helpers import assert_equal, assert_one_error, cli, largest_difference, opened, tensors
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint

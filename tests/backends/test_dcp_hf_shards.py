@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import assert_equal, opened, tensors
+from support.helpers import assert_equal, opened, tensors
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint

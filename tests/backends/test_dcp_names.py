@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ckptconv.backends.dcp_names import Chosen, choose_model
+from ckptconv.backends.dcp.names import Chosen, choose_model
 from ckptconv.errors import CkptconvError
 
 CAUSAL = (

@@ -7,7 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import FIXTURES, Tensors, assert_equal, cast, cli, opened, parse, state, tensors, unpacked
+from support.helpers import (
+    FIXTURES,
+    Tensors,
+    assert_equal,
+    cast,
+    cli,
+    opened,
+    parse,
+    state,
+    tensors,
+    unpacked,
+)
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint

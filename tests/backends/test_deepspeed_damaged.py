@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import assert_one_error, cli, opened, unpacked
+from support.helpers import assert_one_error, cli, opened, unpacked
 
 from ckptconv import CkptconvError
 from ckptconv.backends import open_checkpoint

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import (
+from support.helpers import (
     FIXTURES,
     ROLE,
     VARIANTS,
@@ -20,8 +20,8 @@ from helpers import (
 )
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.checkpoint import Mesh
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.checkpoint import Mesh
 
 Made = Callable[[str], Path]
 

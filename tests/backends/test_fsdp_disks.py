@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import (
+from support.helpers import (
     FIXTURES,
     ROLE,
     assert_equal,

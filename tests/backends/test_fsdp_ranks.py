@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import (
+from support.helpers import (
     ROLE,
     assert_equal,
     edit_json,

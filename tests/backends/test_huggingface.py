@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, assert_one_error, cli, opened, parse, tensors
 from make.hf import model_of, save_bin
+from support.helpers import assert_equal, assert_one_error, cli, opened, parse, tensors
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint

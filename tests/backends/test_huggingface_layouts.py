@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, assert_one_error, cast, cli, edit_json, tensors
 from make.hf import MOE, model_of, save_bin
 from safetensors.torch import save_file
+from support.helpers import assert_equal, assert_one_error, cast, cli, edit_json, tensors
 
 from ckptconv import merge
 

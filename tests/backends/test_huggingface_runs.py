@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_equal, assert_one_error, cli, opened, tensors
 from make.hf import MOE, accelerated, model_of, save_bin, trained
+from support.helpers import assert_equal, assert_one_error, cli, opened, tensors
 
 from ckptconv import merge
 from ckptconv.backends import open_checkpoint

@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
-from helpers import FIXTURES, unpacked
 from safetensors.numpy import load_file
+from support.helpers import FIXTURES, unpacked
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint
@@ -20,7 +20,7 @@ from ckptconv.models.family import Family
 from ckptconv.models.megatron import family_of
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.models.translate import to_hub, to_trained
-from ckptconv.read import read_numpy
+from ckptconv.read.reader import read_numpy
 
 CASES = sorted(path.name.removesuffix(".tar.xz") for path in (FIXTURES / "megatron").glob("*.tar.xz"))
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -9,11 +9,12 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import pytest
-from helpers import unpacked
 from safetensors.numpy import load_file
+from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
-from ckptconv.backends import megatron_legacy, open_checkpoint
+from ckptconv.backends import open_checkpoint
+from ckptconv.backends.megatron import rank_files as megatron_legacy
 
 # case -> over how many of its two TP ranks an expert is cut
 CASES = {"mixtral_mlm_legacy": 2, "qwen3_moe_etp1_mlm_legacy": 1}

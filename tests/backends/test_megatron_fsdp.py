@@ -11,12 +11,12 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
-from helpers import FIXTURES, unpacked
 from safetensors.numpy import load_file
+from support.helpers import FIXTURES, unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.view import narrow
+from ckptconv.tensors.view import narrow
 
 CASES = sorted(path.name.removesuffix(".tar.xz") for path in (FIXTURES / "megatron_fsdp").glob("*.tar.xz"))
 EXPERTS = "qwen3_moe_fsdp_ep2"

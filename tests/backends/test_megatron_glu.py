@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
-from helpers import unpacked
 from safetensors.numpy import load_file
+from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint

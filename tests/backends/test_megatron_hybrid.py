@@ -9,15 +9,15 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
-from helpers import tensors, unpacked
 from safetensors.numpy import load_file
+from support.helpers import tensors, unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
 from ckptconv.compute import Block, Shift
 from ckptconv.models import megatron, translate
-from ckptconv.read import Reader, read_numpy
-from ckptconv.view import View, stored
+from ckptconv.read.reader import Reader, read_numpy
+from ckptconv.tensors.view import View, stored
 
 NATIVE = ("qwen3_next_mb", "qwen3_next_mtp_mb")
 MCORE_BRIDGE = ("qwen3_next_mcb", "qwen3_next_mtp_mcb")

@@ -11,17 +11,17 @@ import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
 import torch
-from helpers import unpacked
 from safetensors.torch import load_file
+from support.helpers import unpacked
 from transformers import AutoModelForCausalLM
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.megatron_names import canonical as canonical_names
-from ckptconv.checkpoint import StoredTensor
+from ckptconv.backends.megatron.names import canonical as canonical_names
 from ckptconv.models import lora
 from ckptconv.models.megatron import to_hub
-from ckptconv.view import stored
+from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.view import stored
 
 CASES = ("lora_mb", "lora_mlm_legacy", "lora_v2")
 ALPHA = 6
@@ -174,7 +174,7 @@ def test_canonical_adapters_for_a_part_are_refused() -> None:
 
 def test_canonical_gate_and_up_of_several_ranks_are_refused() -> None:
     """Their rows are saved as a fused weight's: first halves of all ranks, then second halves."""
-    from ckptconv.view import cat
+    from ckptconv.tensors.view import cat
 
     views = {
         n: stored("file", 0, s, "uint8") for n, s in canonical("mlp.linear_fc1", {"gate": 8, "up": 8}).items()

@@ -9,12 +9,12 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
-from helpers import cli, tensors, unpacked
 from safetensors.numpy import load_file
+from support.helpers import cli, tensors, unpacked
 
 from ckptconv import merge, verify
 from ckptconv.backends import open_checkpoint
-from ckptconv.read import read_numpy, same_values
+from ckptconv.read.reader import read_numpy, same_values
 
 CASES = {
     "deepseek_v3_mtp_mcb": "model.layers.2.",

@@ -10,16 +10,16 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - numpy learns bfloat16
 import numpy as np
 import pytest
-from helpers import FIXTURES, cli, edit_json, tensors, unpacked
 from safetensors.numpy import load_file
+from support.helpers import FIXTURES, cli, edit_json, tensors, unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.megatron_names import canonical
-from ckptconv.checkpoint import StoredTensor
+from ckptconv.backends.megatron.names import canonical
 from ckptconv.models import megatron, translate
-from ckptconv.read import read_numpy
-from ckptconv.view import View, narrow, stored
+from ckptconv.read.reader import read_numpy
+from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.view import View, narrow, stored
 
 CASES = sorted(path.name.removesuffix(".tar.xz") for path in (FIXTURES / "megatron").glob("*_vl_*.tar.xz"))
 

@@ -10,14 +10,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import unpacked
 from safetensors.numpy import load_file
+from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
 from ckptconv.models.torchtitan import FAMILIES, family_of, speaks, to_hub, to_trained
 from ckptconv.models.torchtitan.verbs import EARLIER
-from ckptconv.read import read_numpy
+from ckptconv.read.reader import read_numpy
 
 CASES = (
     "0_3/llama",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import (
+from support.helpers import (
     ROLE,
     cli,
     command,
@@ -54,8 +54,8 @@ def test_exit_code_2_is_could_not_answer(tmp_path: Path) -> None:
 
 STOPPED = """
 import os, signal, sys
-from ckptconv.commands.merge import merge  # noqa: F401 - the package's `merge` is the function
-module = sys.modules["ckptconv.commands.merge"]
+from ckptconv.commands.merge.run import merge  # noqa: F401 - the package's `merge` is the function
+module = sys.modules["ckptconv.commands.merge.run"]
 from ckptconv.__main__ import main
 def stop(*_):
     signal.raise_signal(getattr(signal, os.environ["STOP"]))

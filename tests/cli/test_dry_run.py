@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers import (
+from support.helpers import (
     ROLE,
     assert_equal,
     cast,

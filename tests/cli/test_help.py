@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import typer
-from helpers import (
+from support.helpers import (
     cli,
     process,
 )

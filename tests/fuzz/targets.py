@@ -11,20 +11,22 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import FIXTURES, unpacked
+from support.helpers import FIXTURES, unpacked
 
-from ckptconv import assets
-from ckptconv.backends import json_file, open_checkpoint, torch_bin
-from ckptconv.backends.megatron_glu import settings
-from ckptconv.backends.megatron_lora import lora_settings
-from ckptconv.backends.safetensors_file import read_header
-from ckptconv.backends.stand_ins import TensorRecord
-from ckptconv.backends.torch_zip import check_crcs, open_torch_zip
-from ckptconv.backends.unpickle import safe_load
-from ckptconv.backends.weight_files import choose
+from ckptconv.backends import open_checkpoint
+from ckptconv.backends.huggingface import torch_bin
+from ckptconv.backends.huggingface.weight_files import choose
+from ckptconv.backends.megatron.glu import settings
+from ckptconv.backends.megatron.lora import lora_settings
 from ckptconv.commands.inspect import inspect
-from ckptconv.commands.merge import merge
-from ckptconv.read import read_numpy
+from ckptconv.commands.merge.run import merge
+from ckptconv.formats import json as json_file
+from ckptconv.formats.safetensors import read_header
+from ckptconv.formats.stand_ins import TensorRecord
+from ckptconv.formats.torch_zip import check_crcs, open_torch_zip
+from ckptconv.formats.unpickle import safe_load
+from ckptconv.publish import assets
+from ckptconv.read.reader import read_numpy
 
 from . import mutate, seeds
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bad_tools import refused
-from helpers import (
+from support.bad_tools import refused
+from support.helpers import (
     ROLE,
     assert_one_error,
     cli,
@@ -21,7 +21,7 @@ from helpers import (
     state,
 )
 
-from ckptconv.commands.merge import Events, merge
+from ckptconv.commands.merge.run import Events, merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from bad_tools import refused
-from helpers import (
+from support.bad_tools import refused
+from support.helpers import (
     ROLE,
     assert_equal,
     assert_one_error,

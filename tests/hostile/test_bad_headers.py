@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import cli
+from support.helpers import cli
 
-from ckptconv import assets
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.json_file import read_table
-from ckptconv.backends.safetensors_file import read_header
 from ckptconv.errors import CkptconvError
-from ckptconv.json_text import parse_json, read_json
+from ckptconv.formats.json import parse_json, read_json, read_table
+from ckptconv.formats.safetensors import read_header
+from ckptconv.publish import assets
 
 
 def a_file(path: Path, header: object, data: int = 24) -> Path:

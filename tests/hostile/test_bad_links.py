@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bad_tools import refused
-from helpers import ROLE, assert_one_error, cli, own_copy, rank_file
+from support.bad_tools import refused
+from support.helpers import ROLE, assert_one_error, cli, own_copy, rank_file
 
-from ckptconv import assets
-from ckptconv.backends.safetensors_file import read_header
-from ckptconv.backends.torch_zip import check_crcs, open_torch_zip
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.safetensors import read_header
+from ckptconv.formats.torch_zip import check_crcs, open_torch_zip
+from ckptconv.publish import assets
 
 Made = Callable[[str], Path]
 SECRET = "a secret of this machine"

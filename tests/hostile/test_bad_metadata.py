@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from support.torch_files import call, name, text
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
-from torch_files import call, name, text
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.bounds import check_ranks, is_file_name, is_shape
 from ckptconv.errors import CkptconvError
-from ckptconv.read import read_numpy
+from ckptconv.formats.bounds import check_ranks, is_file_name, is_shape
+from ckptconv.read.reader import read_numpy
 
 KEY = "model.layers.0.w"
 Change = Callable[[Metadata], object]

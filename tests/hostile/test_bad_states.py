@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import edit_config, own_copy, rank_file
+from support.helpers import edit_config, own_copy, rank_file
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.locate import locate
-from ckptconv.backends.megatron_glu import settings
-from ckptconv.backends.megatron_lora import lora_settings
+from ckptconv.backends.megatron.glu import settings
+from ckptconv.backends.megatron.lora import lora_settings
+from ckptconv.backends.runs import locate
 from ckptconv.commands.inspect import inspect
-from ckptconv.commands.merge import merge
-from ckptconv.commands.merge_steps import merge_steps
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.merge.steps import merge_steps
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import (
+from support.helpers import (
     ROLE,
     assert_equal,
     assert_one_error,
@@ -25,7 +25,7 @@ from helpers import (
     tensors,
 )
 
-from ckptconv.commands.merge import Events, merge
+from ckptconv.commands.merge.run import Events, merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]

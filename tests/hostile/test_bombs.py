@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch_files import (
+from support.torch_files import (
     assert_unharmed,
     call,
     name,
@@ -21,9 +21,9 @@ from torch_files import (
     torch_file,
 )
 
-from ckptconv.backends.torch_zip import open_torch_zip
-from ckptconv.backends.unpickle import safe_load
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.formats.unpickle import safe_load
 
 
 class Bomb:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_files import (
+from support.torch_files import (
     rebuilt,
     refusal,
     same_bits,
@@ -23,10 +23,10 @@ from torch_files import (
     torch_file,
 )
 
-from ckptconv.backends.stand_ins import TensorRecord
-from ckptconv.backends.torch_zip import check_crcs, open_torch_zip, torch_zip_at
 from ckptconv.errors import CkptconvError
-from ckptconv.read import read_numpy
+from ckptconv.formats.stand_ins import TensorRecord
+from ckptconv.formats.torch_zip import check_crcs, open_torch_zip, torch_zip_at
+from ckptconv.read.reader import read_numpy
 
 
 @pytest.fixture

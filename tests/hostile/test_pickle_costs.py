@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch_files import name, numbers, rebuilt, storage, text, torch_file
+from support.torch_files import name, numbers, rebuilt, storage, text, torch_file
 
-from ckptconv.backends.pickle_scan import check_pickle
-from ckptconv.backends.torch_zip import open_torch_zip
-from ckptconv.backends.unpickle import safe_load
 from ckptconv.errors import CkptconvError, brief
+from ckptconv.formats.pickle_scan import check_pickle
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.formats.unpickle import safe_load
 
 MANY = 200_000
 GET, TWICE = b"h\x00", b"h\x00h\x00"
@@ -58,7 +58,7 @@ def in_a_process(cases: list[bytes], tmp_path: Path, seconds: int = 60) -> tuple
         (tmp_path / str(number)).write_bytes(case)
     code = (
         "import pathlib, sys\n"
-        "from ckptconv.backends.unpickle import safe_load\n"
+        "from ckptconv.formats.unpickle import safe_load\n"
         "from ckptconv.errors import CkptconvError\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir(), key=lambda path: int(path.name)):\n"
         "    try:\n"

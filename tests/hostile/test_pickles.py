@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch_files import (
+from support.torch_files import (
     assert_unharmed,
     call,
     name,
@@ -21,9 +21,9 @@ from torch_files import (
     view_of_root,
 )
 
-from ckptconv.backends.torch_zip import open_torch_zip
-from ckptconv.backends.unpickle import safe_load
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.formats.unpickle import safe_load
 
 OUTSIDE: dict[str, tuple[bytes, str]] = {
     "one element too many": (rebuilt(storage(), b"K\x01", numbers(12), numbers(1)), "reaches outside"),
@@ -156,7 +156,7 @@ def test_huge_sizes_are_refused_within_two_gigabytes() -> None:
     code = (
         "import ast, resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-        "from ckptconv.backends.unpickle import safe_load\n"
+        "from ckptconv.formats.unpickle import safe_load\n"
         "from ckptconv.errors import CkptconvError\n"
         "for case in ast.literal_eval(sys.argv[1]):\n"
         "    try:\n"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROLE, cli, edit_config, own_copy, rank_file, save_ws1
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from support.helpers import ROLE, cli, edit_config, own_copy, rank_file, save_ws1
 
 from ckptconv.errors import CkptconvError
 from ckptconv.show.sink import Sink, printable

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import (
+from support.helpers import (
     FIXTURES,
     ROLE,
     assert_equal,
@@ -19,9 +19,9 @@ from helpers import (
     own_copy,
     tensors,
 )
-from lora_tools import CLOSE, META, bare
+from support.lora_tools import CLOSE, META, bare
 
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ckptconv.compute import Added, Block, Computed, Decomposed, Fuse
-from ckptconv.copy import HASH_BLOCK
-from ckptconv.read import Reader
-from ckptconv.view import View, permute, split, stored, unflatten
+from ckptconv.copy.run import HASH_BLOCK
+from ckptconv.read.reader import Reader
+from ckptconv.tensors.view import View, permute, split, stored, unflatten
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import (
+from support.helpers import (
     Tensors,
     assert_equal,
     largest_difference,
@@ -18,9 +18,9 @@ from helpers import (
     save_ws1,
     tensors,
 )
-from lora_tools import META
+from support.lora_tools import META
 
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]

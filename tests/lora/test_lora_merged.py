@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import (
+from support.helpers import (
     FIXTURES,
     assert_equal,
     cast,
     largest_difference,
     tensors,
 )
-from lora_tools import CLOSE, bare
+from support.lora_tools import CLOSE, bare
 
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 
 Made = Callable[[str], Path]
 

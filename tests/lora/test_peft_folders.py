@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import peft_models as models
 import pytest
+import support.peft_models as models
 import torch
-from helpers import cli, edit_json
 from safetensors.torch import load_file, save_file
+from support.helpers import cli, edit_json
 from transformers import AutoModelForCausalLM
 
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
 
 FORMS: dict[str, dict[str, Any]] = {

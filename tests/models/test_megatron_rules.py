@@ -17,8 +17,8 @@ from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Grouped, Turned, Ungrouped
 from ckptconv.models.translate import to_hub, to_trained
-from ckptconv.read import read_numpy
-from ckptconv.view import View, stored
+from ckptconv.read.reader import read_numpy
+from ckptconv.tensors.view import View, stored
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SIZES = (2, 3, 4, 5, 6, 7)  # of what a config counts: no two of them are equal

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from more_models import ALL, built
+from support.more_models import ALL, built
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models.hub_names import to_hub
 from ckptconv.models.module_names import _ONE_WAY, form, to_module
 from ckptconv.models.naming import to_hub as named
-from ckptconv.view import View, stored
+from ckptconv.tensors.view import View, stored
 
 DEEPSEEK = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}
 TURNED = "qwen3_vl_moe"  # its experts lie turned in some folders, and no name says in which
@@ -44,7 +44,7 @@ def test_hub_tensors_become_what_the_module_holds(model_type: str, tmp_path: Pat
 
 @pytest.mark.skipif(not os.environ.get("CKPTCONV_SLOW"), reason="builds 1,900 model classes: CKPTCONV_SLOW=1")
 def test_the_form_of_every_model_class_is_told_and_the_way_back_is_right_or_refused() -> None:
-    from ckptconv.models import make_table
+    from tools import make_table
 
     checked = 0
     for cls in make_table._model_classes():

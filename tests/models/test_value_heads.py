@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from helpers import FIXTURES, cli, unpacked
+from support.helpers import FIXTURES, cli, unpacked
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.checkpoint import StoredTensor
-from ckptconv.commands.merge import plan_for
+from ckptconv.commands.merge.run import plan_for
 from ckptconv.models import facts
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.plan import Options
-from ckptconv.view import narrow
+from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.view import narrow
 
 
 def config(case: str) -> dict[str, Any]:

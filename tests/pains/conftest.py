@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import (
+from support.helpers import (
     Tensors,
     tensors,
 )
 
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import (
+from support.helpers import (
     FIXTURES,
     ROLE,
     VARIANTS,
@@ -28,7 +28,7 @@ from helpers import (
 )
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 
 Made = Callable[[str], Path]
 Merged = Callable[..., Tensors]
@@ -48,7 +48,7 @@ def test_rank_files_scattered_over_nodes(made: Made, tmp_path: Path) -> None:
 
 RSS = """
 import sys
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 done = merge(sys.argv[1], sys.argv[2], max_memory=64 << 20)
 assert not {"torch", "transformers", "verl"} & set(sys.modules), sorted(sys.modules)
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM")) if sys.platform == "linux" else ("0 0",)

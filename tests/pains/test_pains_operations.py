@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import (
+from support.helpers import (
     LORA,
     ROLE,
     VARIANTS,
@@ -23,7 +23,7 @@ from helpers import (
     tensors,
 )
 
-from ckptconv.commands.merge import Events, merge
+from ckptconv.commands.merge.run import Events, merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]

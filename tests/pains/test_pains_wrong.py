@@ -5,7 +5,7 @@
 | tests/backends/test_megatron.py | experts of EP > 1 not gathered; vocab padding left in, or cut below the tokenizer; |
 | | router bias truncated to bf16; MTP layers lost; Megatron VLMs; v1/v2 folders; torch_dist without the args |
 | DCP, DeepSpeed | layout drift of their own; classes in pickles that moved (Megatron's args) |
-| tests/test_push.py | uploads that cannot resume |
+| tests/commands/push/test_push.py | uploads that cannot resume |
 | benchmarks/ | slow, single-threaded consolidation; host out of memory, at the size of real models |
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import (
+from support.helpers import (
     ROLE,
     Tensors,
     assert_equal,
@@ -33,7 +33,7 @@ from helpers import (
 )
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.commands.merge import merge
+from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]
@@ -129,7 +129,7 @@ def test_uneven_shards_keep_every_row(made: Made, variant: str, merged: Merged) 
 
 def test_3584_rows_over_24_ranks(tmp_path: Path) -> None:
     """uneven shards (3600 vs 3584 at 24 ranks): ceil(3584 / 24) = 150, so that the last rank has 134."""
-    from ckptconv.backends.sharding import Placement, local_box
+    from ckptconv.backends.fsdp.sharding import Placement, local_box
 
     boxes = [local_box((3584, 5), (24,), (rank,), (Placement("Shard", 0),), ()) for rank in range(24)]
     assert [box.sizes[0] for box in boxes] == [150] * 23 + [134]

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disks import ext4, fill, tmpfs
-from helpers import ROLE, assert_one_error, own_copy, save_ws1, state, unpacked
-from killing import CHANGES
-from shim import SHARDS, Paused, faults, points, run
+from support.disks import ext4, fill, tmpfs
+from support.helpers import ROLE, assert_one_error, own_copy, save_ws1, state, unpacked
+from support.killing import CHANGES
+from support.shim import SHARDS, Paused, faults, points, run
 
 Made = Callable[[str], Path]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import FIXTURES, ROLE, save_ws1, state, unpacked
-from killing import CHANGES, Tally, again, make_case, survive
-from shim import KILLS, SEED, faults, run
+from support.helpers import FIXTURES, ROLE, save_ws1, state, unpacked
+from support.killing import CHANGES, Tally, again, make_case, survive
+from support.shim import KILLS, SEED, faults, run
 
 Made = Callable[[str], Path]
 

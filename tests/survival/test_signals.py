@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import FIXTURES, ROLE, command, environment, state
-from killing import CHANGES
-from shim import LONG, SHARDS, Paused, faults, points, run
+from support.helpers import FIXTURES, ROLE, command, environment, state
+from support.killing import CHANGES
+from support.shim import LONG, SHARDS, Paused, faults, points, run
 
 Made = Callable[[str], Path]
 SAID = "stopped; nothing half-written is left\n"

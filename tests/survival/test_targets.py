@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disks import ext4, tmpfs
-from helpers import ROLE, assert_one_error, command, environment, own_copy, state
-from killing import CHANGES
-from shim import LONG, SHARDS, Paused, faults, finish, run, start
+from support.disks import ext4, tmpfs
+from support.helpers import ROLE, assert_one_error, command, environment, own_copy, state
+from support.killing import CHANGES
+from support.shim import LONG, SHARDS, Paused, faults, finish, run, start
 
 Made = Callable[[str], Path]
 
@@ -82,7 +82,7 @@ def test_overwrite_where_two_folders_cannot_change_places(
 
 SWAP = """
 import os, signal, sys
-import ckptconv.target as room
+import ckptconv.publish.target as room
 from ckptconv.__main__ import main
 room.exchange = lambda a, b: False
 real = os.replace

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends.json_file import read_table
-from ckptconv.backends.stand_ins import Inert
-from ckptconv.backends.torch_zip import open_torch_zip
-from ckptconv.backends.zip_directory import NotAZip, Window, read_directory
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.commands.inspect.records import Evidence
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_table
+from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.formats.zip_directory import NotAZip, Window, read_directory
+from ckptconv.tensors.checkpoint import Checkpoint
 
 _HEAD = 1 << 13  # of a .distcp, which holds an archive for each tensor: the first one
 _SHOWN = 60  # letters of a value

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.models import facts
+from ckptconv.tensors.checkpoint import Checkpoint
 
 _LM = re.compile(r"(?:^|\.)(?:lm_head|output_layer|embed_out)\.weight$|^output\.weight$")
 _VALUE = re.compile(r"(?:^|\.)v_head\.(?:.*\.)?weight$")

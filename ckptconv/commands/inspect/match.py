@@ -11,11 +11,11 @@ from itertools import groupby
 from math import prod
 from typing import Any
 
-from ckptconv.checkpoint import Checkpoint, StoredTensor, starred
 from ckptconv.commands.inspect.records import Match, Part
-from ckptconv.dtypes import itemsize
 from ckptconv.errors import CkptconvError
-from ckptconv.view import Chunk, Shape
+from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor, starred
+from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.view import Chunk, Shape
 
 _GLOB = re.compile(r"[*?\[]")
 _NEAR = 3

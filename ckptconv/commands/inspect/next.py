@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.commands.inspect.records import Next
-from ckptconv.commands.merge import plan_for
-from ckptconv.commands.merge_base import stated_base
+from ckptconv.commands.merge.base import stated_base
+from ckptconv.commands.merge.run import plan_for
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts
 from ckptconv.models.unwrap import unwrap
 from ckptconv.plan import Options, Plan
-from ckptconv.read import same_place
+from ckptconv.read.reader import same_place
+from ckptconv.tensors.checkpoint import Checkpoint
 
 _MANY = 20_000  # slices; a plan of more takes over a second
 

@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.commands.inspect.records import RankMap, Slice
+from ckptconv.tensors.checkpoint import Checkpoint
 
 _BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers?|h|blocks?)\.(?P<number>\d+)(?:\.|$)")
 _MTP = re.compile(r"(?:^|\.)mtp(?:_layers)?\.(?:layers\.)?(?P<number>\d+)?")

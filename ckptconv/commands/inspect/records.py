@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptconv.view import Shape
+from ckptconv.tensors.view import Shape
 
 
 @dataclass(frozen=True, slots=True)

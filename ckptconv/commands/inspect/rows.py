@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from ckptconv.checkpoint import Checkpoint, StoredTensor, starred
 from ckptconv.commands.inspect.records import Match, Node, Row, Slice
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor, starred
 
 T = TypeVar("T")
 _DIGITS = re.compile(r"(\d+)")

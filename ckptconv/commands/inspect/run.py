@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptconv import assets
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.commands.inspect.evidence import evidence_of, step_of
 from ckptconv.commands.inspect.heads import heads_of, lora_of
 from ckptconv.commands.inspect.match import matches_of
@@ -18,6 +16,8 @@ from ckptconv.commands.inspect.rows import ordered, rows_of, slices_of
 from ckptconv.commands.inspect.tree import tree_of
 from ckptconv.hub.checkpoint import open_local_or_hub
 from ckptconv.models.facts import named_architectures
+from ckptconv.publish import assets
+from ckptconv.tensors.checkpoint import Checkpoint
 
 
 def inspect(

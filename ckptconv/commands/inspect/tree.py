@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.commands.inspect.records import Node
 from ckptconv.commands.inspect.rows import natural, ordered
+from ckptconv.tensors.checkpoint import Checkpoint
 
 _Nested = dict[str, Any]
 

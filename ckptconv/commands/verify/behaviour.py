@@ -19,8 +19,8 @@ from typing import Any
 from ckptconv.commands.verify.expected import NotChecked, class_of, first_line, quiet
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
-from ckptconv.dtypes import is_float
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.dtypes import is_float
 
 _ALONE = "transformers loads it, and a forward pass over the prompt gives finite logits"
 _AGAINST = "both models give the same logits, up to rounding, and the same text for the prompt"
@@ -111,7 +111,7 @@ class _Runner:
         if side.is_folder and not side.is_adapter:
             yield side.checkpoint.root
             return
-        from ckptconv.commands.merge import merge
+        from ckptconv.commands.merge.run import merge
         from ckptconv.plan import Options
 
         if side.is_adapter and side.merge_flags.get("base") is None:
@@ -125,7 +125,7 @@ class _Runner:
     def _load(self, folder: Path, side: Side) -> tuple[Any, tuple[str, ...]]:
         import transformers
 
-        from ckptconv import assets
+        from ckptconv.publish import assets
 
         config = assets.read_config(folder) or side.config or {}
         if config.get("quantization_config"):

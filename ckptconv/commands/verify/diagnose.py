@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ckptconv import workers as threads
 from ckptconv.commands.verify.orders import Place, Run, describe, rotary, runs_of
 from ckptconv.commands.verify.values import Task, few
 from ckptconv.compute import Block
-from ckptconv.dtypes import itemsize
-from ckptconv.holders import Part
 from ckptconv.plan import Output
-from ckptconv.read import Array, Reader, raw_dtype
+from ckptconv.read import workers as threads
+from ckptconv.read.reader import Array, Reader, raw_dtype
+from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.holders import Part
 
 _TILE = 1 << 19  # bytes; four times that as 64-bit numbers
 _SCRATCH = 8 << 20

@@ -16,7 +16,7 @@ from ckptconv.commands.verify.records import Problem
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, mtp
 from ckptconv.models.hub_names import taken_either_way, to_hub
-from ckptconv.view import Shape
+from ckptconv.tensors.view import Shape
 
 # Beside the model, and loaded by other tools or by nobody: TRL's value heads, old rotary tables.
 _BESIDE = ("v_head.", "value_head.")

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckptconv import json_text
-from ckptconv import workers as threads
-from ckptconv.backends.torch_zip import check_crcs, open_torch_zip
-from ckptconv.checkpoint import Checkpoint
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.errors import CkptconvError
-from ckptconv.layout import INDEX
+from ckptconv.formats import json as json_text
+from ckptconv.formats.torch_zip import check_crcs, open_torch_zip
+from ckptconv.plan.shards import INDEX
+from ckptconv.read import workers as threads
+from ckptconv.tensors.checkpoint import Checkpoint
 
 OnRead = Callable[[int], None] | None
 

@@ -8,10 +8,10 @@ from ckptconv.commands.verify import structure
 from ckptconv.commands.verify.expected import Expected, NotChecked, expect, is_beside
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
-from ckptconv.dtypes import from_text, is_float
 from ckptconv.models import mtp
-from ckptconv.read import same_values
-from ckptconv.view import View
+from ckptconv.read.reader import same_values
+from ckptconv.tensors.dtypes import from_text, is_float
+from ckptconv.tensors.view import View
 
 _PROVES = "transformers has the class that config.json names and builds it, without running the folder's code"
 

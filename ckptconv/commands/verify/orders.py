@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ckptconv.read import Array
+from ckptconv.read.reader import Array
 
 Place = tuple[str, int]  # a tensor of the reference, and a row of it
 _LONGEST_HEAD = 1024

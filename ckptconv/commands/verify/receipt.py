@@ -8,12 +8,12 @@ from pathlib import Path
 
 import xxhash
 
-from ckptconv import workers as threads
 from ckptconv.commands.verify.integrity import Found, OnRead, Stretch, read_file, read_json
 from ckptconv.commands.verify.records import Problem
-from ckptconv.copy import HASH, HASH_BLOCK, combine
+from ckptconv.copy.run import HASH, HASH_BLOCK, combine
 from ckptconv.errors import CkptconvError
-from ckptconv.receipt import RECEIPT
+from ckptconv.publish.receipt import RECEIPT
+from ckptconv.read import workers as threads
 
 
 def receipt_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.errors import ExitCode
-from ckptconv.view import Shape
+from ckptconv.tensors.view import Shape
 
 PROMPT = "The capital of France is"
 LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # a tensor's layer, up to the first number, and the rest

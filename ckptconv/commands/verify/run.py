@@ -20,7 +20,7 @@ from ckptconv.commands.verify.sides import Side, is_model_folder, open_side, ope
 from ckptconv.commands.verify.strange import sanity_layer
 from ckptconv.errors import CkptconvError
 from ckptconv.hub.fetch import local_or_hub
-from ckptconv.replicas import deviations
+from ckptconv.read.replicas import deviations
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ckptconv.read import Array
+from ckptconv.read.reader import Array
 
 
 class _Bits(NamedTuple):

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptconv import assets
-from ckptconv.backends import huggingface, open_checkpoint
-from ckptconv.backends.weight_files import ADAPTER_CONFIG
-from ckptconv.checkpoint import Checkpoint
+from ckptconv.backends import open_checkpoint
+from ckptconv.backends.huggingface import read as huggingface
+from ckptconv.backends.huggingface.weight_files import ADAPTER_CONFIG
 from ckptconv.errors import CkptconvError
-from ckptconv.holders import Part
 from ckptconv.models import facts, lora
 from ckptconv.plan import Options, Output
-from ckptconv.receipt import RECEIPT
-from ckptconv.view import View
+from ckptconv.publish import assets
+from ckptconv.publish.receipt import RECEIPT
+from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.holders import Part
+from ckptconv.tensors.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def _planned(
     base: str | Path | None,
     as_adapter: bool,
 ) -> Side:
-    from ckptconv.commands.merge import plan_for
+    from ckptconv.commands.merge.run import plan_for
 
     as_stored = dtype in ("auto", "keep")
     options = Options(dtype="keep" if as_stored else dtype, lora="adapter" if as_adapter else None)

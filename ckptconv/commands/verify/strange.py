@@ -9,8 +9,8 @@ import numpy as np
 from ckptconv.commands.verify.records import LAYER, Layer, Problem
 from ckptconv.commands.verify.tally import Tally
 from ckptconv.commands.verify.values import Task
-from ckptconv.dtypes import to_numpy
-from ckptconv.read import raw_dtype
+from ckptconv.read.reader import raw_dtype
+from ckptconv.tensors.dtypes import to_numpy
 
 
 def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = ()) -> Layer:

@@ -13,10 +13,10 @@ from typing import Any
 
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
-from ckptconv.dtypes import is_float, itemsize
 from ckptconv.models import mtp
 from ckptconv.plan import Output
-from ckptconv.view import Shape
+from ckptconv.tensors.dtypes import is_float, itemsize
+from ckptconv.tensors.view import Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import numpy as np
 
 from ckptconv.commands.verify.records import Difference, Slice
 from ckptconv.commands.verify.sanity import Sanity
-from ckptconv.copy import combine
-from ckptconv.dtypes import to_numpy
-from ckptconv.holders import Holders
-from ckptconv.read import Array
-from ckptconv.view import Shape
+from ckptconv.copy.run import combine
+from ckptconv.read.reader import Array
+from ckptconv.tensors.dtypes import to_numpy
+from ckptconv.tensors.holders import Holders
+from ckptconv.tensors.view import Shape
 
 BUCKETS = 32
 

@@ -11,17 +11,17 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from ckptconv import workers as threads
 from ckptconv.commands.verify.records import Difference, Layer, Problem
 from ckptconv.commands.verify.sanity import Sanity
 from ckptconv.commands.verify.sides import Side
 from ckptconv.commands.verify.structure import Matched, compared_in
 from ckptconv.commands.verify.tally import Tally
 from ckptconv.compute import CAST_BLOCK, Block, views_of
-from ckptconv.dtypes import itemsize
-from ckptconv.holders import Holders
 from ckptconv.plan import Output
-from ckptconv.read import Array, Reader, raw_dtype
+from ckptconv.read import workers as threads
+from ckptconv.read.reader import Array, Reader, raw_dtype
+from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.holders import Holders
 
 BLOCK = 4 << 20  # bytes of each of a thread's two buffers
 _MOST = 8  # threads where none are asked for: each has 20 MB of buffers

@@ -13,7 +13,7 @@ from ckptconv.models.lora.kinds import is_adapter_config
 from ckptconv.models.lora.names import PREFIX, Separated, saved_factor
 from ckptconv.models.lora.place import Placed
 from ckptconv.models.lora.scaling import of_module, scale
-from ckptconv.view import Shape, View
+from ckptconv.tensors.view import Shape, View
 
 Tensor = tuple[str, View, Shape, str]  # PEFT's name, the elements in C order, the shape, the stored name
 

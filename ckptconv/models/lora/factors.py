@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckptconv.errors import CkptconvError
-from ckptconv.view import View, permute, unflatten
+from ckptconv.tensors.view import View, permute, unflatten
 
 # Megatron's grouped experts; their stack, taken for one of experts, leaves a row of the pair to each of them.
 _SHARED = re.compile(r"\.experts\.linear_fc[12]$")

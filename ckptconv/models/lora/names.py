@@ -17,7 +17,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.models.lora.factors import Factors, NamedView, paired
 from ckptconv.models.lora.kinds import check_name, is_adapter_config
-from ckptconv.view import View
+from ckptconv.tensors.view import View
 
 PREFIX = "base_model.model."
 _NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"

@@ -14,7 +14,7 @@ from math import prod
 from ckptconv.errors import CkptconvError
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.lora.factors import Factors
-from ckptconv.view import Shape, View, stored, unbind, unflatten
+from ckptconv.tensors.view import Shape, View, stored, unbind, unflatten
 
 Rename = Callable[[Mapping[str, View]], Renamed[View]]
 _PARTS = (("q", "k", "v"), ("gate", "up"))  # in the order of the rows of a fused weight

@@ -1,0 +1,1 @@
+"""torch.distributed.checkpoint folders: `.metadata` and `.distcp` files, and HuggingFaceStorageWriter's shards."""

@@ -1,0 +1,146 @@
+"""Safetensors that each rank wrote for itself: torch's HuggingFaceStorageWriter, before they are consolidated.
+
+`shard-0000R-model-0000I-of-0000N.safetensors` is what rank R-1 holds of output file I; where its parts begin stands in the
+header's `__metadata__`, DCP_SHARDING_INFO (torch/distributed/checkpoint/hf_storage.py, _hf_utils.py). No file says how many
+ranks there were or how large a tensor is: a whole tensor is what its parts tile. Consolidated folders are plain models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ckptconv.backends.dcp.homes import assets_of, check_finished, home_of, optimizers_beside
+from ckptconv.backends.huggingface.weight_files import RANK_SHARD
+from ckptconv.backends.runs import Place
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.bounds import is_shape
+from ckptconv.formats.json import parse_json, read_table
+from ckptconv.formats.safetensors import read_header
+from ckptconv.tensors.checkpoint import Checkpoint, RankFile, StoredTensor
+from ckptconv.tensors.view import View
+from ckptconv.tensors.view import place as put
+
+NAME = "hf_shards"
+_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
+_SHARDED = "sharded"  # where the writer puts them when it consolidates afterwards
+_MAP = ".hf_metadata/fqn_to_file_index_mapping.json"  # NeMo-Automodel (components/checkpoint/addons.py)
+
+_Part = tuple[tuple[int, ...], View]
+
+
+def is_mine(folder: Path) -> bool:
+    """True for a folder with ranks' shards, itself or where trainers put them."""
+    return home_of(folder, _has_shards) is not None
+
+
+def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+    """Read every header. also: folders with more of the shards.
+
+    Raises CkptconvError for shards that do not tile their tensors, and Incomplete for files that are not here.
+    """
+    home = home_of(place.folder, _has_shards)
+    if home is None:
+        raise CkptconvError("no shards here", where=place.folder, wanted="shard-R-model-I-of-N.safetensors")
+    check_finished(home, place.folder)
+    home = home if _own(home) else home / _SHARDED
+    parts: dict[str, list[_Part]] = {}
+    files = []
+    for path in _files([home, *(home_of(path, _own) or path for path in also)]):
+        files.append(RankFile(_rank(path), str(path), path.stat().st_size))
+        for name, part in _read_shard(path):
+            parts.setdefault(name, []).append(part)
+    ranks = len({file.rank for file in files})
+    said = (
+        f"{ranks} ranks' shards are here; the files do not say how many ranks saved, so compare with your run"
+    )
+    return Checkpoint(
+        backend=NAME,
+        layout="safetensors shards of ranks (HuggingFaceStorageWriter)",
+        root=home,
+        world_size=ranks,
+        files=tuple(files),
+        tensors={name: _whole(name, found, home) for name, found in parts.items()},
+        step=place.step,
+        role=place.role,
+        assets=assets_of(home),
+        skipped=tuple(optimizers_beside(home)),
+        notes=(*place.notes(), said, *_unnamed(home, parts)),
+        naming="transformers",
+    )
+
+
+def _has_shards(folder: Path) -> bool:
+    return _own(folder) or _own(folder / _SHARDED)
+
+
+def _own(folder: Path) -> bool:
+    return folder.is_dir() and any(RANK_SHARD.match(path.name) for path in folder.glob("shard-*.safetensors"))
+
+
+def _rank(path: Path) -> int:
+    match = RANK_SHARD.match(path.name)
+    return int(match[1]) - 1 if match else 0
+
+
+def _files(folders: Sequence[Path]) -> list[Path]:
+    """Every shard once, in rank order. Raises CkptconvError for two saves in one folder."""
+    shards = [
+        path for folder in reversed(folders) for path in folder.iterdir() if RANK_SHARD.match(path.name)
+    ]
+    found = {path.name: path for path in shards}
+    totals = {name.rsplit("-", 1)[1] for name in found}
+    if len(totals) > 1:
+        raise CkptconvError(
+            "shards of two saves lie in one folder", where=folders[0], found=", ".join(sorted(totals))
+        )
+    return [found[name] for name in sorted(found)]
+
+
+def _read_shard(path: Path) -> Iterator[tuple[str, _Part]]:
+    views, metadata = read_header(path)
+    try:
+        info = parse_json(metadata.get(_INFO, ""), path)
+    except CkptconvError as error:
+        raise CkptconvError(
+            "a shard's header does not say where its parts begin", where=path, wanted=_INFO
+        ) from error
+    for name, view in views.items():
+        entry = info.get(name) if isinstance(info, dict) else None
+        offsets = entry.get(_OFFSETS) if isinstance(entry, dict) else None
+        if not is_shape(offsets) or len(offsets) != len(view.shape):
+            raise CkptconvError(
+                f"the header does not say where the part of {name} begins", where=path, found=entry
+            )
+        yield name, (tuple(offsets), view)
+
+
+def _whole(name: str, parts: list[_Part], home: Path) -> StoredTensor:
+    """The tensor that the parts tile; they must leave no hole and not overlap."""
+    if len({len(offsets) for offsets, _ in parts}) != 1:
+        raise CkptconvError(f"the shards of {name} have different numbers of dims", where=home)
+    ends = [tuple(map(int.__add__, offsets, view.shape)) for offsets, view in parts]
+    shape = tuple(map(max, zip(*ends, strict=True)))
+    stored = [part for part in parts if part[1].numel]
+    try:
+        view = put(shape, parts[0][1].dtype, stored)
+    except CkptconvError as error:
+        raise Incomplete(
+            f"the shards of {name} do not make a whole: {error.what}",
+            where=home,
+            found=error.found,
+            wanted=error.wanted,
+            hint="a rank's file is missing: copy it from its node, or name its folder with --also",
+        ) from error
+    return StoredTensor(view, f"{len(stored)} chunks" if len(stored) > 1 else "")
+
+
+def _unnamed(home: Path, parts: dict[str, list[_Part]]) -> list[str]:
+    """Names that NeMo's own map of the model has and no shard holds."""
+    lost = sorted(set(read_table(home / _MAP)) - set(parts))
+    if not lost:
+        return []
+    return [
+        f"{len(lost)} names of {_MAP} are in no shard: {', '.join(lost[:3])}"
+        + (" ..." if len(lost) > 3 else "")
+    ]

@@ -1,0 +1,82 @@
+"""Where trainers put a distributed checkpoint of a model, and where its config and tokenizer lie.
+
+accelerate: STEP/pytorch_model_fsdp_N/ beside STEP/optimizer_N/ (accelerate/utils/fsdp_utils.py, save_fsdp_model);
+NeMo-Automodel: STEP/model/ beside STEP/optim/ (components/checkpoint/checkpointing.py, save_model);
+NeMo-RL: STEP/policy/weights/ (utils/native_checkpoint.py) or STEP/policy/weights/model/ (models/automodel/checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ckptconv.errors import Incomplete
+from ckptconv.tensors.checkpoint import Skipped
+
+_ACCELERATE = "pytorch_model_fsdp_"
+_HOMES = ("", f"{_ACCELERATE}0", "model", "weights", "weights/model")
+_OPTIMIZER = re.compile(r"^optim(?:izer)?s?(?:_\d+)?$")
+_ASSETS = ("", "huggingface", "hf", "tokenizer", ".hf_metadata", "hf_assets")
+_UNFINISHED = (
+    ".incomplete"  # NeMo-Automodel's mark on a step while it is written (components/checkpoint/utils.py)
+)
+_ABOVE = 4  # STEP/policy/weights/model lies four below the run
+
+
+def home_of(folder: Path, has: Callable[[Path], bool]) -> Path | None:
+    """The folder with the files, itself or below: the first home for which `has` is true."""
+    if _OPTIMIZER.match(folder.name) and _has_a_model(folder.parent):
+        return None
+    return next((folder / home for home in _HOMES if has(folder / home)), None)
+
+
+def check_finished(home: Path, top: Path) -> None:
+    """Raise Incomplete where the trainer's own mark says that a step was never saved to its end."""
+    for folder in (home, *home.parents):
+        if (folder / _UNFINISHED).is_file():
+            raise Incomplete(
+                "the save never finished: the trainer's mark on it was not taken off",
+                where=folder,
+                found=_UNFINISHED,
+                hint="take an earlier step with --step",
+            )
+        if folder == top.parent:
+            return
+
+
+def assets_of(home: Path) -> Path | None:
+    """The nearest folder with a config.json: in or beside the checkpoint, or in the run's folder above it."""
+    folders = [home, *list(home.absolute().parents)[:_ABOVE]]
+    for folder in folders:
+        for name in _ASSETS:
+            if (folder / name / "config.json").is_file():
+                return folder / name
+    return None
+
+
+def other_models(home: Path) -> Iterator[str]:
+    """accelerate numbers the models that were prepared together; the names of those that were not taken."""
+    if home.name.startswith(_ACCELERATE):
+        yield from sorted(
+            path.name for path in home.parent.glob(f"{_ACCELERATE}*") if path.is_dir() and path != home
+        )
+
+
+def optimizers_beside(home: Path) -> Iterator[Skipped]:
+    """The optimizers' folders beside a model's, with their size; nothing in them is read."""
+    if home.name in (Path(name).name for name in _HOMES):
+        for folder in sorted(home.parent.iterdir()):
+            if folder.is_dir() and _OPTIMIZER.match(folder.name):
+                nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                yield Skipped(f"{folder.name}/", nbytes, "optimizer")
+
+
+def by_accelerate(home: Path) -> bool:
+    """True for a folder of accelerate's SHARDED_STATE_DICT."""
+    return home.name.startswith(_ACCELERATE)
+
+
+def _has_a_model(folder: Path) -> bool:
+    """An optimizer's folder is not looked at where a model's lies beside it, in whatever form."""
+    return any((folder / home).exists() for home in _HOMES[1:]) or any(folder.glob("*model*"))

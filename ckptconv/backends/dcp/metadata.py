@@ -1,0 +1,205 @@
+"""torch.distributed.checkpoint on disk: `.metadata` says which part of which tensor lies where in `__R_T.distcp`.
+
+Written by torch/distributed/checkpoint/filesystem.py: every chunk is an archive of its own, as torch.save makes it, at
+an offset of its rank's file. What the metadata says is checked against each archive's own pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends.dcp.archives import Piece, read_archives
+from ckptconv.errors import CkptconvError, brief
+from ckptconv.formats.bounds import check_name, is_file_name, is_shape, whole_numbers
+from ckptconv.formats.stand_ins import Dtype, Inert, field_of, items
+from ckptconv.formats.torch_zip import torch_zip_at
+from ckptconv.formats.unpickle import safe_load
+from ckptconv.tensors.checkpoint import RankFile, Skipped, StoredTensor
+from ckptconv.tensors.view import View, place
+
+METADATA = ".metadata"
+_FILE = re.compile(r"^__(\d+)_(\d+)\.distcp$")
+_Info = tuple[str, int, int]  # file, offset, length
+
+
+@dataclass(frozen=True, slots=True)
+class DcpFiles:
+    """The tensors that were asked for, the files they lie in, and the size of everything else."""
+
+    tensors: dict[str, StoredTensor]
+    files: tuple[RankFile, ...]
+    skipped: tuple[Skipped, ...]
+    names: tuple[str, ...]
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that wrote something; DCP does not say how many took part."""
+        return len({file.rank for file in self.files})
+
+
+def is_dcp(folder: Path) -> bool:
+    """True for a folder with DCP's metadata."""
+    return (folder / METADATA).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class DcpMetadata:
+    """What `.metadata` says. table: name -> what is stored; paths: name -> the keys of the state dict that lead there."""
+
+    folder: Path
+    table: dict[str, Any]
+    paths: dict[str, tuple[str | int, ...]]
+    infos: dict[tuple[str, tuple[int, ...] | None], _Info]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a stored tensor; None for what is no tensor."""
+        entry = self.table[name]
+        return _shape(name, entry, self.folder) if _is_tensor(entry) else None
+
+
+def read_metadata(folder: Path) -> DcpMetadata:
+    """Read `.metadata` alone. Raises CkptconvError where it is none."""
+    root = safe_load((folder / METADATA).read_bytes(), str(folder / METADATA))
+    table = root.get("state_dict_metadata") if isinstance(root, Inert) else None
+    places = root.get("storage_data") if isinstance(root, Inert) else None
+    if not isinstance(table, dict) or not isinstance(places, dict):
+        raise CkptconvError("not the metadata of a distributed checkpoint", where=folder / METADATA)
+    path = folder / METADATA
+    for name in table:
+        check_name(name, path)
+    paths = _paths(table, root.get("planner_data"))
+    return DcpMetadata(folder, table, paths, dict(_infos(places, folder)))
+
+
+def read_dcp(folder: Path, also: Sequence[Path], why_not: Callable[[str], str | None]) -> DcpFiles:
+    """Read the metadata, and the archive header of every tensor that is wanted.
+
+    why_not: for a name, the reason to leave it out ("optimizer"), or None. also: folders with more of the files.
+    Raises CkptconvError for a save that never finished, a missing file, and archives that contradict the metadata.
+    """
+    return read_tensors(read_metadata(folder), also, why_not)
+
+
+def read_tensors(
+    metadata: DcpMetadata, also: Sequence[Path], why_not: Callable[[str], str | None]
+) -> DcpFiles:
+    """The same with metadata that was read before."""
+    folder, infos = metadata.folder, metadata.infos
+    left_out: dict[str, list[int]] = {}
+    wanted: dict[str, list[Piece]] = {}
+    for name, entry in metadata.table.items():
+        pieces = list(_pieces(name, entry, infos))
+        reason = why_not(name) or (None if _is_tensor(entry) else "no tensor")
+        if reason is None:
+            wanted[name] = [piece for piece in pieces if 0 not in piece.sizes]
+            continue
+        count = left_out.setdefault(reason, [0, 0])
+        count[0] += 1
+        count[1] += sum(piece.length for piece in pieces) or infos.get((name, None), ("", 0, 0))[2]
+    views = read_archives((piece for pieces in wanted.values() for piece in pieces), [folder, *also])
+    used = {chunk.file: None for view in views.values() for chunk in view.chunks}
+    return DcpFiles(
+        tensors={name: _tensor(name, metadata.table[name], wanted[name], views, folder) for name in wanted},
+        files=tuple(sorted(map(_rank_file, used), key=lambda file: (file.rank, file.path))),
+        skipped=tuple(Skipped(f"{n} entries", size, reason) for reason, (n, size) in left_out.items()),
+        names=tuple(metadata.table),
+    )
+
+
+def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
+    """An entry that is no tensor, as stand-ins; None where there is none, or where its file is not here."""
+    info = metadata.infos.get((name, None))
+    file = info and next((f for d in (metadata.folder, *also) if (f := d / info[0]).is_file()), None)
+    if info is None or file is None or _is_tensor(metadata.table.get(name)):
+        return None
+    with file.open("rb") as opened:
+        return torch_zip_at(str(file), opened.fileno(), *info[1:]).root
+
+
+def dtype_of(entry: Any) -> str | None:
+    """The dtype of a TensorStorageMetadata; its TensorProperties pickle as a tuple that begins with it."""
+    properties = entry.get("properties") if isinstance(entry, Inert) else None
+    state = properties.state if isinstance(properties, Inert) else None
+    fields = state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()
+    return next((field.name for field in fields if isinstance(field, Dtype)), None)
+
+
+def _shape(name: str, entry: Inert, folder: Path) -> tuple[int, ...]:
+    return whole_numbers(entry.get("size"), f"the shape of {name}", folder)
+
+
+def _is_tensor(entry: Any) -> bool:
+    return isinstance(entry, Inert) and entry.kind.endswith(".TensorStorageMetadata")
+
+
+def _paths(table: dict[str, Any], planner: Any) -> dict[str, tuple[str | int, ...]]:
+    """A planner that does not flatten the state dict keeps no paths; a name is then one key (default_planner.py)."""
+    known = planner if isinstance(planner, dict) else {}
+    found: dict[str, tuple[str | int, ...]] = {}
+    for name in table:
+        path = known.get(name)
+        plain = isinstance(path, tuple) and path and all(type(key) in (str, int) for key in path)
+        found[name] = path if plain and isinstance(path, tuple) else (name,)
+    return found
+
+
+def _infos(
+    places: dict[Any, Any], folder: Path
+) -> Iterator[tuple[tuple[str, tuple[int, ...] | None], _Info]]:
+    metadata = folder / METADATA
+    for index, info in places.items():
+        name, offset = field_of(index, "fqn"), field_of(index, "offset")
+        file, start, length = (field_of(info, key) for key in ("relative_path", "offset", "length"))
+        if field_of(info, "transform_descriptors"):
+            raise CkptconvError(
+                f"{brief(name)} is stored compressed",
+                where=folder,
+                hint="save again without storage extensions",
+            )
+        if not is_file_name(file) or not is_shape((start, length)):
+            raise CkptconvError(
+                "the metadata names a place outside the checkpoint",
+                where=folder,
+                found=f"{brief(file)}, bytes {brief(start)} and {brief(length)}",
+            )
+        at = None if offset is None else whole_numbers(offset, "the offset of a part", folder)
+        yield (check_name(name, metadata), at), (file, start, length)
+
+
+def _pieces(name: str, entry: Any, infos: dict[Any, _Info]) -> Iterator[Piece]:
+    if not _is_tensor(entry):
+        return
+    dtype = dtype_of(entry)
+    for chunk in items(entry.get("chunks")):
+        offsets, sizes = (
+            whole_numbers(field_of(chunk, key), f"a part of {name}") for key in ("offsets", "sizes")
+        )
+        info = infos.get((name, offsets)) or infos.get((name, None))
+        if info is None:
+            raise CkptconvError(f"the metadata does not say where the part of {name} at {list(offsets)} lies")
+        yield Piece(name, dtype, offsets, sizes, *info)
+
+
+def _tensor(
+    name: str, entry: Any, pieces: list[Piece], views: dict[Piece, View], folder: Path
+) -> StoredTensor:
+    parts = [(piece.offsets, views[piece]) for piece in pieces]
+    try:
+        dtype = dtype_of(entry) or next((view.dtype for _, view in parts), None)
+        if dtype is None:
+            raise CkptconvError("the metadata does not say its dtype", where=name)
+        view = place(_shape(name, entry, folder), dtype, parts)
+    except CkptconvError as error:
+        error.where = f"{name} in {error.where or folder}"
+        raise
+    return StoredTensor(view, f"{len(parts)} chunks" if len(parts) > 1 else "")
+
+
+def _rank_file(path: str) -> RankFile:
+    match = _FILE.match(os.path.basename(path))
+    return RankFile(int(match.group(1)) if match else 0, path, os.path.getsize(path))

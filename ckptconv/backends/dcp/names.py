@@ -1,0 +1,226 @@
+"""Which entries of a distributed checkpoint are the model's, and what trainers put before its names.
+
+A state dict is saved flat: the keys that lead to a tensor, joined by dots (torch/distributed/checkpoint/_nested_dict.py).
+`planner_data` keeps the keys apart, so `{"model": {"layers.0.weight": ...}}` differs from `{"model.layers.0.weight": ...}`:
+a dict's key is no part of a module's name. Where all lies flat, the names alone decide, by the rules of `_wraps`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptconv.backends.dcp.states import Keys, states_of
+from ckptconv.errors import CkptconvError
+
+# What a whole model has at its top, beside or in place of its base model: heads, and the base model's usual name.
+_WHOLE = {
+    *("model", "base_model", "pretrained_model", "lm_head", "embed_out", "score", "classifier", "v_head"),
+    *("qa_outputs", "value_head", "tok_embeddings", "output"),
+}
+# What a base model has at its top.
+_BODY = {
+    *(
+        "layers",
+        "embed_tokens",
+        "wte",
+        "h",
+        "blocks",
+        "word_embeddings",
+        "embed_in",
+        "embeddings",
+        "encoder",
+        "decoder",
+    ),
+    *(
+        "language_model",
+        "text_model",
+        "visual",
+        "vision_tower",
+        "vision_model",
+        "transformer",
+        "gpt_neox",
+        "backbone",
+    ),
+}
+# The names that transformers' own classes give their base model: with a bare base model below they stay.
+_OWN = {"model", "base_model"} | _BODY
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "state_dict", "app"}
+_ATTRIBUTES = {"net", "network", "llm", "lm", "hf_model"}
+_FIRST_ROLES = {"actor", "policy", "student"}
+_OTHER_ROLES = {
+    *("critic", "value", "ema", "swa", "shadow", "averaged", "ref", "reference", "teacher", "reward", "rm"),
+    *("target", "old", "frozen", "initial", "discriminator"),
+}
+_FILLERS = {"model", "net", "network", "module", "policy", "state", "dict", "weights", "params"}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """names: stored name -> the model's own. why_not: stored name -> why it is none of the model's."""
+
+    names: dict[str, str]
+    why_not: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def choose_model(
+    paths: Mapping[str, Keys], shapes: Mapping[str, tuple[int, ...] | None], where: Path
+) -> Chosen:
+    """Tell the model's tensors from all else that was saved with them, and take off their prefix.
+
+    paths: stored name -> the keys that lead to it. shapes: its shape, None for what is no tensor.
+    Raises CkptconvError where no model is stored, or several that nothing ranks, or tensors whose part is not known.
+    """
+    why_not = states_of(paths)
+    tensors = [name for name in paths if name not in why_not and shapes[name] is not None]
+    keys = {
+        ".".join(map(str, paths[name][:depth])) + "."
+        for name in tensors
+        for depth in range(1, len(paths[name]))
+    }
+    notes: list[str] = []
+    prefix = ""
+    while True:
+        prefix = _peel(tensors, prefix, keys)
+        parts = _parts(tensors, prefix, keys)
+        if not parts:
+            break
+        first = _first(parts, prefix, where)
+        _leave_out(parts, first, why_not, shapes, where, notes)
+        prefix, tensors = f"{prefix}{first}." if first else prefix, parts[first]
+        if not first:
+            break
+    if not tensors:
+        raise _no_model(why_not, where)
+    kept = {name[len(prefix) :].split(".")[0] for name in tensors}
+    if len(kept) == 1 and not kept & _OWN:
+        notes.append(f"every name begins with {kept.pop()!r}, which is kept")
+    return Chosen({name: name[len(prefix) :] for name in tensors}, why_not, tuple(notes))
+
+
+def _peel(names: Sequence[str], prefix: str, keys: Collection[str]) -> str:
+    """The prefix, made longer by all that every name shares and that is no part of a model's names."""
+    while True:
+        firsts, below = _below(names, prefix)
+        if len(firsts) != 1 or "" in below:
+            return prefix
+        (first,) = firsts
+        if f"{prefix}{first}." not in keys and not _wraps(first, below):
+            return prefix
+        prefix += f"{first}."
+
+
+def _wraps(first: str, below: Collection[str]) -> bool:
+    """Whether a segment that all names share stands before a model, by the segments that follow it.
+
+    A head or a `model` below says so. `model.layers`, without a head, is how transformers' own classes name their
+    base model, so that stays; a trainer's attribute (`net.layers`) goes.
+    """
+    if first == "base_model":  # PEFT's, which the LoRA rules read
+        return False
+    if first in _WRAPPERS or _WHOLE & set(below):
+        return True
+    return bool(first in _ATTRIBUTES or _role(first)) and bool(_BODY & set(below))
+
+
+def _parts(names: Sequence[str], prefix: str, keys: Collection[str]) -> dict[str, list[str]]:
+    """The models that lie beside each other under a prefix, by their segment; "" holds the rest. {}: it is one model."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name[len(prefix) :].split(".")[0], []).append(name)
+    parts = {}
+    for first, group in groups.items():
+        start = f"{prefix}{first}."
+        role, is_dict = _role(first), start in keys
+        apart = is_dict or bool(role) or (first == "model" and _is_whole(group, start))
+        if apart and (_is_model(group, start) or (is_dict and role == "other")):
+            parts[first] = group
+    if not parts:
+        return {}
+    rest = [name for first, group in groups.items() if first not in parts for name in group]
+    return {**parts, "": rest} if rest else parts
+
+
+def _first(parts: Mapping[str, Sequence[str]], prefix: str, where: Path) -> str:
+    """The part to convert: the only one, or the only one that is no copy, critic or reference."""
+    models = [part for part in parts if part or _is_model(parts[part], prefix)]
+    first = [part for part in models if _role(part) != "other"]
+    chosen = first if first else models
+    if len(chosen) != 1:
+        raise CkptconvError(
+            "several models are stored, and nothing says which one is meant",
+            where=where,
+            found=", ".join(f"{prefix}{part} ({len(parts[part])} tensors)" for part in models),
+            hint='save the one you want alone: dcp.save({"model": model.state_dict()})',
+        )
+    return chosen[0]
+
+
+def _leave_out(
+    parts: Mapping[str, Sequence[str]],
+    first: str,
+    why_not: dict[str, str],
+    shapes: Mapping[str, tuple[int, ...] | None],
+    where: Path,
+    notes: list[str],
+) -> None:
+    """Drop what is not chosen, with a reason and a note; parameters of no known model are an error."""
+    for part, names in parts.items():
+        if part == first:
+            continue
+        if not part:
+            weights = [
+                name for name in names if len(shapes[name] or ()) > 1 or name.endswith((".weight", ".bias"))
+            ]
+            if weights:
+                raise CkptconvError(
+                    "parameters are stored beside the model that are no part of it",
+                    where=where,
+                    found=", ".join(weights[:4])
+                    + (f" and {len(weights) - 4} more" if len(weights) > 4 else ""),
+                    hint='save the model alone: dcp.save({"model": model.state_dict()})',
+                )
+            notes.append(
+                f"beside the model, not taken: {', '.join(names[:4])}" + (" ..." if len(names) > 4 else "")
+            )
+        else:
+            notes.append(
+                f"the model is {first or 'at the top'}; beside it, not taken: {part} ({len(names)} tensors)"
+            )
+        why_not.update(dict.fromkeys(names, f"another model: {part}" if part else "no part of the model"))
+
+
+def _below(names: Sequence[str], prefix: str) -> tuple[set[str], set[str]]:
+    """The segments right after the prefix, and those after them ("" where a name ends)."""
+    split = [name[len(prefix) :].split(".") for name in names]
+    return {keys[0] for keys in split}, {keys[1] if len(keys) > 1 else "" for keys in split}
+
+
+def _is_model(names: Sequence[str], prefix: str) -> bool:
+    return any((_BODY | {"layer"}) & set(name[len(prefix) :].split(".")[:-1]) for name in names)
+
+
+def _is_whole(names: Sequence[str], prefix: str) -> bool:
+    return bool(_WHOLE & {name[len(prefix) :].split(".")[0] for name in names})
+
+
+def _role(segment: str) -> str:
+    """ "first" for what one converts (actor, policy), "other" for what lies beside it (critic, ema), "" for neither."""
+    words = set(re.findall("[a-z]+", segment.lower()))
+    for role, known in (("other", _OTHER_ROLES), ("first", _FIRST_ROLES)):
+        if words & known and not words - known - _FILLERS:
+            return role
+    return ""
+
+
+def _no_model(why_not: Mapping[str, str], where: Path) -> CkptconvError:
+    reasons = sorted(set(why_not.values()))
+    return CkptconvError(
+        "the checkpoint holds no model tensors",
+        where=where,
+        found=f"{len(why_not)} entries: {', '.join(reasons)}" if reasons else "nothing",
+        hint="name the folder that the model was saved to",
+    )

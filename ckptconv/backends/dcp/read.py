@@ -1,0 +1,97 @@
+"""torch.distributed.checkpoint folders (DCP), from whichever trainer: `.metadata` beside `__RANK_FILE.distcp`.
+
+dcp.save and dcp.async_save, FSDP1, FSDP2, HSDP, tensor parallelism, accelerate's SHARDED_STATE_DICT, torchtitan, NeMo.
+Which entries are the model's, and under which prefix, is found in `dcp_names`; names come out as the module has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptconv.backends.dcp.homes import (
+    assets_of,
+    by_accelerate,
+    check_finished,
+    home_of,
+    optimizers_beside,
+    other_models,
+)
+from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
+from ckptconv.backends.dcp.names import choose_model
+from ckptconv.backends.runs import Place
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.json import read_table
+from ckptconv.tensors.checkpoint import Checkpoint
+
+NAME = "dcp"
+
+
+def is_mine(folder: Path) -> bool:
+    """True for a folder that holds a DCP checkpoint, itself or where trainers put it, finished or not."""
+    return home_of(folder, _has_files) is not None
+
+
+def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+    """Read the metadata. also: folders with more of the `.distcp` files.
+
+    Raises CkptconvError for a save that never finished, for one that holds no model or several, and for all that
+    `read_tensors` refuses.
+    """
+    home = home_of(place.folder, _has_files)
+    if home is None:
+        raise CkptconvError("no distributed checkpoint here", where=place.folder, wanted=METADATA)
+    check_finished(home, place.folder)
+    if not is_dcp(home):
+        raise _unfinished(home)
+    others = [home_of(path, _has_files) or path for path in also]
+    metadata = read_metadata(home)
+    chosen = choose_model(metadata.paths, {name: metadata.shape(name) for name in metadata.table}, home)
+    files = read_tensors(metadata, others, chosen.why_not.get)
+    beside = tuple(f"beside it: {name} (name its folder to convert it)" for name in other_models(home))
+    return Checkpoint(
+        backend=NAME,
+        layout="torch distributed checkpoint (DCP)"
+        + (", saved by accelerate" if by_accelerate(home) else ""),
+        root=home,
+        world_size=files.world_size,
+        files=files.files,
+        tensors={chosen.names[name]: tensor for name, tensor in files.tensors.items()},
+        step=place.step,
+        role=place.role,
+        assets=assets_of(home),
+        skipped=(*files.skipped, *optimizers_beside(home)),
+        extras={"lora": lora} if (lora := _lora(home)) else {},
+        notes=(*place.notes(), *beside, *chosen.notes),
+        naming="transformers",
+    )
+
+
+def _has_files(folder: Path) -> bool:
+    return is_dcp(folder) or (folder.is_dir() and any(folder.glob("__*_*.distcp")))
+
+
+def _unfinished(home: Path) -> CkptconvError:
+    """`.metadata` is written last, as `.metadata.tmp` first (torch/distributed/checkpoint/filesystem.py, finish)."""
+    if any(home.glob(f"__*{METADATA}")):
+        return CkptconvError(
+            "every rank saved for itself (use_collectives=False), which is not supported yet",
+            where=home,
+            wanted=METADATA,
+            hint="load it with dcp.load and save it again with dcp.save",
+        )
+    return Incomplete(
+        f"the save never finished: {METADATA}, which is written last, is not there",
+        where=home,
+        found=f"{sum(1 for _ in home.glob('*.distcp'))} .distcp files",
+        hint="take an earlier step with --step, or copy the file from the node of rank 0",
+    )
+
+
+def _lora(home: Path) -> dict[str, object]:
+    """PEFT's settings, where a trainer left them beside an adapter's shards."""
+    for folder in (home, home.parent, home.parent.parent):
+        found = read_table(folder / "adapter_config.json")
+        if found:
+            return found
+    return {}

@@ -1,0 +1,1 @@
+"""DeepSpeed's ZeRO 0 to 3 and universal checkpoints."""

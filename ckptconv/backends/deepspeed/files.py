@@ -1,0 +1,159 @@
+"""Which files a DeepSpeed checkpoint has, by rank, and whether all of them are here.
+
+Names: deepspeed/runtime/engine.py (`_get_ckpt_name`, `_get_rank_zero_ckpt_name`, `_get_expert_ckpt_name`),
+deepspeed/runtime/pipe/module.py (`ckpt_layer_path`); `latest` holds the tag, the folder's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends.runs import steps_of
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.bounds import check_name, is_file_name, whole_numbers
+from ckptconv.formats.bounds import check_ranks as check_most
+from ckptconv.formats.json import settings_text
+from ckptconv.formats.torch_zip import TorchZip
+
+_MODEL = re.compile(r"^(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt$")
+_OPTIM = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
+_EXPERT = re.compile(r"^(?:(?:layer_\d+_)?expert_\d+|expp_rank_\d+)_mp_rank_\d+_(?:model|optim)_states\.pt$")
+_PIPELINE = re.compile(r"^layer_\d+-model_.*states\.pt$")
+_UNIVERSAL = "zero"  # the folder of a universal checkpoint that has one folder a parameter
+
+
+@dataclass(slots=True)
+class Files:
+    """A checkpoint's files. model, optim: by data parallel rank. universal: the folders with a folder a parameter."""
+
+    folder: Path
+    model: dict[int, Path] = field(default_factory=dict)
+    optim: dict[int, Path] = field(default_factory=dict)
+    universal: list[Path] = field(default_factory=list)
+
+    @property
+    def partitioned(self) -> bool:
+        """Stage 3: every rank has a model file of its own."""
+        return any(path.name.startswith("zero_pp_rank_") for path in self.model.values())
+
+
+def home(folder: Path) -> Path | None:
+    """The folder with the files: this one, or the one that its `latest` names; None where there is none.
+
+    A run's folder with several steps is left to the search for steps.
+    """
+    if _has_files(folder):
+        return folder
+    steps = steps_of(folder)
+    for name in ("latest", "latest_universal"):
+        tag = _tag(folder / name)
+        if tag is None or not (folder / tag).is_dir() or not _has_files(folder / tag):
+            continue
+        if len(steps) == (name == "latest") or (name == "latest" and folder / tag not in steps.values()):
+            return folder / tag
+    return None
+
+
+def find(folders: Sequence[Path]) -> Files:
+    """The files of all folders, by rank. Raises CkptconvError for the layouts that are not read."""
+    found = Files(folders[0])
+    for folder in folders:
+        paths = sorted(folder.iterdir())
+        for path in paths:
+            if _EXPERT.match(path.name):
+                raise _unread("a mixture of experts, each in a file of its own", path)
+            if _PIPELINE.match(path.name):
+                raise _unread("a pipeline, each layer in a file of its own", path)
+        for path in paths:
+            model, optim = _MODEL.match(path.name), _OPTIM.match(path.name)
+            match = model or optim
+            if match is None:
+                continue
+            if int(match[2]):
+                raise _unread("a model that is cut over tensor parallel or pipeline ranks", path)
+            _add(found.model if model else found.optim, int(match[1] or 0), path)
+        if _is_universal(folder):
+            found.universal.append(folder / _UNIVERSAL)
+    return found
+
+
+def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path) -> None:
+    """Every rank's file is there, and no other's. kind: "model" or "optim"."""
+    held = set(ranks)
+    check_most(world, folder)
+    missing = sorted(set(range(world)) - held)
+    if missing:
+        shown = ", ".join(map(str, missing[:8])) + (
+            f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        )
+        one = len(missing) == 1
+        raise Incomplete(
+            f"the {kind} file{'' if one else 's'} of rank {shown} of {world} {'is' if one else 'are'} missing",
+            where=folder,
+            found=f"{len(held)} of {world} files",
+            wanted=f"…zero_pp_rank_{missing[0]}_mp_rank_00_{kind}_states.pt",
+            hint=f"copy it from the node where rank {missing[0]} ran, or name its folder with --also",
+        )
+    if len(held) > world:
+        raise CkptconvError(
+            f"there are {kind} files of more ranks than wrote the checkpoint",
+            where=folder,
+            found=f"a file of rank {max(held)}",
+            wanted=f"ranks 0 to {world - 1}",
+            hint="they are from different saves; move one set away",
+        )
+
+
+def table(value: Any, what: str, file: TorchZip) -> dict[str, Any]:
+    """A part of a pickle that must be a table with text as keys; {} where it is None."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CkptconvError(f"{what} is no table of names", where=file.path, found=type(value).__name__)
+    for name in value:
+        check_name(name, f"{what} in {file.path}")
+    return value
+
+
+def shapes_of(value: Any, what: str, file: TorchZip) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, in order."""
+    shapes = table(value, what, file)
+    return {name: whole_numbers(shape, f"{what} of {name}", file.path) for name, shape in shapes.items()}
+
+
+def _has_files(folder: Path) -> bool:
+    signs = (_MODEL, _OPTIM, _EXPERT, _PIPELINE)
+    return _is_universal(folder) or any(sign.match(p.name) for p in folder.iterdir() for sign in signs)
+
+
+def _is_universal(folder: Path) -> bool:
+    parameters = folder / _UNIVERSAL
+    return parameters.is_dir() and any((path / "fp32.pt").is_file() for path in parameters.iterdir())
+
+
+def _tag(latest: Path) -> str | None:
+    text = settings_text(latest).strip()
+    return text if is_file_name(text) else None
+
+
+def _add(files: dict[int, Path], rank: int, path: Path) -> None:
+    first = files.setdefault(rank, path)
+    if first == path:
+        return
+    if first.name != path.name or first.stat().st_size != path.stat().st_size:
+        raise CkptconvError(
+            f"rank {rank} has two different files", where=f"{first} and {path}", hint="move one away"
+        )
+
+
+def _unread(what: str, path: Path) -> CkptconvError:
+    return CkptconvError(
+        f"DeepSpeed checkpoints of {what} are not read",
+        where=path.parent,
+        found=path.name,
+        hint="save the model whole from the training script (docs/deepspeed.md says what is read)",
+    )

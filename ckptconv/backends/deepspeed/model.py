@@ -1,0 +1,144 @@
+"""DeepSpeed's model files: what is not in the partitions (buffers, frozen and tied weights), and the names' order.
+
+Fields: deepspeed/runtime/engine.py, `_common_checkpoint_state`. At stage 3 each rank has a model file, with buffers
+whole, trained parameters empty, and frozen ones in pieces.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from ckptconv.backends.deepspeed.files import shapes_of, table
+from ckptconv.backends.deepspeed.flat import Shapes, whole
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.bounds import check_name
+from ckptconv.formats.stand_ins import TensorRecord, items
+from ckptconv.formats.torch_zip import TorchZip
+from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.view import View
+
+
+class ModelFiles:
+    """The opened model files, by rank; rank 0's says what there is. partitioned: stage 3, a file for each rank."""
+
+    def __init__(self, files: dict[int, TorchZip], partitioned: bool) -> None:
+        self.files, self.partitioned = files, partitioned
+        self.main = files[min(files)]
+        self.root = _root(self.main)
+        self.step = _step(self.root)
+        for file in files.values():
+            if (step := _step(_root(file))) != self.step:
+                raise CkptconvError(
+                    "the model files are of different steps",
+                    where=file.path,
+                    found=step,
+                    wanted=self.step,
+                    hint="they are from different saves; copy all of one step again",
+                )
+
+    @property
+    def shapes(self) -> list[Shapes] | None:
+        """The trained parameters' shapes, for each group; None at stage 0."""
+        groups = self.root.get("param_shapes")
+        if groups is None:
+            return None
+        listed = groups if isinstance(groups, list | tuple) else [groups]
+        return [shapes_of(group, "param_shapes", self.main) for group in listed]
+
+    def tensors(self, trained: dict[str, View], placement: str) -> dict[str, StoredTensor]:
+        """Every tensor of the model in the module's order: the masters, and what only the model files hold.
+
+        Raises CkptconvError for a parameter that neither the partitions nor the model files hold.
+        """
+        module = table(self.root.get("module"), "module", self.main)
+        frozen = self._frozen(module)
+        known = {name: StoredTensor(view, placement) for name, view in trained.items()} | frozen
+        shared = table(self.root.get("shared_params"), "shared_params", self.main)
+        for source in shared.values():
+            check_name(source, f"shared_params in {self.main.path}")
+        # Files from before DeepSpeed 0.8 do not say what is tied: the same bytes of the file are the same parameter.
+        place = {value: name for name, value in module.items() if name in known and _elements(value)}
+        found: dict[str, StoredTensor] = {}
+        for name, value in module.items():
+            if not isinstance(value, TensorRecord):
+                if value is None:
+                    continue
+                raise CkptconvError(f"{name} is stored as something that is no tensor", where=self.main.path)
+            source = name if name in known else shared.get(name, place.get(value))
+            if source in known:
+                found[name] = known[source]
+                if prod(value.shape) and value.shape != known[source].view.shape:
+                    raise CkptconvError(
+                        f"{name} has another shape in the module than in the partitions",
+                        where=self.main.path,
+                        found=list(value.shape),
+                        wanted=list(known[source].view.shape),
+                    )
+            else:
+                found[name] = self._own(name, value)
+        found |= {name: tensor for name, tensor in known.items() if name not in found}
+        tied = {name: known[source] for name, source in shared.items() if source in known}
+        return found | {name: tensor for name, tensor in tied.items() if name not in found}
+
+    def _own(self, name: str, value: TensorRecord) -> StoredTensor:
+        """A tensor that is whole in the model file: a buffer, a weight at stage 0, a frozen weight at stage 1."""
+        if name not in items(self.root.get("buffer_names")):
+            if self.partitioned:
+                raise CkptconvError(
+                    f"no partition holds {name}",
+                    where=self.main.path,
+                    hint="saved without some of its parameters, or by a DeepSpeed that ckptconv does not know",
+                )
+            return StoredTensor(self.main.view(value))
+        others = [
+            (file, _root(file)["module"].get(name)) for file in self.files.values() if file != self.main
+        ]
+        copies = [file.view(copy) for file, copy in others if isinstance(copy, TensorRecord)]
+        view = self.main.view(value)
+        return StoredTensor(
+            view, "", tuple(((0,) * len(view.shape), copy) for copy in copies if copy.shape == view.shape)
+        )
+
+    def _frozen(self, module: dict[str, Any]) -> dict[str, StoredTensor]:
+        """Parameters that no optimizer owns, where they are stated (stages 2 and 3): whole, or a piece a rank."""
+        shapes = shapes_of(self.root.get("frozen_param_shapes"), "frozen_param_shapes", self.main)
+        found = {}
+        for name, shape in shapes.items():
+            records = [
+                (file, table(_root(file).get("frozen_param_fragments"), "fragments", file).get(name))
+                for file in self.files.values()
+            ]
+            views = []
+            for file, record in records:
+                if not isinstance(record, TensorRecord):
+                    raise CkptconvError(f"{name} is frozen, but its values are not there", where=file.path)
+                views.append(file.view(record))
+            if self.partitioned:
+                found[name] = StoredTensor(whole(views, shape, name, self.main.path), "stage 3, frozen")
+                continue
+            copy = module.get(name)
+            copies = []
+            if isinstance(copy, TensorRecord) and copy != records[0][1] and copy.shape == shape:
+                copies.append(((0,) * len(shape), self.main.view(copy)))
+            found[name] = StoredTensor(views[0], "", tuple(copies))
+        return found
+
+
+def _root(file: TorchZip) -> dict[str, Any]:
+    if not isinstance(file.root, dict) or not isinstance(file.root.get("module"), dict):
+        raise CkptconvError(
+            "not a model file of DeepSpeed, or one of a pipeline",
+            where=file.path,
+            wanted='a table with the weights under "module"',
+        )
+    return file.root
+
+
+def _step(root: dict[str, Any]) -> int | None:
+    step = root.get("global_steps")
+    return step if type(step) is int else None
+
+
+def _elements(value: Any) -> int:
+    return prod(value.shape) if isinstance(value, TensorRecord) else 0

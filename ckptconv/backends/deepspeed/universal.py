@@ -1,0 +1,79 @@
+"""Universal checkpoints: `zero/PARAMETER/fp32.pt`, whole and without padding, moments beside it.
+
+Written by deepspeed/checkpoint/ds_to_universal.py: from stages 1 and 2 a table with the tensor under "param", from
+stage 3 a bare vector, whose shape is in the model files. Tensor parallel slices are merged in them already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends.deepspeed.flat import Shapes
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.stand_ins import TensorRecord
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.view import View, unflatten
+
+_MASTER = "fp32.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Universal:
+    """A universal checkpoint's parameters: name -> its folder."""
+
+    folder: Path
+    parameters: dict[str, Path]
+
+    def masters(self, shapes: Sequence[Shapes]) -> dict[str, View]:
+        """Every parameter that the model file names. Raises Incomplete where one has no file."""
+        found = {}
+        for name, shape in (item for group in shapes for item in group.items()):
+            path = self.parameters.get(name)
+            if path is None:
+                raise Incomplete(
+                    f"{name} is missing from the universal checkpoint",
+                    where=self.folder,
+                    wanted=f"{name}/{_MASTER}",
+                    hint="its conversion did not finish: run ds_to_universal again",
+                )
+            found[name] = _master(path / _MASTER, name, shape)
+        return found
+
+    def check_names(self, known: Container[str]) -> None:
+        """Every folder is of a tensor that the model files know. Raises CkptconvError for one that is not."""
+        for name, path in self.parameters.items():
+            if name not in known:
+                raise CkptconvError(f"the model file does not know {name}", where=path)
+
+    def rest(self, trained: Container[str]) -> int:
+        """Bytes beside the masters: moments, step counts, float32 copies of buffers and of frozen and tied weights."""
+        files = (path for folder in self.parameters.values() for path in folder.iterdir())
+        return sum(f.stat().st_size for f in files if f.name != _MASTER or f.parent.name not in trained)
+
+
+def universal(folders: Sequence[Path]) -> Universal | None:
+    """The parameters under the `zero` folders; None where there are none."""
+    found = {
+        path.name: path
+        for folder in reversed(folders)
+        for path in sorted(folder.iterdir())
+        if (path / _MASTER).is_file()
+    }
+    return Universal(folders[0], found) if found else None
+
+
+def _master(path: Path, name: str, shape: tuple[int, ...]) -> View:
+    file = open_torch_zip(str(path))
+    record: Any = file.root.get("param") if isinstance(file.root, dict) else file.root
+    if not isinstance(record, TensorRecord):
+        raise CkptconvError(f"{name} is stored as something that is no tensor", where=path)
+    view = file.view(record)
+    if view.numel != prod(shape) or view.shape not in (shape, (view.numel,)):
+        raise CkptconvError(
+            f"{name} has another shape than the model file says", where=path, found=view.shape, wanted=shape
+        )
+    return view if view.shape == shape else unflatten(view, 0, shape)

@@ -1,0 +1,211 @@
+"""What an FSDP rank file holds, tensor by tensor: DTensors, ShardedTensors, plain tensors.
+
+Thousands of ranks say the same of thousands of tensors, so what does not depend on the rank is looked at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ckptconv.backends.fsdp.mesh import read_mesh
+from ckptconv.backends.fsdp.sharding import Box, Placement, local_box
+from ckptconv.backends.fsdp.shared_pickles import RankPickles
+from ckptconv.errors import CkptconvError, brief
+from ckptconv.formats.bounds import check_name, whole_numbers
+from ckptconv.formats.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord, field_of, items
+from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
+from ckptconv.tensors.checkpoint import Mesh
+from ckptconv.tensors.view import View, stored
+
+Meshes = dict[Mesh, dict[int, tuple[int, ...]]]  # a mesh, and the coordinates of its ranks
+_MOST_ROOTS = 8  # state dicts that are remembered
+
+
+class Piece(NamedTuple):
+    """What one rank holds of a tensor. box None: a plain tensor, whole."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    placement: str
+    box: Box | None
+    view: View
+    seat: tuple[int, ...] = ()  # the rank's mesh coordinate
+
+
+class _Cut(NamedTuple):
+    """How tensors of one shape are cut over a mesh. said: the placements in words."""
+
+    shape: tuple[int, ...]
+    mesh: Inert
+    placements: tuple[Placement, ...]
+    order: tuple[tuple[int, tuple[int, ...]], ...]
+    said: str
+
+
+class _DTensor(NamedTuple):
+    """What a DTensor's pickle says, but for the rank's place in the mesh. cut: one object for all that are cut alike."""
+
+    dtype: str
+    cut: _Cut
+    local: TensorRecord
+
+
+class Reader:
+    """Reads the rank files of one checkpoint, one after another. meshes: those that were met."""
+
+    def __init__(self) -> None:
+        self.meshes: Meshes = {}
+        self._pickles = RankPickles()
+        self._roots: dict[int, tuple[Any, dict[int, _DTensor], dict[_Cut, _Cut]]] = {}  # by their id
+
+    def read(self, path: str, rank: int) -> tuple[int, list[tuple[str, Piece]]]:
+        """The bytes of all storages, and every tensor's pieces. Raises CkptconvError for what is no tensor."""
+        file = open_torch_zip(path, self._pickles.load)
+        root = file.root
+        if not isinstance(root, dict):
+            raise CkptconvError("a rank file holds no state dict", where=path, found=type(root).__name__)
+        if id(root) not in self._roots and len(self._roots) == _MOST_ROOTS:
+            self._roots.clear()
+        _, told, cuts = self._roots.setdefault(id(root), (root, {}, {}))
+        here = _Here(file, rank, self.meshes)
+        pieces: list[tuple[str, Piece]] = []
+        for name, value in root.items():
+            check_name(name, path)
+            try:
+                if isinstance(value, WrapperRecord) and value.kind == "DTensor":
+                    if id(value) not in told:
+                        told[id(value)] = _told(value, cuts)
+                    pieces.append((name, here.dtensor(told[id(value)])))
+                else:
+                    pieces += ((name, piece) for piece in _others(file, value))
+            except CkptconvError as error:
+                error.where = f"{name} in {path if error.where is None else error.where}"
+                raise
+        return sum(entry.nbytes for entry in file.entries.values()), pieces
+
+
+class _Here:
+    """One rank's view of what all ranks say."""
+
+    def __init__(self, file: TorchZip, rank: int, meshes: Meshes) -> None:
+        self._file, self._rank, self._meshes = file, rank, meshes
+        self._seats: dict[int, tuple[Mesh, tuple[int, ...] | None]] = {}  # by the id of a mesh
+        self._boxes: dict[int, Box] = {}  # by the id of a cut
+
+    def dtensor(self, told: _DTensor) -> Piece:
+        """The piece that this rank holds, checked against its placement."""
+        dtype, cut, local = told
+        mesh, coordinate = self._seats.get(id(cut.mesh)) or self._seat(cut.mesh)
+        if coordinate is None:  # a rank outside the mesh holds nothing
+            nothing = Box((0,) * len(cut.shape), (0,) * len(cut.shape))
+            return Piece(cut.shape, dtype, cut.said, nothing, stored(self._file.path, 0, (0,), dtype))
+        box = self._boxes.get(id(cut))
+        if box is None:
+            if len(cut.placements) != len(mesh.shape):
+                raise CkptconvError(f"{len(cut.placements)} placements on a mesh of {len(mesh.shape)} dims")
+            box = local_box(cut.shape, mesh.shape, coordinate, cut.placements, cut.order)
+            self._boxes[id(cut)] = box
+        view = self._file.view(local)
+        if 0 in box.sizes and 0 in view.shape:
+            view = stored(self._file.path, 0, box.sizes, dtype)
+        if view.shape != box.sizes or view.dtype != dtype:
+            raise CkptconvError(
+                "a shard has not the shape that its placement gives it",
+                found=f"{view.dtype} {list(view.shape)}",
+                wanted=f"{dtype} {list(box.sizes)}, for {cut.said} at mesh coordinate {coordinate}",
+            )
+        return Piece(cut.shape, dtype, cut.said, box, view, coordinate)
+
+    def _seat(self, mesh: Inert) -> tuple[Mesh, tuple[int, ...] | None]:
+        found, coordinate = self._seats[id(mesh)] = read_mesh(self._file, mesh)
+        seats = self._meshes.setdefault(found, {})
+        if coordinate is not None:
+            seats[self._rank] = coordinate
+        return found, coordinate
+
+
+def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
+    spec, local = value.state.get("_spec"), value.state.get("_local_tensor")
+    meta = spec.get("tensor_meta") if isinstance(spec, Inert) else None
+    if not isinstance(spec, Inert) or not isinstance(local, TensorRecord) or not isinstance(meta, Inert):
+        raise CkptconvError("a DTensor without its local tensor or its spec")
+    mesh = spec.get("mesh")
+    if not isinstance(mesh, Inert):
+        raise CkptconvError("a DTensor without a mesh")
+    # TensorMeta(shape, stride, dtype): a NamedTuple, so its fields are the constructor's arguments.
+    if len(meta.args) != 3:
+        raise CkptconvError("a DTensor without its shape and dtype")
+    shape = whole_numbers(meta.args[0], "a DTensor's shape")
+    dtype = meta.args[2].name if isinstance(meta.args[2], Dtype) else "?"
+    placements = tuple(map(_placement, items(spec.get("placements"))))
+    order = tuple(_order(entry) for entry in items(spec.get("shard_order")))
+    if any(mesh_dim >= len(placements) for _, dims in order for mesh_dim in dims):
+        raise CkptconvError("a DTensor whose order of shards names a mesh dim that it has not")
+    cut = _Cut(shape, mesh, placements, order, f"({', '.join(map(str, placements))})")
+    return _DTensor(dtype, cuts.setdefault(cut, cut), local)
+
+
+def _placement(placement: Any) -> Placement:
+    kind = placement.kind if isinstance(placement, Inert) else type(placement).__name__
+    dim, factor = field_of(placement, "dim"), field_of(placement, "split_factor")
+    numbers = (0 if dim is None else dim, 1 if factor is None else factor)
+    if not all(type(number) is int for number in numbers):
+        raise CkptconvError(f"a {kind} placement is not made of numbers", found=brief(numbers))
+    return Placement(kind, *numbers)
+
+
+def _order(entry: Any) -> tuple[int, tuple[int, ...]]:
+    """A ShardOrderEntry(tensor_dim, mesh_dims), a NamedTuple."""
+    if not isinstance(entry, Inert) or len(entry.args) != 2:
+        raise CkptconvError("a DTensor whose order of shards is of an unknown form")
+    (dim,), dims = whole_numbers(entry.args[:1], "a dim"), whole_numbers(entry.args[1], "an order of dims")
+    return dim, dims
+
+
+def _others(file: TorchZip, value: Any) -> list[Piece]:
+    """The pieces of anything but a DTensor."""
+    if isinstance(value, TensorRecord):
+        view = file.view(value)
+        return [Piece(view.shape, view.dtype, "", None, view)]
+    if isinstance(value, WrapperRecord) and value.kind == "ShardedTensor":
+        return _sharded_tensor(file, value.raw)
+    if isinstance(value, WrapperRecord | Inert):
+        raise CkptconvError(
+            f"holds an object of {value.kind}, not a tensor",
+            hint="only tensors are read, nothing that a pickle names is run",
+        )
+    if value is not None:
+        raise CkptconvError(f"holds a {type(value).__name__}, not a tensor")
+    return []
+
+
+def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
+    """ShardedTensor state: (local shards, metadata, ...), offsets stated; a rank without data has no shard."""
+    if not isinstance(state, tuple) or len(state) < 2 or not isinstance(state[1], Inert):
+        raise CkptconvError(
+            "a ShardedTensor of an unknown form", hint="please report it with the torch version"
+        )
+    shards, meta = state[0], state[1]
+    shape = whole_numbers(meta.get("size"), "a ShardedTensor's shape")
+    properties = meta.get("tensor_properties")
+    fields = properties.state if isinstance(properties, Inert) and isinstance(properties.state, tuple) else ()
+    dtype = next((field.name for field in fields if isinstance(field, Dtype)), None)
+    pieces = []
+    for shard in items(shards):
+        tensor, where = field_of(shard, "tensor"), field_of(shard, "metadata")
+        if not isinstance(tensor, TensorRecord):
+            raise CkptconvError("a ShardedTensor's shard holds no tensor")
+        view = file.view(tensor)
+        box = Box(
+            whole_numbers(field_of(where, "shard_offsets"), "a shard's offsets"),
+            whole_numbers(field_of(where, "shard_sizes"), "a shard's shape"),
+        )
+        if view.shape != box.sizes:
+            raise CkptconvError(
+                "a shard has not the shape that its metadata gives", found=view.shape, wanted=box.sizes
+            )
+        pieces.append(Piece(shape, dtype or view.dtype, "ShardedTensor", box, view))
+    if not pieces and dtype:
+        empty = Box((0,) * len(shape), (0,) * len(shape))
+        pieces.append(Piece(shape, dtype, "ShardedTensor", empty, stored(file.path, 0, (0,), dtype)))
+    return pieces

@@ -1,0 +1,158 @@
+"""Rank files' pickles: one is read for all ranks that have the same, or differ in nothing but what is a rank's own.
+
+FSDP's ranks pickle the same names, shapes and placements a thousand times over. Their own are the coordinates of their
+meshes (`_coordinate_on_dim`), and numbers that nobody reads: a mesh's `_rank`, and the `_hash` of meshes and specs
+(torch/distributed/device_mesh.py and tensor/_dtensor_spec.py, protocol 2). Where these lie is found by their names; that
+they are nothing else is not believed but tried: other numbers are put there, and once it is loaded just these fields must
+have them.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ckptconv.formats.stand_ins import Inert, WrapperRecord
+from ckptconv.formats.torch_zip import Load
+from ckptconv.formats.unpickle import safe_load
+
+_COORDINATE, _OWN = b"_coordinate_on_dim", (b"_hash", b"_rank")
+_NUMBERS = rb"((?:K.|M..){1,4})"
+# A tuple of one to three numbers or of more, or a list of one or of more.
+_COORDINATES = (
+    b"(?:" + _NUMBERS + rb"[\x85\x86\x87]|\(" + _NUMBERS + rb"t|\](?:q.|r....)\(?" + _NUMBERS + b"[ae])"
+)
+_LONG = b"|".join(b"\x8a" + re.escape(bytes([size])) + b"." * size for size in range(1, 10))
+_NUMBER = b"(K.|M..|J....|" + _LONG + b")"
+_MOST = 1 << 26  # bytes of pickles that are remembered: their objects take some times as much
+_Span = tuple[int, int]
+
+
+def remembering() -> Load:
+    """safe_load that knows again what it has loaded: many files have one and the same pickle. Nobody may change it."""
+    seen: dict[bytes, Any] = {}
+    size = 0
+
+    def load(data: bytes, where: str) -> Any:
+        nonlocal size
+        root = seen.get(data)
+        if root is None:
+            if size + len(data) > _MOST:
+                seen.clear()
+                size = 0
+            root = seen[data] = safe_load(data, where)
+            size += len(data)
+        return root
+
+    return load
+
+
+class _Known(NamedTuple):
+    """A pickle that was loaded: its object, and its meshes' states in the order of their coordinates; None: not shared."""
+
+    root: Any
+    meshes: list[dict[str, Any]] | None
+
+
+class RankPickles:
+    """Loads the pickles of one checkpoint's rank files, one after another."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, _Known] = {}
+        self._size = 0
+
+    def load(self, data: bytes, where: str) -> Any:
+        """As safe_load does. Ranks may get the same object, so what is got is to be used before the next is loaded."""
+        places = list(_values(data, _COORDINATE, _COORDINATES))
+        if not 0 < len(places) < 256:
+            return safe_load(data, where)
+        own = [span for name in _OWN for span in _values(data, name, _NUMBER)]
+        key = _filled(data, places, [0] * len(places), own, 0)
+        known = self._known.get(key)
+        if known is None:
+            self._forget(len(key))
+            known = self._known[key] = _tried(data, places, own, where)
+            self._size += len(key)
+        if known.meshes is None:
+            return safe_load(data, where)
+        for span, mesh in zip(places, known.meshes, strict=True):
+            mesh[_COORDINATE.decode()] = tuple(_numbers(data[slice(*span)]))
+        return known.root
+
+    def _forget(self, more: int) -> None:
+        while self._known and self._size + more > _MOST:
+            oldest = next(iter(self._known))
+            del self._known[oldest]
+            self._size -= len(oldest)
+
+
+def _tried(data: bytes, places: list[_Span], own: list[_Span], where: str) -> _Known:
+    """Load it with the n-th coordinate made of n alone, and a number by chance in what else is a rank's own."""
+    numbers, mark = range(1, len(places) + 1), (1 << 30) + secrets.randbelow(1 << 30)
+    root = safe_load(_filled(data, places, numbers, own, mark), where)
+    tables = list({id(table): table for table in _tables(root)}.values())
+    marked = sum(table.get(name.decode()) == mark for table in tables for name in _OWN)
+    found: dict[Any, dict[str, Any]] = {}
+    for table in tables:
+        coordinate = table.get(_COORDINATE.decode(), ())
+        if isinstance(coordinate, tuple | list) and coordinate:
+            found[coordinate[0] if len(set(coordinate)) == 1 else None] = table
+    sizes = [len(_numbers(data[slice(*span)])) for span in places]
+    if marked != len(own) or list(map(str, numbers)) != sorted(
+        map(str, found), key=lambda text: (len(text), text)
+    ):
+        return _Known(None, None)
+    meshes = [found[number] for number in numbers]
+    if [len(mesh[_COORDINATE.decode()]) for mesh in meshes] != sizes:
+        return _Known(None, None)
+    return _Known(root, meshes)
+
+
+def _tables(root: Any) -> Iterator[dict[Any, Any]]:
+    """The states of a state dict's specs, and of the meshes that they name."""
+    for value in root.values() if isinstance(root, dict) else ():
+        spec = value.state.get("_spec") if isinstance(value, WrapperRecord) else None
+        mesh = spec.get("mesh") if isinstance(spec, Inert) else None
+        for each in (spec, mesh):
+            if isinstance(each, Inert):
+                parts = each.state if isinstance(each.state, tuple) else (each.state,)
+                yield from (part for part in parts if isinstance(part, dict))
+
+
+def _values(data: bytes, name: bytes, value: bytes) -> Iterator[_Span]:
+    """Where the values of a field lie. Its name is written once, later ones point to it in the memo."""
+    start = b"X" + len(name).to_bytes(4, "little") + name
+    first = re.compile(re.escape(start) + b"(q.|r....)", re.DOTALL).search(data)
+    if first is None:
+        return
+    if found := re.compile(value, re.DOTALL).match(data, first.end()):
+        yield found.span(found.lastindex or 0)
+    place = int.from_bytes(first[1][1:], "little")
+    get = b"h" + bytes([place]) if place < 256 else b"j" + place.to_bytes(4, "little")
+    for found in re.compile(re.escape(get) + value, re.DOTALL).finditer(data, first.end()):
+        yield found.span(found.lastindex or 0)
+
+
+def _filled(
+    data: bytes, places: Sequence[_Span], numbers: Sequence[int], own: Sequence[_Span], mark: int
+) -> bytes:
+    """The pickle with other numbers in the coordinates, as wide as they are, and in what is a rank's own."""
+    changes = {span: b"J" + mark.to_bytes(4, "little") for span in own}
+    for (begin, end), number in zip(places, numbers, strict=True):
+        changes[begin, end] = re.sub(
+            b"K.|M..",
+            lambda match: match[0][:1] + number.to_bytes(len(match[0]) - 1, "little"),  # noqa: B023
+            data[begin:end],
+            flags=re.DOTALL,
+        )
+    parts, at = [], 0
+    for (begin, end), changed in sorted(changes.items()):
+        parts += [data[at:begin], changed]
+        at = end
+    return b"".join([*parts, data[at:]])
+
+
+def _numbers(data: bytes) -> list[int]:
+    return [int.from_bytes(part[1:], "little") for part in re.findall(b"K.|M..", data, re.DOTALL)]

@@ -1,0 +1,155 @@
+"""Whole models: a Hugging Face folder of safetensors or torch files, a PEFT adapter, or one file of weights.
+
+The HF Trainer's checkpoint-N/ folders are such folders, with its own state beside. Folders without a config.json are
+a trainer's state (accelerate's save_state): their names are the module's, their floats may be masters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptconv.backends.huggingface.torch_bin import read_state_dict
+from ckptconv.backends.huggingface.weight_files import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    Chosen,
+    beside,
+    choose,
+    one_file,
+    sizes_of,
+)
+from ckptconv.backends.runs import Place
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.json import read_table
+from ckptconv.formats.safetensors import read_header
+from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
+from ckptconv.tensors.view import View
+
+NAME = "huggingface"
+_TRAINER_STATE = "trainer_state.json"
+
+
+def is_mine(folder: Path) -> bool:
+    """True for a folder that holds a model's weights under the names that transformers, PEFT or accelerate give."""
+    try:
+        return choose(folder) is not None
+    except CkptconvError:
+        return True  # it is one, with something wrong that `read` says
+
+
+def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+    """Read every header. Raises CkptconvError where index and files disagree or a file breaks its format's laws."""
+    folder = place.folder
+    if also:
+        raise CkptconvError("--also is for rank files; a model folder is read alone", where=also[0])
+    chosen = choose(folder)
+    if chosen is None:
+        raise CkptconvError("no model's weights are here", where=folder)
+    skipped, notes = beside(sizes_of(folder), chosen)
+    files = [_opened(folder / name, folder) for name in chosen.names]
+    return assemble(
+        folder, chosen, files, folder, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place))
+    )
+
+
+def read_file(path: Path) -> Checkpoint:
+    """One file of weights that a user named: the model's config is looked for beside it."""
+    chosen, folder = one_file(path), path.parent
+    return assemble(folder, chosen, [_opened(path, folder)], folder, Place(folder, None, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One file of weights, its header read. path is where the views say that the bytes lie."""
+
+    path: Path
+    nbytes: int
+    tensors: Mapping[str, View]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def assemble(
+    root: Path,
+    chosen: Chosen,
+    opened: Sequence[Opened],
+    small: Path,
+    place: Place,
+    skipped: tuple[Skipped, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Checkpoint:
+    """The checkpoint that files of weights are together. small: the folder with config.json.
+
+    Raises CkptconvError where two files hold one tensor, and where the index says otherwise.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in opened:
+        skipped, notes = skipped + file.skipped, notes + file.notes
+        for tensor, view in file.tensors.items():
+            if tensor in tensors:
+                raise CkptconvError(
+                    f"two shards hold {tensor}", where=f"{tensors[tensor].view.files} and {file.path}"
+                )
+            tensors[tensor] = StoredTensor(view)
+    files = [RankFile(number, str(file.path), file.nbytes) for number, file in enumerate(opened)]
+    if chosen.expected is not None:
+        _check_index(root, chosen.expected, tensors)
+    has_config = (small / CONFIG).is_file()
+    return Checkpoint(
+        backend=NAME,
+        layout=_said(chosen, has_config),
+        root=root,
+        world_size=len(files),
+        files=tuple(files),
+        tensors=tensors,
+        step=place.step,
+        role=place.role,
+        assets=small if has_config else None,
+        skipped=skipped,
+        extras={"lora": read_table(small / ADAPTER_CONFIG)} if chosen.is_adapter else {},
+        notes=notes,
+        naming="hub" if has_config or chosen.is_adapter else "transformers",
+    )
+
+
+def _opened(path: Path, folder: Path) -> Opened:
+    if not path.is_file():
+        raise Incomplete("a shard that the index names is missing", where=folder, wanted=path.name)
+    nbytes = path.stat().st_size
+    if path.suffix == ".safetensors":
+        return Opened(path, nbytes, read_header(path)[0])
+    found = read_state_dict(path)
+    return Opened(path, nbytes, found.tensors, found.skipped, found.notes)
+
+
+def _said(chosen: Chosen, has_config: bool) -> str:
+    if chosen.is_adapter:
+        return "PEFT adapter"
+    safe = chosen.names[0].endswith(".safetensors")
+    if not has_config:
+        return f"whole state dict, {'safetensors' if safe else 'torch.save'}"
+    return "Hugging Face model folder" if safe else "Hugging Face model folder, torch.save files"
+
+
+def _unfinished(place: Place) -> tuple[str, ...]:
+    """The HF Trainer writes trainer_state.json last (trainer.py, _save_checkpoint)."""
+    folder = place.folder
+    if not folder.name.startswith("checkpoint-") or (folder / _TRAINER_STATE).is_file():
+        return ()
+    if not any(path.is_file() for path in folder.parent.glob(f"checkpoint-*/{_TRAINER_STATE}")):
+        return ()
+    return (
+        f"{folder.name} has no {_TRAINER_STATE}, which is written last: the save was cut off after the weights",
+    )
+
+
+def _check_index(folder: Path, expected: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+    for name, file in expected.items():
+        held = tensors.get(name)
+        if held is None or (held.view.files and held.view.files != (str(folder / file),)):
+            raise CkptconvError(f"the index says that {name} is in {file}, and it is not", where=folder)
+    extra = sorted(set(tensors) - set(expected))
+    if extra:
+        raise CkptconvError(f"the shards hold {extra[0]}, which the index does not name", where=folder)

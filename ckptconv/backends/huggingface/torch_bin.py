@@ -1,0 +1,143 @@
+"""A state dict that torch.save wrote whole: `pytorch_model.bin`, accelerate's `pytorch_model_fsdp.bin`, a `model.pt`.
+
+Only the pickle is read, into stand-ins. Several names may share a storage (tied weights), a tensor may be a strided
+window on a larger one, and the state dict may lie under a key beside an optimizer and counters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import CkptconvError, brief
+from ckptconv.formats.bounds import check_name
+from ckptconv.formats.stand_ins import Inert, Storage, TensorRecord, WrapperRecord
+from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
+from ckptconv.tensors.checkpoint import Skipped
+from ckptconv.tensors.view import View
+
+# Where trainers put a model's state dict in a file of several things.
+_KEYS = ("state_dict", "model", "module", "model_state_dict", "model_state")
+_DEEPEST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """tensors: by name. skipped: what else the file holds. notes: what a user should hear of it."""
+
+    tensors: dict[str, View]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors of a torch file as views.
+
+    Raises CkptconvError for a file of shards, of another thing than tensors, or of two state dicts.
+    """
+    file = open_torch_zip(str(path))
+    entries, keys, beside = _find(file.root, path)
+    tensors: dict[str, View] = {}
+    used: dict[str, set[View]] = {}  # storage -> the distinct windows on it
+    others = []
+    for name, value in entries.items():
+        check_name(name, path)
+        if not isinstance(value, TensorRecord):
+            _check_other(name, value, path)
+            others.append(name)
+            continue
+        try:
+            tensors[name] = file.view(value)
+        except CkptconvError as error:
+            error.where = f"{name} in {error.where or path}"
+            raise
+        used.setdefault(value.storage.key, set()).add(tensors[name])
+    said = [f"in {path.name}, the model is taken from {'.'.join(keys)!r}"] if keys else []
+    if beside or others:
+        said.append(f"{path.name} holds more than the model, not taken: {_listed([*beside, *others])}")
+    return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(said))
+
+
+def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
+    """The dict of tensors in an unpickled object, the keys that lead there, and the names of what lies beside."""
+    keys: list[str] = []
+    beside: list[str] = []
+    while isinstance(root, dict) and not any(map(_is_tensor, root.values())):
+        found = [key for key in _KEYS if _holds_tensors(root.get(key))]
+        if len(found) != 1:
+            raise CkptconvError(
+                "the file holds several state dicts" if len(found) > 1 else "the file holds no state dict",
+                where=path,
+                found=_listed(list(root)) or "an empty dict",
+                wanted=f"tensors by name, or one dict of them under {', '.join(_KEYS)}",
+                hint="save the model's state dict alone: torch.save(model.state_dict(), FILE)",
+            )
+        beside += [brief(key) for key in root if key != found[0]]
+        keys.append(found[0])
+        root = root[found[0]]
+    if not isinstance(root, dict):
+        kind = getattr(root, "kind", type(root).__name__)
+        raise CkptconvError(
+            "the file holds no state dict",
+            where=path,
+            found=f"an object of {kind}",
+            hint="save the model's state dict alone: torch.save(model.state_dict(), FILE)",
+        )
+    return root, keys, beside
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorRecord | WrapperRecord)
+
+
+def _holds_tensors(value: Any, depth: int = 0) -> bool:
+    """True for a dict of tensors, or one that holds such a dict under a known key."""
+    if not isinstance(value, dict) or depth > _DEEPEST:
+        return False
+    return any(map(_is_tensor, value.values())) or any(
+        _holds_tensors(value.get(key), depth + 1) for key in _KEYS
+    )
+
+
+def _check_other(name: str, value: Any, path: Path) -> None:
+    """Let numbers and texts among tensors pass, and a module's extra state; what may hold weights does not."""
+    where = f"{name} in {path}"
+    if isinstance(value, WrapperRecord) and value.kind in ("DTensor", "ShardedTensor"):
+        raise CkptconvError(
+            f"holds a rank's piece of a sharded tensor ({value.kind}), not a whole one",
+            where=where,
+            hint="name the folder with all ranks' files, not one of them",
+        )
+    if name.endswith("_extra_state") or value is None or isinstance(value, int | float | str):
+        return
+    if (
+        isinstance(value, dict | list | tuple)
+        and not isinstance(value, Storage | WrapperRecord)
+        and not value
+    ):
+        return
+    kind = value.kind if isinstance(value, WrapperRecord | Inert) else type(value).__name__
+    raise CkptconvError(
+        f"holds an object of {kind}, not a tensor",
+        where=where,
+        hint="only plain tensors are read, nothing that a pickle names is run",
+    )
+
+
+def _skipped(file: TorchZip, used: dict[str, set[View]], name: str) -> list[Skipped]:
+    """Storages that no tensor of the model lies in, and what of the others no tensor covers."""
+    beside = sum(entry.nbytes for key, entry in file.entries.items() if key not in used)
+    padding = sum(
+        max(file.entries[key].nbytes - sum(view.nbytes for view in views), 0) for key, views in used.items()
+    )
+    found = [
+        Skipped(f"other entries of {name}", beside, "not part of the model"),
+        Skipped(f"unused parts of storages in {name}", padding, "belongs to no tensor"),
+    ]
+    return [item for item in found if item.nbytes]
+
+
+def _listed(names: list[Any]) -> str:
+    shown = ", ".join(map(brief, names[:8]))
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

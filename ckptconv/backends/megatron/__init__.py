@@ -1,0 +1,1 @@
+"""Megatron checkpoints: torch_dist, `mp_rank_*` rank files, and Megatron-FSDP."""

@@ -1,0 +1,83 @@
+"""How Megatron cuts a tensor over tensor parallel ranks: by its name alone, since rank files do not say it.
+
+It is Megatron's own rule for the module (megatron/core/tensor_parallel/layers.py): column-parallel weights along dim 0,
+row-parallel ones along dim 1, norms, routers and the like are whole on every rank; a name that is in none of these lists is
+refused. Adapters (megatron/bridge/peft/utils.py, ParallelLinearAdapter) are cut along dim 0, but for linear_in beside a
+row-parallel weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ckptconv.errors import CkptconvError
+from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.view import View, cat, split
+
+_COLUMN = re.compile(
+    r"(word_embeddings\.weight|output_layer\.weight|linear_(qkv|fc1|q_proj|q_up_proj|kv_up_proj)\.(weight|bias)"
+    r"|eh_proj\.weight|softmax_offset"
+    r"|\.adapter(\.\w+)?\.linear_out\.weight|(?<!linear_proj)(?<!linear_fc2)\.adapter(\.\w+)?\.linear_in\.weight)$"
+)
+_ROW = re.compile(r"linear_(proj|fc2)(\.adapter\.linear_in)?\.weight$")
+_WHOLE = re.compile(
+    r"norm|router\.|gate_weight$|down_proj\.weight$|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
+)
+_GATED = re.compile(r"(?<!projection\.encoder\.)linear_fc1\.(weight|bias|adapter\.linear_out\.weight)$")
+_TOWER = re.compile(
+    r"^(visual\.|vision_model\.(?!decoder\.|projection\.))"
+)  # transformers' module, whole on every rank
+
+
+def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
+    """The parts of the TP ranks put together; ranks of one TP index (over EP) hold copies."""
+    if not held:
+        raise CkptconvError(f"{name} is on some ranks of a stage and on others not")
+    parts: dict[int, View] = {}
+    copies: list[tuple[int, View]] = []
+    for tp, view in held:
+        if tp in parts:
+            copies.append((tp, view))
+        else:
+            parts[tp] = view
+    views = [parts[tp] for tp in sorted(parts)]
+    dim = None if _TOWER.match(name) else 0 if _COLUMN.search(name) else 1 if _ROW.search(name) else None
+    if dim is not None and any(len(view.shape) <= dim for view in (*views, *(view for _, view in copies))):
+        raise CkptconvError(
+            f"{name} has too few dims to be cut as Megatron cuts it",
+            found=[list(view.shape) for view in views],
+        )
+    if dim is None and len(views) > 1 and not (_TOWER.match(name) or _WHOLE.search(name)):
+        raise CkptconvError(
+            f"how {name} is cut over tensor parallel ranks is not known",
+            found=f"{len(views)} ranks with {list(views[0].shape)} each",
+            hint="save the checkpoint as torch_dist, whose files say it",
+        )
+    # A critic's is the same on every rank.
+    scalar_head = name.endswith("output_layer.weight") and views[0].shape[0] == 1
+    if dim is None or scalar_head or len(views) == 1:
+        zero = (0,) * len(views[0].shape)
+        rest = [*views[1:], *(view for _, view in copies)]
+        return StoredTensor(views[0], "", tuple((zero, view) for view in rest))
+    if _GATED.search(name):  # every rank has its own [gate | up]
+        halves = [split(view, 0, [view.shape[0] // 2] * 2) for view in views]
+        view = cat([half for side in (0, 1) for half in (pair[side] for pair in halves)], 0)
+        return StoredTensor(view, "gated Shard(0)", tuple(_gated_copies(copies, parts)))
+    size = views[0].shape[dim]
+    offsets = [(tp * size if d == dim else 0 for d in range(len(views[0].shape))) for tp, _ in copies]
+    return StoredTensor(
+        cat(views, dim),
+        f"Shard({dim})",
+        tuple((tuple(o), v) for o, (_, v) in zip(offsets, copies, strict=True)),
+    )
+
+
+def _gated_copies(
+    copies: list[tuple[int, View]], parts: dict[int, View]
+) -> Iterator[tuple[tuple[int, ...], View]]:
+    for tp, view in copies:
+        half = view.shape[0] // 2
+        for side, part in enumerate(split(view, 0, [half, half])):
+            row = side * half * len(parts) + tp * half
+            yield (row, *(0,) * (len(view.shape) - 1)), part

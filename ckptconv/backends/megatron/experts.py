@@ -1,0 +1,37 @@
+"""Whether rank files hold experts in whole or in parts over TP: not in their names or shapes alone, but beside a config."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_table
+
+
+def expert_ranks(rows: Iterable[tuple[Hashable, int, int]], folder: Path) -> dict[str, int]:
+    """`expert_tensor_parallel_size` where the trainer does not say it, from the config's width; {} where it is no question.
+
+    rows: of every expert's fc1: which expert, TP rank, rows. Raises CkptconvError where the config is not there or does
+    not fit: a wrong guess would give experts of another width.
+    """
+    held: dict[Hashable, dict[int, int]] = {}
+    for expert, tp, count in rows:
+        held.setdefault(expert, {})[tp] = count
+    shared = next((by_rank for by_rank in held.values() if len(by_rank) > 1), None)
+    if shared is None:
+        return {}
+    homes = (folder / "huggingface", folder / "model" / "huggingface", folder)
+    config = next((table for home in homes if (table := read_table(home / "config.json"))), {})
+    width = config.get("moe_intermediate_size") or config.get("intermediate_size")
+    found = shared[min(shared)]
+    for parts in (1, len(shared)):
+        if isinstance(width, int) and found * parts == 2 * width:
+            return {"expert_tensor_parallel_size": parts}
+    raise CkptconvError(
+        "it is not known whether experts are cut over tensor parallel ranks",
+        where=folder,
+        found=f"{found} rows on each of {len(shared)} ranks",
+        wanted=f"{2 * width} rows, or that over {len(shared)}" if isinstance(width, int) else "config.json",
+        hint="copy the model's config.json into this folder, or save the checkpoint as torch_dist",
+    )

@@ -1,0 +1,107 @@
+"""Megatron-FSDP's checkpoints (`--ckpt-format fsdp_dtensor`): torch's DCP with Megatron's module names. Without Megatron.
+
+RUN/iter_NNNNNNN/.metadata of one state dict: `model.module.NAME` beside `optimizer.…`, `args`, `rng_state.(PP, TP).…`
+(megatron/training/checkpointing.py, generate_state_dict and preprocess_fsdp_dtensor_state_dict). Shards are rows of uneven
+flat buffers, with their true boxes in the metadata. A gated projection is kept as `weight_w` and `weight_v`, an expert as
+`experts.linear_fc1.weight7_w`, with its number in the whole model (megatron/core/transformer/fsdp_dtensor_checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_object, read_tensors
+from ckptconv.backends.megatron.glu import settings, uninterleaved
+from ckptconv.backends.megatron.names import canonical
+from ckptconv.backends.runs import Place
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.stand_ins import Inert
+from ckptconv.tensors.checkpoint import Checkpoint, Mesh, StoredTensor
+
+NAME = "megatron_fsdp"
+_MODEL = re.compile(r"^model\.(?:module\.)+(.+)$")
+_MARK = re.compile(rb"model\d*\.(?:module\.)+[\w.]*\.(?:linear_qkv|linear_proj|linear_fc[12])\.")
+_CHUNK = re.compile(r"^model\d+\.module\.")
+_RNG = re.compile(r"^rng_state\.\((\d+), (\d+)\)\.")
+_GROUPED = re.compile(r"^(.*\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)((?:_[wv])?)$")
+
+
+def is_mine(folder: Path) -> bool:
+    """True for a DCP folder with Megatron's module names under `model.module.`."""
+    return is_dcp(folder) and _MARK.search((folder / METADATA).read_bytes()) is not None
+
+
+def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+    """Read the metadata. also: folders with more of the `.distcp` files.
+
+    Raises CkptconvError for pipeline stages, and for all that `read_tensors` refuses.
+    """
+    folder = place.folder
+    metadata = read_metadata(folder)
+    seats = [(int(m[1]), int(m[2])) for name in metadata.table if (m := _RNG.match(name))]
+    _check_one_stage(metadata.table, seats, folder)
+    files = read_tensors(metadata, also, _why_not)
+    bare = dict(_bare(files.tensors))
+    stated, unsaid = settings(folder, folder)
+    stated |= _args(read_object(metadata, "args", also))
+    tensors, said = uninterleaved(canonical(bare), stated)
+    ranks = 1 + max((tp for _, tp in seats), default=0)
+    homes = (folder, folder / "huggingface", folder.parent)
+    return Checkpoint(
+        backend=NAME,
+        layout="Megatron-FSDP distributed checkpoint (fsdp_dtensor)",
+        root=folder,
+        world_size=files.world_size,
+        files=files.files,
+        tensors=tensors,
+        meshes=(Mesh((ranks,), ("tp",)),) if ranks > 1 else (),
+        step=place.step,
+        role=place.role,
+        assets=next((path for path in homes if (path / "config.json").is_file()), None),
+        skipped=files.skipped,
+        notes=(*place.notes(), *unsaid, *said),
+        naming="megatron",
+    )
+
+
+def _check_one_stage(names: Mapping[str, Any], seats: list[tuple[int, int]], folder: Path) -> None:
+    """Every stage numbers its layers from 0 under the same names, so DCP keeps the last writer's and loses the others."""
+    chunks = any(_CHUNK.match(name) for name in names)
+    stages = 1 + max((pp for pp, _ in seats), default=0)
+    if chunks or stages > 1:
+        raise CkptconvError(
+            "Megatron-FSDP's files do not tell the layers of pipeline stages apart",
+            where=folder,
+            found="several model chunks" if chunks else f"{stages} stages, each with its layers from 0",
+            hint="save with --ckpt-format torch_dist, or without pipeline parallelism",
+        )
+
+
+def _why_not(name: str) -> str | None:
+    if not name.startswith("model."):
+        return "optimizer" if name.startswith("optimizer") else "trainer state"
+    return "Transformer Engine state" if "_extra_state" in name else None
+
+
+def _bare(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+    """Names without their wrappers, an expert's number where torch_dist has it."""
+    for name, tensor in tensors.items():
+        match = _MODEL.match(name)
+        if match is None:
+            raise CkptconvError(
+                f"the stored name {name} does not begin as Megatron-FSDP's do", wanted="model.module.…"
+            )
+        grouped = _GROUPED.match(match[1])
+        if grouped is None:
+            yield match[1], tensor
+        else:
+            block, linear, kind, number, half = grouped.groups()
+            yield f"{block}.{number}.{linear}.{kind}{half}", tensor
+
+
+def _args(root: Any) -> dict[str, Any]:
+    """Megatron-LM's arguments, an argparse.Namespace; Megatron-Bridge saves none."""
+    return dict(root.state) if isinstance(root, Inert) and isinstance(root.state, dict) else {}

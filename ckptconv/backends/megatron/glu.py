@@ -1,0 +1,111 @@
+"""Gate and up in alternating blocks of rows: the `*_glu_interleave_size` settings of Megatron-Core, undone.
+
+With one set, a rank's linear_fc1 holds [gate block, up block, gate block, …], and is saved as it lies: its first half of
+rows and its second half are joined over the ranks as if they were gate and up (megatron/core/transformer/moe/experts.py,
+_remove_glu_interleaving, and mlp.py, apply_swiglu_sharded_factory). The weights do not show it; the trainer's settings do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_table, settings_text
+from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.view import View, cat, narrow, split
+
+# A setting, the tensors that it is about, and the sizes of the ranks that these are cut over, in order of preference.
+_SETTINGS = (
+    (
+        "moe_mlp_glu_interleave_size",
+        re.compile(r"\.experts\.\d+\.linear_fc1\.(weight|bias)$"),
+        ("expert_tensor_parallel_size", "tensor_model_parallel_size"),
+    ),
+    (
+        "moe_shared_expert_glu_interleave_size",
+        re.compile(r"\.shared_experts\.linear_fc1\.(weight|bias)$"),
+        ("tensor_model_parallel_size",),
+    ),
+)
+
+
+def settings(folder: Path, shards: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the trainer says of itself (Megatron-LM's args in common.pt, verl's transformer_config.json), and notes.
+
+    Raises CkptconvError where Megatron-Bridge's run_config.yaml has blocks: it means to save without, but leaves out
+    the tensors that Megatron-Core joins only while it saves (its training/checkpointing.py).
+    """
+    run_config = shards / "run_config.yaml"
+    text = settings_text(run_config)
+    for name, _, _ in _SETTINGS:
+        if found := re.search(rf"^[ \t]*{name}:[ \t]*([0-9]{{1,20}})[ \t]*$", text, re.MULTILINE):
+            raise CkptconvError(
+                "gate and up of the experts may lie in alternating blocks; Megatron-Bridge's files do not say which",
+                where=run_config,
+                found=f"{name}: {found[1]}",
+                hint="export it with Megatron-Bridge, or save it once more with the setting off",
+            )
+    for path in (folder, folder / "model"):
+        if stated := read_table(path / "transformer_config.json"):
+            return stated, []
+    common = shards / "common.pt"
+    try:
+        root = open_torch_zip(str(common)).root if common.is_file() else None
+    except CkptconvError as error:
+        return {}, [
+            f"common.pt cannot be read, so what the trainer says of its layout is not known: {error.what}"
+        ]
+    args = root.get("args") if isinstance(root, dict) else None
+    return args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}, []
+
+
+def uninterleaved(
+    tensors: dict[str, StoredTensor], stated: Mapping[str, Any]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """The tensors with gate and up one after the other, and what to say of it."""
+    done, notes = dict(tensors), []
+    for name, which, ranks in _SETTINGS:
+        size = stated.get(name)
+        if type(size) is not int or not size:
+            continue
+        over = next((stated[key] for key in ranks if type(stated.get(key)) is int), None)
+        if over is None:
+            raise CkptconvError(
+                f"{name} is {size}, but over how many ranks is not said", wanted=" or ".join(ranks)
+            )
+        count = 0
+        for key, tensor in tensors.items():
+            if which.search(key):
+                count += 1
+                done[key] = replace(tensor, view=_halves(key, tensor.view, size, over), replicas=())
+        if count:
+            notes.append(f"{name} is {size}: gate and up of {count} tensors are taken out of their blocks")
+    return done, notes
+
+
+def _halves(name: str, view: View, size: int, ranks: int) -> View:
+    """All gate rows, then all up rows."""
+    rows = view.shape[0] if view.shape else 0
+    if not 0 < size <= rows or not 0 < ranks <= rows:
+        raise CkptconvError(
+            f"{name} has no whole blocks of rows",
+            found=f"{rows} rows",
+            wanted=f"blocks of {size} over {ranks} ranks",
+        )
+    part, left = divmod(rows, 2 * ranks)
+    if left or 2 * part % (2 * size):
+        raise CkptconvError(
+            f"{name} has no whole blocks of {size} rows", found=f"{rows} rows over {ranks} ranks"
+        )
+    pieces = split(view, 0, [part] * 2 * ranks)
+    local = [cat([pieces[rank], pieces[ranks + rank]], 0) for rank in range(ranks)]
+    starts = range(0, 2 * part, 2 * size)
+    return cat(
+        [narrow(one, 0, start + side * size, size) for side in (0, 1) for one in local for start in starts], 0
+    )

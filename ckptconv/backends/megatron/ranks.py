@@ -1,0 +1,44 @@
+"""Which seat a rank had, as a torch_dist checkpoint tells: the random states are kept for each (PP, TP).
+
+`rng_state/shard_PP.TP_PPS.TPS` is written by a rank with that stage and part, one of its data-parallel group
+(megatron/training/checkpointing.py, get_rng_state). Where all of them lie as Megatron numbers its ranks by default
+(megatron/core/parallel_state.py, order tp-cp-ep-dp-pp), the seats of all other ranks follow.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ckptconv.backends.dcp.metadata import DcpMetadata
+from ckptconv.tensors.checkpoint import Mesh
+
+_RNG = re.compile(r"^rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)$")
+_FILE = re.compile(r"^__(\d+)_\d+\.distcp$")
+Seat = tuple[tuple[str, int], ...]
+
+
+def ranks_of(metadata: DcpMetadata) -> tuple[Mesh | None, dict[int, Seat]]:
+    """The mesh of TP and PP, and rank -> seat as far as the files say so; (None, {}) where no random states are."""
+    owners: dict[tuple[int, int], int] = {}
+    sizes = (0, 0)
+    for (name, _), (file, _, _) in metadata.infos.items():
+        if (found := _RNG.match(name)) and (written := _FILE.match(file)):
+            pp, tp, *whole = map(int, found.groups())
+            owners[pp, tp], sizes = int(written[1]), (whole[0], whole[1])
+    if not owners or not all(sizes):
+        return None, {}
+    stages, parts = sizes
+    world = 1 + max(
+        int(written[1]) for file, _, _ in metadata.infos.values() if (written := _FILE.match(file))
+    )
+    mesh = Mesh((parts, stages), ("tp", "pp"))
+    each, left = divmod(world, stages)
+    usual = not left and not each % parts
+    usual = usual and all((rank // each, rank % parts) == seat for seat, rank in owners.items())
+    if usual:
+        return mesh, {rank: _seat(rank // each, rank % parts, sizes) for rank in range(world)}
+    return mesh, {rank: _seat(pp, tp, sizes) for (pp, tp), rank in owners.items()}
+
+
+def _seat(pp: int, tp: int, sizes: tuple[int, int]) -> Seat:
+    return tuple((axis, at) for axis, at, size in zip(("pp", "tp"), (pp, tp), sizes, strict=True) if size > 1)

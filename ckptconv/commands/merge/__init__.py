@@ -1,0 +1,1 @@
+"""merge: a checkpoint becomes a model folder; see `run.merge`."""

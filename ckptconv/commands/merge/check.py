@@ -1,0 +1,193 @@
+"""`merge --verify`: what was written is read again, by safetensors' own reader, and compared with the source.
+
+Before the folder is published. The headers, the places of the tensors and their bytes come from safetensors; only the
+values that they should have come from the plan's views, read once more. A file is opened anew every few megabytes,
+since its pages count as this process's memory for as long as it is mapped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401 - numpy knows bfloat16 by name from here on, and safetensors asks it
+import numpy as np
+
+from ckptconv.compute import Block
+from ckptconv.errors import CkptconvError, ExitCode
+from ckptconv.plan import Output, Plan
+from ckptconv.plan.shards import INDEX
+from ckptconv.read.reader import Array, Reader, raw_dtype
+from ckptconv.read.workers import for_each
+from ckptconv.tensors.dtypes import itemsize, to_safetensors
+
+_BLOCK = 4 << 20  # bytes of a tensor at a time
+_MAPPED = 16 << 20  # bytes that are read from a mapping before it is given back
+_SCRATCH = 8 << 20
+_MOST = 5  # threads: each has 36 MB of buffers and mapped pages
+
+Slices = tuple[slice, ...]
+OnBytes = Callable[[int, str], None]
+
+
+class _Tile(NamedTuple):
+    """Elements low..high-1 of a tensor, and the same as slices of it."""
+
+    file: Path
+    key: str
+    name: str
+    output: Output
+    slices: Slices
+    low: int
+    high: int
+
+
+def check_written(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None = None) -> int:
+    """Compare every file of the plan in `work` with the source; returns how many tensors that were.
+
+    on_bytes(bytes read, file). Raises CkptconvError, with the exit code of a no, that names what differs.
+    """
+    wrong = [*_headers(plan, work), *_index(plan, work)]
+    if not wrong:
+        wrong = _values(plan, work, workers, on_bytes)
+    if wrong:
+        raise CkptconvError(
+            "what was written is not what the checkpoint holds",
+            where=wrong[0],
+            found=f"{len(wrong):,} things that differ" if len(wrong) > 1 else None,
+            hint="nothing was published; the disk or the memory may be at fault: run it again",
+            code=ExitCode.NO,
+        )
+    return sum(len(out.offsets) for out in plan.files)
+
+
+def _headers(plan: Plan, work: Path) -> Iterator[str]:
+    """Names, dtypes and shapes, as safetensors reads them."""
+    from safetensors import SafetensorError, safe_open
+
+    for out in plan.files:
+        try:
+            with safe_open(work / out.name, framework="numpy") as file:
+                found = {}
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    part = file.get_slice(name)
+                    found[name] = (str(part.get_dtype()), tuple(part.get_shape()))
+        except (SafetensorError, OSError) as error:
+            yield f"{out.name}: safetensors cannot open it: {error}"
+            continue
+        outputs = [plan.outputs[key] for key in out.offsets]
+        wanted = {o.name: (to_safetensors(o.dtype), tuple(o.shape)) for o in outputs}
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                yield f"{out.name}: {name} is {found.get(name)}, not {wanted.get(name)}"
+
+
+def _index(plan: Plan, work: Path) -> Iterator[str]:
+    """The index names each tensor of the files beside it, in its file."""
+    if not (work / INDEX).is_file():
+        return
+    stated = json.loads((work / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    wanted = {
+        plan.outputs[key].name: out.name for out in plan.files if "/" not in out.name for key in out.offsets
+    }
+    for name in sorted(stated.keys() | wanted.keys()):
+        if stated.get(name) != wanted.get(name):
+            yield f"{INDEX}: {name} is said to be in {stated.get(name)}, not {wanted.get(name)}"
+
+
+def _values(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None) -> list[str]:
+    wrong: dict[str, tuple[int, str]] = {}
+
+    @contextmanager
+    def worker() -> Iterator[Callable[[_Tile], None]]:
+        written, scratch = _Written(), np.empty(_SCRATCH, np.uint8)
+        current: tuple[str, Block] | None = None
+        with Reader() as reader:
+
+            def do(tile: _Tile) -> None:
+                nonlocal current
+                if current is None or current[0] != tile.key:
+                    current = tile.key, Block(tile.output.source, tile.output.dtype)
+                raw = raw_dtype(tile.output.dtype)
+                wanted = np.empty((tile.high - tile.low) * raw.itemsize, np.uint8)
+                current[1].fill(reader, tile.low, tile.high, wanted, scratch)
+                found = written.read(tile.file, tile.name, tile.slices, wanted.nbytes)
+                if not np.array_equal(found, wanted):
+                    bad = np.flatnonzero(found.view(raw) != wanted.view(raw))
+                    at = tile.low + int(bad[0])
+                    index = [int(n) for n in np.unravel_index(at, tile.output.shape)]
+                    said = f"{tile.name}, element {index} in {tile.file.name}"
+                    wrong[tile.key] = min((at, said), wrong.get(tile.key, (at, said)))
+                if on_bytes:
+                    on_bytes(wanted.nbytes, tile.file.name)
+
+            yield do
+
+    for_each(_tiles(plan, work), worker, min(workers, _MOST))
+    return [said for _, said in wrong.values()]
+
+
+def _tiles(plan: Plan, work: Path) -> Iterator[_Tile]:
+    for out in plan.files:
+        for key in out.offsets:
+            output = plan.outputs[key]
+            low = 0
+            for slices, numel in _boxes(output.shape, _BLOCK // itemsize(output.dtype)):
+                if numel:
+                    yield _Tile(work / out.name, key, output.name, output, slices, low, low + numel)
+                low += numel
+
+
+def _boxes(shape: Sequence[int], most: int) -> Iterator[tuple[Slices, int]]:
+    """Boxes of at most so many elements, each one piece of the flattened tensor, in order."""
+    if prod(shape) <= most:
+        yield tuple(slice(0, size) for size in shape), prod(shape)
+        return
+    inner = prod(shape[1:])
+    if inner > most:
+        for row in range(shape[0]):
+            for slices, numel in _boxes(shape[1:], most):
+                yield (slice(row, row + 1), *slices), numel
+        return
+    step = most // inner
+    for row in range(0, shape[0], step):
+        last = min(row + step, shape[0])
+        yield (slice(row, last), *(slice(0, size) for size in shape[1:])), (last - row) * inner
+
+
+class _Written:
+    """Slices of written tensors by safetensors' reader. One per thread."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._file: Any = None
+        self._read = 0
+
+    def read(self, path: Path, name: str, slices: Slices, nbytes: int) -> Array:
+        """The slice's bytes."""
+        from safetensors import safe_open
+
+        if path != self._path or self._read > _MAPPED:
+            self._file = None  # unmaps it
+            self._path, self._file, self._read = path, safe_open(path, framework="numpy"), 0
+        self._read += nbytes
+        try:
+            found = self._file.get_slice(name)[slices] if slices else self._file.get_tensor(name)
+        except (AttributeError, TypeError):  # a dtype that numpy has no name for: float8
+            return self._plain(path, name, slices, nbytes)
+        return np.ascontiguousarray(found).reshape(-1).view(np.uint8)
+
+    def _plain(self, path: Path, name: str, slices: Slices, nbytes: int) -> Array:
+        """From the file's own header."""
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(length))[name]
+            begin, end = entry["data_offsets"]
+            item = (end - begin) // max(prod(entry["shape"]), 1)
+            first = np.ravel_multi_index([s.start for s in slices], entry["shape"]) if slices else 0
+            file.seek(8 + length + begin + int(first) * item)
+            return np.frombuffer(file.read(nbytes), np.uint8)

@@ -1,0 +1,283 @@
+"""merge: a checkpoint becomes a model folder, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends import open_checkpoint
+from ckptconv.commands.merge.base import needs_no_config, stated_base
+from ckptconv.compute import views_of
+from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
+from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.hub.fetch import local_or_hub
+from ckptconv.hub.names import cached_name, model_name
+from ckptconv.plan import Options, Plan, make_plan, shards
+from ckptconv.publish import assets
+from ckptconv.publish.receipt import RECEIPT, receipt
+from ckptconv.publish.target import check_room, check_target, publish, work_folder
+from ckptconv.tensors.file_state import FileState, require_unchanged, stamps_of
+from ckptconv.version import __version__
+
+MAX_MEMORY = 256 << 20
+OnBytes = Callable[[int, str], None]  # bytes written, the file's name
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge did, or with `dry_run` would do.
+
+    target: the model folder. nbytes: of weights. peak_memory: the process's largest resident size, in bytes.
+    checked: tensors that were read again and found to be the source's.
+    """
+
+    plan: Plan
+    target: Path
+    workers: int
+    dry_run: bool
+    seconds: float = 0.0
+    read: int = 0
+    resumed: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ()
+    peak_memory: int = 0
+    checked: int = 0
+
+    @property
+    def buffers(self) -> int:
+        return buffer_memory(self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What a caller may want to hear while a merge runs."""
+
+    on_plan: Callable[[Plan], None] | None = None
+    on_bytes: Callable[[int, str], None] | None = None
+    on_check: Callable[[Plan, int | None], None] | None = (
+        None  # as it begins, and with the tensors at its end
+    )
+    on_fetch: Callable[[str], None] | None = (
+        None  # a repository is downloaded; bars: huggingface_hub's own, on stderr
+    )
+    bars: bool = False
+
+
+def merge(
+    source: str | Path,
+    target: str | Path,
+    *,
+    options: Options | None = None,
+    backend: str | None = None,
+    step: int | None = None,
+    also: Sequence[str | Path] = (),
+    config: str | Path | None = None,
+    base: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    max_memory: int = MAX_MEMORY,
+    workers: int | None = None,
+    check_replicas: bool = False,
+    events: Events = Events(),
+    ray: str | None = None,
+    verify: bool = False,
+    **choices: Any,
+) -> Merged:
+    """Convert the checkpoint in `source` into the model folder `target`.
+
+    The target appears whole or not at all, and an existing one is only replaced with `overwrite`, at the end. A run
+    that was killed leaves a work folder beside it, which the same command picks up again.
+    ray: a Ray cluster to copy on, in place of this machine: "auto" or HOST:PORT; workers and max_memory are a task's then.
+    verify: read everything that was written again, by safetensors' own reader, and compare it with the source before the
+    folder appears; see merge_check.
+    config, base: folders, or repositories on the Hub, `org/name@revision`.
+    choices: fields of `Options`, in place of one: merge(run, out, dtype="keep", lora="adapter").
+    Raises CkptconvError for everything that is wrong with the input, before anything is written.
+    """
+    begun = time.monotonic()
+    target = Path(target)
+    count = workers_for(max_memory, workers)
+    engine = _engine(ray)
+    fetch = partial(local_or_hub, say=events.on_fetch, bars=events.bars)
+    config, base = config and fetch(config, weights=False), base and fetch(base)
+    if ray is not None:  # the nodes have working folders of their own
+        source, also, base = _absolute(source), [_absolute(path) for path in also], base and _absolute(base)
+    given = [Path(path) for path in (source, *also, config, base) if path is not None]
+    check_target(target, given, overwrite)
+    checkpoint = open_checkpoint(source, backend=backend, step=step, also=also)
+    options = options or Options(**choices)
+    base = base if base is not None else stated_base(checkpoint, options)
+    check_target(target, [Path(base)] if base is not None else [], overwrite)
+    plan, folder = _plan(checkpoint, options, config, base)
+    if check_replicas:
+        from ckptconv.read.replicas import require_equal
+
+        require_equal(checkpoint)
+    check_target(target, [checkpoint.root], overwrite)
+    check_room(target, plan.nbytes + _small_bytes(folder))
+    if events.on_plan:
+        events.on_plan(plan)
+    if dry_run:
+        return Merged(plan, target, count, True, time.monotonic() - begun)
+    sources = _sources(plan)
+    with work_folder(target, _fingerprint(plan, sources)) as work:
+        check_target(
+            target, [], overwrite
+        )  # another merge may have ended between the first look and the lock
+        require_unchanged(sources)
+        copied = engine(plan, work, count, events.on_bytes)
+        require_unchanged(sources)
+        try:
+            names = _write_small_files(work, plan, copied, folder)
+        except OSError as error:
+            raise cannot_write(work, error) from error
+        checked = _check(plan, work, count, events) if verify else 0
+        publish(work, target, overwrite)
+    return Merged(
+        plan=plan,
+        target=target,
+        workers=count,
+        dry_run=False,
+        seconds=time.monotonic() - begun,
+        read=copied.read,
+        resumed=copied.resumed,
+        assets=tuple(names),
+        peak_memory=_peak_memory(),
+        checked=checked,
+    )
+
+
+def _check(plan: Plan, work: Path, workers: int, events: Events) -> int:
+    from ckptconv.commands.merge.check import check_written
+
+    told = events.on_check or (lambda *_: None)
+    told(plan, None)
+    checked = check_written(plan, work, workers, events.on_bytes)
+    told(plan, checked)
+    return checked
+
+
+def _engine(ray: str | None) -> Callable[[Plan, Path, int, OnBytes | None], Copied]:
+    """What runs the plan: threads here, or the Ray cluster at an address."""
+    if ray is None:
+        return copy
+    from ckptconv.engines.on_ray import on
+
+    return on(ray)
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _peak_memory() -> int:
+    """The largest resident size of this process, in bytes. ru_maxrss would count a large parent's before exec."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def plan_for(
+    checkpoint: Any, options: Options, config: str | Path | None = None, base: str | Path | None = None
+) -> Plan:
+    """The plan of an opened checkpoint, as `merge` would run it."""
+    return _plan(checkpoint, options, config, base)[0]
+
+
+def _plan(checkpoint: Any, options: Options, config: Any, base: Any) -> tuple[Plan, Path | None]:
+    """The plan, and the folder that the assets come from."""
+    based = open_checkpoint(base, backend="huggingface") if base is not None else None
+    folder = Path(config) if config is not None else based.root if based is not None else checkpoint.assets
+    found = assets.read_config(folder) if folder is not None else None
+    if found is None and not needs_no_config(checkpoint):
+        raise CkptconvError(
+            "no config.json lies beside this checkpoint, so the model is not known",
+            where=checkpoint.root,
+            hint="name the folder of the base model: --config DIR",
+        )
+    return make_plan(
+        checkpoint, found, options, based
+    ), folder if folder is None or folder.is_dir() else folder.parent
+
+
+def _sources(plan: Plan) -> dict[str, FileState]:
+    """Every file that is read, and what it was before its header was read."""
+    views = (view for output in plan.outputs.values() for view in views_of(output.source))
+    return stamps_of({file for view in views for file in view.files}, plan.checkpoint.stamps)
+
+
+def _fingerprint(plan: Plan, sources: dict[str, FileState]) -> str:
+    """What makes two plans the same: every header, and every source file as it was."""
+    digest = hashlib.sha256(__version__.encode())
+    for out in plan.files:
+        digest.update(out.name.encode() + out.header)
+    for file, was in sources.items():
+        digest.update(repr((file, *was)).encode())
+    for key, output in sorted(plan.outputs.items()):
+        for view in views_of(output.source):
+            digest.update(repr((key, output.dtype, view.chunks[:1])).encode())
+        digest.update(repr(getattr(output.source, "scale", None)).encode())
+    return digest.hexdigest()
+
+
+def _small_bytes(folder: Path | None) -> int:
+    """What the files beside the weights will take."""
+    return sum(path.stat().st_size for path in assets.assets_of(folder)) if folder else 0
+
+
+def _write_small_files(work: Path, plan: Plan, copied: Copied, folder: Path | None) -> list[str]:
+    _clear(work, {file.name for file in plan.files})
+    names = []
+    if folder is not None and not plan.is_adapter:
+        names = [
+            n
+            for n in assets.copy_assets(folder, work)
+            if _is_its_own(work, n, folder == plan.checkpoint.root)
+        ]
+    elif folder is not None:
+        names = [n for n in assets.copy_assets(folder, work) if _keep_for_adapter(work, n)]
+    if plan.config is not None:
+        assets.write_config(work, plan.config, folder)
+    for name, data in plan.texts.items():
+        (work / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    main = [file for file in plan.files if "/" not in file.name]
+    index = shards.index(main, {key: plan.outputs[key] for file in main for key in file.offsets})
+    if index is not None and not plan.is_adapter:
+        (work / shards.INDEX).write_bytes(index)
+    told = receipt(plan, copied.hashes)
+    told["base_model"] = model_name(told["base_model"]) or cached_name(folder)
+    (work / RECEIPT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return names
+
+
+def _clear(work: Path, weights: set[str]) -> None:
+    """Remove the small files of a killed run: what lay beside the checkpoint then may not lie there now."""
+    for path in work.rglob("*"):
+        if path.is_file() and str(path.relative_to(work)) not in weights:
+            path.unlink()
+
+
+def _is_its_own(work: Path, name: str, same: bool) -> bool:
+    """Another model's card says nothing true of this one. same: the assets are the checkpoint's own."""
+    if name == "README.md" and not same:
+        (work / name).unlink()
+        return False
+    return True
+
+
+def _keep_for_adapter(work: Path, name: str) -> bool:
+    """An adapter folder carries the tokenizer, but not the base model's generation settings."""
+    if name in ("generation_config.json", "README.md"):
+        (work / name).unlink()
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""push: a model folder goes to the Hub; see `run.push`."""

@@ -1,0 +1,176 @@
+"""The model card of a push: what the receipt and the folder say, as front matter and one page."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ckptconv.commands.push import loading
+from ckptconv.commands.push.folder import ModelFolder
+from ckptconv.hub.names import model_name
+from ckptconv.version import __version__
+
+README = "README.md"
+_MARK = "<!-- made by ckptconv push, sha256 of the text above: {} -->"
+# A repository's name on the Hub; a base model that is a local folder stays out of the front matter.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Words of a layout that name who wrote it, the trainer before the library that it uses.
+_TRAINERS = ("verl", "torchtitan", "NeMo", "accelerate", "DeepSpeed", "Megatron")
+_PATH = re.compile(r"(?:^|[\s(\"'])(?:~?/|[A-Za-z]:\\)")
+
+
+def model_card(folder: ModelFolder, repo_id: str) -> str:
+    """The text of a README.md for a folder that has none."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    receipt, source = folder.receipt, _table(folder.receipt.get("source"))
+    base = model_name(receipt.get("base_model") or folder.config.get("base_model_name_or_path"))
+    trainer = trainer_of(source)
+    tags = ["ckptconv", *([_tag(trainer)] if trainer else []), *(["lora"] if folder.is_adapter else [])]
+    data = ModelCardData(
+        library_name="peft" if folder.is_adapter else "transformers",
+        base_model=base if base and _HUB_NAME.fullmatch(base) else None,
+        pipeline_tag=loading.pipeline(folder),
+        tags=tags,
+    )
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n\n# {_plain(repo_id.rsplit('/', 1)[-1])}\n",
+        _introduction(receipt, trainer),
+        _facts(folder, source, base, trainer),
+        loading.snippet(folder, repo_id, base),
+        _notes(receipt),
+        _hashes(folder, repo_id),
+    ]
+    text = ModelCard("\n".join(part for part in parts if part)).content.rstrip()
+    return f"{text}\n\n{_mark(text)}\n"
+
+
+def trainer_of(source: Mapping[str, Any]) -> str | None:
+    """Who wrote the checkpoint, as far as the receipt's words for its layout say."""
+    said = source.get("trainer")
+    if isinstance(said, str) and said:
+        return said
+    layout = str(source.get("layout") or "")
+    return next((name for name in _TRAINERS if name in layout), None)
+
+
+def is_untouched(card: str) -> bool:
+    """True for a card that a push made and nobody has changed since, so that the next push may replace it."""
+    text, _, mark = card.replace("\r\n", "\n").rstrip().rpartition("\n")
+    return mark == _mark(text.rstrip())
+
+
+def _mark(text: str) -> str:
+    return _MARK.format(hashlib.sha256(text.encode()).hexdigest())
+
+
+def _introduction(receipt: Mapping[str, Any], trainer: str | None) -> str:
+    if not receipt:
+        return "Pushed with `ckptconv`.\n"
+    version = _plain(receipt.get("ckptconv") or __version__)
+    return (
+        f"Converted from a {_plain(trainer or 'trainer')} checkpoint with `ckptconv` {version}. "
+        "`ckptconv.json` is the receipt: what was read and what was written, tensor by tensor.\n"
+    )
+
+
+def _facts(folder: ModelFolder, source: Mapping[str, Any], base: str | None, trainer: str | None) -> str:
+    """The table of what is known; a row whose value is unknown is left out."""
+    names = _texts(folder.config.get("architectures"))
+    rows = (
+        ("Architecture", ", ".join(names) or folder.config.get("peft_type")),
+        ("Base model", base),
+        ("Trainer", trainer),
+        ("Checkpoint", source.get("layout")),
+        ("Step", source.get("step")),
+        ("Role", source.get("role")),
+        ("Saved by", _ranks(source)),
+        ("Tensors", f"{folder.tensors:,}"),
+        ("Elements", ", ".join(f"{count:,} {dtype}" for dtype, count in sorted(folder.dtypes.items()))),
+        ("Conversion", _conversion(folder.receipt.get("dtype"))),
+        ("Left out", _left_out(folder.receipt)),
+    )
+    known = [f"| {name} | {_plain(value)} |" for name, value in rows if value not in (None, "", {}, [])]
+    return "\n".join(["| | |", "|---|---|", *known]) + "\n"
+
+
+def _ranks(source: Mapping[str, Any]) -> str:
+    size, mesh = source.get("world_size"), source.get("mesh")
+    ranks = f"{size} rank{'' if size == 1 else 's'}" if size else ""
+    return ", ".join(text for text in (ranks, _mesh(mesh)) if text)
+
+
+def _mesh(mesh: object) -> str:
+    if isinstance(mesh, Mapping):
+        return " × ".join(f"{name} {size}" for name, size in mesh.items())
+    return ", ".join(_texts(mesh)) if isinstance(mesh, list) else str(mesh or "")
+
+
+def _conversion(dtype: object) -> str:
+    """ "310 tensors float32 → bfloat16, 2 tensors float32 as stored"."""
+    casts = _table(dtype).get("casts")
+    said = []
+    for cast in casts if isinstance(casts, list) else ():
+        if isinstance(cast, list) and len(cast) == 4:
+            stored, written, tensors, _ = cast
+            change = f"{stored} as stored" if stored == written else f"{stored} → {written}"
+            said.append(f"{tensors} tensors {change}")
+    return ", ".join(said)
+
+
+def _left_out(receipt: Mapping[str, Any]) -> str:
+    """What of the checkpoint is not in the model: each reason with the first names that it has."""
+    reasons: dict[str, list[str]] = {}
+    for key in ("dropped", "skipped"):
+        items = receipt.get(key)
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, Mapping):
+                reasons.setdefault(str(item.get("reason")), []).append(str(item.get("name")))
+    return "; ".join(f"{_first(names)} ({reason})" for reason, names in reasons.items())
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _notes(receipt: Mapping[str, Any]) -> str:
+    """What the merge found worth saying; not what names a path of the machine that it ran on."""
+    notes = [note for note in _texts(receipt.get("notes")) if not _PATH.search(note)]
+    return (
+        "\n".join(["## Notes of the conversion", "", *(f"- {_plain(note)}" for note in notes), ""])
+        if notes
+        else ""
+    )
+
+
+def _hashes(folder: ModelFolder, repo_id: str) -> str:
+    """The receipt holds a hash of every tensor, and its own hash stands here."""
+    path, tensors = folder.root / "ckptconv.json", _table(folder.receipt.get("tensors"))
+    if not tensors:
+        return ""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    kind = _plain(folder.receipt.get("hash") or "hash").split("/")[0]
+    lines = (
+        f"`ckptconv.json` holds the {kind} of each of the {len(tensors):,} tensors; its own sha256 is `{digest}`.",
+        f"To compare all of them: `ckptconv verify {repo_id}`",
+    )
+    return "\n".join(["## Hashes", "", *lines, ""])
+
+
+def _tag(value: object) -> str:
+    return re.sub(r"[^a-z0-9.-]+", "-", value.lower()).strip("-") if isinstance(value, str) else ""
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _plain(value: object) -> str:
+    """One line that cannot break a Markdown table."""
+    return " ".join(str(value).replace("|", "\\|").split())

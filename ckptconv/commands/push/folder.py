@@ -1,0 +1,157 @@
+"""What a push sends: a model folder that was found whole, and the list of its files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_json
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_CONFIGS = ("config.json", "adapter_config.json")  # a model, or a LoRA adapter alone
+_MERGE = "make the folder again, then push: ckptconv merge DIR"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that from_pretrained can load, as far as its files tell without their data.
+
+    config: the content of config.json or adapter_config.json. receipt: that of ckptconv.json, {} without one.
+    dtypes: how many elements the tensors have, by dtype.
+    """
+
+    root: Path
+    config: dict[str, Any]
+    receipt: dict[str, Any]
+    dtypes: dict[str, int]
+    tensors: int
+
+    @property
+    def is_adapter(self) -> bool:
+        return "peft_type" in self.config
+
+
+def check_folder(folder: Path) -> ModelFolder:
+    """Read config, index and every safetensors header. Raises CkptconvError where one is missing or wrong."""
+    from ckptconv.backends.huggingface import read as huggingface
+    from ckptconv.backends.runs import Place
+
+    try:
+        config = _config(folder)
+        _weights(folder)
+        found = huggingface.read(Place(folder, None, None))
+    except CkptconvError as error:
+        raise _not_sent(error, folder) from error
+    dtypes: dict[str, int] = {}
+    for tensor in found.tensors.values():
+        dtypes[tensor.view.dtype] = dtypes.get(tensor.view.dtype, 0) + tensor.view.numel
+    return ModelFolder(folder, config, _receipt(folder), dtypes, len(found.tensors))
+
+
+def choose_files(folder: Path, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[str, int]]:
+    """The files to send as (path in the folder, bytes), sorted.
+
+    Patterns are the `hf` command line's: fnmatch on the whole path, and `name/` for all below a folder.
+    Hidden and temporary files are never sent, .gitattributes apart.
+    """
+    chosen = [
+        (path, (folder / path).stat().st_size) for path in _walk(folder) if is_wanted(path, include, exclude)
+    ]
+    if not chosen:
+        wanted = ", ".join(include) or "a file that --exclude does not name"
+        hint = "look at --include and --exclude"
+        raise CkptconvError("no file is left to send", where=folder, wanted=wanted, hint=hint)
+    return sorted(chosen)
+
+
+def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """True where the patterns let a path through."""
+    return (not include or _fits(path, include)) and not _fits(path, exclude)
+
+
+def check_structure(folder: Path) -> None:
+    """Hold names and shapes against the class that the config names, as `verify` does it.
+
+    A class that transformers does not have, or cannot build, is not held against. A bias may be missing: it begins
+    with zeros (Megatron's value heads and some routers have none). This imports transformers: seconds.
+    Raises CkptconvError where a tensor is missing, unknown or of another shape.
+    """
+    from ckptconv.commands.verify.loads import alone
+    from ckptconv.commands.verify.sides import open_side
+
+    layers = [layer for layer in alone(open_side(folder)) if layer.name in ("names", "shapes")]
+    found = [problem for layer in layers if layer.ok is False for problem in layer.problems]
+    problems = [p for p in found if not (p.name.endswith("bias") and p.what.startswith("missing"))]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise CkptconvError(
+            "this is not the model that its config.json names; nothing was sent",
+            where=folder,
+            found=f"{problems[0].name} {problems[0].what}{more}",
+            hint=f"ckptconv verify {folder}",
+        )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        hint = f"make it: ckptconv merge DIR {folder}"
+        raise CkptconvError("the folder does not exist", where=folder, hint=hint)
+    path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
+    if path is None:
+        hint = f"is it a trainer's checkpoint? Then first: ckptconv merge {folder} OUT"
+        raise CkptconvError("the folder has no config.json", where=folder, hint=hint)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise CkptconvError(f"{path.name} is not a table", where=path)
+    return config
+
+
+def _weights(folder: Path) -> None:
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if not names and not index.is_file():
+        raise CkptconvError("the folder has no .safetensors file", where=folder)
+    lone = next((name for name in names if _SHARD.search(name)), None)
+    if lone and not index.is_file():
+        raise CkptconvError("the shards have no index", where=folder, found=lone, wanted=index.name)
+
+
+def _receipt(folder: Path) -> dict[str, Any]:
+    try:
+        receipt = read_json(folder / "ckptconv.json")
+    except CkptconvError:
+        return {}
+    return receipt if isinstance(receipt, dict) else {}
+
+
+def _not_sent(error: CkptconvError, folder: Path) -> CkptconvError:
+    return CkptconvError(
+        f"{error.what}; nothing was sent",
+        where=error.where or folder,
+        found=error.found,
+        wanted=error.wanted,
+        hint=error.hint or f"{_MERGE} {folder}",
+    )
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for here, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in names:
+            path = Path(here, name)
+            if _is_public(name) and path.is_file():
+                yield path.relative_to(folder).as_posix()
+
+
+def _is_public(name: str) -> bool:
+    return name == ".gitattributes" or not (name.startswith(".") or name.endswith((".tmp", ".incomplete")))
+
+
+def _fits(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(path, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)

@@ -1,0 +1,144 @@
+"""The part of a push that talks to the Hub, through huggingface_hub: sign in, open the repository, upload."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import CommitInfo, HfApi, ModelInfo, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from ckptconv.commands.push.card import README, is_untouched
+from ckptconv.commands.push.errors import Job
+from ckptconv.errors import CkptconvError
+from ckptconv.version import __version__
+
+if TYPE_CHECKING:
+    from ckptconv.commands.push.run import Parcel
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a push goes. created: the repository was made for it. commit: what the revision was at before.
+
+    keeps_card: a README.md is there that somebody wrote, not to be replaced. pulls: the user's pull requests.
+    """
+
+    created: bool
+    commit: str | None
+    keeps_card: bool
+    pulls: frozenset[int] | None
+
+
+def connect(job: Job) -> HfApi:
+    return HfApi(endpoint=job.endpoint, token=job.token, library_name="ckptconv", library_version=__version__)
+
+
+def sign_in(api: HfApi, job: Job) -> Job:
+    """The job with the user's name; it completes a repository's name that has no owner."""
+    user = str(api.whoami()["name"])
+    return replace(job, user=user, repo_id=job.repo_id if "/" in job.repo_id else f"{user}/{job.repo_id}")
+
+
+def open_repo(api: HfApi, job: Job) -> Target:
+    """Make repository and branch where they are missing. Raises CkptconvError if --private does not hold.
+
+    A token that may not write to what is there is refused here, before any file is read.
+    """
+    created = False
+    try:
+        info = api.model_info(job.repo_id)
+    except RepositoryNotFoundError:
+        api.create_repo(job.repo_id, private=job.private, exist_ok=True)
+        created = True
+        info = api.model_info(job.repo_id)
+    if job.private is not None and bool(info.private) != job.private:
+        have, want = ("private", "public") if info.private else ("public", "private")
+        raise CkptconvError(
+            f"{job.repo_id} exists and is {have}; nothing was sent",
+            wanted=want,
+            hint=f"hf repos settings {job.repo_id} --{want}",
+        )
+    if not (created or job.create_pr or job.pull_request):
+        _may_write(api, job.repo_id)
+    if job.revision and job.revision != "main":
+        info = _open_revision(api, job.repo_id, job.revision)
+    names = {item.rfilename for item in info.siblings or ()}
+    keeps_card = README in names and not is_untouched(_read_card(api, job))
+    return Target(created, info.sha, keeps_card, _pulls(api, job) if job.create_pr else None)
+
+
+def upload(api: HfApi, job: Job, parcel: Parcel) -> CommitInfo:
+    """upload_folder on a folder of links: exactly the parcel's files, with the card that the folder lacks."""
+    with tempfile.TemporaryDirectory(prefix="ckptconv-push-") as name:
+        stage = Path(name)
+        for path, _ in parcel.files:
+            target = stage / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path == README and parcel.card is not None:
+                target.write_text(parcel.card, encoding="utf-8")
+            else:
+                _link((parcel.root / path).resolve(), target)
+        return api.upload_folder(
+            repo_id=job.repo_id,
+            folder_path=stage,
+            commit_message=job.message or "Upload with ckptconv",
+            commit_description=job.description,
+            revision=job.revision,
+            create_pr=job.create_pr,
+        )
+
+
+def left_open(api: HfApi, job: Job, target: Target) -> str | None:
+    """The ref of a pull request that a failed upload has opened; to go on with it avoids a second one."""
+    if target.pulls is None:
+        return None
+    try:
+        new = _pulls(api, job) - target.pulls
+    except Exception:  # the Hub has just failed: it may fail again, and the first failure is the one to tell
+        return None
+    return f"refs/pr/{max(new)}" if new else None
+
+
+def _may_write(api: HfApi, repo_id: str) -> None:
+    """Raises HfHubHTTPError where the Hub says no; one that does not know the question is not asked further."""
+    try:
+        api.auth_check(repo_id, write=True)
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise
+    except TypeError:  # huggingface_hub before `write`
+        return
+
+
+def _open_revision(api: HfApi, repo_id: str, revision: str) -> ModelInfo:
+    try:
+        return api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        if revision.startswith("refs/"):
+            raise
+    api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api.model_info(repo_id, revision=revision)
+
+
+def _read_card(api: HfApi, job: Job) -> str:
+    with tempfile.TemporaryDirectory(prefix="ckptconv-card-") as name:
+        path = hf_hub_download(
+            job.repo_id, README, revision=job.revision, local_dir=name, endpoint=job.endpoint, token=api.token
+        )
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _pulls(api: HfApi, job: Job) -> frozenset[int]:
+    found = api.get_repo_discussions(job.repo_id, author=job.user, discussion_type="pull_request")
+    return frozenset(pull.num for pull in found if pull.author == job.user)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source)
+    except OSError:  # Windows without the right to make symbolic links
+        os.link(source, target)

@@ -1,0 +1,213 @@
+"""Send a model folder to the Hub: check it, check token and repository, then upload; run again to resume."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
+
+from ckptconv.commands.push.card import README, model_card
+from ckptconv.commands.push.errors import Job, explain
+from ckptconv.commands.push.folder import check_folder, check_structure, choose_files, is_wanted
+from ckptconv.errors import CkptconvError
+from ckptconv.hub.errors import guarded
+from ckptconv.hub.quiet import quiet
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did, or would do (dry_run; then commit is None, created and uploaded are False).
+
+    url: the page to look at. files: (path, bytes) of all that belongs to the push, even if the Hub had it;
+    nbytes: their sum. uploaded: False where the Hub had everything, so that no commit was made.
+    """
+
+    repo_id: str
+    url: str
+    commit: str | None
+    pull_request: str | None
+    files: tuple[tuple[str, int], ...]
+    nbytes: int
+    dry_run: bool
+    created: bool
+    uploaded: bool
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """The files of one push. card: the text of the README.md among them that the folder does not have."""
+
+    root: Path
+    files: tuple[tuple[str, int], ...]
+    card: str | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(nbytes for _, nbytes in self.files)
+
+    def without_card(self) -> Parcel:
+        if self.card is None:
+            return self
+        return Parcel(self.root, tuple(file for file in self.files if file[0] != README), None)
+
+
+def push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    token: str | None = None,
+    dry_run: bool = False,
+    endpoint: str | None = None,
+    on_progress: Progress | None = None,
+    bars: bool = False,
+) -> Pushed:
+    """Upload a Hugging Face model folder to the Hub; the same call again resumes it. Raises CkptconvError.
+
+    private: None leaves it to the account's default. revision: a branch, made if missing, or refs/pr/N.
+    include, exclude: patterns as the hf command line takes them. token, endpoint: None for the ones that
+    huggingface_hub finds. dry_run: check the folder and list the files, without a request.
+    on_progress: called once a phase with (bytes done, bytes in all, what), no finer: huggingface_hub has no
+    hook for it. bars: let it draw its own on stderr.
+    """
+    say = on_progress or (lambda done, total, what: None)
+    root = Path(folder).expanduser()
+    say(0, 0, f"checking {root}")
+    model = check_folder(root)
+    files = choose_files(root, include, exclude)
+    job = Job(
+        str(folder),
+        repo_id,
+        _address(endpoint),
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=commit_message,
+        description=commit_description,
+        include=tuple(include),
+        exclude=tuple(exclude),
+    )
+    job = _told(job, lambda: _ready(job, token, online=not dry_run))
+    parcel = Parcel(root, tuple(files), None)
+    if not (root / README).exists() and is_wanted(README, include, exclude):
+        card = model_card(model, repo_id)
+        parcel = Parcel(root, tuple(sorted([*files, (README, len(card.encode()))])), card)
+    if dry_run:
+        check_structure(root)
+        return _record(job, parcel, None, created=False, uploaded=False)
+    return _send(job, parcel, say, bars)
+
+
+def check_push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> None:
+    """All that can be refused before there is a folder: token, name, rights. Makes the repository.
+
+    folder: where the model will lie, for the messages. Raises CkptconvError.
+    """
+    from ckptconv.commands.push import hub
+
+    job = Job(str(folder), repo_id, _address(endpoint), private=private)
+    with quiet(bars=False):
+        job = _told(job, lambda: _ready(job, token, online=True))
+        api = hub.connect(job)
+        job = _told(job, lambda: hub.sign_in(api, job))
+        _told(job, lambda: hub.open_repo(api, job))
+
+
+def _told(job: Job, step: Callable[[], T], left: Callable[[], str | None] = lambda: None) -> T:
+    """Run one step; what it raises becomes the one CkptconvError for it. left: the half-done pull request."""
+    return guarded(step, lambda error: explain(error, job, left()))
+
+
+def _address(endpoint: str | None) -> str:
+    from huggingface_hub import constants
+
+    return (endpoint or constants.ENDPOINT).rstrip("/")
+
+
+def _ready(job: Job, token: str | None, online: bool) -> Job:
+    """The job with its token, after every check that needs no request."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(job.repo_id)
+    if job.create_pr and job.revision not in (None, "main"):
+        raise CkptconvError(
+            "a new pull request always starts at main",
+            found=f"--create-pr with --revision {job.revision}",
+            hint=f"leave one out, as in: {replace(job, create_pr=False).command}",
+        )
+    if not online:
+        return job
+    if constants.is_offline_mode():
+        raise OfflineModeIsEnabled
+    token = token.strip() if token else get_token()
+    if not token:
+        raise LocalTokenNotFoundError
+    if not re.fullmatch(r"[!-~]+", token):
+        raise CkptconvError("the token holds characters that no token has", hint="hf auth login --force")
+    return replace(job, token=token)
+
+
+def _send(job: Job, parcel: Parcel, say: Progress, bars: bool) -> Pushed:
+    from ckptconv.commands.push import hub
+
+    api = hub.connect(job)
+    with quiet(bars):
+        say(0, parcel.nbytes, f"signing in to {job.endpoint}")
+        job = _told(job, lambda: hub.sign_in(api, job))
+    check_structure(parcel.root)  # takes seconds, so a bad token is told before; and it sets the bars anew
+    with quiet(bars):
+        target = _told(job, lambda: hub.open_repo(api, job))
+        if target.keeps_card:
+            parcel = parcel.without_card()
+        say(0, parcel.nbytes, f"uploading {len(parcel.files)} files to {job.repo_id}")
+        commit = _told(
+            job,
+            lambda: hub.upload(api, job, parcel),
+            left=lambda: hub.left_open(api, job, target),
+        )
+    uploaded = commit.oid != target.commit
+    say(parcel.nbytes, parcel.nbytes, "uploaded" if uploaded else "nothing changed")
+    return _record(job, parcel, commit, created=target.created, uploaded=uploaded)
+
+
+def _record(job: Job, parcel: Parcel, commit: CommitInfo | None, *, created: bool, uploaded: bool) -> Pushed:
+    page = f"{job.endpoint}/{job.repo_id}"
+    resumed = job.pull_request
+    pull = f"{page}/discussions/{resumed}" if resumed is not None else (commit.pr_url if commit else None)
+    branch = job.revision if job.revision != "main" and resumed is None else None
+    return Pushed(
+        repo_id=job.repo_id,
+        url=pull or (f"{page}/tree/{quote(branch, safe='')}" if branch else page),
+        commit=commit.oid if commit else None,
+        pull_request=pull,
+        files=parcel.files,
+        nbytes=parcel.nbytes,
+        dry_run=commit is None,
+        created=created,
+        uploaded=uploaded,
+    )

@@ -1,0 +1,1 @@
+"""File containers: torch's zip files, pickles as inert stand-ins, safetensors, JSON. Nothing in a file is executed."""

@@ -1,0 +1,94 @@
+"""One safetensors file, from its header alone.
+
+Format: safetensors README, "Format": eight bytes of header length, a JSON header, then the data.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.bounds import check_name, is_shape
+from ckptconv.formats.json import parse_json
+from ckptconv.tensors.dtypes import from_safetensors, itemsize
+from ckptconv.tensors.view import View, stored
+
+LENGTH = 8  # bytes that say how long the header is
+_MAX_HEADER = 100_000_000
+
+
+def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
+    """The tensors of one safetensors file as views, and its `__metadata__`."""
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise CkptconvError("not a safetensors file, but a folder, a pipe or a device", where=path)
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        data = file.read(header_length(path, size, file.read(LENGTH)))
+    return parse_header(path, size, data)
+
+
+def header_length(path: Path, size: int, first: bytes) -> int:
+    """How long the header is that follows the first LENGTH bytes of a file of `size` bytes."""
+    length = int.from_bytes(first, "little")
+    if size < LENGTH or len(first) < LENGTH or length > min(size - LENGTH, _MAX_HEADER):
+        raise CkptconvError("not a safetensors file, or a truncated one", where=path, found=f"{size:,} bytes")
+    return length
+
+
+def parse_header(path: Path, size: int, data: bytes) -> tuple[dict[str, View], dict[str, str]]:
+    """What `read_header` gives, from the header's own bytes and the file's size."""
+    try:
+        header = parse_json(data, path)
+    except CkptconvError as error:
+        raise CkptconvError(
+            "a safetensors header that is not JSON", where=path, found=error.found or error.what
+        ) from error
+    if not isinstance(header, dict):
+        raise CkptconvError("a safetensors header that is no table", where=path)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CkptconvError("a safetensors header whose __metadata__ is no table of texts", where=path)
+    begin = LENGTH + len(data)
+    views, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: _offset(item[1])):
+        view, end = _tensor(path, name, entry, begin, end)
+        views[name] = view
+    if begin + end != size:
+        raise CkptconvError(
+            "a safetensors file whose tensors do not fill it",
+            where=path,
+            found=f"{size:,} bytes",
+            wanted=f"{begin + end:,}",
+        )
+    return {name: views[name] for name in header}, metadata
+
+
+def _offset(entry: Any) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not (
+        isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
+    ):
+        return (-1, -1)
+    return (offsets[0], offsets[1])
+
+
+def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tuple[View, int]:
+    low, high = _offset(entry)
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    dtype = from_safetensors(str(entry.get("dtype"))) if isinstance(entry, dict) else None
+    check_name(name, path)
+    where = f"{name} in {path}"
+    if dtype is None:
+        raise CkptconvError("a dtype that ckptconv does not know", where=where, found=str(entry)[:80])
+    if low != expected or not is_shape(shape):
+        raise CkptconvError(
+            "a safetensors header with a hole, an overlap or no shape", where=where, found=str(entry)[:120]
+        )
+    view = stored(str(path), begin + low, shape, dtype)
+    if view.numel * itemsize(dtype) != high - low:
+        raise CkptconvError(
+            "a tensor whose bytes do not match its shape", where=where, found=str(entry)[:120]
+        )
+    return view, high

@@ -1,0 +1,303 @@
+"""Inert stand-ins for everything that a checkpoint's pickle may name. Nothing unpickled is ever executed.
+
+The unpickler (`unpickle.py`) finds its globals here, by exact (module, name), and nowhere else. What is known becomes a
+small record; every other name becomes an `Inert` class that swallows arguments and state and does nothing, so that an
+unknown object in a part that does not matter costs nothing, and one in a part that does is named in the error.
+
+Sources of the layouts: torch/_utils.py and torch/_tensor.py (`_rebuild_*`), torch/distributed/tensor/_dtensor_spec.py,
+torch/distributed/device_mesh.py, torch/distributed/_shard/sharded_tensor/ (torch 2.4 to 2.13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.bounds import whole_numbers
+from ckptconv.tensors.dtypes import from_storage, known
+
+_MOST_ARGS = 255  # of a call: what is given is copied, and a pickle can give the same thing a million times
+_LONGEST_NAME = 1000
+
+
+class Inert:
+    """An object of a class that is never imported: `kind` is its "module.Class", the rest is what was pickled."""
+
+    kind = ""
+    __slots__ = ("args", "items", "state")
+    args: tuple[Any, ...]
+    state: Any
+    items: list[Any]
+
+    def __new__(cls, *args: Any, **named: Any) -> Inert:
+        _check_few(len(args) + len(named))
+        self = object.__new__(cls)
+        self.args, self.state, self.items = args, {}, []
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def append(self, item: Any) -> None:
+        self.items.append(item)
+
+    def extend(self, items: Any) -> None:
+        self.items.extend(items)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
+
+    def __hash__(self) -> int:  # may be pickled as a key
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field of the state; (dict, slots) pairs are looked through as pickle writes them for slotted classes."""
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        for part in parts:
+            if isinstance(part, dict) and name in part:
+                return part[name]
+        return default
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"
+
+
+def field_of(record: Any, name: str) -> Any:
+    """A field of a pickled object; None where there is none, or where it is no object."""
+    return record.get(name) if isinstance(record, Inert) else None
+
+
+def items(value: Any) -> Sequence[Any]:
+    """What a pickled list or tuple holds; nothing for None. Raises CkptconvError for anything else."""
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise CkptconvError("a pickle holds something else where a list should be", found=value)
+    return value
+
+
+class PlainDict(dict):  # type: ignore[type-arg]
+    """collections.OrderedDict: its order is a dict's own; attributes such as `_metadata` are dropped.
+
+    Made empty, as Python 3 pickles it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class Dtype(NamedTuple):
+    """torch.float32 and its kin, and storage classes, by the dtype they mean."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """A storage that a persistent id names: its key in the container, its dtype and its elements."""
+
+    key: str
+    dtype: str
+    numel: int
+
+
+class TensorRecord(NamedTuple):
+    """torch._utils._rebuild_tensor_v2: a strided window on a storage, in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class WrapperRecord(NamedTuple):
+    """A tensor subclass that holds others: its class's kind, its pickled fields (DTensor), its raw state (ShardedTensor)."""
+
+    kind: str
+    state: dict[str, Any]
+    raw: Any
+
+
+class Emulated:
+    """A known function's stand-in; it can be called, and nothing else can be done to it from a pickle."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        _check_few(len(args))
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise CkptconvError("a pickle tries to change a function")
+
+
+def _check_few(count: int) -> None:
+    if count > _MOST_ARGS:
+        raise CkptconvError("a pickle gives a call more arguments than any has", found=count)
+
+
+def _rebuild_tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    _grad: Any = None,
+    _hooks: Any = None,
+    metadata: Any = None,
+) -> TensorRecord:
+    if isinstance(metadata, dict) and (metadata.get("conj") or metadata.get("neg")):
+        raise CkptconvError(
+            "a tensor is conjugated or negated lazily", hint="save x.resolve_conj().resolve_neg()"
+        )
+    if len(shape) != len(stride):
+        raise CkptconvError("a pickled tensor has not as many strides as dims")
+    if not isinstance(storage, Storage):
+        raise CkptconvError("a pickled tensor is not made of a storage, sizes and strides")
+    whole_numbers((offset,), "a pickled tensor's offset")
+    sizes, steps = whole_numbers(shape, "a pickled shape"), whole_numbers(stride, "a pickled stride")
+    return TensorRecord(storage, offset, sizes, steps)
+
+
+def _rebuild_tensor_of_bytes(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> TensorRecord:
+    """Dtypes without a storage class (float8, uint16 ...): an untyped storage, the dtype beside it."""
+    if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
+        raise CkptconvError("a tensor has a dtype that is not known", found=getattr(dtype, "kind", dtype))
+    return _rebuild_tensor(storage._replace(dtype=dtype.name), offset, shape, stride, grad, hooks, metadata)
+
+
+def _rebuild_parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _wrapper(*args: Any) -> Any:
+    return args
+
+
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    if function is _WRAPPER:
+        parts = state if isinstance(state, tuple) else (state,)  # (dict, slots): DTensor has slots
+        tables = [part for part in parts if isinstance(part, dict)]
+        _check_few(sum(map(len, tables)))
+        fields = {key: value for table in tables for key, value in table.items()}
+        return WrapperRecord(str(getattr(kind, "kind", type(kind).__name__)), fields, state)
+    if isinstance(function, Emulated):
+        return function(*args)
+    return Inert(function, kind, args, state)
+
+
+def _size(values: Any = ()) -> tuple[int, ...]:
+    return whole_numbers(values, "a torch.Size")
+
+
+def _set(values: Any = ()) -> Any:
+    """builtins.set, as old protocols pickle it: the list of its items, which stays as it is."""
+    return values if isinstance(values, list) else []
+
+
+def _member(owner: Any, name: Any) -> Any:
+    """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
+    if not isinstance(name, str):
+        raise CkptconvError("an attribute's name is no text")
+    return named(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
+
+
+def named(module: str, name: str) -> Any:
+    """The stand-in for a global, whose name is no longer than a name."""
+    if len(module) + len(name) > _LONGEST_NAME:
+        raise CkptconvError(
+            "a pickle names a class by a name that is too long", found=f"{module}.{name}"[:80]
+        )
+    return stand_in(module, name)
+
+
+_WRAPPER = Emulated(_wrapper)
+_CALLS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): PlainDict,
+    ("collections", "defaultdict"): Emulated(lambda *_: PlainDict()),
+    ("torch", "Size"): Emulated(_size),
+    ("torch._utils", "_rebuild_tensor_v2"): Emulated(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): Emulated(_rebuild_tensor_of_bytes),
+    ("torch._utils", "_rebuild_parameter"): Emulated(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Emulated(_rebuild_parameter),
+    ("torch._utils", "_rebuild_wrapper_subclass"): _WRAPPER,
+    ("torch._tensor", "_rebuild_from_type_v2"): Emulated(_rebuild_from_type),
+    ("builtins", "getattr"): Emulated(_member),
+    ("__builtin__", "getattr"): Emulated(_member),
+    ("builtins", "set"): Emulated(_set),
+    ("__builtin__", "set"): Emulated(_set),
+}
+
+# Classes that moved between torch versions: (module, name) -> the one kind that backends know.
+_KINDS: dict[tuple[str, str], str] = {
+    (module, name): name
+    for name, modules in {
+        "DTensor": ("torch.distributed.tensor", "torch.distributed._tensor.api", "torch.distributed._tensor"),
+        "DTensorSpec": (
+            "torch.distributed.tensor._dtensor_spec",
+            "torch.distributed._tensor._dtensor_spec",
+            "torch.distributed._tensor.placement_types",
+        ),
+        "TensorMeta": (
+            "torch.distributed.tensor._dtensor_spec",
+            "torch.distributed._tensor._dtensor_spec",
+            "torch.distributed._tensor.placement_types",
+        ),
+        "ShardOrderEntry": ("torch.distributed.tensor._dtensor_spec",),
+        "DeviceMesh": ("torch.distributed.device_mesh", "torch.distributed._tensor.device_mesh"),
+        "_MeshLayout": ("torch.distributed._mesh_layout",),
+        "_FlatLayout": ("torch.distributed._mesh_layout",),
+        "Replicate": (
+            "torch.distributed.tensor.placement_types",
+            "torch.distributed._tensor.placement_types",
+        ),
+        "_StridedShard": (
+            "torch.distributed.tensor.placement_types",
+            "torch.distributed._tensor.placement_types",
+        ),
+        "Partial": ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"),
+        "ShardedTensor": ("torch.distributed._shard.sharded_tensor.api",),
+        "ShardedTensorMetadata": ("torch.distributed._shard.sharded_tensor.metadata",),
+        "TensorProperties": ("torch.distributed._shard.sharded_tensor.metadata",),
+        "ShardMetadata": ("torch.distributed._shard.metadata",),
+        "ChunkShardingSpec": ("torch.distributed._shard.sharding_spec.chunk_sharding_spec",),
+        "EnumerableShardingSpec": ("torch.distributed._shard.sharding_spec.api",),
+        "Tensor": ("torch",),
+        "Parameter": ("torch.nn.parameter",),
+    }.items()
+    for module in modules
+}
+for _module in ("torch.distributed.tensor.placement_types", "torch.distributed._tensor.placement_types"):
+    _KINDS[_module, "Shard"] = "Shard"
+_KINDS["torch.distributed._shard.sharded_tensor.shard", "Shard"] = "LocalShard"
+
+
+@lru_cache(maxsize=4096)
+def stand_in(module: str, name: str) -> Any:
+    """What the unpickler gets for a global; nothing is imported."""
+    if (module, name) in _CALLS:
+        return _CALLS[module, name]
+    if module in ("torch", "torch.storage"):
+        dtype = from_storage(name) or (name if known(name) else None)
+        if dtype:
+            return Dtype(dtype)
+    kind = _KINDS.get((module, name), f"{module}.{name}")
+    return type("Inert", (Inert,), {"kind": kind, "__slots__": ()})

@@ -1,0 +1,230 @@
+"""The .pt container: a zip of one pickle and raw storages. Read without torch, into views with byte offsets.
+
+Layout: caffe2/serialize/inline_container.cc (pytorch). Entries are stored uncompressed under one prefix: `data.pkl`,
+`data/KEY` a storage each, `byteorder`. Local headers carry no sizes, so the central directory is what counts; an
+entry's bytes begin after its local header, whose name and extra lengths are the local ones.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.stand_ins import Storage, TensorRecord
+from ckptconv.formats.unpickle import safe_load
+from ckptconv.formats.zip_directory import NotAZip, Window, ZipEntry, data_start, read_directory
+from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.view import View, contiguous_strides, stored
+
+_RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
+_MAX_PICKLE = 1 << 30
+Load = Callable[[bytes, str], Any]  # a pickle's bytes, and where they are for errors -> its object
+# A tensor with strides of 0 is larger than its storage; past this it is a bomb. No trainer's mask comes near.
+_MOST_EXPANDED = 1 << 30
+
+
+class Entry(NamedTuple):
+    """One storage: where its bytes begin in the file, how many, and their CRC-32."""
+
+    start: int
+    nbytes: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class TorchZip:
+    """An opened .pt: its object as stand-ins, and the place of every storage."""
+
+    path: str
+    root: Any
+    entries: dict[str, Entry]
+
+    def view(self, tensor: TensorRecord) -> View:
+        """A pickled tensor as a view. Raises CkptconvError when it reaches outside its storage."""
+        storage, item = tensor.storage, itemsize(tensor.storage.dtype)
+        entry = self.entries.get(storage.key)
+        if entry is None:
+            raise CkptconvError(
+                "a tensor names a storage that is not in the file", where=self.path, found=storage.key
+            )
+        reach, numel = _reach(tensor.shape, tensor.stride)
+        last = tensor.offset + reach
+        if numel and (last + 1) * item > entry.nbytes:
+            raise CkptconvError(
+                "a tensor reaches outside its storage",
+                where=f"{self.path}:data/{storage.key}",
+                found=f"byte {(last + 1) * item:,}",
+                wanted=f"at most {entry.nbytes:,}",
+            )
+        nbytes = numel * item
+        if nbytes > _MOST_EXPANDED and nbytes > entry.nbytes:
+            raise CkptconvError(
+                "a tensor is far larger than its storage",
+                where=f"{self.path}:data/{storage.key}",
+                found=f"{nbytes:,} bytes from {entry.nbytes:,}",
+                hint="save x.contiguous() if it is meant so",
+            )
+        return stored(
+            self.path, entry.start + tensor.offset * item, tensor.shape, storage.dtype, stride=tensor.stride
+        )
+
+    def ints(self, tensor: TensorRecord) -> list[int]:
+        """The values of a small integer tensor (a mesh's ranks)."""
+        view = self.view(tensor)
+        item = itemsize(view.dtype)
+        if view.numel > 1 << 20 or view.dtype not in ("int64", "int32"):
+            raise CkptconvError("a mesh is not a small tensor of integers", where=self.path, found=view.dtype)
+        with open(self.path, "rb") as file:
+            if view.chunks and view.chunks[0].strides == contiguous_strides(view.shape, item):
+                file.seek(view.chunks[0].start)
+                return list(
+                    struct.unpack(f"<{view.numel}{'q' if item == 8 else 'i'}", file.read(view.nbytes))
+                )
+            values = []
+            for index in product(*map(range, view.shape)):  # in C order; a submesh is a strided window
+                chunk = view.chunks[0]
+                file.seek(chunk.start + sum(map(int.__mul__, index, chunk.strides)))
+                values.append(int.from_bytes(file.read(item), "little", signed=True))
+        return values
+
+
+@lru_cache(maxsize=4096)  # thousands of files hold the same few shapes
+def _reach(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int]:
+    """(the last element's distance from the first, the number of elements)."""
+    return sum((size - 1) * step for size, step in zip(shape, stride, strict=True)), prod(shape)
+
+
+def open_torch_zip(path: str, load: Load = safe_load) -> TorchZip:
+    """Read the directory and the pickle of a .pt file; no storage is read. load: as safe_load, which may remember.
+
+    Raises CkptconvError for a truncated, compressed, big-endian, pre-zip or otherwise foreign file.
+    """
+    with _opened(path) as handle:
+        return torch_zip_at(path, handle, 0, os.fstat(handle).st_size, load)
+
+
+def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = safe_load) -> TorchZip:
+    """The same for a range of an open file: DCP keeps one such archive a tensor, one after another."""
+    window, entries = _directory(path, handle, start, size)
+    if len({entry.name for entry in entries}) != len(entries):
+        raise CkptconvError("two entries of a torch file have one name", where=path)
+    main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
+    if main is None:
+        raise CkptconvError("a zip file without data.pkl is no torch file", where=path)
+    prefix = main.name.removesuffix("data.pkl")
+    for entry in entries:
+        if not entry.stored:
+            raise CkptconvError(
+                "a compressed entry is not a torch storage", where=f"{path}:{entry.name}", hint=_RESAVE
+            )
+    order = next((entry for entry in entries if entry.name == f"{prefix}byteorder"), None)
+    if order is not None and _small_entry(window, order) not in (b"little", b""):
+        raise CkptconvError("the file was written on a big-endian machine", where=path, hint=_RESAVE)
+    pickled = _small_entry(window, main)
+    data = f"{prefix}data/"
+    storages = dict(_storages(window, [entry for entry in entries if entry.name.startswith(data)], len(data)))
+    return TorchZip(path, load(pickled, f"{path}:{main.name}"), storages)
+
+
+def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | None]]:
+    """Read every entry and compare its CRC-32: yields (bytes read, name of a damaged entry or None)."""
+    buffer = memoryview(bytearray(block))
+    with _opened(path) as handle:
+        window, entries = _directory(path, handle, 0, os.fstat(handle).st_size)
+        end = 0
+        for entry in sorted(entries, key=lambda entry: entry.header):
+            at, left, crc = data_start(window, entry), entry.nbytes, 0
+            if at < end:
+                raise CkptconvError("an entry lies on another one", where=f"{path}:{entry.name}")
+            end = at + left
+            while left:
+                got = os.preadv(handle, [buffer[: min(block, left)]], at)
+                if not got:
+                    break
+                crc = zlib.crc32(buffer[:got], crc)
+                at, left = at + got, left - got
+            yield entry.nbytes, entry.name if left or (entry.crc and crc != entry.crc) else None
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    except OSError as error:
+        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise CkptconvError(
+                "not a file that torch.save wrote, but a folder, a pipe or a device", where=path
+            )
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _directory(path: str, handle: int, start: int, size: int) -> tuple[Window, list[ZipEntry]]:
+    try:
+        window = Window(path, handle, start, size)
+        return window, read_directory(window)
+    except NotAZip as error:
+        raise _not_a_zip(path, os.pread(handle, 512, start), size, error) from error
+    except OSError as error:
+        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+
+
+def _small_entry(window: Window, entry: ZipEntry) -> bytes:
+    """The bytes of an entry that is no storage, its CRC compared; torch can be told to write none, which is 0."""
+    where = f"{window.path}:{entry.name}"
+    if entry.nbytes > _MAX_PICKLE:
+        raise CkptconvError("the pickle is too large", where=where, found=f"{entry.nbytes:,} bytes")
+    data = window.read(data_start(window, entry), entry.nbytes)
+    if len(data) != entry.nbytes or (entry.crc and zlib.crc32(data) != entry.crc):
+        raise CkptconvError(
+            "the file is damaged: an entry does not match its checksum",
+            where=where,
+            hint="copy it again from the node where it was written, or take an earlier step",
+        )
+    return data
+
+
+def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[tuple[str, Entry]]:
+    """The storages, by their place in the file; each must lie inside the range, and no two on the same bytes."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header):
+        start = data_start(window, entry)
+        if start < end or start + entry.nbytes > window.size:
+            raise CkptconvError(
+                "a storage lies outside the file or on another one", where=f"{window.path}:{entry.name}"
+            )
+        end = start + entry.nbytes
+        yield entry.name[prefix:], Entry(window.start + start, entry.nbytes, entry.crc)
+
+
+def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:
+    if not head:
+        return CkptconvError("the file is empty", where=path)
+    if head[:4] == b"PK\x03\x04":
+        return CkptconvError(
+            "the file is truncated or damaged",
+            where=path,
+            found=f"{size:,} bytes; {error}",
+            hint="copy it again from the node where it was written, or take an earlier step",
+        )
+    if head[:2] == b"\x80\x02" or head[257:262] == b"ustar":
+        return CkptconvError(
+            "the file has torch's old form from before 1.6, which is no zip", where=path, hint=_RESAVE
+        )
+    return CkptconvError("not a file that torch.save wrote", where=path, found=repr(head[:8]))
+
+
+__all__ = ["Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "torch_zip_at"]

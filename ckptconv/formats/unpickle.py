@@ -1,0 +1,78 @@
+"""The one place where pickles are read: into stand-ins, after a look at what they ask for."""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import threading
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.pickle_scan import check_pickle, tuples_in
+from ckptconv.formats.stand_ins import Dtype, Storage, named
+
+_SHALLOW = 4000  # tuples in tuples that any thread's stack has room to hash
+_STACK_EACH = 256  # bytes of it that one takes
+_ONE_AT_A_TIME = threading.Lock()  # the size of new threads' stacks is the process's
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """Unpickles into stand-ins only: globals come from `stand_in`, persistent ids become `Storage` records."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return named(module, name)
+
+    def persistent_load(self, pid: Any) -> Storage:
+        # ("storage", storage class, key, location, number of elements): torch/serialization.py, persistent_id
+        if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], Dtype):
+            _, dtype, key, _, numel = pid
+            if isinstance(key, str) and type(numel) is int and numel >= 0:
+                return Storage(key, dtype.name, numel)
+        raise CkptconvError("a persistent id is not a torch storage", found=type(pid).__name__)
+
+
+def safe_load(data: bytes, where: str) -> Any:
+    """Unpickle bytes into stand-ins. Raises CkptconvError for anything that is not a whole, plain pickle."""
+    copyreg.clear_extension_cache()  # the C unpickler looks there before it asks find_class
+    try:
+        check_pickle(data)
+        return _load(data)
+    except CkptconvError as error:
+        error.where = error.where or where
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise CkptconvError("a pickle asks for more memory than a checkpoint needs", where=where) from error
+    except Exception as error:
+        raise CkptconvError(
+            f"a pickle cannot be read: {type(error).__name__}: {error}", where=where
+        ) from error
+    finally:
+        copyreg.clear_extension_cache()
+
+
+def _load(data: bytes) -> Any:
+    """Hashing a tuple goes as deep into the C stack as tuples nest in it; where many might, the stack is made for it."""
+    deepest = tuples_in(data)
+    if deepest <= _SHALLOW:
+        return SafeUnpickler(io.BytesIO(data)).load()
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            found.append(SafeUnpickler(io.BytesIO(data)).load())
+        except BaseException as error:
+            failed.append(error)
+
+    with _ONE_AT_A_TIME:
+        before = threading.stack_size((1 << 20) + deepest * _STACK_EACH)
+        try:
+            thread = threading.Thread(target=load)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]

@@ -1,0 +1,70 @@
+"""Which dtype a tensor is written in: a stated policy, the same for every tensor, and a sentence that says it.
+
+verl loads masters in float32 and so its config says float32, which is no wish to serve in float32: its own merger
+writes bfloat16 always (verl/model_merger/fsdp_model_merger.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.tensors.dtypes import from_text, is_float
+
+KEPT = "dtypes are kept as stored"
+_PACKED = ("int8", "uint8", "int32")  # what quantized weights are packed in
+
+
+def target(stored: Iterable[str], config: Mapping[str, Any] | None, policy: str) -> tuple[str, str]:
+    """The dtype that float masters become ("" for none), and the sentence that says why.
+
+    stored: the dtypes there are. policy: "auto", "keep" or a float dtype.
+    Raises CkptconvError for a cast of quantized weights: without their scales they are other numbers.
+    """
+    stored = set(stored)
+    if policy not in ("auto", "keep"):
+        _refuse_quantized(stored, config or {}, policy)
+    if policy == "keep" or (policy == "auto" and "float32" not in stored):
+        return "", KEPT
+    if policy != "auto":
+        return policy, f"floats become {policy}, as asked"
+    text = (config or {}).get("dtype") or (config or {}).get("torch_dtype")
+    wanted = from_text(text) if text else None
+    if wanted in (None, "float32"):
+        why = "the config's float32 is how masters are loaded" if wanted else "the config names no dtype"
+        return "bfloat16", f"float32 masters become bfloat16 ({why}; --dtype keep leaves them)"
+    return str(wanted), f"float32 masters become {wanted}, the config's dtype"
+
+
+def _refuse_quantized(stored: set[str], config: Mapping[str, Any], policy: str) -> None:
+    eighths = {dtype for dtype in stored if dtype.startswith("float8")}
+    packed = stored.intersection(_PACKED) if config.get("quantization_config") else set()
+    if eighths or packed:
+        raise CkptconvError(
+            f"quantized weights cannot be cast to {policy}: only their scales make them numbers",
+            found=", ".join(sorted(eighths | packed)),
+            wanted="--dtype auto or keep, which copy them as they are",
+            hint="dequantize the model first, with the library that quantized it",
+        )
+
+
+def of(stored: str, wanted: str, policy: str, names: tuple[str, ...], keep: tuple[str, ...]) -> str:
+    """One tensor's dtype. wanted: from `target`. keep: name parts of tensors that the model keeps in float32."""
+    if not wanted or not is_float(stored):
+        return stored
+    if policy != "auto":
+        return wanted
+    if stored != "float32" or any(part in name for part in keep for name in names):
+        return stored
+    return wanted
+
+
+def most(sizes: Iterable[tuple[str, int]]) -> str:
+    """The float dtype that most bytes have, from (dtype, bytes) pairs; float32 where there is none."""
+    count: Counter[str] = Counter()
+    for dtype, nbytes in sizes:
+        if is_float(dtype):
+            count[dtype] += nbytes
+    return count.most_common(1)[0][0] if count else "float32"

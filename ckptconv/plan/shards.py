@@ -1,0 +1,117 @@
+"""How the model folder's safetensors files are laid out: which tensor in which shard, every header, every offset.
+
+Order and padding are those of safetensors' own writer (safetensors/src/tensor.rs, `prepare`): widest dtype first, then
+by name; the header padded with spaces to a multiple of eight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckptconv.errors import CkptconvError
+from ckptconv.tensors.dtypes import itemsize, to_safetensors
+from ckptconv.tensors.view import Shape
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+INDEX = "model.safetensors.index.json"
+# safetensors' Dtype enum, in its order of alignment.
+_ORDER = (
+    *("BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"),
+    *("I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"),
+)
+_RANK = {code: rank for rank, code in enumerate(_ORDER)}
+
+
+class Laid(Protocol):
+    """What has to be known of a tensor to lay it out."""
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OutFile:
+    """One safetensors file: its header bytes, and where each tensor's data begins, from the file's first byte.
+
+    A file in a subfolder has keys with that folder before them; its header has the bare names.
+    """
+
+    name: str
+    header: bytes
+    offsets: dict[str, int]
+    nbytes: int
+
+
+def shards(
+    tensors: Mapping[str, Laid], max_shard_size: int | str, stem: str = "model"
+) -> tuple[OutFile, ...]:
+    """Cut a state dict into files of at most max_shard_size (bytes, or text such as "5GB"), as save_pretrained does."""
+    limit = _in_bytes(max_shard_size)
+    if tensors and sum(tensor.nbytes for tensor in tensors.values()) <= limit:
+        return (out_file(f"{stem}.safetensors", tensors),)
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=limit,
+    )
+    return tuple(
+        out_file(name, {n: tensors[n] for n in names}) for name, names in split.filename_to_tensors.items()
+    )
+
+
+def _in_bytes(size: int | str) -> int:
+    """A size as a number of bytes: one that is given, or one with a unit of thousands ("5GB")."""
+    try:
+        number = (
+            size
+            if isinstance(size, int)
+            else int(float(size.strip()[:-2]) * _UNITS[size.strip()[-2:].upper()])
+        )
+    except (ValueError, KeyError, OverflowError):
+        number = 0
+    if number < 1:
+        raise CkptconvError(f"not a size: {size}", wanted="a number with KB, MB, GB or TB, such as 5GB")
+    return number
+
+
+def out_file(name: str, tensors: Mapping[str, Laid]) -> OutFile:
+    """One file's header and offsets."""
+    folder = name.rpartition("/")[0]
+    order = sorted(tensors, key=lambda n: (-_RANK[to_safetensors(tensors[n].dtype)], n))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at, relative = 0, {}
+    for tensor_name in order:
+        tensor = tensors[tensor_name]
+        header[tensor_name.removeprefix(f"{folder}/") if folder else tensor_name] = {
+            "dtype": to_safetensors(tensor.dtype),
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        relative[tensor_name] = at
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    begin = 8 + len(text)
+    offsets = {tensor_name: begin + offset for tensor_name, offset in relative.items()}
+    return OutFile(name, len(text).to_bytes(8, "little") + text, offsets, begin + at)
+
+
+def index(files: Sequence[OutFile], tensors: Mapping[str, Laid]) -> bytes | None:
+    """model.safetensors.index.json, or None where one file holds all."""
+    if len(files) < 2:
+        return None
+    weight_map = {name: file.name for file in files for name in file.offsets}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    parameters = sum(tensor.nbytes // itemsize(tensor.dtype) for tensor in tensors.values())
+    data = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": weight_map}
+    return (json.dumps(data, indent=2, sort_keys=True) + "\n").encode()

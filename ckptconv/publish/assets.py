@@ -1,0 +1,136 @@
+"""Everything of a model folder that is no weight: copied byte for byte, but for config.json where it must change."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.formats.json import read_json
+
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".distcp",
+    ".ckpt",
+    ".pkl",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+)
+_TRAINERS = ("latest", "latest_universal", "zero_to_fp32.py", "zero_to_torch.py", "trainer_state.json")
+_NOT_COPIED = ("ckptconv.json", ".gitattributes", *_TRAINERS)
+# What else lies in a run's folder whose config.json is used: its steps, its logs, a trainer's maps of names.
+_RUNS = re.compile(
+    r"^(?:(?:global_step_?|iter_|step-|(?:epoch_\d+_)?step_|checkpoint[-_])\d+|checkpoints?|sharded|runs|wandb|logs|"
+    r"pytorch_model_fsdp_\d+|optim(?:izer)?s?(?:_\d+)?)$|^fqn_to_\w+_mapping\.json$"
+)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json. Nothing that it names is imported."""
+    path = folder / "config.json" if folder.is_dir() else folder
+    if not path.is_file():
+        raise CkptconvError("no config.json here", where=folder, hint="name a model folder with --config DIR")
+    if folder.is_dir() and not _inside(folder, path):
+        raise CkptconvError(
+            "config.json is a link to a file outside its folder, which would be copied into the model",
+            where=path,
+            found=path.resolve(),
+            hint="name the file itself with --config FILE if it is the model's",
+        )
+    try:
+        config = read_json(path)
+    except CkptconvError as error:
+        raise CkptconvError(
+            "config.json cannot be read", where=path, found=": ".join(filter(None, (error.what, error.found)))
+        ) from error
+    if not isinstance(config, dict):
+        raise CkptconvError("config.json is no table", where=path)
+    return config
+
+
+def assets_of(folder: Path) -> list[Path]:
+    """The files that belong to the model beside its weights: tokenizer, processor, templates, custom code.
+
+    Links are followed only inside the folder; subfolders are taken where they hold such files (custom code).
+    """
+    return sorted(path for path in _walk(folder) if _belongs(path) and _inside(folder, path))
+
+
+def _inside(folder: Path, path: Path) -> bool:
+    """Whether a file of a folder lies there, wherever links lead."""
+    root = folder.resolve()
+    homes = {root}
+    if root.parent.name == "snapshots":  # of huggingface_hub's cache: its files are links to ../../blobs
+        homes.add(root.parent.parent / "blobs")
+    return bool(homes & {*path.resolve().parents})
+
+
+def is_asset(path: str) -> bool:
+    """Whether `assets_of` would take a file, by its path in the model folder."""
+    *folders, name = PurePosixPath(path).parts
+    hidden = any(folder.startswith(".") for folder in folders)
+    return not hidden and not any(map(_RUNS.match, (*folders, name))) and _belongs(Path(name))
+
+
+def copy_assets(folder: Path, target: Path) -> list[str]:
+    """Copy them byte for byte; returns their names. config.json is not among them: `write_config` writes it."""
+    names = []
+    for path in assets_of(folder):
+        name = str(path.relative_to(folder))
+        if name != "config.json":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            _copy(path, target / name)
+            names.append(name)
+    return names
+
+
+def write_config(target: Path, config: dict[str, Any], original: Path | None) -> None:
+    """config.json: the original's own bytes where nothing in it changed."""
+    if original is not None:
+        path = original / "config.json" if original.is_dir() else original
+        if path.is_file() and read_config(path) == config:
+            _copy(path, target / "config.json")
+            return
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
+    (target / "config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise cannot_write(target, error) from error
+        raise CkptconvError(
+            f"cannot be copied: {error.strerror}", where=source
+        ) from error  # either side may have failed
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if _RUNS.match(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if not path.name.startswith("."):
+                yield from _walk(path)
+        elif path.is_file():
+            yield path
+
+
+def _belongs(path: Path) -> bool:
+    name = path.name
+    if name.endswith(_WEIGHTS) or name.endswith(".index.json") or name in _NOT_COPIED or name.startswith("."):
+        return False
+    return not name.endswith(".tmp")

@@ -1,0 +1,62 @@
+"""ckptconv.json: where every tensor of a model folder came from, its hash, and what was left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckptconv.compute import views_of
+from ckptconv.copy.run import HASH
+from ckptconv.plan import Output, Plan
+from ckptconv.tensors.holders import Holders, Part
+from ckptconv.version import __version__
+
+RECEIPT = "ckptconv.json"
+
+
+def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
+    """ckptconv.json: where every tensor came from, its hash, what was dropped and why. No path of this machine."""
+    source = plan.checkpoint
+    rank_of = source.rank_of
+    cuts: dict[tuple[Part, ...], int] = {}
+    tensors = {
+        key: {
+            "dtype": output.dtype,
+            "shape": list(output.shape),
+            "hash": hashes.get(key, ""),
+            "from": list(output.origins),
+            "stored": output.source.dtype,
+            "ranks": sorted(
+                {rank_of[f] for view in views_of(output.source) for f in view.files if f in rank_of}
+            ),
+            **_cut(output, rank_of, cuts),
+        }
+        for key, output in plan.outputs.items()
+    }
+    return {
+        "ckptconv": __version__,
+        "hash": HASH,
+        "source": {
+            "backend": source.backend,
+            "layout": source.layout,
+            "folder": "/".join(source.root.resolve().parts[-3:]),
+            "step": source.step,
+            "role": source.role,
+            "world_size": source.world_size,
+            "mesh": [str(mesh) for mesh in source.meshes],
+        },
+        "base_model": (plan.config or {}).get("_name_or_path") or None,
+        "dtype": {"policy": plan.dtype_said, "casts": [list(cast) for cast in plan.casts]},
+        "bytes": plan.nbytes,
+        "files": {file.name: file.nbytes for file in plan.files},
+        "dropped": [{"name": d.name, "bytes": d.nbytes, "reason": d.reason} for d in plan.dropped],
+        "skipped": [{"name": s.what, "bytes": s.nbytes, "reason": s.reason} for s in source.skipped],
+        "notes": list(plan.notes),
+        "cuts": [[list(part) for part in parts] for parts in cuts],
+        "tensors": tensors,
+    }
+
+
+def _cut(output: Output, rank_of: dict[str, int], cuts: dict[tuple[Part, ...], int]) -> dict[str, int]:
+    """Which rank stored which box of it, as a number in `cuts`: most tensors are cut like many others."""
+    parts = Holders.of_view(views_of(output.source)[0], output.shape, rank_of).parts()
+    return {"cut": cuts.setdefault(parts, len(cuts))} if len(parts) > 1 else {}

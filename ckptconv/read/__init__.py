@@ -1,0 +1,1 @@
+"""From views to elements, in bounded memory."""

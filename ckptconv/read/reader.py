@@ -1,0 +1,270 @@
+"""From a view to its elements: bounded preads into the caller's buffer, never a whole file, never a mapping.
+
+What lies in one piece both in its file and in the tensor is a run, and costs one pread a block. Every
+other chunk (a column shard, a transpose) is a box: `gather` says how it is read into one scratch buffer, from which it
+goes to its places. A cast happens on the way, while the elements are in a core's cache.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate, product
+from math import prod
+from operator import add, mul, sub
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ckptconv.read.files import Files
+from ckptconv.read.gather import RAW, Array, Cast, arrange, groups, overlap, put
+from ckptconv.tensors.dtypes import itemsize, to_numpy
+from ckptconv.tensors.view import Chunk, Shape, View, boxes_of_interval, contiguous_strides
+
+_SPAN = 2 << 20  # bytes read at a time of a box
+_PACKED = 1 << 20  # bytes of it on their way
+SCRATCH = _SPAN + _PACKED  # a reader's buffers
+CAST_BLOCK = 1 << 16  # elements; source and target together stay in a core's cache
+_LONG = 64 << 10  # bytes in one piece that are worth a read of their own
+_RUNS = 1 << 16  # such pieces of one chunk that are written down; an expanded tensor may have any number
+
+Part = tuple[Shape, Shape, Array]  # offsets and sizes of a box, and the memory that it belongs to
+
+
+class Run(NamedTuple):
+    """Elements first .. first+length-1 of the flattened tensor, in one piece at a byte of a file."""
+
+    first: int
+    length: int
+    file: str
+    start: int
+
+
+class Prepared(NamedTuple):
+    """A view made ready for reading: runs by position, the other chunks by their first row.
+
+    ends: for each of the boxes, the last row of it and of those before it. turned: there are boxes whose last dim is not
+    the one along which their file goes on.
+    """
+
+    shape: Shape
+    item: int
+    runs: list[Run]
+    starts: list[int]
+    boxes: list[Chunk]
+    ends: list[int]
+    turned: bool
+
+
+def prepare(view: View) -> Prepared:
+    """Sort a view's chunks into runs and boxes; done once a tensor."""
+    item = itemsize(view.dtype)
+    steps = contiguous_strides(view.shape, 1)
+    runs, boxes = [], []
+    for chunk in view.chunks:
+        outer = _outer_dims(chunk, view.shape, item)
+        length = prod(chunk.sizes[outer:])
+        if outer and (length * item < _LONG or prod(chunk.sizes[:outer]) > _RUNS):
+            boxes.append(chunk)
+            continue
+        for index in product(*map(range, chunk.sizes[:outer])):
+            first = _dot(map(add, chunk.offsets, (*index, *[0] * len(steps))), steps)
+            runs.append(Run(first, length, chunk.file, chunk.start + _dot(index, chunk.strides)))
+    runs.sort()
+    boxes.sort(key=lambda chunk: chunk.offsets)
+    ends = list(accumulate((chunk.offsets[0] + chunk.sizes[0] for chunk in boxes), max))
+    turned = any(_is_turned(chunk.sizes, chunk.strides) for chunk in boxes)
+    return Prepared(view.shape, item, runs, [run.first for run in runs], boxes, ends, turned)
+
+
+def _is_turned(sizes: Shape, strides: Shape) -> bool:
+    """The dim that moves fastest in memory is not the one that moves fastest in the file."""
+    steps = [stride for size, stride in zip(sizes, strides, strict=True) if size > 1]
+    return bool(steps) and steps[-1] > min(steps)
+
+
+def _outer_dims(chunk: Chunk, shape: Shape, item: int) -> int:
+    """How many of a chunk's first dims have to be walked, so that what is left is one piece in the file and the tensor."""
+    step, whole = item, True  # whole: every dim to the right is covered entirely
+    for dim in reversed(range(len(shape))):
+        size = chunk.sizes[dim]
+        if size != 1 and (not whole or chunk.strides[dim] != step):
+            return dim + 1
+        whole = whole and size == shape[dim]
+        step *= size
+    return 0
+
+
+class Reader:
+    """Reads views with a bounded number of open files and one scratch buffer. One per thread.
+
+    nbytes: what was asked for so far. drop_behind: what was read will not be read again (see `files`).
+    """
+
+    def __init__(self, scratch: int = SCRATCH, drop_behind: bool = False) -> None:
+        self._files = Files(drop_behind)
+        packed = max(scratch - 8, 0) // 24 * 8  # whole elements of any dtype; a third
+        self._scratch, self._packed = np.empty(scratch - packed, np.uint8), np.empty(packed, np.uint8)
+        self._memory = memoryview(self._scratch)
+        self.nbytes = 0
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def interval(self, prepared: Prepared, low: int, high: int, out: Array, cast: Cast | None = None) -> None:
+        """Fill `out` with elements low..high-1 of the flattened tensor: raw unsigned ones, or what `cast` makes of them."""
+        item = prepared.item
+        if prepared.runs:
+            at = max(bisect_right(prepared.starts, low) - 1, 0)
+            for number in range(at, len(prepared.runs)):
+                first, length, file, start = prepared.runs[number]
+                if first >= high:
+                    break
+                begin, end = max(first, low), min(first + length, high)
+                if begin < end:
+                    self._run(file, start + (begin - first) * item, out[begin - low : end - low], item, cast)
+        if prepared.boxes:
+            self._boxes(prepared, low, high, out, cast)
+        self.nbytes += (high - low) * item
+
+    def _run(self, file: str, start: int, out: Array, item: int, cast: Cast | None) -> None:
+        if cast is None:
+            self._files.fill(file, start, memoryview(out).cast("B"))
+            return
+        step = min(CAST_BLOCK, len(self._scratch) // item)
+        for at in range(0, len(out), step):
+            part = out[at : at + step]
+            values = self._scratch[: len(part) * item]
+            self._files.fill(file, start + at * item, self._memory[: len(values)])
+            cast.put(values.view(cast.stored), part)
+
+    def _boxes(self, prepared: Prepared, low: int, high: int, out: Array, cast: Cast | None) -> None:
+        shape, parts = prepared.shape, []
+        for linear, offsets, sizes in boxes_of_interval(low, high, shape):
+            parts.append((offsets, sizes, out[linear - low : linear - low + prod(sizes)].reshape(sizes)))
+        # A part of a row costs about as much as the row, so it is read with the rows beside it where these are short.
+        most = (high - low) // (16 if prepared.turned else 64)
+        width = _short_rows(shape, most) if len(parts) > 1 else 1
+        if width > 1:
+            whole = boxes_of_interval(low // width * width, -(-high // width) * width, shape)
+            wanted = [(offsets, sizes, parts) for _, offsets, sizes in whole]
+        else:
+            wanted = [(*part[:2], [part]) for part in parts]
+        for offsets, sizes, places in wanted:
+            for number in range(bisect_right(prepared.ends, offsets[0]), len(prepared.boxes)):
+                chunk = prepared.boxes[number]
+                if chunk.offsets[0] >= offsets[0] + sizes[0]:
+                    break
+                shared = overlap(chunk.offsets, chunk.sizes, offsets, sizes)
+                if shared:
+                    start = chunk.start + _dot(map(sub, shared[0], chunk.offsets), chunk.strides)
+                    self._box(chunk.file, start, chunk.strides, *shared, places, cast)
+                    if self._files.drop:
+                        self._forget(prepared, chunk, low, high)
+
+    def _box(
+        self,
+        file: str,
+        start: int,
+        strides: Shape,
+        begin: Shape,
+        sizes: Shape,
+        parts: list[Part],
+        cast: Cast | None,
+    ) -> None:
+        """Read a box of a chunk, and put every element in its place in the parts."""
+        raw = parts[0][2].dtype if cast is None else cast.stored
+        gather = arrange(sizes, strides, raw.itemsize, len(self._scratch))
+        if gather.group != sizes:
+            for at, group in groups(sizes, gather.group):
+                here = tuple(map(add, begin, at))
+                self._box(file, start + _dot(at, strides), strides, here, group, parts, cast)
+            return
+        sources, places = [start], [0]
+        for dim in gather.walked:
+            stride, pitch, steps = strides[dim], gather.pitches[dim], range(sizes[dim])
+            sources = [source + i * stride for source in sources for i in steps]
+            places = [place + i * pitch for place in places for i in steps]
+        for source, place in zip(sources, places, strict=True):
+            self._files.fill(file, source, self._memory[place : place + gather.nbytes], gather.gaps)
+        values = np.ndarray(sizes, raw, self._scratch, 0, gather.pitches)
+        for offsets, shape, out in parts:
+            if len(parts) == 1:
+                put(values, _cut(out, offsets, begin, sizes), gather, cast, self._packed)
+                continue
+            shared = overlap(begin, sizes, offsets, shape)
+            if shared:
+                put(_cut(values, begin, *shared), _cut(out, offsets, *shared), gather, cast, self._packed)
+
+    def _forget(self, prepared: Prepared, chunk: Chunk, low: int, high: int) -> None:
+        """Drop what was read with gaps, once the interval holds the last element of its chunk."""
+        steps = contiguous_strides(prepared.shape, 1)
+        last = sum((o + n - 1) * step for o, n, step in zip(chunk.offsets, chunk.sizes, steps, strict=True))
+        if low <= last < high:
+            reach = sum((n - 1) * step for n, step in zip(chunk.sizes, chunk.strides, strict=True))
+            self._files.forget(chunk.file, chunk.start, reach + prepared.item)
+
+
+def _short_rows(shape: Shape, most: int) -> int:
+    """Elements of the largest rows (of a few of the last dims) that have at most so many; at least 1."""
+    width = 1
+    for size in reversed(shape):
+        if width * size > most:
+            break
+        width *= size
+    return width
+
+
+def _dot(places: Iterable[int], strides: Shape) -> int:
+    return sum(map(mul, places, strides))
+
+
+def _cut(array: Array, origin: Shape, offsets: Shape, sizes: Shape) -> Array:
+    """The box at `offsets` of an array whose first element is at `origin`."""
+    if array.shape == sizes:
+        return array
+    first = tuple(map(sub, offsets, origin))
+    return array[tuple(map(slice, first, map(add, first, sizes)))]
+
+
+def raw_dtype(dtype: str) -> np.dtype[Any]:
+    """The unsigned numpy dtype that carries a dtype's bytes."""
+    return RAW[itemsize(dtype)]
+
+
+def read_numpy(view: View, reader: Reader | None = None) -> Array:
+    """The whole tensor as a numpy array of its own dtype (ml_dtypes' for bfloat16); it must fit in memory."""
+    out = np.empty(view.numel, raw_dtype(view.dtype))
+    if view.numel:
+        if reader is None:
+            with Reader() as fresh:
+                fresh.interval(prepare(view), 0, view.numel, out)
+        else:
+            reader.interval(prepare(view), 0, view.numel, out)
+    return out.view(to_numpy(view.dtype)).reshape(view.shape)
+
+
+def same_place(a: View, b: View) -> bool:
+    """True when two views are made of the same stored bytes in the same order; equal without reading."""
+    return a.shape == b.shape and a.dtype == b.dtype and sorted(a.chunks) == sorted(b.chunks)
+
+
+def same_values(a: View, b: View, block: int = 1 << 20) -> bool:
+    """True when two views hold the same bytes; streams both, block by block."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if same_place(a, b):
+        return True
+    left, right = np.empty(block, raw_dtype(a.dtype)), np.empty(block, raw_dtype(b.dtype))
+    one, two = prepare(a), prepare(b)
+    with Reader() as reader:
+        for low in range(0, a.numel, block):
+            high = min(low + block, a.numel)
+            reader.interval(one, low, high, left[: high - low])
+            reader.interval(two, low, high, right[: high - low])
+            if not np.array_equal(left[: high - low], right[: high - low]):
+                return False
+    return True

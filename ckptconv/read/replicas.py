@@ -1,0 +1,139 @@
+"""Copies of a tensor on several ranks: the placements say that they are equal, this reads whether they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckptconv.errors import CkptconvError
+from ckptconv.read import workers as threads
+from ckptconv.read.reader import Prepared, Reader, prepare, raw_dtype, same_place
+from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor
+from ckptconv.tensors.view import Shape, View, narrow
+
+BLOCK = 4 << 20  # bytes of each of the two buffers a thread has
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """A copy that differs from the one that is used.
+
+    rank wrote the copy, used the bytes that go into the model; -1 where a file's rank is not known. index:
+    the first element that differs, in the whole tensor. count: how many differ.
+    """
+
+    name: str
+    rank: int
+    used: int
+    index: Shape
+    count: int
+    shape: Shape
+    file: str
+
+
+def require_equal(checkpoint: Checkpoint, *, workers: int | None = None) -> None:
+    """Read every copy of every tensor. Raises CkptconvError for the first tensor whose copies differ."""
+    found = deviations(checkpoint, workers=workers)
+    if not found:
+        return
+    first, others = found[0], len({item.name for item in found}) - 1
+    more = f", and {others} more tensor{'s' if others > 1 else ''}" if others else ""
+    raise CkptconvError(
+        f"the ranks' copies of {first.name} differ{more}",
+        where=first.file,
+        found=f"rank {first.rank} and rank {first.used} differ in {first.count:,} elements, first at {list(first.index)}",
+        wanted="the same bytes on both: the trainer says that they are replicas",
+        hint="the ranks drifted apart or a file is damaged; ckptconv verify checks the files' CRCs",
+    )
+
+
+def deviations(
+    checkpoint: Checkpoint, *, workers: int | None = None, on_read: Callable[[int], None] | None = None
+) -> list[Deviation]:
+    """Every copy that differs from the used one, in the order of the tensors. on_read: bytes of copies."""
+    found: dict[int, list[Deviation]] = {}
+    tasks = [(n, name, t) for n, (name, t) in enumerate(checkpoint.tensors.items()) if t.replicas]
+    rank_of, lock = checkpoint.rank_of, threading.Lock()
+
+    @contextmanager
+    def worker() -> Iterator[Callable[[tuple[int, str, StoredTensor]], None]]:
+        buffers = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+        with Reader() as reader:
+
+            def do(task: tuple[int, str, StoredTensor]) -> None:
+                number, name, tensor = task
+                result = list(_of_tensor(name, tensor, rank_of, reader, buffers))
+                with lock:
+                    found[number] = result
+                    if on_read:
+                        on_read(tensor.replica_bytes)
+
+            yield do
+
+    threads.for_each(tasks, worker, min(threads.count(workers), max(len(tasks), 1)))
+    return [item for number in sorted(found) for item in found[number]]
+
+
+Buffers = tuple["np.ndarray[tuple[int], np.dtype[np.uint8]]", "np.ndarray[tuple[int], np.dtype[np.uint8]]"]
+
+
+def _of_tensor(
+    name: str, tensor: StoredTensor, rank_of: dict[str, int], reader: Reader, buffers: Buffers
+) -> Iterator[Deviation]:
+    """Copies of one part are compared together, so that the part that is used is read once."""
+    groups: dict[tuple[Shape, Shape], list[View]] = {}
+    for offsets, copy in tensor.replicas:
+        groups.setdefault((offsets, copy.shape), []).append(copy)
+    for (offsets, sizes), copies in groups.items():
+        used = tensor.view
+        for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+            used = narrow(used, dim, offset, size)
+        others = [copy for copy in copies if copy.numel and not same_place(copy, used)]
+        counts, firsts = _compare(used, others, reader, buffers)
+        for copy, count, first in zip(others, counts, firsts, strict=True):
+            if count:
+                place = np.unravel_index(first, sizes) if sizes else ()
+                index = tuple(int(at) + offset for at, offset in zip(place, offsets, strict=True))
+                shape = tensor.view.shape
+                file = copy.files[0]
+                yield Deviation(
+                    name, rank_of.get(file, -1), _holder(used, first, rank_of), index, count, shape, file
+                )
+
+
+def _compare(
+    used: View, others: Sequence[View], reader: Reader, buffers: Buffers
+) -> tuple[list[int], list[int]]:
+    """For each of the others: how many elements differ from `used`, and the first of them in C order."""
+    raw = raw_dtype(used.dtype)
+    one, two = buffers[0].view(raw), buffers[1].view(raw)
+    counts, firsts = [0] * len(others), [-1] * len(others)
+    left: Prepared = prepare(used)
+    right = [prepare(view) for view in others]
+    for low in range(0, used.numel if others else 0, len(one)):
+        high = min(low + len(one), used.numel)
+        size = high - low
+        reader.interval(left, low, high, one[:size])
+        for number, prepared in enumerate(right):
+            reader.interval(prepared, low, high, two[:size])
+            differs = one[:size] != two[:size]
+            count = int(np.count_nonzero(differs))
+            if count:
+                counts[number] += count
+                if firsts[number] < 0:
+                    firsts[number] = low + int(np.argmax(differs))
+    return counts, firsts
+
+
+def _holder(used: View, first: int, rank_of: dict[str, int]) -> int:
+    """The rank whose bytes are used for one element."""
+    place = [int(at) for at in np.unravel_index(first, used.shape)] if used.shape else []
+    for chunk in used.chunks:
+        ends = [offset + size for offset, size in zip(chunk.offsets, chunk.sizes, strict=True)]
+        if all(low <= at < high for low, at, high in zip(chunk.offsets, place, ends, strict=True)):
+            return rank_of.get(chunk.file, -1)
+    return -1

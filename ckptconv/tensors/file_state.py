@@ -1,0 +1,72 @@
+"""Whether files stayed as they were while they were read: a merge of two states of a checkpoint is no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptconv.errors import CkptconvError
+
+
+class FileState(NamedTuple):
+    """What changes when a file is written or replaced. inode: 0 where file systems number anew as they like."""
+
+    nbytes: int
+    changed: int  # nanoseconds
+    inode: int
+
+    def __str__(self) -> str:
+        when = datetime.fromtimestamp(self.changed // 10**9, tz=timezone.utc)
+        return f"{self.nbytes:,} bytes of {when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def stamp(file: str | Path) -> FileState:
+    """A file's stamp. Raises OSError."""
+    stat = os.stat(file)
+    on_disk = os.major(stat.st_dev) != 0  # a network's or FUSE's file systems have no device of their own
+    return FileState(stat.st_size, stat.st_mtime_ns, stat.st_ino if on_disk else 0)
+
+
+def stamps_of(files: Iterable[str], known: Mapping[str, FileState]) -> dict[str, FileState]:
+    """The stamps of files, as they are known from before their headers were read, or as they are now."""
+    return {file: known.get(file) or _present(file) for file in sorted(files)}
+
+
+def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict[str, FileState]:
+    """Every file under some folders but those to leave; what cannot be looked at is left out."""
+    found = {}
+    for folder in folders:
+        for parent, below, names in os.walk(folder):
+            below[:] = [name for name in below if not leave(Path(parent, name))]
+            for name in names:
+                try:
+                    found[os.path.join(parent, name)] = stamp(os.path.join(parent, name))
+                except OSError:
+                    continue
+    return found
+
+
+def require_unchanged(stamps: Mapping[str, FileState]) -> None:
+    """Raises CkptconvError, with the first file that is not what it was."""
+    for file, was in stamps.items():
+        now = _present(file)
+        if now != was:
+            raise CkptconvError(
+                "a file of the checkpoint changed while it was read; nothing of it was written",
+                where=file,
+                found=now if str(now) != str(was) else "another file, or a later write in that second",
+                wanted=was,
+                hint="run it again when the checkpoint is written whole",
+            )
+
+
+def _present(file: str) -> FileState:
+    try:
+        return stamp(file)
+    except OSError as error:
+        raise CkptconvError(
+            f"a file of the checkpoint went away while it was read: {error.strerror}", where=file
+        ) from error

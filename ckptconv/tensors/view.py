@@ -1,0 +1,332 @@
+"""A tensor as the places where its elements lie, and the five moves on it. No data is touched here.
+
+`stored, narrow, cat, permute, unflatten` each rewrite the list of chunks and nothing else, so any re-slicing of a
+model is a rewrite of small tuples. `narrow, cat, permute, unflatten` (and what is made of them: `split, select,
+stack, squeeze`) accept numpy arrays and torch tensors as well, so one rule serves views and real tensors alike.
+
+There is no `flatten`: a plan's output is C-contiguous, so merging dims is a label that the plan puts on at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple, TypeVar
+
+from ckptconv.errors import CkptconvError
+from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.tiling import check_tiling
+
+Shape = tuple[int, ...]
+T = TypeVar("T")  # a View, a numpy array or a torch tensor
+
+
+class Chunk(NamedTuple):
+    """A box of a view, and where its elements lie.
+
+    offsets, sizes: the box, in elements of the view. file, start: the first element's file and byte.
+    strides: bytes from one element to the next along each dim (0 where one element serves all).
+    """
+
+    offsets: Shape
+    sizes: Shape
+    file: str
+    start: int
+    strides: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor: shape, dtype (a name from `dtypes`) and the chunks that tile it exactly once."""
+
+    shape: Shape
+    dtype: str
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * itemsize(self.dtype)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files it is read from, in the order of first use."""
+        return tuple(dict.fromkeys(chunk.file for chunk in self.chunks))
+
+
+def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
+    """Byte strides of a C-contiguous tensor with `item` bytes an element."""
+    strides, step = [], item
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+@lru_cache(maxsize=4096)  # thousands of files hold the same few shapes
+def _byte_strides(shape: Shape, stride: Shape | None, item: int) -> Shape | None:
+    """Strides in bytes; None where a size or a stride is negative."""
+    strides = contiguous_strides(shape, item) if stride is None else tuple(step * item for step in stride)
+    return None if any(number < 0 for number in shape + strides) else strides
+
+
+def stored(
+    file: str, start: int, shape: Sequence[int], dtype: str, stride: Sequence[int] | None = None
+) -> View:
+    """Move 1: a tensor as it lies in a file. stride: in elements, as torch counts; C-contiguous when not given."""
+    shape = tuple(shape)
+    strides = _byte_strides(shape, None if stride is None else tuple(stride), itemsize(dtype))
+    if start < 0 or strides is None:
+        raise CkptconvError("a stored tensor has a negative size, stride or offset", where=file)
+    if len(strides) != len(shape):
+        raise CkptconvError(f"a stored tensor has {len(shape)} dims but {len(strides)} strides", where=file)
+    if not prod(shape):
+        return View(shape, dtype, ())
+    return View(shape, dtype, (Chunk((0,) * len(shape), shape, file, start, strides),))
+
+
+def narrow(x: T, dim: int, start: int, length: int) -> T:
+    """Move 2: elements start .. start+length-1 along dim."""
+    array: Any = x
+    _check_dim(array, dim)
+    size = array.shape[dim]
+    if start < 0 or length < 0 or start + length > size:
+        raise CkptconvError(
+            f"elements {start} to {start + length} along dim {dim} are outside its {size} elements"
+        )
+    if not isinstance(x, View):
+        return array[(slice(None),) * dim + (slice(start, start + length),)]
+    if length == size:
+        return x
+    chunks, end = [], start + length
+    for chunk in x.chunks:
+        low = chunk.offsets[dim]
+        begin, stop = max(low, start), min(low + chunk.sizes[dim], end)
+        if not start and 0 < chunk.sizes[dim] == stop - begin:
+            chunks.append(chunk)  # as it is
+        elif begin < stop:
+            chunks.append(
+                Chunk(
+                    _put(chunk.offsets, dim, begin - start),
+                    _put(chunk.sizes, dim, stop - begin),
+                    chunk.file,
+                    chunk.start + (begin - low) * chunk.strides[dim],
+                    chunk.strides,
+                )
+            )
+    shape = _put(x.shape, dim, length)
+    return View(shape, x.dtype, tuple(chunks) if prod(shape) else ())  # type: ignore[return-value]
+
+
+def cat(parts: Sequence[T], dim: int) -> T:
+    """Move 3: tensors one after another along dim; all other dims and the dtype are the same."""
+    first: Any = parts[0]
+    _check_dim(first, dim)
+    if not isinstance(first, View):
+        return _library(first).concatenate(list(parts), dim)
+    views: Sequence[View] = parts  # type: ignore[assignment]
+    chunks: list[Chunk] = []
+    at = 0
+    for view in views:
+        if _put(view.shape, dim, 0) != _put(first.shape, dim, 0) or view.dtype != first.dtype:
+            raise CkptconvError(
+                f"tensors to be joined along dim {dim} do not fit together",
+                found=f"{view.dtype} {list(view.shape)}",
+                wanted=f"{first.dtype} {list(first.shape)} but for dim {dim}",
+            )
+        if at:
+            chunks.extend(c._replace(offsets=_put(c.offsets, dim, c.offsets[dim] + at)) for c in view.chunks)
+        else:
+            chunks.extend(view.chunks)
+        at += view.shape[dim]
+    return View(_put(first.shape, dim, at), first.dtype, tuple(chunks))  # type: ignore[return-value]
+
+
+def permute(x: T, dims: Sequence[int]) -> T:
+    """Move 4: dims in another order; new dim i is old dim dims[i]."""
+    array: Any = x
+    if sorted(dims) != list(range(len(array.shape))):
+        raise CkptconvError(f"{list(dims)} is no order of {len(array.shape)} dims")
+    if not isinstance(x, View):
+        return array.permute(tuple(dims)) if hasattr(array, "permute") else array.transpose(dims)
+
+    def pick(values: Shape) -> Shape:
+        return tuple(values[dim] for dim in dims)
+
+    chunks = tuple(Chunk(pick(c.offsets), pick(c.sizes), c.file, c.start, pick(c.strides)) for c in x.chunks)
+    return View(pick(x.shape), x.dtype, chunks)  # type: ignore[return-value]
+
+
+def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
+    """Move 5: one dim becomes several, row-major. A chunk cut in mid-row becomes at most 2n-1 boxes."""
+    array: Any = x
+    _check_dim(array, dim)
+    sizes = tuple(sizes)
+    if prod(sizes) != array.shape[dim] or any(size < 0 for size in sizes):
+        raise CkptconvError(f"a dim of {array.shape[dim]} elements cannot become {list(sizes)}")
+    shape = tuple(array.shape[:dim]) + sizes + tuple(array.shape[dim + 1 :])
+    if not isinstance(x, View):
+        return array.reshape(shape)
+    chunks = []
+    inner: dict[int, Shape] = {}  # by stride: most chunks have the same
+    for chunk in x.chunks:
+        low, stride = chunk.offsets[dim], chunk.strides[dim]
+        if stride not in inner:
+            inner[stride] = contiguous_strides(sizes, stride)
+        strides = chunk.strides[:dim] + inner[stride] + chunk.strides[dim + 1 :]
+        for linear, offsets, box in boxes_of_interval(low, low + chunk.sizes[dim], sizes):
+            chunks.append(
+                Chunk(
+                    chunk.offsets[:dim] + offsets + chunk.offsets[dim + 1 :],
+                    chunk.sizes[:dim] + box + chunk.sizes[dim + 1 :],
+                    chunk.file,
+                    chunk.start + (linear - low) * stride,
+                    strides,
+                )
+            )
+    return View(shape, x.dtype, tuple(chunks))  # type: ignore[return-value]
+
+
+def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int], View]]) -> View:
+    """A tensor from parts at given offsets (a mesh's shards); they must tile it exactly once, or an error says why."""
+    shape = tuple(shape)
+    chunks: list[Chunk] = []
+    for offsets, part in parts:
+        if part.dtype != dtype:
+            raise CkptconvError("shards of one tensor have different dtypes", found=part.dtype, wanted=dtype)
+        if not len(part.shape) == len(offsets) == len(shape):
+            raise CkptconvError(
+                "a shard has another number of dims than its tensor",
+                found=list(part.shape),
+                wanted=list(shape),
+            )
+        for c in part.chunks:
+            chunks.append(c._replace(offsets=tuple(map(int.__add__, c.offsets, offsets))))
+    check_tiling(shape, chunks)
+    return View(shape, dtype, tuple(chunks))
+
+
+def squeeze(x: T, dim: int) -> T:
+    """Drop a dim of one element."""
+    array: Any = x
+    _check_dim(array, dim)
+    if array.shape[dim] != 1:
+        raise CkptconvError(f"dim {dim} has {array.shape[dim]} elements, not one")
+    if not isinstance(x, View):
+        return array.reshape(tuple(array.shape[:dim]) + tuple(array.shape[dim + 1 :]))
+
+    def drop(values: Shape) -> Shape:
+        return values[:dim] + values[dim + 1 :]
+
+    chunks = tuple(Chunk(drop(c.offsets), drop(c.sizes), c.file, c.start, drop(c.strides)) for c in x.chunks)
+    return View(drop(x.shape), x.dtype, chunks)  # type: ignore[return-value]
+
+
+def select(x: T, dim: int, index: int) -> T:
+    """One element along dim, and the dim is gone."""
+    return squeeze(narrow(x, dim, index, 1), dim)
+
+
+def unbind(x: T, dim: int) -> list[T]:
+    """Every element along dim, and the dim is gone. One pass over the chunks, however many elements there are."""
+    array: Any = x
+    _check_dim(array, dim)
+    size = array.shape[dim]
+    if not isinstance(x, View):
+        return [select(x, dim, index) for index in range(size)]
+    found: list[list[Chunk]] = [[] for _ in range(size)]
+    for c in x.chunks:
+        offsets, sizes = c.offsets[:dim] + c.offsets[dim + 1 :], c.sizes[:dim] + c.sizes[dim + 1 :]
+        strides, step = c.strides[:dim] + c.strides[dim + 1 :], c.strides[dim]
+        for index in range(c.sizes[dim]):
+            found[c.offsets[dim] + index].append(
+                Chunk(offsets, sizes, c.file, c.start + index * step, strides)
+            )
+    shape = x.shape[:dim] + x.shape[dim + 1 :]
+    return [View(shape, x.dtype, tuple(chunks)) for chunks in found]  # type: ignore[misc]
+
+
+def split(x: T, dim: int, lengths: Sequence[int]) -> list[T]:
+    """Consecutive parts along dim; the lengths must add up to it."""
+    array: Any = x
+    _check_dim(array, dim)
+    if sum(lengths) != array.shape[dim]:
+        raise CkptconvError(f"parts of {list(lengths)} do not add up to dim {dim} of {array.shape[dim]}")
+    parts, at = [], 0
+    for length in lengths:
+        parts.append(narrow(x, dim, at, length))
+        at += length
+    return parts
+
+
+def stack(parts: Sequence[T], dim: int) -> T:
+    """Tensors of one shape along a new dim."""
+    return cat([_unsqueeze(part, dim) for part in parts], dim)
+
+
+def boxes_of_interval(low: int, high: int, sizes: Shape) -> list[tuple[int, Shape, Shape]]:
+    """The boxes of a row-major lattice that hold positions low..high-1, as (first position, offsets, sizes)."""
+    if not sizes:
+        return [(0, (), ())] if low < high else []
+    if len(sizes) == 1:
+        return [(low, (low,), (high - low,))]
+    inner = prod(sizes[1:])
+    boxes: list[tuple[int, Shape, Shape]] = []
+    row, last = low // inner, (high - 1) // inner
+    whole_from, whole_to = -(-low // inner), high // inner
+    if row == last and whole_from >= whole_to:  # within one row
+        return _in_row(row, low, high, sizes, inner)
+    if low % inner:
+        boxes += _in_row(row, low, (row + 1) * inner, sizes, inner)
+    if whole_to > whole_from:
+        offsets = (whole_from,) + (0,) * (len(sizes) - 1)
+        boxes.append((whole_from * inner, offsets, (whole_to - whole_from, *sizes[1:])))
+    if high % inner:
+        boxes += _in_row(last, last * inner, high, sizes, inner)
+    return boxes
+
+
+def _in_row(row: int, low: int, high: int, sizes: Shape, inner: int) -> list[tuple[int, Shape, Shape]]:
+    base = row * inner
+    found = boxes_of_interval(low - base, high - base, sizes[1:])
+    return [(base + at, (row, *offsets), (1, *box)) for at, offsets, box in found]
+
+
+def _unsqueeze(x: T, dim: int) -> T:
+    array: Any = x
+    if dim == len(array.shape):  # a new last dim: split the last one into (n, 1)
+        if dim == 0:
+            return _scalar_to_vector(x)
+        return unflatten(x, dim - 1, (array.shape[dim - 1], 1))
+    return unflatten(x, dim, (1, array.shape[dim]))
+
+
+def _scalar_to_vector(x: T) -> T:
+    array: Any = x
+    if not isinstance(x, View):
+        return array.reshape((1,))
+    chunks = tuple(Chunk((0,), (1,), c.file, c.start, (itemsize(x.dtype),)) for c in x.chunks)
+    return View((1,), x.dtype, chunks)  # type: ignore[return-value]
+
+
+def _check_dim(x: Any, dim: int) -> None:
+    if not 0 <= dim < len(x.shape):
+        raise CkptconvError(
+            f"there is no dim {dim} in a tensor of {len(x.shape)} dims", hint="dims count from 0"
+        )
+
+
+def _put(values: Shape, dim: int, value: int) -> Shape:
+    return (*values[:dim], value, *values[dim + 1 :])
+
+
+def _library(array: Any) -> Any:
+    """numpy or torch, by where the array comes from, without importing the other."""
+    from importlib import import_module
+
+    return import_module(type(array).__module__.split(".")[0])

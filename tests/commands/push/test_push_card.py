@@ -1,0 +1,140 @@
+"""The model card of a push, from the receipts of real merges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from support.helpers import FIXTURES, edit_json, unpacked
+
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.push.card import is_untouched, model_card
+from ckptconv.commands.push.folder import check_folder, check_structure
+
+pytest_plugins = ["support.hub.fixture"]
+
+VERL = FIXTURES / "verl_fsdp2_w4" / "run"
+
+
+def card_of(folder: Path) -> str:
+    """The card, which huggingface_hub finds valid and is_untouched knows again."""
+    check_structure(folder)
+    text = model_card(check_folder(folder), "me/model")
+    assert is_untouched(text)
+    assert not is_untouched(text.replace("# model", "# My model"))
+    assert ModelCard(text).data.to_dict()["library_name"] in ("transformers", "peft")
+    return text
+
+
+def test_a_critic_of_verl(tmp_path: Path) -> None:
+    merge(VERL / "global_step_2" / "critic", tmp_path / "out")
+    card = card_of(tmp_path / "out")
+    digest = hashlib.sha256((tmp_path / "out" / "ckptconv.json").read_bytes()).hexdigest()
+    for text in (
+        "library_name: transformers\ntags:\n- ckptconv\n- verl\n---",
+        "Converted from a verl checkpoint with `ckptconv` ",
+        "| Architecture | Qwen2ForTokenClassification |",
+        "| Trainer | verl |",
+        "| Checkpoint | verl FSDP2 shards, one file a rank |",
+        "| Step | 2 |",
+        "| Role | critic |",
+        "| Saved by | 4 ranks, fsdp 4 |",
+        "| Elements | 15,818 bfloat16 |",
+        "| Conversion | 28 tensors float32 → bfloat16 |",
+        "| Left out | optimizer, trainer state (not part of the model); padding in storages (belongs to no tensor) |",
+        'AutoModelForTokenClassification.from_pretrained("me/model")',
+        "- a value head (score.weight) is stored: architectures is set to Qwen2ForTokenClassification",
+        f"holds the xxh3-128 of each of the 28 tensors; its own sha256 is `{digest}`.",
+        "`ckptconv verify me/model`",
+    ):
+        assert text in card, card
+    assert "Base model" not in card, "no file says it"
+
+
+def test_megatron_and_deepspeed(tmp_path: Path) -> None:
+    merge(unpacked("megatron/critic_tp2") / "run", tmp_path / "megatron")
+    card = card_of(tmp_path / "megatron")
+    assert "| Saved by | 4 ranks, tp 2 × pp 2 |" in card
+    assert "| Conversion | 39 tensors bfloat16 as stored |" in card
+    merge(unpacked("deepspeed_trainer_z2_w2") / "run", tmp_path / "deepspeed")
+    card = card_of(tmp_path / "deepspeed")
+    assert "- deepspeed\n" in card
+    assert "| Checkpoint | DeepSpeed ZeRO-2 checkpoint |" in card
+    assert "| Step | 7 |" in card
+
+
+def test_an_adapter(tmp_path: Path) -> None:
+    merge(FIXTURES / "verl_lora_only_w2" / "run", tmp_path / "out")
+    card = card_of(tmp_path / "out")
+    assert "library_name: peft\ntags:\n- ckptconv\n- verl\n- lora\n" in card
+    assert 'PeftModel.from_pretrained(base, "me/model")' in card
+    edit_json(tmp_path / "out" / "adapter_config.json", base_model_name_or_path="Qwen/Qwen2-0.5B")
+    card = card_of(tmp_path / "out")
+    assert card.startswith("---\nbase_model: Qwen/Qwen2-0.5B\n")
+    assert "| Base model | Qwen/Qwen2-0.5B |" in card
+    assert 'AutoPeftModelForCausalLM.from_pretrained("me/model")' in card
+
+
+@pytest.mark.parametrize(
+    ("said", "front", "row"),
+    [
+        ("Qwen/Qwen2-0.5B", "base_model: Qwen/Qwen2-0.5B\n", "| Base model | Qwen/Qwen2-0.5B |"),
+        (
+            "/home/me/hub/models--Qwen--Qwen2-0.5B/snapshots/1f",
+            "base_model: Qwen/Qwen2-0.5B\n",
+            "| Qwen/Qwen2-0.5B |",
+        ),
+        ("/mnt/secret/Qwen2-7B", "", "| Base model | Qwen2-7B |"),
+    ],
+)
+def test_the_base_model_is_a_name_and_no_path(folder: Path, said: str, front: str, row: str) -> None:
+    (folder / "ckptconv.json").write_text(
+        json.dumps({"base_model": said, "notes": ["taken from /mnt/secret/x"]})
+    )
+    card = card_of(folder)
+    assert front in card
+    assert ("base_model:" in card) == bool(front)
+    assert row in card
+    assert "/mnt" not in card
+    assert "/home" not in card
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        "[]",
+        "{",
+        '{"source": 3, "files": [1], "dtype": null, "base_model": "/mnt/x"}',
+        '{"source": {"mesh": {"tp": 2}, "layout": 7}, "dtype": {"casts": [1, [2]]}, "dropped": [3], "notes": {"a": 1}}',
+    ],
+)
+def test_an_odd_receipt(folder: Path, receipt: str) -> None:
+    (folder / "ckptconv.json").write_text(receipt)
+    assert card_of(folder)
+
+
+def test_what_would_break_a_table(folder: Path) -> None:
+    (folder / "ckptconv.json").write_text(json.dumps({"source": {"layout": "odd|name\n# x", "step": "<b>"}}))
+    assert "| Checkpoint | odd\\|name # x |" in card_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            {"architectures": ["Qwen2ForSequenceClassification"]},
+            "AutoModelForSequenceClassification.from_pretrained",
+        ),
+        ({"architectures": ["Qwen2Model"]}, "AutoModel.from_pretrained"),
+        ({"auto_map": {"AutoModel": "m.M"}}, 'from_pretrained("me/model", trust_remote_code=True)'),
+    ],
+)
+def test_the_lines_that_load_it(folder: Path, config: dict, line: str) -> None:
+    from ckptconv.commands.push.folder import ModelFolder
+    from ckptconv.commands.push.loading import snippet
+
+    known = {"architectures": ["Qwen2ForCausalLM"], **config}
+    assert line in snippet(ModelFolder(folder, known, {}, {}, 0), "me/model", None)

@@ -1,0 +1,90 @@
+"""Damaged files are found by checksums, header laws, index and receipt."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.verify_tools import NORM, Made, Q, only_wrong, poke, problems, views
+
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.verify import verify
+from ckptconv.errors import CkptconvError
+from ckptconv.plan import Options
+
+
+def test_a_flipped_bit_in_a_rank_file_is_found_by_its_crc(made: Made, copied: Callable[..., Path]) -> None:
+    damaged = copied("fsdp2_w4")
+    file = poke(views(damaged)[Q], (50, 0), flip=0x40)
+    result = verify(damaged, against=made("fsdp2_w4") / "hub")
+    only_wrong(result, "integrity", "values")
+    (said,) = problems(result, "integrity").items()
+    assert said[0] == Q
+    assert "rank 3" in said[1]
+    assert Path(file).name in said[1]
+    assert result.differences[0].stored_rank == (3,)
+    only_wrong(verify(damaged), "integrity")
+
+
+def test_rank_files_saved_without_crcs(tmp_path: Path) -> None:
+    import torch
+
+    from ckptconv.commands.verify.integrity import check_rank_files
+    from ckptconv.tensors.checkpoint import Checkpoint, RankFile
+
+    path = tmp_path / "model_world_size_1_rank_0.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    files = (RankFile(0, str(path), path.stat().st_size),)
+    found = check_rank_files(Checkpoint("fsdp", "", tmp_path, 1, files, {}), None)
+    assert not found.problems
+    assert "cannot be checked" in found.notes[0]
+
+
+def test_a_truncated_model_folder_is_a_no(made: Made, copied: Callable[..., Path]) -> None:
+    out = copied("fsdp2_w4", "hub")
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = verify(out, against=made("fsdp2_w4"))
+    only_wrong(result, "integrity")
+    assert "truncated" in problems(result, "integrity")["model.safetensors"]
+
+
+def test_index_and_receipt_laws(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(made("fsdp2_w4"), out, options=Options(max_shard_size="20KB"))
+    index = out / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    data["metadata"]["total_size"] += 1
+    index.write_text(json.dumps(data))
+    receipt = out / "ckptconv.json"
+    stated = json.loads(receipt.read_text())
+    stated["tensors"]["model.gone.weight"] = stated["tensors"].pop(NORM)
+    receipt.write_text(json.dumps(stated))
+    result = verify(out)
+    only_wrong(result, "integrity")
+    assert set(problems(result, "integrity")) == {index.name, "model.gone.weight", NORM}
+    data["weight_map"][NORM] = "model-00001-of-00001.safetensors"
+    index.write_text(json.dumps(data))
+    only_wrong(verify(out), "integrity")
+
+
+def test_a_lost_shard_is_a_no(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(made("fsdp2_w4"), out, options=Options(max_shard_size="20KB"))
+    sorted(out.glob("*.safetensors"))[1].unlink()
+    only_wrong(verify(out), "integrity")
+
+
+def test_what_cannot_be_answered_raises(made: Made, copied: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(CkptconvError, match="no such folder"):
+        verify(tmp_path / "nothing")
+    with pytest.raises(CkptconvError, match="no such folder"):
+        verify(made("fsdp2_w4") / "hub", against=tmp_path / "nothing")
+    broken = copied("fsdp2_w4")
+    next(broken.rglob("*rank_2.pt")).unlink()
+    with pytest.raises(CkptconvError, match="rank 2 of 4 is missing"):
+        verify(broken)

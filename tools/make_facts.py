@@ -1,0 +1,101 @@
+"""Writes facts.json from the installed transformers: `python -m ckptconv.models.make_facts`.
+
+What a conversion must know of a model class without importing transformers (3 s): which weights are tied, which stay
+in float32, and which class serves which task for a model type.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+_TASKS = {
+    "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "token": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "sequence": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "image_text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "multimodal": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+}
+
+
+def generate() -> dict[str, Any]:
+    """The facts of every model class of the installed transformers."""
+    import transformers
+    from transformers import PreTrainedModel
+    from transformers.models.auto import modeling_auto
+
+    classes: dict[str, dict[str, Any]] = {}
+    for name in sorted(_modeling_modules()):
+        try:
+            module = importlib.import_module(name)
+        except Exception:  # an optional dependency of one model
+            continue
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, PreTrainedModel) and value.__module__ == name:
+                facts = _facts(value)
+                if facts:
+                    classes[value.__name__] = facts
+    tasks: dict[str, dict[str, str]] = {}
+    for task, attribute in _TASKS.items():
+        for model_type, architecture in getattr(modeling_auto, attribute, {}).items():
+            name = architecture if isinstance(architecture, str) else architecture[0]
+            tasks.setdefault(model_type, {})[task] = name
+    return {
+        "transformers": transformers.__version__,
+        "classes": classes,
+        "tasks": dict(sorted(tasks.items())),
+        "tied_by_default": _tied_by_default(),
+    }
+
+
+def _tied_by_default() -> list[str]:
+    """Model types whose config ties the head when it does not say; save_pretrained leaves defaults out."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    found = []
+    for model_type in CONFIG_MAPPING_NAMES:
+        try:
+            config = CONFIG_MAPPING[model_type]()
+        except Exception:  # a config that needs arguments, or an optional dependency
+            continue
+        if getattr(config, "tie_word_embeddings", False):
+            found.append(model_type)
+    return sorted(found)
+
+
+def _modeling_modules() -> list[str]:
+    import transformers.models as models
+
+    found = []
+    for package in pkgutil.iter_modules(models.__path__):
+        folder = Path(models.__path__[0]) / package.name
+        found += [f"transformers.models.{package.name}.{p.stem}" for p in folder.glob("modeling_*.py")]
+    return found
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    tied = _plain(model._tied_weights_keys)
+    facts = {
+        "tied": tied if isinstance(tied, dict) else dict.fromkeys(tied, ""),
+        "keep_fp32": sorted(_plain(model._keep_in_fp32_modules)),
+        "keep_fp32_strict": sorted(_plain(model._keep_in_fp32_modules_strict)),
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _plain(value: Any) -> Any:
+    """A class attribute's value; some classes make it a property of the instance, which says nothing here."""
+    return value if isinstance(value, dict | list | tuple | set) else ()
+
+
+def main() -> None:
+    path = Path(__file__).parents[1] / "ckptconv/models/facts.json"
+    path.write_text(json.dumps(generate(), indent=0, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"{path.name}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
