@@ -1,4 +1,4 @@
-"""The command line: flags in, one call, show the result. One file a command, no logic in any of them."""
+"""The command line: parse flags, call one function, show its result. One file per command, no logic in any of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 import signal
 from collections.abc import Callable
 from inspect import getdoc
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ckptconv.cli import inspect, merge, push, verify
 from ckptconv.version import __version__
@@ -44,24 +45,46 @@ def _interrupt(*_: object) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and stop.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print version information and exit."
+        ),
     ] = False,
 ) -> None:
-    """Sharded trainer checkpoints to Hugging Face models: one command, any CPU machine, streaming.
+    """Turn sharded trainer checkpoints into Hugging Face models: one command, on a CPU, streaming.
 
-    ckptconv inspect checkpoints/run          what is in it, which rank stores what
-    ckptconv merge   checkpoints/run MODEL    shards -> Hugging Face folder
-    ckptconv verify  MODEL                    is it right?
-    ckptconv push    MODEL org/name           upload; run again to resume
+    ckptconv inspect checkpoints/run          show what it holds and which rank stores what
+    ckptconv merge   checkpoints/run MODEL    write a Hugging Face model folder
+    ckptconv verify  MODEL                    check the model
+    ckptconv push    MODEL org/name           upload it; run again to resume
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop cleans up as Ctrl-C does
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler stops a job with SIGTERM: clean up as for Ctrl-C
+
+
+class _Command(TyperCommand):
+    """A command whose help shows `N`, `DIR` or the choices of an option, and no Python types."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, with nothing shown as the type of a flag or an argument."""
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+            elif param.param_type_name == "argument":
+                setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010 - typer has no setting for it
+        return params
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`DIR OUT [OPTIONS]`: what has to be given comes first."""
+        names = [str(p.metavar) for p in super().get_params(ctx) if p.param_type_name == "argument"]
+        return [*names, "[OPTIONS]"]
 
 
 def _add(name: str, function: Callable[..., None], hidden: bool = False) -> None:
-    """A command, its docstring as help: one line a paragraph, so that the terminal wraps it."""
+    """Register a command with its docstring as help; a paragraph becomes one line, so that the terminal wraps it."""
     paragraphs = getdoc(function).split("\n\n")  # type: ignore[union-attr]
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name, help=text, hidden=hidden)(function)
+    app.command(name, cls=_Command, help=text, hidden=hidden)(function)
 
 
 _add("inspect", inspect.command)

@@ -12,26 +12,32 @@ from ckptconv.cli import options as o
 
 def command(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A run, step, role or model folder, or org/name on the Hub.")
+        Path, typer.Argument(metavar="DIR", help="Run, step, role or model folder, or a Hub repo (org/name).")
     ],
     tensor: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             "--tensor",
             metavar="PATTERN",
-            help="Each rank's slice of the tensors that match: a glob, or a part of the name such as layers.3.",
+            help="Show each rank's slice of matching tensors: a glob, or part of a name such as layers.3.",
         ),
     ] = None,
-    tree: Annotated[bool, typer.Option("--tree", help="By module, with parameters and sizes.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Show a module tree with parameter counts and sizes.")
+    ] = False,
     depth: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--depth", min=0, help="Levels of the tree; implies --tree."),
+        typer.Option("--depth", metavar="N", min=0, help="Show only N levels of the tree (implies --tree)."),
     ] = None,
     sort: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--sort", help="By name, size, shape or dtype, as ls does; as stored when not given."),
+        typer.Option(
+            "--sort",
+            metavar="[name|size|shape|dtype]",
+            help="Sort by name, size, shape or dtype. Default: stored order.",
+        ),
     ] = None,
-    reverse: Annotated[bool, typer.Option("-r", "--reverse", help="The other way round.")] = False,
+    reverse: Annotated[bool, typer.Option("-r", "--reverse", help="Reverse the sort order.")] = False,
     backend: o.Backend = None,
     step: o.Step = None,
     also: o.Also = None,
@@ -41,9 +47,9 @@ def command(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """What a checkpoint holds and which rank stores what, from metadata alone.
+    """Show what a checkpoint holds and which rank stores what.
 
-    Reads no tensor, so a terabyte answers as fast as a megabyte. Exit code 1 when it is not complete.
+    Reads metadata only, so a 1 TB checkpoint is as quick as a 1 MB one. Exits with 1 if the checkpoint is incomplete.
 
     Example: ckptconv inspect checkpoints/run --step 400
     """

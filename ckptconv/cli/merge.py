@@ -9,16 +9,17 @@ import typer
 
 from ckptconv.cli import options as o
 
-_MERGING = "What is merged"
-_WRITING = "How it is written"
-_STEPS = "All steps of a run"
+_MODEL = "Model options"
+_OUTPUT = "Output options"
+_STEPS = "Multiple steps"
+_USAGE = "ckptconv merge DIR OUT"
 
 
 def command(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="The checkpoint: run, step or role folder.")
+        Path | None, typer.Argument(metavar="DIR", help="Checkpoint: run, step or role folder.")
     ] = None,
-    out: Annotated[Optional[Path], typer.Argument(metavar="OUT", help="The model folder to write.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Argument(metavar="OUT", help="Model folder to write.")] = None,  # noqa: UP045
     backend: o.Backend = None,
     step: o.Step = None,
     also: o.Also = None,
@@ -27,81 +28,115 @@ def command(
         str,
         typer.Option(
             "--dtype",
-            help="auto, keep, or float32, bfloat16, float16 for all floats.",
-            rich_help_panel=_MERGING,
+            metavar="[auto|keep|float32|bfloat16|float16]",
+            help="Dtype of the weights. auto: the dtype the model is served in; keep: as stored.",
+            rich_help_panel=_MODEL,
         ),
     ] = "auto",
     lora: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--lora", help="merge, adapter or both, where LoRA tensors are stored.", rich_help_panel=_MERGING
+            "--lora",
+            metavar="[merge|adapter|both]",
+            help="For LoRA checkpoints: write the merged model, the adapter, or both.",
+            rich_help_panel=_MODEL,
         ),
     ] = None,
     lora_alpha: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--lora-alpha", help="LoRA's alpha, where no file says it.", rich_help_panel=_MERGING),
+        typer.Option(
+            "--lora-alpha",
+            metavar="N",
+            help="LoRA alpha, if the checkpoint does not record it.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     base: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             "--base",
-            help="Base model, a folder or org/name on the Hub, for checkpoints of LoRA tensors alone.",
-            rich_help_panel=_MERGING,
+            metavar="DIR",
+            help="Base model (folder or Hub repo); needed when the checkpoint holds only LoRA weights.",
+            rich_help_panel=_MODEL,
         ),
     ] = None,
     layout: Annotated[
         str,
         typer.Option(
-            "--layout", help="Names and layouts: hub, or module as trained.", rich_help_panel=_MERGING
+            "--layout",
+            metavar="[hub|module]",
+            help="Tensor names: hub (as published on the Hub) or module (as in the training process).",
+            rich_help_panel=_MODEL,
         ),
     ] = "hub",
     mtp: Annotated[
         str,
-        typer.Option("--mtp", help="Multi-token prediction layers: keep or drop.", rich_help_panel=_MERGING),
+        typer.Option(
+            "--mtp",
+            metavar="[keep|drop]",
+            help="Keep or drop multi-token prediction layers.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "keep",
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", help="Largest file.", rich_help_panel=_WRITING)
+        str,
+        typer.Option(
+            "--max-shard-size",
+            metavar="SIZE",
+            help="Maximum size of each output file, e.g. 5GB.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = "5GB",
     max_memory: Annotated[
-        str, typer.Option("--max-memory", help="Bound on all buffers together.", rich_help_panel=_WRITING)
+        str,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Upper limit for all buffers, e.g. 1GiB.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = "256MiB",
     workers: o.Workers = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace OUT, once the new one is whole.", rich_help_panel=_WRITING),
+        typer.Option(
+            "--overwrite", help="Replace OUT after the new model is complete.", rich_help_panel=_OUTPUT
+        ),
     ] = False,
     check_replicas: Annotated[
         bool,
         typer.Option(
-            "--check-replicas", help="Read the copies too, and compare their bytes.", rich_help_panel=_WRITING
+            "--check-replicas",
+            help="Also read replicated tensors and check that all copies are identical.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Read what was written again, by safetensors' own reader, and compare it with DIR before OUT appears.",
-            rich_help_panel=_WRITING,
+            help="Re-read the output with safetensors and compare it with DIR before publishing OUT.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and write nothing.", rich_help_panel=_WRITING)
+        bool, typer.Option("--dry-run", help="Show the plan and write nothing.", rich_help_panel=_OUTPUT)
     ] = False,
     ray: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             "--ray",
             metavar="ADDRESS",
-            help="Write on a Ray cluster, a file a task: auto (RAY_ADDRESS, or the cluster that this node is in) or "
-            "HOST:PORT. All nodes must see DIR and OUT; --workers and --max-memory are a task's.",
-            rich_help_panel=_WRITING,
+            help="Write on a Ray cluster, one task per file: auto (RAY_ADDRESS, or the cluster this node is in) or "
+            "HOST:PORT. All nodes must see DIR and OUT; --workers and --max-memory apply to each task.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     all_steps: Annotated[
         bool,
         typer.Option(
             "--all-steps",
-            help="Every step of the run DIR that is not there yet, into OUT/STEP.",
+            help="Convert every step of the run that OUT does not have yet, each into OUT/<step>.",
             rich_help_panel=_STEPS,
         ),
     ] = False,
@@ -109,14 +144,17 @@ def command(
         bool,
         typer.Option(
             "--watch",
-            help="As --all-steps, and then each new step once it is whole, until Ctrl-C.",
+            help="Like --all-steps, then keep watching and convert new steps as they are finished, until Ctrl-C.",
             rich_help_panel=_STEPS,
         ),
     ] = False,
     upload: o.UploadPath = None,
     private: Annotated[
         Optional[bool],  # noqa: UP045
-        typer.Option("--private/--no-private", help="With --push: visibility of a new repository."),
+        typer.Option(
+            "--private/--no-private",
+            help="With --push: make a new repo private or public. Default: your account's setting.",
+        ),
     ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -130,12 +168,12 @@ def command(
 ) -> None:
     """Turn a checkpoint into a Hugging Face model folder.
 
-    Backend, latest step, dtype, tied head, value head and LoRA are found from the files and said. The folder appears
-    whole or not at all; a run that was killed is resumed by the same command.
+    Format, latest step, dtype, tied embeddings, value head and LoRA are detected and reported. OUT appears complete or
+    not at all; to resume a merge that was killed, run the same command again.
 
     Example: ckptconv merge checkpoints/run MODEL
 
-    verl's lines work as they are: merge --backend fsdp --local_dir D --target_dir O [--hf_upload_path org/name].
+    verl's command lines work unchanged: merge --backend fsdp --local_dir D --target_dir O [--hf_upload_path org/name].
     """
     from ckptconv.cli.merge_steps import every_step
     from ckptconv.cli.push import push_and_show
@@ -151,11 +189,11 @@ def command(
     _one_of("--mtp", mtp, ("keep", "drop"))
     _one_of("--dtype", dtype, ("auto", "keep", "float32", "bfloat16", "float16"))
     cluster = o.cluster(ray)
-    source = o.one_of(directory, local_dir, "the checkpoint folder", "--local_dir")
+    source = o.one_of(directory, local_dir, "DIR", "--local_dir", _USAGE)
     default = (
         Path("tmp") if local_dir is not None and target_dir is None and out is None else None
     )  # verl's own default
-    target = default or o.one_of(out, target_dir, "the model folder to write", "--target_dir")
+    target = default or o.one_of(out, target_dir, "OUT", "--target_dir", _USAGE)
     sink = Sink(as_json=json, quiet=quiet)
 
     writing = show.Writing(sink)
@@ -163,7 +201,11 @@ def command(
 
     def on_plan(plan: show.Plan) -> None:
         if value_model and not any("score." in name or "v_head." in name for name in plan.outputs):
-            raise CkptconvError("--is-value-model, but no value head is stored", where=plan.checkpoint.root)
+            raise CkptconvError(
+                "--is-value-model was given, but the checkpoint has no value head",
+                where=plan.checkpoint.root,
+                hint="remove --is-value-model",
+            )
         sink.phase("Reading", show.summary(plan))
         sink.phase("Planning", show.planned(plan))
         for note in plan.notes:
@@ -197,8 +239,8 @@ def command(
     if all_steps or watch:
         if upload or step is not None or also:
             raise CkptconvError(
-                "--all-steps and --watch go with neither --step nor --also nor --push",
-                hint="push the step that you want: ckptconv push OUT/STEP org/name [--revision STEP]"
+                "--all-steps and --watch cannot be combined with --step, --also or --push",
+                hint="push one step after the merge: ckptconv push OUT/STEP org/name [--revision STEP]"
                 if upload
                 else None,
             )
@@ -218,5 +260,5 @@ def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:
 
     if value not in allowed:
         raise CkptconvError(
-            f"{flag} {value} is not known", wanted=", ".join(str(item) for item in allowed if item)
+            f"{flag} does not accept {value}", wanted=", ".join(str(item) for item in allowed if item)
         )

@@ -1,4 +1,4 @@
-"""merge --all-steps and --watch on the screen."""
+"""`merge --all-steps` and `--watch` on the screen."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ckptconv.show.sink import Sink, plain
 def every_step(
     sink: Sink, writing: show.Writing, run: Path, root: Path, watch: bool, choices: dict[str, Any]
 ) -> None:
-    """Convert and tell, step by step. JSON: a list at the end, or with `watch` one line a step.
+    """Convert step by step and report each. As JSON: one list at the end, or with `watch` one line per step.
 
-    Raises CkptconvError at the end where a step failed.
+    Raises CkptconvError at the end if a step failed.
     """
-    told: list[Step] = []
+    steps_done: list[Step] = []
     if watch:
         sink.phase("Watching", f"{run}, until Ctrl-C")
     steps = merge_steps(run, root, watch=watch, **choices)
@@ -28,23 +28,24 @@ def every_step(
             step = next(steps, None)
         if step is None:
             break
-        told.append(step)
+        steps_done.append(step)
         if watch and sink.as_json:
             print(json.dumps(plain(_record(step))), flush=True)
         elif step.merged is not None and not sink.as_json:
             sink.result(show.done(step.merged), None, quiet=str(step.target))
         if step.error is not None:
-            sink.note(f"step {step.number} is left out: {step.error}")
-    if not told:
-        sink.note("every step is there already")
+            word = "waiting for" if step.waiting else "skipped"
+            sink.note(f"{word} step {step.number}: {step.error}")
+    if not steps_done:
+        sink.note("OUT has every step already")
     if sink.as_json:
-        sink.result("", {"steps": [_record(step) for step in told]})
-    failed = [step for step in told if step.error is not None and not step.waiting]
+        sink.result("", {"steps": [_record(step) for step in steps_done]})
+    failed = [step for step in steps_done if step.error is not None and not step.waiting]
     if failed:
         raise CkptconvError(
-            f"{len(failed)} of {len(told)} steps could not be converted",
+            f"{len(failed)} of {len(steps_done)} steps could not be converted",
             where=run,
-            found=", ".join(str(step.number) for step in failed),
+            found="step " + ", ".join(str(step.number) for step in failed),
             code=max(step.error.code for step in failed if step.error is not None),
         )
 

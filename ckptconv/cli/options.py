@@ -1,4 +1,4 @@
-"""Options that several commands share, spelled once; and verl's spellings, which work verbatim."""
+"""Options that several commands share, declared once; and verl's own spellings, which work unchanged."""
 
 from __future__ import annotations
 
@@ -15,38 +15,61 @@ _VERL = "verl's own spelling"
 Backend = Annotated[
     Optional[str],  # noqa: UP045 - typer reads it at run time on Python 3.10
     typer.Option(
-        "--backend", help="Read it as this layout (fsdp, huggingface) instead of looking for signs."
+        "--backend",
+        metavar="NAME",
+        help="Checkpoint format, if auto-detection is wrong: fsdp, dcp, deepspeed, megatron, megatron_legacy, "
+        "megatron_fsdp, hf_shards, huggingface.",
     ),
 ]
-Step = Annotated[Optional[int], typer.Option("--step", help="The step of a run; its latest when not given.")]  # noqa: UP045
+Step = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--step",
+        metavar="N",
+        help="Training step to read. Default: the one that the run marks as its latest, else the highest.",
+    ),
+]
 Also = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option(
         "--also",
-        help="Another folder with rank files of the same checkpoint (another node's disk). Repeatable.",
+        metavar="DIR",
+        help="Additional folder with rank files of this checkpoint, e.g. from another node. Repeatable.",
     ),
 ]
 Config = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         "--config",
-        help="Folder, or org/name on the Hub, with config.json and tokenizer, where none lies beside the checkpoint.",
+        metavar="DIR",
+        help="Where to take config.json and the tokenizer from (folder or Hub repo), if they are not next to the "
+        "checkpoint.",
     ),
 ]
 Revision = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        "--revision", help="Of a Hub repository: a branch, a tag or a commit; or write org/name@REVISION."
+        "--revision",
+        metavar="NAME",
+        help="Branch, tag or commit of a Hub repo (same as org/name@REVISION).",
     ),
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--workers", min=1, help="Threads; one a core and one more when not given."),
+    typer.Option(
+        "--workers", metavar="N", min=1, help="Number of threads. Default: the number of cores + 1."
+    ),
 ]
-Svg = Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="The screen as a picture.")]  # noqa: UP045
-Html = Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="The screen as one page.")]  # noqa: UP045
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="The bare result on stdout, nothing else.")]
+Svg = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--svg", metavar="FILE", help="Also save this output as an SVG image."),
+]
+Html = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--html", metavar="FILE", help="Also save this output as a standalone HTML page."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the result (path, URL or yes/no).")]
 LocalDir = Annotated[Optional[Path], typer.Option("--local_dir", "--local-dir", hidden=True, help=_VERL)]  # noqa: UP045
 TargetDir = Annotated[Optional[Path], typer.Option("--target_dir", "--target-dir", hidden=True, help=_VERL)]  # noqa: UP045
 TestHfDir = Annotated[Optional[Path], typer.Option("--test_hf_dir", "--test-hf-dir", hidden=True, help=_VERL)]  # noqa: UP045
@@ -56,7 +79,8 @@ UploadPath = Annotated[
         "--push",
         "--hf_upload_path",
         "--hf-upload-path",
-        help="Push the merged model to this repository as well.",
+        metavar="ORG/NAME",
+        help="Also push the merged model to this Hub repo.",
     ),
 ]
 Tie = Annotated[bool, typer.Option("--tie-word-embedding", "--tie_word_embedding", hidden=True, help=_VERL)]
@@ -72,36 +96,36 @@ ModelPath = Annotated[
 ]
 
 
-def one_of(positional: Path | None, named: Path | None, what: str, flag: str) -> Path:
-    """An argument that may be given by place or by verl's flag, exactly once."""
+def one_of(positional: Path | None, named: Path | None, what: str, flag: str, usage: str) -> Path:
+    """The value of an argument that may be given by position or by verl's flag, but not by both.
+
+    Args:
+        what: the argument's name in an error. usage: the command line that an error shows.
+
+    Raises CkptconvError when the value is given twice or not at all.
+    """
     if positional is not None and named is not None:
-        raise CkptconvError(f"{what} is given twice: by place and by {flag}")
-    found = positional if positional is not None else named
-    if found is None:
-        raise CkptconvError(f"{what} is missing", hint="ckptconv COMMAND --help shows what goes where")
-    return found
+        raise CkptconvError(f"{what} is given twice: as an argument and by {flag}", hint=f"omit {flag}")
+    value = positional if positional is not None else named
+    if value is None:
+        raise CkptconvError(f"missing argument {what}", hint=f"usage: {usage}")
+    return value
 
 
 def cluster(address: str | None) -> str | None:
-    """A Ray cluster's address. What follows --ray may be a folder that was meant for something else."""
+    """The address of a Ray cluster. Refuses what looks like a path, since --ray takes the next word as its value."""
     if address is not None and not re.fullmatch(r"auto|[^\s/]+:\d+", address):
         raise CkptconvError(
-            "--ray wants a cluster's address",
+            "--ray needs the address of a cluster",
             found=address,
             wanted="auto, or HOST:PORT",
-            hint="run it on a node of the cluster with --ray auto; from elsewhere, by `ray job submit`",
+            hint="run it on a node of the cluster with --ray auto, or from elsewhere with `ray job submit`",
         )
     return address
 
 
 def memory(text: str) -> int:
-    """ "256MiB", "1GB" or a number of bytes."""
-    units = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1, "": 1}
-    digits = text.strip().rstrip("abgikmABGIKM")
-    unit = text.strip()[len(digits) :].lower()
-    try:
-        return int(float(digits) * units[unit])
-    except (ValueError, KeyError) as error:
-        raise CkptconvError(
-            f"not a size: {text}", wanted="a number with kB, MB, GB, KiB, MiB or GiB, such as 256MiB"
-        ) from error
+    """The bytes of a size such as "256MiB", "1GB", "5G" or "1000"."""
+    from ckptconv.plan.shards import in_bytes
+
+    return in_bytes(int(text) if text.strip().isdecimal() else text)

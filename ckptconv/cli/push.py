@@ -14,43 +14,57 @@ if TYPE_CHECKING:
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder.")],
-    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; made if it is not there.")],
+    folder: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder to upload.")],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Hub repo; created if it does not exist.")],
     private: Annotated[
-        bool | None, typer.Option("--private/--no-private", help="Visibility of a new repository.")
+        bool | None,
+        typer.Option(
+            "--private/--no-private",
+            help="Make a new repo private or public. Default: your account's setting.",
+        ),
     ] = None,
     revision: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--revision", help="A branch, made if missing; refs/pr/N resumes a pull request."),
+        typer.Option(
+            "--revision",
+            metavar="NAME",
+            help="Branch to push to; created if it does not exist. refs/pr/N resumes a pull request.",
+        ),
     ] = None,
     create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing to the branch.")
     ] = False,
     commit_message: Annotated[
-        str | None, typer.Option("--commit-message", help="First line of the commit.")
+        str | None, typer.Option("--commit-message", metavar="TEXT", help="First line of the commit message.")
     ] = None,
     commit_description: Annotated[
-        str | None, typer.Option("--commit-description", help="The rest of it.")
+        str | None, typer.Option("--commit-description", metavar="TEXT", help="Rest of the commit message.")
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option("--include", help="Only files like this. Repeatable.")
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Upload only matching files. Repeatable."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="No files like this. Repeatable.")
+        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Skip matching files. Repeatable.")
     ] = None,
     token: Annotated[
-        str | None, typer.Option("--token", help="Else HF_TOKEN, or what `hf auth login` saved.")
+        str | None,
+        typer.Option(
+            "--token",
+            metavar="TOKEN",
+            help="Access token. Default: HF_TOKEN or the token saved by `hf auth login`.",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the folder and list what would go.")
+        bool, typer.Option("--dry-run", help="Check the folder and list what would be uploaded.")
     ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Upload a model folder to the Hub; run the same command again to resume.
+    """Upload a model folder to the Hub. Run the same command again to resume.
 
-    The folder, the token and the repository are checked first. A model card is made from the receipt unless the
-    folder has a README.md. Prints the URL.
+    Checks the folder, the token and the repo first. Writes a model card from the receipt unless the folder has a
+    README.md. Prints the URL.
 
     Example: ckptconv push MODEL org/name --private
     """
@@ -75,7 +89,11 @@ def command(
 def push_and_show(
     sink: Sink, folder: Path, repo: str, merged: dict[str, Any] | None = None, **options: Any
 ) -> None:
-    """Push and show the result; `merge --push` ends here too. merged: its record, for one JSON document of both."""
+    """Push, then show the result. `merge --push` calls it too.
+
+    Args:
+        merged: the record of the merge, which then shares one JSON document with that of the push.
+    """
     from ckptconv.commands.push.run import push
     from ckptconv.show import push as show
 

@@ -9,38 +9,52 @@ import typer
 
 from ckptconv.cli import options as o
 
+_USAGE = "ckptconv verify MODEL [--against DIR]"
+
 
 def command(
     directory: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(
-            metavar="OUT", help="A model folder, org/name on the Hub, or a checkpoint that was not merged."
-        ),
+        typer.Argument(metavar="MODEL", help="Model folder, Hub repo (org/name), or an unmerged checkpoint."),
     ] = None,
     against: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--against", help="What it should equal: a model folder, org/name, another checkpoint."),
+        typer.Option(
+            "--against",
+            metavar="DIR",
+            help="Reference to compare with: model folder, Hub repo, or another checkpoint.",
+        ),
     ] = None,
     atol: Annotated[
-        float, typer.Option("--atol", min=0, help="Allowed absolute difference; 0 is bit for bit.")
+        float,
+        typer.Option("--atol", metavar="X", min=0, help="Allowed absolute difference. 0 means bit for bit."),
     ] = 0.0,
-    rtol: Annotated[float, typer.Option("--rtol", min=0, help="Allowed relative difference.")] = 0.0,
+    rtol: Annotated[
+        float, typer.Option("--rtol", metavar="X", min=0, help="Allowed relative difference.")
+    ] = 0.0,
     base: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             "--base",
-            help="The model that training began with: is anything changed? Also the base of an adapter alone.",
+            metavar="DIR",
+            help="The model training started from: fails if nothing changed. Also the base model for an adapter-only "
+            "folder.",
         ),
     ] = None,
     logits: Annotated[
         bool,
-        typer.Option("--logits", help="Run it with transformers too: logits and greedy text of a prompt."),
+        typer.Option(
+            "--logits",
+            help="Also run the model with transformers: compare logits and greedy text for a prompt.",
+        ),
     ] = False,
     prompt: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--prompt", metavar="TEXT", help="For --logits: a text of your own."),
+        typer.Option("--prompt", metavar="TEXT", help="For --logits: the prompt to use."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="For --logits: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="For --logits: cpu, cuda, cuda:1 or mps.")
+    ] = "cpu",
     backend: o.Backend = None,
     step: o.Step = None,
     also: o.Also = None,
@@ -59,11 +73,11 @@ def command(
     cpu_init: o.CpuInit = False,
     model_path: o.ModelPath = None,
 ) -> None:
-    """Is it right? Structure, integrity, values, sanity and behaviour, each said with what it proves.
+    """Check a model: structure, integrity, values, sanity and behaviour.
 
-    With --against, every value is compared, bit for bit unless a tolerance is given; where they differ is said with the
-    rank that stored it. Without, the folder is held against the architecture that its config names. Nothing is loaded,
-    unless --logits asks for it. Exit code 0 yes, 1 no, 2 could not tell.
+    With --against, every value is compared, bit for bit unless a tolerance is given; differences are reported with the
+    rank that stored them. Without --against, the folder is checked against the architecture named in its config. The
+    model is not loaded unless you pass --logits. Exit codes: 0 = OK, 1 = problem found, 2 = could not check.
 
     Example: ckptconv verify MODEL --against checkpoints/run
     """
@@ -72,9 +86,9 @@ def command(
     from ckptconv.show.export import WIDTH, check_export, export
     from ckptconv.show.sink import Sink
 
-    target = o.one_of(directory, local_dir, "the folder to verify", "--local_dir")
+    target = o.one_of(directory, local_dir, "MODEL", "--local_dir", _USAGE)
     if against is not None or test_hf_dir is not None:
-        against = o.one_of(against, test_hf_dir, "the reference", "--test_hf_dir")
+        against = o.one_of(against, test_hf_dir, "--against", "--test_hf_dir", _USAGE)
     check_export(svg=svg, html=html)
     sink = Sink(as_json=json, quiet=quiet)
     with show.Checking(sink) as checking:

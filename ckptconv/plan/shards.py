@@ -7,6 +7,7 @@ by name; the header padded with spaces to a multiple of eight.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,14 @@ from ckptconv.errors import CkptconvError
 from ckptconv.tensors.dtypes import itemsize, to_safetensors
 from ckptconv.tensors.view import Shape
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(
+    r"\s*(?P<number>[0-9]{1,18}(?:\.[0-9]{1,9})?)\s*(?P<unit>b|[kmgt](?:i?b)?)\s*", re.IGNORECASE
+)
+_UNITS = {
+    "b": 1,
+    **{f"{letter}{tail}": 1000 ** (n + 1) for n, letter in enumerate("kmgt") for tail in ("", "b")},
+    **{f"{letter}ib": 1024 ** (n + 1) for n, letter in enumerate("kmgt")},
+}
 INDEX = "model.safetensors.index.json"
 # safetensors' Dtype enum, in its order of alignment.
 _ORDER = (
@@ -53,7 +61,7 @@ def shards(
     tensors: Mapping[str, Laid], max_shard_size: int | str, stem: str = "model"
 ) -> tuple[OutFile, ...]:
     """Cut a state dict into files of at most max_shard_size (bytes, or text such as "5GB"), as save_pretrained does."""
-    limit = _in_bytes(max_shard_size)
+    limit = in_bytes(max_shard_size)
     if tensors and sum(tensor.nbytes for tensor in tensors.values()) <= limit:
         return (out_file(f"{stem}.safetensors", tensors),)
     from huggingface_hub import split_state_dict_into_shards_factory
@@ -69,18 +77,18 @@ def shards(
     )
 
 
-def _in_bytes(size: int | str) -> int:
-    """A size as a number of bytes: one that is given, or one with a unit of thousands ("5GB")."""
-    try:
-        number = (
-            size
-            if isinstance(size, int)
-            else int(float(size.strip()[:-2]) * _UNITS[size.strip()[-2:].upper()])
-        )
-    except (ValueError, KeyError, OverflowError):
-        number = 0
+def in_bytes(size: int | str) -> int:
+    """The bytes of a size: a number of bytes, or text such as "5GB", "5G" (powers of 1000) or "256MiB" (of 1024).
+
+    Raises CkptconvError for anything else, and for a size below one byte.
+    """
+    if isinstance(size, int):
+        number = size
+    else:
+        match = _SIZE.fullmatch(str(size))
+        number = int(float(match["number"]) * _UNITS[match["unit"].lower()]) if match else 0
     if number < 1:
-        raise CkptconvError(f"not a size: {size}", wanted="a number with KB, MB, GB or TB, such as 5GB")
+        raise CkptconvError(f'"{size}" is not a size', wanted="a number with a unit, such as 5GB or 256MiB")
     return number
 
 

@@ -49,7 +49,10 @@ def test_verls_line_without_a_target_writes_to_tmp_in_the_working_folder(made: M
 def test_is_value_model_wants_a_value_head(made: Made, tmp_path: Path, flag: str) -> None:
     assert cli("merge", flag, made("critic_w2"), tmp_path / "critic").code == 0
     ran = cli("merge", flag, made("fsdp2_w4"), tmp_path / "actor")
-    assert (ran.code, ran.errors) == (2, ["error: --is-value-model, but no value head is stored"])
+    assert (ran.code, ran.errors) == (
+        2,
+        ["error: --is-value-model was given, but the checkpoint has no value head"],
+    )
     assert not (tmp_path / "actor").exists()
 
 
@@ -68,16 +71,16 @@ def test_test_is_hidden(made: Made) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("merge",), "the checkpoint folder is missing"),
-        (("merge", "D"), "the model folder to write is missing"),
-        (("merge", "D", "O", "--local_dir", "D"), "the checkpoint folder is given twice"),
-        (("merge", "D", "O", "--target_dir", "O"), "the model folder to write is given twice"),
-        (("merge", "D", "O", "--lora", "yes"), "--lora yes is not known"),
-        (("merge", "D", "O", "--layout", "flat"), "--layout flat is not known"),
-        (("merge", "D", "O", "--dtype", "fp8"), "--dtype fp8 is not known"),
-        (("merge", "D", "O", "--max-memory", "much"), "not a size: much"),
+        (("merge",), "missing argument DIR"),
+        (("merge", "D"), "missing argument OUT"),
+        (("merge", "D", "O", "--local_dir", "D"), "DIR is given twice"),
+        (("merge", "D", "O", "--target_dir", "O"), "OUT is given twice"),
+        (("merge", "D", "O", "--lora", "yes"), "--lora does not accept yes"),
+        (("merge", "D", "O", "--layout", "flat"), "--layout does not accept flat"),
+        (("merge", "D", "O", "--dtype", "fp8"), "--dtype does not accept fp8"),
+        (("merge", "D", "O", "--max-memory", "much"), '"much" is not a size'),
         (("merge", "D", "O", "--max-memory", "1MB"), "the memory bound is too small"),
-        (("merge", "D", "O", "--max-shard-size", "5 potatoes"), "not a size: 5 potatoes"),
+        (("merge", "D", "O", "--max-shard-size", "5 potatoes"), '"5 potatoes" is not a size'),
         (("merge", "D", "O", "--backend", "orbax"), "there is no backend 'orbax'"),
         (("merge", "D", "O", "--step", "3"), "step 3 is not"),
         (("merge", "nowhere", "O"), "no such folder"),

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import _TYPES, save_file
 
 from ckptconv.errors import CkptconvError
-from ckptconv.plan.shards import INDEX, OutFile, index, out_file, shards
+from ckptconv.plan.shards import INDEX, OutFile, in_bytes, index, out_file, shards
 from ckptconv.tensors.dtypes import from_safetensors, itemsize, to_safetensors
 from ckptconv.tensors.view import View, stored
 
@@ -183,14 +183,25 @@ def test_save_pretrained_writes_the_same_bytes(tmp_path: Path) -> None:
         assert filled(file, tensors) == (tmp_path / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("size", ["", "5", "5XB", "GB", "5GiB", "five GB", "1,5GB", "5 G", "nanGB"])
-def test_what_is_no_size_is_refused(size: str) -> None:
-    with pytest.raises(CkptconvError, match="not a size") as error:
-        shards({"a": stored("f", 0, (2,), "int8")}, size)
-    assert error.value.wanted == "a number with KB, MB, GB or TB, such as 5GB"
+@pytest.mark.parametrize("size", ["", "5", "5XB", "GB", "five GB", "1,5GB", "nanGB", "1e3GB", "5G5", 5.5])
+def test_text_that_is_not_a_size_is_refused(size: object) -> None:
+    with pytest.raises(CkptconvError, match="is not a size") as error:
+        shards({"a": stored("f", 0, (2,), "int8")}, size)  # type: ignore[arg-type]
+    assert error.value.wanted == "a number with a unit, such as 5GB or 256MiB"
 
 
-@pytest.mark.parametrize("size", ["infGB", "-5GB", "0GB", 0, -1])
-def test_a_size_without_room_is_refused(size: int | str) -> None:
-    with pytest.raises(CkptconvError, match="not a size"):
+@pytest.mark.parametrize("size", ["infGB", "-5GB", "0GB", "0.1B", 0, -1])
+def test_a_size_below_one_byte_is_refused(size: int | str) -> None:
+    with pytest.raises(CkptconvError, match="is not a size"):
         shards({"a": stored("f", 0, (2,), "int8")}, size)
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"),
+    [
+        ("5GB", 5 * 10**9), ("5G", 5 * 10**9), ("5 gb", 5 * 10**9), ("1.5K", 1500), ("7B", 7), (7, 7),
+        ("256MiB", 256 * 2**20), ("1GiB", 2**30), ("2TB", 2 * 10**12),
+    ],
+)  # fmt: skip
+def test_a_size_has_a_unit_of_a_thousand_or_of_1024(size: int | str, nbytes: int) -> None:
+    assert in_bytes(size) == nbytes
