@@ -1,9 +1,21 @@
 """Checkpoint + what the model is + options -> Plan: every output byte, where it comes from, and what is left out.
 
-All that can be wrong is found here, from metadata, before a byte is written. The ledger closes the plan.
+All that can be wrong is found here, from metadata, before a byte is written. One question is about stored values: is a
+head that the config ties still equal to its embedding? The caller of `make_plan` answers it. The ledger closes the plan.
 """
 
 from ckptconv.plan.make import make_plan
 from ckptconv.plan.records import ADAPTER_FOLDER, Dropped, Options, Output, Plan
+from ckptconv.plan.tied import Equal, NeedsReading, unread
 
-__all__ = ["ADAPTER_FOLDER", "Dropped", "Options", "Output", "Plan", "make_plan"]
+__all__ = [
+    "ADAPTER_FOLDER",
+    "Dropped",
+    "Equal",
+    "NeedsReading",
+    "Options",
+    "Output",
+    "Plan",
+    "make_plan",
+    "unread",
+]

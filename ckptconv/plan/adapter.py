@@ -1,120 +1,56 @@
-"""LoRA in a plan: whether it is merged or exported, the weights that updates are merged into, and an adapter's tensors."""
+"""The adapter's part of a plan: the LoRA factors as PEFT keeps them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckptconv.compute import Added, Decomposed, Fuse
-from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
-from ckptconv.plan.records import Filled, Options, Output
-from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.plan import placing, shards
+from ckptconv.plan.ledger import used_by
+from ckptconv.plan.records import Left, Options, Output, Part
+from ckptconv.plan.stored import Stored
 from ckptconv.tensors.dtypes import FLOATS, is_float
-from ckptconv.tensors.view import View
-
-Config = Mapping[str, Any]
 
 
-def mode_of(
-    parts: lora.Separated,
-    meta: Mapping[str, Any],
-    options: Options,
-    base: Checkpoint | None,
-    notes: list[str],
-) -> str:
-    """ "merge", "adapter", "both", or "none" where no LoRA is stored."""
-    lora.check_config(meta, onto_base=base is not None)
-    if not parts.factors:
-        if options.lora in ("adapter", "both"):
-            raise CkptconvError("no LoRA tensors are in this checkpoint", hint="leave --lora away")
-        if base is not None:
-            raise CkptconvError(
-                "--base is for checkpoints that hold LoRA tensors alone", hint="leave --base away"
-            )
-        return "none"
-    if not parts.holds_base and base is None:
-        if options.lora in ("merge", "both"):
-            raise CkptconvError(
-                "the checkpoint holds LoRA tensors alone", hint="name the base model's folder: --base DIR"
-            )
-        if options.lora is None:
-            notes.append(
-                "LoRA tensors alone are stored: writing a PEFT adapter (with --base DIR: the merged model)"
-            )
-        return "adapter"
-    if parts.holds_base and base is not None:
-        raise CkptconvError("the checkpoint holds its base weights itself", hint="leave --base away")
-    if options.lora is None:
-        weights = f"the weights of the base model in {base.root.name}" if base is not None else "the weights"
-        notes.append(
-            f"LoRA on {len(parts.factors)} modules is merged into {weights} (--lora adapter exports it instead)"
-        )
-    return options.lora or "merge"
+def plan_adapter(stored: Stored, config: dict[str, Any], options: Options, folder: str = "") -> Part:
+    """Plan adapter_model.safetensors and adapter_config.json.
+
+    Args:
+        stored: the checkpoint's tensors.
+        config: the model's config.json, {} where it is not known.
+        options: the user's choices.
+        folder: where it goes in the output, with a "/" at its end; "" for the output itself.
+
+    Raises:
+        CkptconvError: where PEFT has no name for an update, or its alpha is not known.
+    """
+    parts = stored.parts
+    placement = placing.placed_alone(parts, stored.checkpoint.naming, stored.lora, config)
+    outputs = {output.name: output for output in _outputs(stored, placement.placed, options, folder)}
+    settings = lora.adapter_config(placement.placed, parts, stored.lora, options.lora_alpha, config)
+    reason = "base weight, not part of an adapter"
+    base = [(name, view, reason) for name, view in parts.weights.items() if name not in parts.trained]
+    left: list[Left] = [*base, *placement.left_out]
+    sources = [output.source for output in outputs.values()]
+    return Part(
+        outputs=outputs,
+        files=(shards.out_file(f"{folder}adapter_model.safetensors", outputs),),
+        used=used_by(sources, shared=sources),
+        left=tuple(left),
+        texts={f"{folder}adapter_config.json": settings},
+    )
 
 
-def fuse(named: Filled, placed: tuple[lora.Placed, ...], meta: Config, alpha: float | None) -> Filled:
-    """Updates merged into the weights. Raises CkptconvError where one does not fit."""
-    fused = dict(named)
-    for each in placed:
-        factors = each.factors
-        if each.weight not in named:
-            raise CkptconvError(f"LoRA on {factors.module}, but the model has no weight of that name")
-        source, shape, origins = named[each.weight]
-        if each.shape != shape or not isinstance(source, View):
-            raise CkptconvError(
-                f"LoRA on {factors.module} does not fit its weight",
-                found=" × ".join(map(str, each.shape)),
-                wanted=" × ".join(map(str, shape)),
-            )
-        if each.weight in fused and fused[each.weight] is not named[each.weight]:
-            raise CkptconvError(f"two LoRA pairs update {each.weight}")
-        scale = lora.scale(factors, meta, alpha, each.parameter)
-        names = tuple(name for name, _ in factors.stored if factors.bias is None or name != factors.bias[0])
-        sides = (source, each.left, each.right, scale)
-        if each.magnitude is None:
-            fused[each.weight] = (Fuse(*sides), shape, (*origins, *names))
-        else:
-            _check_lengths(each)
-            update = Decomposed(*sides, each.magnitude, each.by_column)
-            fused[each.weight] = (update, shape, (*origins, *names))
-        if each.bias is not None:
-            _add_bias(fused, each, scale)
-    return fused
-
-
-def _check_lengths(each: lora.Placed) -> None:
-    wanted = each.shape[1 if each.by_column else 0]
-    if each.magnitude is not None and each.magnitude.numel != wanted:
-        raise CkptconvError(
-            f"the magnitudes of {each.factors.module} do not fit its weight",
-            found=f"{each.magnitude.numel:,}",
-            wanted=f"{wanted:,}",
-        )
-
-
-def _add_bias(fused: Filled, each: lora.Placed, scale: float) -> None:
-    assert each.bias is not None
-    name, view = each.bias
-    source, shape, origins = fused.get(name, (None, (), ()))
-    if not isinstance(source, View) or source.numel != view.numel:
-        raise CkptconvError(
-            f"LoRA on {each.factors.module} has a bias (lora_bias), and the model has none to add it to",
-            wanted=name,
-            hint="export it as it is: --lora adapter",
-        )
-    stored = each.factors.bias[0] if each.factors.bias else ""
-    fused[name] = (Added(source, view, scale), shape, (*origins, stored))
-
-
-def adapter_outputs(
-    placed: tuple[lora.Placed, ...], parts: lora.Separated, options: Options
+def _outputs(
+    stored: Stored, placed: Sequence[lora.Placed], options: Options, folder: str
 ) -> Iterator[Output]:
     """What PEFT saves: the factors, and the weights that were trained whole."""
+    parts = stored.parts
     forced = options.dtype if options.dtype in FLOATS else None
     tensors = lora.trained_tensors(parts)
     tensors += [tensor for each in placed for tensor in lora.adapter_tensors(each)]
     tensors += [tensor for each in parts.stacks for tensor in lora.stack_tensors(each)]
     for name, view, shape, origin in tensors:
         dtype = forced if forced and is_float(view.dtype) else view.dtype
-        yield Output(name, shape, dtype, view, (origin,))
+        yield Output(f"{folder}{name}", shape, dtype, view, (stored.name(origin),))

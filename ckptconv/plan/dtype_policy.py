@@ -8,13 +8,44 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.errors import CkptconvError
+from ckptconv.models import facts
+from ckptconv.plan.records import Filled
 from ckptconv.tensors.dtypes import from_text, is_float
 
 KEPT = "dtypes are kept as stored"
 _PACKED = ("int8", "uint8", "int32")  # what quantized weights are packed in
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """The dtype of every output by its name, and the sentence that says why."""
+
+    dtypes: Mapping[str, str]
+    sentence: str
+
+
+def typed(filled: Filled, config: Mapping[str, Any] | None, policy: str, naming: str) -> Typed:
+    """Step 5: give every tensor its dtype.
+
+    Args:
+        filled: the model's tensors by final name.
+        config: the model's config.json.
+        policy: "auto", "keep" or a float dtype. "auto" keeps what a model folder (naming "hub") has.
+        naming: whose names the checkpoint's tensors have; see `Checkpoint.naming`.
+    """
+    asked = "keep" if naming == "hub" and policy == "auto" else policy
+    wanted, sentence = target((fill.source.dtype for fill in filled.values()), config, asked)
+    keep = facts.keeps_fp32(dict(config or {}), wanted) if policy == "auto" and wanted else ()
+    dtypes = {
+        name: of(fill.source.dtype, wanted, policy, (name, *fill.trained), keep)
+        for name, fill in filled.items()
+    }
+    kept = all(dtypes[name] == fill.source.dtype for name, fill in filled.items())
+    return Typed(dtypes, KEPT if kept else sentence)
 
 
 def target(stored: Iterable[str], config: Mapping[str, Any] | None, policy: str) -> tuple[str, str]:

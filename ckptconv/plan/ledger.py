@@ -10,15 +10,39 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import prod
 
+from ckptconv.compute import Source, views_of
 from ckptconv.errors import CkptconvError
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import Chunk, View
 
 _PRIME = (1 << 61) - 1
 _Place = tuple[str, int, tuple[tuple[int, int], ...], int]  # file, start, (size, stride)s, item
+
+
+def used_by(sources: Iterable[Source], shared: Collection[Source] = ()) -> tuple[View, ...]:
+    """The stored elements that outputs are made of, each as often as it is used.
+
+    A LoRA factor counts once, although it may update several weights; so does a view in `shared`. "The same" means the
+    same object here: a weight that two outputs hold by mistake is counted twice, and then the ledger does not balance.
+
+    Args:
+        sources: what fills each output, copies of another output left out.
+        shared: sources that several outputs may hold.
+    """
+    used: list[View] = []
+    once: dict[int, View] = {}
+    shared_ids = {id(source) for source in shared}
+    for source in sources:
+        base, *updates = views_of(source)
+        if id(base) in shared_ids:
+            once[id(base)] = base
+        else:
+            used.append(base)
+        once.update((id(view), view) for view in updates)
+    return (*used, *once.values())
 
 
 def check_balance(stored: Iterable[View], used: Iterable[View], dropped: Iterable[View]) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.compute import Source
 from ckptconv.plan import shards
@@ -18,7 +19,7 @@ ADAPTER_FOLDER = "lora_adapter"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user may choose. None and "auto" mean: found from the files, and said.
+    """What a user may choose. None and "auto" mean: found from the files, and reported.
 
     dtype: "auto", "keep" or a float dtype. lora: "merge", "adapter" or "both". layout: "hub" or "module". mtp: "keep"
     or "drop".
@@ -32,11 +33,29 @@ class Options:
     mtp: str = "keep"
 
 
+class Fill(NamedTuple):
+    """What fills one tensor of the model: the source, the final shape, and the trained names that it comes from."""
+
+    source: Source
+    shape: Shape
+    trained: tuple[str, ...]
+
+
+Filled = Mapping[str, Fill]  # by the name that the tensor has in the output
+Left = tuple[str, View, str]  # a trained name, its elements, and why no output holds them
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of the model: its label shape and dtype, what fills it, and the stored names that is.
+    """One tensor to write.
 
-    repeats: the output that this is a copy of; the ledger counts that one alone.
+    Args:
+        name: its name in the output.
+        shape: its final shape.
+        dtype: its final dtype.
+        source: what fills it, with as many elements as `shape`.
+        origins: the stored tensors that it was made from.
+        repeats: the output that this one is a copy of; the ledger counts only that one.
     """
 
     name: str
@@ -53,7 +72,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Stored bytes that no output holds, and why. view: which; None for copies, which the ledger does not count."""
+    """Stored bytes that no output holds, and why. view: which; None for replicas, which the ledger does not count."""
 
     name: str
     nbytes: int
@@ -61,12 +80,36 @@ class Dropped:
     view: View | None = None
 
 
-Filled = dict[str, tuple[Source, Shape, tuple[str, ...]]]  # what fills a tensor, its label, trained names
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of the output, planned: the model, or the adapter.
+
+    Args:
+        outputs: by name.
+        files: the safetensors files that hold them.
+        used: the stored elements that the outputs are made of, for the ledger.
+        left: the stored elements that this part leaves out.
+        config: the model's config.json as it will be written.
+        texts: small JSON files by name.
+        notes: what the user must know.
+        dtype_said: the sentence about dtypes.
+        rules: the layout changes that were applied, as text.
+    """
+
+    outputs: dict[str, Output]
+    files: tuple[shards.OutFile, ...]
+    used: tuple[View, ...]
+    left: tuple[Left, ...] = ()
+    config: dict[str, Any] | None = None
+    texts: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    dtype_said: str = ""
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that a merge will write. files and outputs are keyed alike; texts: small files by name."""
+    """All that a merge will write. files and outputs have the same keys; texts: small files by name."""
 
     checkpoint: Checkpoint
     outputs: dict[
@@ -88,7 +131,7 @@ class Plan:
 
     @property
     def left_out(self) -> list[tuple[str, int, str]]:
-        """What is dropped, as (names, bytes, reason): those that differ by numbers alone, for one reason, in one line."""
+        """What is dropped, as (names, bytes, reason); names that differ only in numbers, for one reason, share a line."""
         groups: dict[tuple[str, str], list[Dropped]] = {}
         for item in self.dropped:
             groups.setdefault((starred(item.name), item.reason), []).append(item)

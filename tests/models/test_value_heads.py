@@ -10,7 +10,7 @@ import pytest
 from support.helpers import FIXTURES, cli, unpacked
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.commands.merge.run import plan_for
+from ckptconv.commands.planning import plan_for
 from ckptconv.models import facts
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.plan import Options

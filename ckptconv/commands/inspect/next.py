@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.commands.inspect.records import Next
-from ckptconv.commands.merge.base import stated_base
-from ckptconv.commands.merge.run import plan_for
+from ckptconv.commands.planning import plan_for, stated_base
 from ckptconv.errors import CkptconvError
-from ckptconv.models import facts
-from ckptconv.models.unwrap import unwrap
-from ckptconv.plan import Options, Plan
-from ckptconv.read.reader import same_place
+from ckptconv.plan import NeedsReading, Options, Plan, unread
 from ckptconv.tensors.checkpoint import Checkpoint
 
 _MANY = 20_000  # slices; a plan of more takes over a second
@@ -33,10 +29,9 @@ def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: in
             return Next(
                 command, why_not=f"{count:,} slices take more than a moment", hint=f"{command} --dry-run"
             )
-        if _must_read(checkpoint, config):
-            why = "whether head and embedding are still equal, as the config says, is only known by reading them"
-            return Next(command, why_not=why, hint=f"{command} --dry-run")
-        plan = plan_for(checkpoint, options, None, base)
+        plan = plan_for(checkpoint, options, None, base, equal=unread)
+    except NeedsReading as error:
+        return Next(command, why_not=error.what, hint=f"{command} --dry-run")
     except CkptconvError as error:
         return Next(command, why_not=error.what, hint=error.hint or "")
     return Next(command, _writes(plan), len(plan.outputs), len(plan.files), plan.nbytes)
@@ -48,13 +43,3 @@ def _writes(plan: Plan) -> str:
         return "a PEFT adapter"
     said = {f"{after} (from {before})" if before != after else after for before, after, _, _ in plan.casts}
     return ", ".join(sorted(said))
-
-
-def _must_read(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
-    """True where the config ties weights that are stored apart: a plan compares their bytes."""
-    if not config or not facts.says_tied(config):
-        return False
-    if checkpoint.naming == "megatron":
-        return "output_layer.weight" in checkpoint.tensors
-    views, _ = unwrap({name: tensor.view for name, tensor in checkpoint.tensors.items()})
-    return any(not same_place(views[one], views[two]) for one, two in facts.tied_pairs(config, views))

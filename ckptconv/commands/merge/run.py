@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.commands.merge.base import needs_no_config, stated_base
+from ckptconv.commands.planning import plan_and_assets, stated_base
 from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
-from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.errors import cannot_write
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.hub.names import cached_name, model_name
-from ckptconv.plan import Options, Plan, make_plan, shards
+from ckptconv.plan import Options, Plan, shards
 from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT, receipt
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
@@ -117,7 +117,7 @@ def merge(
     options = options or Options(**choices)
     base = base if base is not None else stated_base(checkpoint, options)
     check_target(target, [Path(base)] if base is not None else [], overwrite)
-    plan, folder = _plan(checkpoint, options, config, base)
+    plan, folder = plan_and_assets(checkpoint, options, config, base)
     if check_replicas:
         from ckptconv.read.replicas import require_equal
 
@@ -185,29 +185,6 @@ def _peak_memory() -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def plan_for(
-    checkpoint: Any, options: Options, config: str | Path | None = None, base: str | Path | None = None
-) -> Plan:
-    """The plan of an opened checkpoint, as `merge` would run it."""
-    return _plan(checkpoint, options, config, base)[0]
-
-
-def _plan(checkpoint: Any, options: Options, config: Any, base: Any) -> tuple[Plan, Path | None]:
-    """The plan, and the folder that the assets come from."""
-    based = open_checkpoint(base, backend="huggingface") if base is not None else None
-    folder = Path(config) if config is not None else based.root if based is not None else checkpoint.assets
-    found = assets.read_config(folder) if folder is not None else None
-    if found is None and not needs_no_config(checkpoint):
-        raise CkptconvError(
-            "no config.json lies beside this checkpoint, so the model is not known",
-            where=checkpoint.root,
-            hint="name the folder of the base model: --config DIR",
-        )
-    return make_plan(
-        checkpoint, found, options, based
-    ), folder if folder is None or folder.is_dir() else folder.parent
 
 
 def _sources(plan: Plan) -> dict[str, FileState]:

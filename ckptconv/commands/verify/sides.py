@@ -11,6 +11,7 @@ from typing import Any
 from ckptconv.backends import open_checkpoint
 from ckptconv.backends.huggingface import read as huggingface
 from ckptconv.backends.huggingface.weight_files import ADAPTER_CONFIG
+from ckptconv.commands.planning import plan_for
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, lora
 from ckptconv.plan import Options, Output
@@ -164,8 +165,6 @@ def _planned(
     base: str | Path | None,
     as_adapter: bool,
 ) -> Side:
-    from ckptconv.commands.merge.run import plan_for
-
     as_stored = dtype in ("auto", "keep")
     options = Options(dtype="keep" if as_stored else dtype, lora="adapter" if as_adapter else None)
     plan = plan_for(checkpoint, options, config, None if as_adapter or not _is_alone(checkpoint) else base)

@@ -1,0 +1,77 @@
+"""Step 2: the trained names and layouts become the Hub's, or a module's."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptconv.compute import Shift
+from ckptconv.models import mtp
+from ckptconv.models.naming import to_hub, to_module
+from ckptconv.plan.records import Fill, Filled, Left, Options
+from ckptconv.plan.weights import Weights
+from ckptconv.tensors.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """The model's tensors under their final names.
+
+    Args:
+        tensors: by final name.
+        config: the model's, with its count of MTP layers at 0 where they are dropped.
+        rules: the layout changes that were applied, as text.
+        copies: a name that the Hub's model has too -> the name among `tensors` that it repeats.
+        left: what no final tensor holds, such as the padding of a vocabulary.
+        notes: what the user must know.
+    """
+
+    tensors: Filled
+    config: dict[str, Any] | None
+    rules: tuple[str, ...]
+    copies: Mapping[str, str]
+    left: tuple[Left, ...]
+    notes: tuple[str, ...]
+
+
+def rename(weights: Weights, options: Options) -> Renamed:
+    """Give every weight its final name and layout.
+
+    Raises:
+        CkptconvError: where the rules of the model's family do not fit the tensors.
+    """
+    config, tensors, notes = weights.config, weights.tensors, []
+    left: list[Left] = []
+    if options.mtp == "drop":
+        tensors, left = _without_mtp(tensors, config or {})
+        config = copy.deepcopy(config)
+        if config is not None and (note := mtp.set_none(config)):
+            notes.append(note)
+    to_names = to_module if options.layout == "module" else to_hub
+    renamed = to_names(weights.naming, tensors, config or {})
+    filled = {
+        name: Fill(
+            Shift(named.value, named.added) if named.added else named.value, named.shape, named.sources
+        )
+        for name, named in renamed.tensors.items()
+    }
+    return Renamed(
+        filled,
+        config,
+        tuple(renamed.rules),
+        renamed.copies,
+        (*left, *renamed.left_out),
+        (*notes, *renamed.notes),
+    )
+
+
+def _without_mtp(
+    weights: Mapping[str, View], config: Mapping[str, Any]
+) -> tuple[Mapping[str, View], list[Left]]:
+    pattern = re.compile("|".join(mtp.patterns(config)))
+    kept = {name: view for name, view in weights.items() if not pattern.search(name)}
+    reason = "an MTP layer (--mtp drop)"
+    return kept, [(name, view, reason) for name, view in weights.items() if name not in kept]

@@ -1,0 +1,67 @@
+"""What a checkpoint stores, as the steps of planning see it: bare names, and LoRA factors apart from the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptconv.models import lora
+from ckptconv.models.unwrap import unwrap
+from ckptconv.plan.records import Dropped, Left
+from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A checkpoint's tensors without the prefixes of wrappers, the LoRA factors apart.
+
+    Args:
+        checkpoint: what a backend found.
+        parts: the weights and the factors, by bare name.
+        origin: bare name -> the name in the checkpoint.
+    """
+
+    checkpoint: Checkpoint
+    parts: lora.Separated
+    origin: Mapping[str, str]
+
+    @property
+    def lora(self) -> Mapping[str, Any]:
+        """The LoRA settings that lie beside the tensors; empty where there are none."""
+        return self.checkpoint.extras.get("lora") or {}
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every stored tensor, replicas not counted."""
+        return tuple(tensor.view for tensor in self.checkpoint.tensors.values())
+
+    @property
+    def unread(self) -> tuple[Dropped, ...]:
+        """What no plan reads: replicas, and weights that `modules_to_save` replaced."""
+        tensors = self.checkpoint.tensors.values()
+        count = sum(len(tensor.replicas) for tensor in tensors)
+        nbytes = sum(tensor.replica_bytes for tensor in tensors)
+        replicas = [Dropped(f"{count} copies", nbytes, "replicas on other ranks")] if count else []
+        reason = "replaced by its trained copy (modules_to_save)"
+        return (*replicas, *self.dropped((name, view, reason) for name, view in self.parts.replaced))
+
+    def name(self, bare: str) -> str:
+        """The name in the checkpoint of a tensor that the steps know by its bare name."""
+        bare = self.parts.origin.get(bare, bare)
+        return self.origin.get(bare, bare)
+
+    def dropped(self, left: Iterable[Left]) -> tuple[Dropped, ...]:
+        """What a step left out, under the names in the checkpoint."""
+        return tuple(Dropped(self.name(name), view.nbytes, reason, view) for name, view, reason in left)
+
+
+def take_stock(checkpoint: Checkpoint) -> Stored:
+    """Take the prefixes of wrappers off the names, and LoRA factors out of the weights.
+
+    Raises:
+        CkptconvError: for two names that become one, and for adapters that are not LoRA.
+    """
+    bare, origin = unwrap({name: tensor.view for name, tensor in checkpoint.tensors.items()})
+    return Stored(checkpoint, lora.separate(bare, checkpoint.extras.get("lora") or {}), origin)
