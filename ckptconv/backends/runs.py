@@ -50,6 +50,11 @@ class Place:
         return notes
 
 
+def with_config(*folders: Path) -> Path | None:
+    """The first folder that has a config.json; None where none has."""
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
 def is_step(path: Path) -> bool:
     """True for a folder that is named like a step of a run."""
     return _STEP.match(path.name) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckptconv.errors import CkptconvError
+from ckptconv.models.megatron import agree
 from ckptconv.plan.adapter import plan_adapter
 from ckptconv.plan.balance import balance
 from ckptconv.plan.lora_mode import mode_of
@@ -38,9 +39,11 @@ def make_plan(
     """
     stored = take_stock(checkpoint)
     mode, notes = mode_of(stored, options, base)
+    padding = agree(checkpoint, config) if checkpoint.naming == "megatron" and config else []
     parts: list[Part] = []
     views = list(stored.views)
     if mode != "adapter":
+        notes = [*notes, *padding]
         model, weights = plan_model(stored, config, options, base, equal)
         parts.append(model)
         views += weights.stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """What a trainer wrote about the model it trained. values: by the trainer's own names; where: the file."""
+
+    values: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A trainer's checkpoint as data: every tensor with the places where its bytes lie.
 
@@ -72,6 +81,7 @@ class Checkpoint:
     extras: facts beside the tensors that a later step may need (LoRA metadata, trainer settings), plain data.
     notes: findings that a user should see; they do not make the checkpoint wrong.
     naming: whose names the tensors have: "transformers" (a module's), "megatron", or "hub".
+    trainer: what the trainer wrote about the model, one record per file; the plan compares it with config.json.
     stamps: what the files were before any of them was opened.
     """
 
@@ -89,6 +99,7 @@ class Checkpoint:
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     naming: str = "transformers"
+    trainer: tuple[TrainerSettings, ...] = ()
     stamps: dict[str, FileState] = field(default_factory=dict)
 
     @property

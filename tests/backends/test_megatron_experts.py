@@ -14,7 +14,8 @@ from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.megatron import rank_files as megatron_legacy
+from ckptconv.backends.megatron import rank_files
+from ckptconv.backends.megatron.settings import Stated
 
 # case -> over how many of its two TP ranks an expert is cut
 CASES = {"mixtral_mlm_legacy": 2, "qwen3_moe_etp1_mlm_legacy": 1}
@@ -23,7 +24,7 @@ CASES = {"mixtral_mlm_legacy": 2, "qwen3_moe_etp1_mlm_legacy": 1}
 @pytest.fixture
 def untold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers that leave no settings beside their weights."""
-    monkeypatch.setattr(megatron_legacy, "_settings", lambda folder, opened: {})
+    monkeypatch.setattr(rank_files, "rank_file_settings", lambda folder, roots: Stated(()))
 
 
 def run_with(case: str, to: Path, **changed: Any) -> Path:

@@ -16,8 +16,8 @@ from support.helpers import FIXTURES, unpacked
 from ckptconv.backends import open_checkpoint
 from ckptconv.backends.huggingface import torch_bin
 from ckptconv.backends.huggingface.weight_files import choose
-from ckptconv.backends.megatron.glu import settings
 from ckptconv.backends.megatron.lora import lora_settings
+from ckptconv.backends.megatron.settings import read_settings
 from ckptconv.commands.inspect import inspect
 from ckptconv.commands.merge.run import merge
 from ckptconv.formats import json as json_file
@@ -158,7 +158,7 @@ def _read_header(path: Path) -> None:
 
 def _yaml(path: Path) -> None:
     lora_settings(path.parent)
-    settings(path.parent, path.parent)
+    read_settings(path.parent, path.parent)
 
 
 def targets(root: Path) -> list[Target]:

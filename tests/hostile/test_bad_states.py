@@ -13,8 +13,8 @@ import torch
 from support.helpers import edit_config, own_copy, rank_file
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.megatron.glu import settings
 from ckptconv.backends.megatron.lora import lora_settings
+from ckptconv.backends.megatron.settings import read_settings
 from ckptconv.backends.runs import locate
 from ckptconv.commands.inspect import inspect
 from ckptconv.commands.merge.run import merge
@@ -225,7 +225,7 @@ def test_a_settings_file_that_is_a_bomb(case: str, tmp_path: Path) -> None:
     (tmp_path / "run_config.yaml").write_bytes(BOMBS[case])
     begun = time.monotonic()
     assert lora_settings(tmp_path) == {}
-    assert settings(tmp_path, tmp_path)[0] == {}
+    assert read_settings(tmp_path, tmp_path).settings == ()
     assert time.monotonic() - begun < 5
     assert not Path("it-ran").exists()
 

@@ -1,4 +1,4 @@
-"""Whether rank files hold experts in whole or in parts over TP: not in their names or shapes alone, but beside a config."""
+"""Decide from config.json whether rank files shard experts over TP; names and shapes alone do not tell."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 
 
-def expert_ranks(rows: Iterable[tuple[Hashable, int, int]], folder: Path) -> dict[str, int]:
-    """`expert_tensor_parallel_size` where the trainer does not say it, from the config's width; {} where it is no question.
+def expert_ranks(
+    rows: Iterable[tuple[Hashable, int, int]], folder: Path, assets: Path | None
+) -> dict[str, int]:
+    """`expert_tensor_parallel_size` for trainers that do not write it; {} where no expert is on two TP ranks.
 
-    rows: of every expert's fc1: which expert, TP rank, rows. Raises CkptconvError where the config is not there or does
-    not fit: a wrong guess would give experts of another width.
+    Args:
+        rows: of every expert's fc1: which expert, TP rank, rows.
+        folder: the checkpoint's, for messages.
+        assets: the folder with config.json, whose width of an expert decides.
+
+    Raises CkptconvError without a config or where it does not fit: a wrong guess would give experts of another width.
     """
     held: dict[Hashable, dict[int, int]] = {}
     for expert, tp, count in rows:
@@ -21,8 +27,7 @@ def expert_ranks(rows: Iterable[tuple[Hashable, int, int]], folder: Path) -> dic
     shared = next((by_rank for by_rank in held.values() if len(by_rank) > 1), None)
     if shared is None:
         return {}
-    homes = (folder / "huggingface", folder / "model" / "huggingface", folder)
-    config = next((table for home in homes if (table := read_table(home / "config.json"))), {})
+    config = read_table(assets / "config.json") if assets else {}
     width = config.get("moe_intermediate_size") or config.get("intermediate_size")
     found = shared[min(shared)]
     for parts in (1, len(shared)):

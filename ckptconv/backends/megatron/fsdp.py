@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_object, read_tensors
-from ckptconv.backends.megatron.glu import settings, uninterleaved
-from ckptconv.backends.megatron.names import canonical
-from ckptconv.backends.runs import Place
+from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
+from ckptconv.backends.megatron.names import canonical, not_a_weight, numbered
+from ckptconv.backends.megatron.settings import Stated, namespace, read_settings
+from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError
-from ckptconv.formats.stand_ins import Inert
 from ckptconv.tensors.checkpoint import Checkpoint, Mesh, StoredTensor
 
 NAME = "megatron_fsdp"
@@ -26,7 +26,6 @@ _MODEL = re.compile(r"^model\.(?:module\.)+(.+)$")
 _MARK = re.compile(rb"model\d*\.(?:module\.)+[\w.]*\.(?:linear_qkv|linear_proj|linear_fc[12])\.")
 _CHUNK = re.compile(r"^model\d+\.module\.")
 _RNG = re.compile(r"^rng_state\.\((\d+), (\d+)\)\.")
-_GROUPED = re.compile(r"^(.*\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)((?:_[wv])?)$")
 
 
 def is_mine(folder: Path) -> bool:
@@ -45,11 +44,11 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     _check_one_stage(metadata.table, seats, folder)
     files = read_tensors(metadata, also, _why_not)
     bare = dict(_bare(files.tensors))
-    stated, unsaid = settings(folder, folder)
-    stated |= _args(read_object(metadata, "args", also))
-    tensors, said = uninterleaved(canonical(bare), stated)
+    stated = read_settings(folder, folder)
+    refuse_bridges_blocks(stated.settings)
+    trainer = (*namespace(read_object(metadata, "args", also), folder / METADATA), *stated.settings)
+    tensors, taken_apart = uninterleaved(canonical(bare), Stated(trainer).merged())
     ranks = 1 + max((tp for _, tp in seats), default=0)
-    homes = (folder, folder / "huggingface", folder.parent)
     return Checkpoint(
         backend=NAME,
         layout="Megatron-FSDP distributed checkpoint (fsdp_dtensor)",
@@ -60,10 +59,11 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         meshes=(Mesh((ranks,), ("tp",)),) if ranks > 1 else (),
         step=place.step,
         role=place.role,
-        assets=next((path for path in homes if (path / "config.json").is_file()), None),
+        assets=with_config(folder, folder / "huggingface", folder.parent),
         skipped=files.skipped,
-        notes=(*place.notes(), *unsaid, *said),
+        notes=(*place.notes(), *stated.notes, *taken_apart),
         naming="megatron",
+        trainer=trainer,
     )
 
 
@@ -81,9 +81,7 @@ def _check_one_stage(names: Mapping[str, Any], seats: list[tuple[int, int]], fol
 
 
 def _why_not(name: str) -> str | None:
-    if not name.startswith("model."):
-        return "optimizer" if name.startswith("optimizer") else "trainer state"
-    return "Transformer Engine state" if "_extra_state" in name else None
+    return not_a_weight(name) or (None if name.startswith("model.") else "trainer state")
 
 
 def _bare(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
@@ -94,14 +92,4 @@ def _bare(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTens
             raise CkptconvError(
                 f"the stored name {name} does not begin as Megatron-FSDP's do", wanted="model.module.…"
             )
-        grouped = _GROUPED.match(match[1])
-        if grouped is None:
-            yield match[1], tensor
-        else:
-            block, linear, kind, number, half = grouped.groups()
-            yield f"{block}.{number}.{linear}.{kind}{half}", tensor
-
-
-def _args(root: Any) -> dict[str, Any]:
-    """Megatron-LM's arguments, an argparse.Namespace; Megatron-Bridge saves none."""
-    return dict(root.state) if isinstance(root, Inert) and isinstance(root.state, dict) else {}
+        yield numbered(match[1]), tensor

@@ -8,16 +8,13 @@ _remove_glu_interleaving, and mlp.py, apply_swiglu_sharded_factory). The weights
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from ckptconv.backends.megatron.settings import RUN_CONFIG, number
 from ckptconv.errors import CkptconvError
-from ckptconv.formats.json import read_table, settings_text
-from ckptconv.formats.stand_ins import Inert
-from ckptconv.formats.torch_zip import open_torch_zip
-from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.checkpoint import StoredTensor, TrainerSettings
 from ckptconv.tensors.view import View, cat, narrow, split
 
 # A setting, the tensors that it is about, and the sizes of the ranks that these are cut over, in order of preference.
@@ -35,40 +32,27 @@ _SETTINGS = (
 )
 
 
-def settings(folder: Path, shards: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the trainer says of itself (Megatron-LM's args in common.pt, verl's transformer_config.json), and notes.
+def refuse_bridges_blocks(settings: Sequence[TrainerSettings]) -> None:
+    """Raise CkptconvError where Megatron-Bridge's run_config.yaml has blocks.
 
-    Raises CkptconvError where Megatron-Bridge's run_config.yaml has blocks: it means to save without, but leaves out
-    the tensors that Megatron-Core joins only while it saves (its training/checkpointing.py).
+    It means to save without them, but leaves out the tensors that Megatron-Core joins only while it saves (its
+    training/checkpointing.py), so its files do not tell which tensors still have them.
     """
-    run_config = shards / "run_config.yaml"
-    text = settings_text(run_config)
-    for name, _, _ in _SETTINGS:
-        if found := re.search(rf"^[ \t]*{name}:[ \t]*([0-9]{{1,20}})[ \t]*$", text, re.MULTILINE):
-            raise CkptconvError(
-                "gate and up of the experts may lie in alternating blocks; Megatron-Bridge's files do not say which",
-                where=run_config,
-                found=f"{name}: {found[1]}",
-                hint="export it with Megatron-Bridge, or save it once more with the setting off",
-            )
-    for path in (folder, folder / "model"):
-        if stated := read_table(path / "transformer_config.json"):
-            return stated, []
-    common = shards / "common.pt"
-    try:
-        root = open_torch_zip(str(common)).root if common.is_file() else None
-    except CkptconvError as error:
-        return {}, [
-            f"common.pt cannot be read, so what the trainer says of its layout is not known: {error.what}"
-        ]
-    args = root.get("args") if isinstance(root, dict) else None
-    return args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}, []
+    for one in settings:
+        for name, _, _ in _SETTINGS:
+            if one.where.endswith(RUN_CONFIG) and (size := number(one.values.get(name))):
+                raise CkptconvError(
+                    "gate and up of the experts may lie in alternating blocks; Megatron-Bridge's files do not say which",
+                    where=one.where,
+                    found=f"{name}: {size}",
+                    hint="export it with Megatron-Bridge, or save it once more with the setting off",
+                )
 
 
 def uninterleaved(
     tensors: dict[str, StoredTensor], stated: Mapping[str, Any]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """The tensors with gate and up one after the other, and what to say of it."""
+    """The tensors with gate and up one after the other, and notes that name what was changed."""
     done, notes = dict(tensors), []
     for name, which, ranks in _SETTINGS:
         size = stated.get(name)

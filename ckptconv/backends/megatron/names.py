@@ -16,7 +16,8 @@ from ckptconv.tensors.view import View, cat, unbind
 
 _STACK = re.compile(r"^(.*\b(?:layers|deepstack_merger_list))\.(?!\d+\.)(.+)$")
 _EXPERT_STACK = re.compile(r"^(.*\.experts)\.experts\.(linear_fc[12]\..+)$")
-_EXPERT = re.compile(r"^(.*\.experts)\.(?:experts|local_experts)\.(\d+)\.(linear_fc[12]\..+)$")
+_EXPERT = re.compile(r"^(.*\.experts)\.(?:experts|local_experts)\.(\d+)\.(.+)$")
+_GROUPED = re.compile(r"^(.*\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)((?:_[wv])?)$")
 _HALF = re.compile(r"^(.*)_([wv])$")
 _HALVES = ("weight_w", "weight_v", "bias_w", "bias_v")
 
@@ -55,12 +56,34 @@ def _singles(name: str, view: View) -> Iterator[tuple[str, View]]:
 
 
 def _experts(name: str, view: View) -> Iterator[tuple[str, View]]:
-    one = _EXPERT.match(name)
     stack = _EXPERT_STACK.match(name)
-    if one:
-        yield f"{one[1]}.{one[2]}.{one[3]}", view
-    elif stack:
+    if stack:
         for expert, part in enumerate(unbind(view, 0)):
             yield f"{stack[1]}.{expert}.{stack[2]}", part
     else:
-        yield name, view
+        yield numbered(name), view
+
+
+def numbered(name: str) -> str:
+    """An expert's name with its number after `experts`; other names as they are.
+
+    Grouped GEMM has it at the end, `experts.linear_fc1.weight3` (megatron/core/extensions/transformer_engine.py); the
+    others write `experts.local_experts.3.…` or, in torch_dist, `experts.experts.3.…` (moe/experts.py).
+    """
+    if one := _EXPERT.match(name):
+        return f"{one[1]}.{one[2]}.{one[3]}"
+    if grouped := _GROUPED.match(name):
+        block, linear, kind, number, half = grouped.groups()
+        return f"{block}.{number}.{linear}.{kind}{half}"
+    return name
+
+
+def not_a_weight(name: str) -> str | None:
+    """Why a stored name is not a weight: optimizer, random and Transformer Engine states; None for a weight."""
+    if "optimizer." in name or name.startswith("optimizer"):
+        return "optimizer"
+    if "_extra_state" in name:
+        return "Transformer Engine state"
+    if name.startswith(("rng_state", "rerun_state", "opt_param_scheduler", "scheduler")):
+        return "trainer state"
+    return None

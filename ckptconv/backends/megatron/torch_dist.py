@@ -2,7 +2,7 @@
 
 Folders: RUN/iter_NNNNNNN/ (Megatron-LM, Megatron-Bridge); ROLE/dist_ckpt/ beside ROLE/huggingface/ (verl v1);
 ROLE/model/{dist_ckpt,huggingface}/ with ROLE/ckpt_contents.json, which is written last (verl v2).
-Names come out as `megatron_names.canonical` writes them: a layer and an expert each have a number.
+Names come out as `names.canonical` writes them: a layer and an expert each have a number.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends.dcp.metadata import is_dcp, read_metadata, read_tensors
-from ckptconv.backends.megatron.glu import settings, uninterleaved
+from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
-from ckptconv.backends.megatron.names import canonical
+from ckptconv.backends.megatron.names import canonical, not_a_weight
 from ckptconv.backends.megatron.ranks import ranks_of
-from ckptconv.backends.runs import Place
+from ckptconv.backends.megatron.settings import read_settings
+from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.tensors.checkpoint import Checkpoint
 
@@ -33,7 +34,7 @@ def is_mine(folder: Path) -> bool:
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """Read the metadata. also: folders with more of the `.distcp` files.
 
-    Raises CkptconvError for a save that never finished, and for all that `read_dcp` refuses.
+    Raises CkptconvError for a save that never finished, and for all that `read_tensors` refuses.
     """
     home = _home(place.folder)
     if home is None:
@@ -51,11 +52,11 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         )
     others = [path / home if (path / home).is_dir() else path for path in also]
     metadata = read_metadata(folder)
-    files = read_tensors(metadata, others, _why_not)
+    files = read_tensors(metadata, others, not_a_weight)
     mesh, seats = ranks_of(metadata)
-    stated, unsaid = settings(place.folder, folder)
-    tensors, said = uninterleaved(canonical(files.tensors), stated)
-    assets = (place.folder / verl / "huggingface", folder)
+    stated = read_settings(place.folder, folder)
+    refuse_bridges_blocks(stated.settings)
+    tensors, taken_apart = uninterleaved(canonical(files.tensors), stated.merged())
     return Checkpoint(
         backend=NAME,
         layout="Megatron-Core distributed checkpoint (torch_dist)" + (", saved by verl" if home else ""),
@@ -66,11 +67,12 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         meshes=() if mesh is None else (mesh,),
         step=place.step,
         role=place.role,
-        assets=next((path for path in assets if (path / "config.json").is_file()), None),
+        assets=with_config(place.folder / verl / "huggingface", folder),
         skipped=files.skipped,
         extras={"lora": lora_settings(place.folder, folder)},
-        notes=(*place.notes(), *unsaid, *said),
+        notes=(*place.notes(), *stated.notes, *taken_apart),
         naming="megatron",
+        trainer=stated.settings,
     )
 
 
@@ -80,15 +82,4 @@ def _home(folder: Path) -> str | None:
         path = folder / home
         if is_dcp(path) and ((path / "common.pt").is_file() or (path / "metadata.json").is_file()):
             return home
-    return None
-
-
-def _why_not(name: str) -> str | None:
-    """What is no weight: optimizer states, random states, Transformer Engine's extra states."""
-    if "optimizer." in name or name.startswith("optimizer"):
-        return "optimizer"
-    if "_extra_state" in name:
-        return "Transformer Engine state"
-    if name.startswith(("rng_state", "rerun_state", "opt_param_scheduler", "scheduler")):
-        return "trainer state"
     return None

@@ -10,6 +10,9 @@ from ckptconv.models import mtp, translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
 from ckptconv.models.megatron.tables import FAMILIES
+from ckptconv.models.megatron.trainer import agree
+
+__all__ = ["FAMILIES", "agree", "family_of", "to_hub", "to_trained"]
 
 T = TypeVar("T")
 

@@ -1,0 +1,137 @@
+"""What a Megatron trainer wrote about itself: sizes of the model, and how it was cut.
+
+Three files hold it. verl: `transformer_config.json`, a TransformerConfig
+(verl/utils/checkpoint/megatron_checkpoint_manager.py). Megatron-LM: `args`, an argparse.Namespace in common.pt or in every
+rank file (megatron/training/checkpointing.py, generate_state_dict). Megatron-Bridge: the `model:` section of
+run_config.yaml (megatron/bridge/training/config.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_table, settings_text
+from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.checkpoint import TrainerSettings
+
+TRANSFORMER_CONFIG, COMMON, RUN_CONFIG = "transformer_config.json", "common.pt", "run_config.yaml"
+_STEP = re.compile(r"^iter_(\d{1,18})$")
+_LARGEST = 1 << 63
+_SECTION = r"^{name}:[ \t]*\n((?:[ \t-].*\n?|\n)+)"
+_SCALAR = re.compile(r"^  (\w+):[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+_LIST = re.compile(r"^  (\w+):[ \t]*\n((?:  - [^\n:]*(?:\n|$))+)", re.MULTILINE)
+_NUMBER = re.compile(r"^[+-]?(?:[0-9]{1,20}(\.[0-9]{0,20})?|(\.[0-9]{1,20}))([eE][+-]?[0-9]{1,2})?$")
+_WORDS = {"null": None, "true": True, "false": False}
+
+
+class Stated(NamedTuple):
+    """The settings that were found, the likeliest first, and what to tell the user about files that cannot be read."""
+
+    settings: tuple[TrainerSettings, ...]
+    notes: tuple[str, ...] = ()
+
+    def merged(self) -> dict[str, Any]:
+        """One table; where two files name a setting, the first one's value."""
+        return {name: value for one in reversed(self.settings) for name, value in one.values.items()}
+
+
+def read_settings(folder: Path, shards: Path) -> Stated:
+    """The settings next to a torch_dist checkpoint.
+
+    Args:
+        folder: the step's or role's folder.
+        shards: the folder with common.pt, where that is another one.
+
+    Raises CkptconvError for a common.pt that was written at another step than its folder's name says.
+    """
+    found = list(_tables(folder, folder / "model"))
+    notes: list[str] = []
+    common = shards / COMMON
+    if common.is_file():
+        try:
+            root = open_torch_zip(str(common)).root
+        except CkptconvError as error:
+            notes.append(f"common.pt cannot be read, so no setting in it is compared: {error.what}")
+        else:
+            check_iteration(root, common, shards)
+            found += args_of(root, common)
+    if values := run_config(shards, "model"):
+        found.append(TrainerSettings(values, str(shards / RUN_CONFIG)))
+    return Stated(tuple(found), tuple(notes))
+
+
+def rank_file_settings(folder: Path, roots: Iterable[tuple[str, Any]]) -> Stated:
+    """The settings in rank files, given as (path, contents), and next to them; the first file that has any counts."""
+    own = next((found for path, root in roots if (found := args_of(root, path))), [])
+    return Stated((*own, *_tables(folder)))
+
+
+def args_of(root: Any, where: str | Path) -> list[TrainerSettings]:
+    """Megatron-LM's arguments in the contents of a file; [] where there are none."""
+    args = root.get("args") if isinstance(root, dict) else None
+    return namespace(args, where)
+
+
+def namespace(args: Any, where: str | Path) -> list[TrainerSettings]:
+    """An argparse.Namespace's values, by the arguments' names."""
+    is_namespace = isinstance(args, Inert) and isinstance(args.state, dict) and bool(args.state)
+    return [TrainerSettings(args.state, str(where))] if is_namespace else []
+
+
+def check_iteration(root: Any, where: str | Path, folder: Path) -> None:
+    """Raise CkptconvError where a file's `iteration` is not the N of the folder iter_N that holds it."""
+    named, found = _STEP.match(folder.name), iteration_of(root)
+    if named and found is not None and found != int(named[1]):
+        raise CkptconvError(
+            "a file was saved at another iteration than its folder's name says",
+            where=where,
+            found=f"iteration {found:,}",
+            wanted=f"iteration {int(named[1]):,}, as in {folder.name}",
+            hint=f"copy the step's files again, or rename the folder to iter_{found:07d} if it was renamed",
+        )
+
+
+def iteration_of(root: Any) -> int | None:
+    """The iteration that Megatron-LM and Megatron-Bridge write into a file; None where there is none."""
+    return number(root.get("iteration")) if isinstance(root, dict) else None
+
+
+def number(value: Any) -> int | None:
+    """A whole number of a size that counts something; None for everything else."""
+    return value if type(value) is int and 0 <= value < _LARGEST else None
+
+
+def _tables(*folders: Path) -> Iterable[TrainerSettings]:
+    """verl's transformer_config.json in the first of the folders that has it."""
+    for folder in folders:
+        path = folder / TRANSFORMER_CONFIG
+        if values := read_table(path):
+            return [TrainerSettings(values, str(path))]
+    return []
+
+
+def run_config(folder: Path, section: str) -> dict[str, Any]:
+    """Numbers, words and lists of numbers in a section of Megatron-Bridge's run_config.yaml; {} where it has none.
+
+    Only what stands one level below the section is read: all settings of the model do.
+    """
+    found = re.search(_SECTION.format(name=section), settings_text(folder / RUN_CONFIG), re.MULTILINE)
+    if found is None:
+        return {}
+    values: dict[str, Any] = {name: _value(text) for name, text in _SCALAR.findall(found[1])}
+    for name, lines in _LIST.findall(found[1]):
+        values[name] = [_value(line.strip()[2:].strip()) for line in lines.splitlines()]
+    return values
+
+
+def _value(text: str) -> Any:
+    """A YAML scalar: a number, a word such as `null`, or the text as it stands."""
+    found = _NUMBER.match(text)
+    if found:
+        return float(text) if any(found.groups()) else int(text)
+    return _WORDS.get(text, text)

@@ -1,0 +1,238 @@
+"""Does config.json say what the trainer itself wrote about the model? Numbers that no tensor's shape can contradict.
+
+A row of heads that is cut in other places, another epsilon or another rotary base gives a model of the right shapes that
+computes something else. The trainer's names are those of megatron/core/transformer/transformer_config.py and of
+megatron/training/arguments.py; where the two differ, both are listed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from math import isclose
+from typing import Any, NamedTuple
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.family import Config, text_of
+from ckptconv.tensors.checkpoint import Checkpoint, TrainerSettings
+
+_EMBEDDING = re.compile(r"(?:^|\.)embedding\.word_embeddings\.weight$")
+_DIVISOR = "make_vocab_size_divisible_by"
+_USUAL_DIVISOR = 128  # megatron/training/arguments.py, and Megatron-Bridge's GPTModelProvider
+_LARGEST = 1e18  # larger numbers are not sizes of a model
+_CONFIG_HINT = (
+    "name the folder of the model that was trained with --config DIR, or correct the file that is wrong"
+)
+
+Values = Mapping[str, Any]
+Numbers = tuple[tuple[str, float], ...]  # (the key in config.json, its number)
+
+
+class _Setting(NamedTuple):
+    """names: the trainer's, the first that is set counts. stated: what config.json has for it; () where it has nothing.
+
+    counts: whether the trainer's value means anything, given all of its values and the config.
+    """
+
+    names: tuple[str, ...]
+    stated: Callable[[Config], Numbers]
+    counts: Callable[[Values, Config], bool] = lambda values, config: True
+
+
+def agree(checkpoint: Checkpoint, config: Config) -> list[str]:
+    """Compare config.json with what the trainer wrote, and the rows of the vocabulary with what padding can explain.
+
+    Args:
+        checkpoint: with the trainer's settings, and tensors by canonical name.
+        config: the model's config.json.
+
+    Returns: what the user should know: how many rows of the vocabulary are cut off.
+    Raises CkptconvError for a contradiction, with both values and where each stands.
+    """
+    text = text_of(config)
+    for trainer in checkpoint.trainer:
+        for setting in _SETTINGS:
+            _compare(setting, trainer, text)
+    return list(_padding(checkpoint, text))
+
+
+def _compare(setting: _Setting, trainer: TrainerSettings, config: Config) -> None:
+    values = trainer.values
+    name = next((name for name in setting.names if values.get(name) is not None), None)
+    stated = setting.stated(config)
+    if name is None or not stated or not setting.counts(values, config):
+        return
+    several = isinstance(values[name], list | tuple)
+    found = [one for one in (values[name] if several else [values[name]]) if _is_number(one)]
+    wrong = [one for one in found if not any(_close(one, number) for _, number in stated)]
+    if several and not wrong and found:  # a number per kind of layer: none of the config's is missing there
+        wrong = [one for one in found[:1] if not all(any(_close(one, n) for one in found) for _, n in stated)]
+    if wrong:
+        raise CkptconvError(
+            f"config.json and the trainer's own settings give two values of {stated[0][0]}",
+            where=trainer.where,
+            found=f"{', '.join(f'{key} {number:g}' for key, number in stated)} in config.json",
+            wanted=f"{name} {', '.join(f'{one:g}' for one in found)}, which the trainer wrote",
+            hint=_CONFIG_HINT,
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _LARGEST
+
+
+def _close(one: float, other: float) -> bool:
+    return isclose(one, other, rel_tol=1e-6)
+
+
+def _padding(checkpoint: Checkpoint, config: Config) -> Iterator[str]:
+    """Rows beyond the config's vocabulary: no more than Megatron pads, and reported."""
+    vocabulary = config.get("vocab_size")
+    if type(vocabulary) is not int:
+        return
+    for name, tensor in checkpoint.tensors.items():
+        rows = tensor.view.shape[0] if _EMBEDDING.search(name) and tensor.view.shape else 0
+        if rows:
+            _check_rows(name, rows, vocabulary, checkpoint)
+        if rows > vocabulary:
+            yield (
+                f"rows {vocabulary:,} to {rows - 1:,} of the vocabulary are padding and are not written: "
+                f"{rows:,} are stored, vocab_size in config.json is {vocabulary:,}"
+            )
+
+
+def _check_rows(name: str, rows: int, vocabulary: int, checkpoint: Checkpoint) -> None:
+    """Raise where padding does not explain the rows beyond the vocabulary, or the trainer counts other rows."""
+    divisor, source = _USUAL_DIVISOR, "Megatron's default"
+    for trainer in reversed(checkpoint.trainer):
+        stated = trainer.values.get(_DIVISOR)
+        if type(stated) is int and stated > 0:
+            divisor, source = stated, trainer.where
+        padded = trainer.values.get("padded_vocab_size")
+        if type(padded) is int and padded > 0 and padded != rows:
+            raise CkptconvError(
+                "the trainer padded the vocabulary to another number of rows than are stored",
+                where=trainer.where,
+                found=f"{rows:,} rows in {name}",
+                wanted=f"padded_vocab_size {padded:,}",
+                hint="the settings and the weights are of different saves: copy all of one step again",
+            )
+        trained = trainer.values.get("vocab_size")
+        if type(trained) is int and vocabulary < trained < rows:
+            raise CkptconvError(
+                "config.json has a smaller vocabulary than was trained",
+                where=trainer.where,
+                found=f"vocab_size {vocabulary:,} in config.json",
+                wanted=f"vocab_size {trained:,}, which the trainer wrote",
+                hint=_CONFIG_HINT,
+            )
+    most = divisor * _tensor_parallel(checkpoint) - 1
+    if rows - vocabulary > most:
+        raise CkptconvError(
+            "more rows of the vocabulary would be cut off than padding explains",
+            where=checkpoint.root,
+            found=f"{rows:,} rows in {name}, vocab_size {vocabulary:,} in config.json",
+            wanted=f"at most {most:,} rows of padding: {_DIVISOR} {divisor} ({source}) × TP "
+            f"{_tensor_parallel(checkpoint)} − 1",
+            hint="name the trained model's folder with --config DIR; if the trainer did pad further, write "
+            f'{{"{_DIVISOR}": N}} into transformer_config.json in this folder',
+        )
+
+
+def _tensor_parallel(checkpoint: Checkpoint) -> int:
+    """TP ranks, by the mesh or by the trainer's settings."""
+    sizes = [
+        size
+        for mesh in checkpoint.meshes
+        for size, name in zip(mesh.shape, mesh.names, strict=True)
+        if name == "tp"
+    ]
+    sizes += [
+        size for t in checkpoint.trainer if type(size := t.values.get("tensor_model_parallel_size")) is int
+    ]
+    return max(sizes, default=1)
+
+
+def _keys(*keys: str) -> Callable[[Config], Numbers]:
+    """The numbers under the keys that the config has."""
+
+    def stated(config: Config) -> Numbers:
+        return tuple((key, config[key]) for key in keys if type(config.get(key)) in (int, float))
+
+    return stated
+
+
+def _groups(config: Config) -> Numbers:
+    return _keys("num_key_value_heads")(config) or _keys("num_attention_heads")(config)
+
+
+def _head_dim(config: Config) -> Numbers:
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if stated := _keys("head_dim")(config):
+        return stated
+    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        return (("hidden_size / num_attention_heads", hidden // heads),)
+    return ()
+
+
+def _rope_theta(config: Config) -> Numbers:
+    """Models with several kinds of layers have several bases: one per kind (transformers 5), or a second key."""
+    found = list(_keys("rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")(config))
+    parameters = config.get("rope_parameters")
+    if isinstance(parameters, dict):
+        for table in (parameters, *parameters.values()):
+            if isinstance(table, dict):
+                found += _keys("rope_theta")(table)
+    return tuple(found)
+
+
+def _has_heads(values: Values, config: Config) -> bool:
+    """Multi-head latent attention has sizes of its own, in place of groups and kv_channels."""
+    return config.get("kv_lora_rank") is None and not values.get("multi_latent_attention")
+
+
+def _has_groups(values: Values, config: Config) -> bool:
+    return _has_heads(values, config) and values.get("group_query_attention") is not False
+
+
+def _has_experts(values: Values, config: Config) -> bool:
+    return bool(values.get("num_moe_experts") or values.get("num_experts"))
+
+
+def _rotates(values: Values, config: Config) -> bool:
+    return values.get("position_embedding_type", "rope") not in ("none", "learned_absolute", "relative")
+
+
+def _rotates_in_part(values: Values, config: Config) -> bool:
+    """mcore-bridge leaves rotary_percent at 1 and rotates a part all the same (mcore_bridge/config/parser.py)."""
+    return _rotates(values, config) and values.get("rotary_percent") != 1
+
+
+_SETTINGS = (
+    _Setting(("num_layers",), _keys("num_hidden_layers")),
+    _Setting(("hidden_size",), _keys("hidden_size")),
+    _Setting(("num_attention_heads",), _keys("num_attention_heads")),
+    _Setting(("num_query_groups",), _groups, _has_groups),
+    _Setting(("kv_channels",), _head_dim, _has_heads),
+    _Setting(
+        ("norm_epsilon", "layernorm_epsilon"),
+        _keys(
+            "rms_norm_eps",
+            "layer_norm_eps",
+            "layer_norm_epsilon",
+            "layernorm_epsilon",
+            "norm_epsilon",
+            "norm_eps",
+        ),
+    ),
+    _Setting(("rotary_base",), _rope_theta, _rotates),
+    _Setting(("rotary_percent",), _keys("partial_rotary_factor"), _rotates_in_part),
+    _Setting(
+        ("moe_router_topk",),
+        _keys("num_experts_per_tok", "experts_per_token", "moe_k", "moe_topk"),
+        _has_experts,
+    ),
+    _Setting(("moe_router_num_groups",), _keys("n_group"), _has_experts),
+    _Setting(("moe_router_group_topk",), _keys("topk_group"), _has_experts),
+    _Setting(("moe_router_topk_scaling_factor",), _keys("routed_scaling_factor"), _has_experts),
+)
