@@ -43,7 +43,7 @@ def make_plan(
     parts: list[Part] = []
     views = list(stored.views)
     if mode != "adapter":
-        notes = [*notes, *padding]
+        notes = (*notes, *padding)
         model, weights = plan_model(stored, config, options, base, equal)
         parts.append(model)
         views += weights.stored
