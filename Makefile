@@ -6,7 +6,7 @@ DEMO := .cache/demo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint types bench bench-short scale fuzz survive wheel audit tables screens snapshots clean help
+.PHONY: demo test check cover lint types bench bench-short scale fuzz survive wheel audit tables screens snapshots clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -34,7 +34,10 @@ demo: $(VENV)/.installed  ## train a tiny model with FSDP2 on two ranks, then in
 test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-check: lint types test  ## what a change must pass
+check: lint types cover  ## what a change must pass
+
+cover: $(VENV)/.installed  ## the test suite, with the lines that no test ran
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov=ckptconv --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
