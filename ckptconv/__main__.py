@@ -28,10 +28,10 @@ def main() -> None:
         sys.exit(int(error.code))
     except SystemExit as end:  # typer turns Ctrl-C into exit code 130 without a word
         if end.code == int(ExitCode.INTERRUPTED):
-            print("stopped; nothing half-written is left", file=sys.stderr)
+            print("Stopped. Nothing was left behind.", file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print("stopped; nothing half-written is left", file=sys.stderr)
+        print("Stopped. Nothing was left behind.", file=sys.stderr)
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:  # `ckptconv inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,7 +39,7 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        _show(CkptconvError(f"the system refused it: {error.strerror or error}", where=error.filename))
+        _show(CkptconvError(f"{error.strerror or error} (from the operating system)", where=error.filename))
         sys.exit(int(ExitCode.FAILED))
     except Exception as error:
         if debug:
@@ -47,7 +47,7 @@ def main() -> None:
         what = f"{type(error).__name__}: {error}"
         _show(
             CkptconvError(
-                f"something that ckptconv did not expect: {what}",
+                f"unexpected error (a bug in ckptconv): {what}",
                 hint="run again with CKPTCONV_DEBUG=1 for the traceback, and please report it",
             )
         )

@@ -39,7 +39,7 @@ def open_checkpoint(
     if not root.exists():
         raise CkptconvError("no such folder", where=root)
     if backend is not None and backend not in BACKENDS:
-        raise CkptconvError(f"there is no backend {backend!r}", wanted=", ".join(BACKENDS))
+        raise CkptconvError(f"unknown backend {backend!r}", wanted=", ".join(BACKENDS))
     if not root.is_dir():
         return huggingface.read_file(root)
     if backend is None and not is_step(root) and steps_of(root) and huggingface.is_mine(root):
@@ -97,7 +97,7 @@ def _unfinished(run: Path, steps: dict[int, Path], backend: str | None) -> Ckptc
     )
     whole = next(older, None)
     return CkptconvError(
-        f"step {newest} is the run's newest, and holds no weights that ckptconv knows",
+        f"step {newest} is the newest of the run, but has no weights in a known format",
         where=steps[newest],
         found=", ".join(sorted(path.name for path in steps[newest].iterdir())[:6]) or "an empty folder",
         hint="name another folder" if whole is None else f"take an earlier one: --step {whole}",
@@ -111,12 +111,12 @@ def _nothing(root: Path, backend: str | None, step: int | None) -> CkptconvError
     if step is None and (steps := steps_of(root)):
         return _unfinished(root, steps, backend)
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    what = f"no {backend} checkpoint here" if backend else "not a checkpoint that ckptconv knows"
+    what = f"no {backend} checkpoint here" if backend else "no checkpoint found here"
     return CkptconvError(
         what,
         where=root,
         found=shown,
         wanted="model_world_size_W_rank_R.pt (verl FSDP), .metadata or mp_rank_TT_PPP/ (Megatron, torch DCP), "
         "mp_rank_00_model_states.pt (DeepSpeed), *.safetensors or pytorch_model*.bin",
-        hint="name the run's folder, a step or a role in it",
+        hint="pass the folder of the run, or of a step or role in it",
     )

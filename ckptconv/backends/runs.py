@@ -40,11 +40,13 @@ class Place:
         """What a user should hear of it: which roles and steps lie beside what is read."""
         notes = []
         if self.others:
-            notes.append(f"beside it: {', '.join(self.others)} (name its folder to convert it)")
+            notes.append(
+                f"not read: {', '.join(self.others)} in the same folder (pass its folder to convert it)"
+            )
         if self.steps:
             last = f"{self.steps[0]} to {self.steps[-1]}" if len(self.steps) > 1 else f"{self.steps[0]}"
             notes.append(
-                f"the run's own model is taken, which it ended with; {len(self.steps)} saved on the way "
+                f"the run's final model is read; it also saved {len(self.steps)} intermediate ones "
                 f"(step {last}: --step N converts one)"
             )
         return notes
@@ -81,7 +83,7 @@ def locate(path: Path, is_mine: Callable[[Path], bool], step: int | None = None)
         steps = steps_of(path)
     if is_mine(path) and (step in (None, here) or not steps):
         if step not in (None, here):
-            raise CkptconvError(f"step {step} is not in this folder", where=path, hint="leave --step away")
+            raise CkptconvError(f"step {step} is not in this folder", where=path, hint="remove --step")
         below = tuple(sorted(n for n, folder in steps.items() if is_mine(folder)))
         return Place(path, here, path.name if path.name in _ROLES else None, steps=below)
     if steps:
@@ -103,7 +105,7 @@ def _choose(run: Path, steps: dict[int, Path], wanted: int | None) -> int:
     listed = ", ".join(map(str, sorted(steps)))
     if wanted is not None:
         if wanted not in steps:
-            raise CkptconvError(f"step {wanted} is not in this run", where=run, found=f"steps {listed}")
+            raise CkptconvError(f"no step {wanted} in this run", where=run, found=f"steps {listed}")
         return wanted
     for latest in (run / name for name in _LATEST):
         text = settings_text(latest).strip()

@@ -208,6 +208,8 @@ def command(
             )
         sink.phase("Reading", show.summary(plan))
         sink.phase("Planning", show.planned(plan))
+        if plan.dtype_said:
+            sink.phase("Dtype", plan.dtype_said)
         for note in plan.notes:
             sink.note(note)
         if pushing:
@@ -231,7 +233,7 @@ def command(
             on_plan,
             writing.on_bytes,
             writing.check,
-            lambda said: sink.phase("Fetching", said),
+            lambda said: sink.phase("Download", said),
             bars=sink.live,
         ),
         "ray": cluster,

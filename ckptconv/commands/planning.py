@@ -13,6 +13,9 @@ from ckptconv.publish import assets
 from ckptconv.read.reader import same_values
 from ckptconv.tensors.checkpoint import Checkpoint
 
+# What `inspect` recognises to suggest --config.
+NO_CONFIG = "no config.json found for this checkpoint"
+
 
 def plan_for(
     checkpoint: Checkpoint,
@@ -53,9 +56,9 @@ def plan_and_assets(
     found = assets.read_config(folder) if folder is not None else None
     if found is None and not needs_no_config(checkpoint):
         raise CkptconvError(
-            "no config.json lies beside this checkpoint, so the model is not known",
+            NO_CONFIG,
             where=checkpoint.root,
-            hint="name the folder of the base model: --config DIR",
+            hint="pass the base model: --config DIR or --config org/name",
         )
     plan = make_plan(checkpoint, found, options, based, equal)
     return plan, folder if folder is None or folder.is_dir() else folder.parent
@@ -75,7 +78,7 @@ def stated_base(checkpoint: Checkpoint, options: Options) -> Path | None:
     if isinstance(name, str) and name and Path(name).is_dir():
         return Path(name)
     raise CkptconvError(
-        "an adapter alone: its base model is not in a folder here",
+        "this is only an adapter, and its base model is not in a folder here",
         where=checkpoint.root,
         found=f"base_model_name_or_path {name}",
         hint=f"--base {_wanted(name)} (--lora adapter writes the adapter again)",

@@ -75,7 +75,7 @@ def workers_for(max_memory: int, wanted: int | None = None) -> int:
     fit = max(max_memory // _PER_WORKER, 0)
     if not fit:
         raise CkptconvError(
-            "the memory bound is too small for one worker's buffers",
+            "--max-memory is too small for one worker's buffers",
             found=f"{max_memory:,} bytes",
             wanted=f"at least {_PER_WORKER:,}",
             hint="raise --max-memory",

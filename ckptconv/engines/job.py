@@ -62,7 +62,7 @@ def jobs(plan: Plan, files: list[OutFile], work: Path, workers: int, patience: f
         outputs = {key: plan.outputs[key] for key in out.offsets}
         read = {file for each in outputs.values() for view in views_of(each.source) for file in view.files}
         if relative := next((file for file in read if not os.path.isabs(file)), None):
-            raise CkptconvError("a relative path means another file on another machine", where=relative)
+            raise CkptconvError("a relative path may mean another file on another machine", where=relative)
         sizes.update({file: os.stat(file).st_size for file in read - sizes.keys()})
         part = Plan(bare, outputs, (out,), dropped=(), config=None)
         yield Job(part, work, stamp, {file: sizes[file] for file in read}, workers, patience)
@@ -112,9 +112,9 @@ def _require_go(work: Path) -> None:
 def _require_work(job: Job, machine: str) -> None:
     if not within(job.patience, lambda: stamp_of(job.work) == job.stamp):
         raise CkptconvError(
-            f"{machine} does not see the folder that this merge writes",
+            f"{machine} does not see the folder that this merge writes to to",
             where=job.work,
-            hint="the target must lie on a file system that all machines share",
+            hint="OUT must be on a file system that all machines share",
         )
 
 
@@ -128,7 +128,7 @@ def _require_sources(job: Job, machine: str) -> None:
             )
         if (here := os.path.getsize(file)) != nbytes:
             raise CkptconvError(
-                f"{machine} sees another file than the one that was planned with",
+                f"{machine} sees a different file than the one in the plan",
                 where=file,
                 found=f"{here:,} bytes",
                 wanted=f"{nbytes:,} bytes",

@@ -163,7 +163,9 @@ class _Gathered:
         """Raise where a file that a node made is not to be seen here."""
         for out in self.missing:
             if not job.within(PATIENCE, lambda out=out: finished(self._work, out) is not None):  # type: ignore[misc]
-                raise CkptconvError("a node wrote a file that is not here", where=self._work / out.name)
+                raise CkptconvError(
+                    "a file that a node wrote is not visible here", where=self._work / out.name
+                )
 
 
 def _cpus(ray: Any, workers: int) -> int:

@@ -17,10 +17,10 @@ _LONGEST_FILE_NAME = 255  # bytes
 def check_name(name: Any, where: object) -> str:
     """A tensor's name: one line that a terminal shows as it is. Raises CkptconvError for anything else."""
     if not isinstance(name, str):
-        raise CkptconvError("a tensor's name is no text", where=where, found=type(name).__name__)
+        raise CkptconvError("a tensor's name is not a string", where=where, found=type(name).__name__)
     if len(name) > _LONGEST_NAME or not name.isprintable():
         raise CkptconvError(
-            "a tensor's name is too long, or holds what cannot be printed",
+            "a tensor's name is too long or has unprintable characters",
             where=where,
             found=ascii(name[:80]),
             wanted=f"one line of at most {_LONGEST_NAME:,} characters",
@@ -64,7 +64,7 @@ def check_ranks(count: int, where: object) -> None:
     """Raise CkptconvError for more ranks than any machine has: they are listed one by one."""
     if count > MOST_RANKS:
         raise CkptconvError(
-            "a number of ranks or files that is too large",
+            "too many ranks or files",
             where=where,
             found=f"{count:,}",
             wanted=f"{MOST_RANKS:,}",

@@ -17,10 +17,10 @@ def read_json(path: Path) -> Any:
     """The value in a file. Raises CkptconvError for what is no file of its own, too large, or no JSON."""
     try:
         if not path.is_file():
-            raise CkptconvError("is no file", where=path)
+            raise CkptconvError("not a regular file", where=path)
         if path.stat().st_size > _LARGEST:
             raise CkptconvError(
-                "too large for a file of settings", where=path, found=f"{path.stat().st_size:,} bytes"
+                "too large for a settings file", where=path, found=f"{path.stat().st_size:,} bytes"
             )
         return parse_json(path.read_bytes(), path)
     except OSError as error:
@@ -32,9 +32,9 @@ def parse_json(text: str | bytes, where: object) -> Any:
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_int=_int)
     except ValueError as error:
-        raise CkptconvError("not readable as JSON", where=where, found=str(error)) from error
+        raise CkptconvError("not valid JSON", where=where, found=str(error)) from error
     except RecursionError as error:
-        raise CkptconvError("JSON that is nested too deep", where=where) from error
+        raise CkptconvError("the JSON is nested too deeply", where=where) from error
 
 
 def _int(digits: str) -> int:

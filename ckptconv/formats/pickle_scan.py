@@ -92,11 +92,11 @@ def _past_lines(data: bytes, at: int) -> int:
         try:
             _check_place(int(data[at + 1 : stop]), at)
         except ValueError as error:
-            raise CkptconvError("a place in a pickle's memo is no number") from error
+            raise CkptconvError("invalid memo index in a pickle: not a number") from error
     return stop + 1
 
 
 def _check_place(place: int, at: int) -> None:
     """Picklers number the places from 0 on, and every one takes an opcode."""
     if place > at:
-        raise CkptconvError("a pickle names a place in its memo that it cannot have come to", found=place)
+        raise CkptconvError("invalid memo index in a pickle: out of range", found=place)

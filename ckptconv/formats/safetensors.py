@@ -43,13 +43,13 @@ def parse_header(path: Path, size: int, data: bytes) -> tuple[dict[str, View], d
         header = parse_json(data, path)
     except CkptconvError as error:
         raise CkptconvError(
-            "a safetensors header that is not JSON", where=path, found=error.found or error.what
+            "the safetensors header is not valid JSON", where=path, found=error.found or error.what
         ) from error
     if not isinstance(header, dict):
-        raise CkptconvError("a safetensors header that is no table", where=path)
+        raise CkptconvError("the safetensors header is not a JSON object", where=path)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CkptconvError("a safetensors header whose __metadata__ is no table of texts", where=path)
+        raise CkptconvError("__metadata__ in the safetensors header is not an object of strings", where=path)
     begin = LENGTH + len(data)
     views, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: _offset(item[1])):
@@ -57,7 +57,7 @@ def parse_header(path: Path, size: int, data: bytes) -> tuple[dict[str, View], d
         views[name] = view
     if begin + end != size:
         raise CkptconvError(
-            "a safetensors file whose tensors do not fill it",
+            "the tensors of the safetensors file do not fill it",
             where=path,
             found=f"{size:,} bytes",
             wanted=f"{begin + end:,}",
@@ -81,14 +81,16 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
     check_name(name, path)
     where = f"{name} in {path}"
     if dtype is None:
-        raise CkptconvError("a dtype that ckptconv does not know", where=where, found=str(entry)[:80])
+        raise CkptconvError("unknown dtype", where=where, found=str(entry)[:80])
     if low != expected or not is_shape(shape):
         raise CkptconvError(
-            "a safetensors header with a hole, an overlap or no shape", where=where, found=str(entry)[:120]
+            "the safetensors header has a gap, an overlap or a tensor without a shape",
+            where=where,
+            found=str(entry)[:120],
         )
     view = stored(str(path), begin + low, shape, dtype)
     if view.numel * itemsize(dtype) != high - low:
         raise CkptconvError(
-            "a tensor whose bytes do not match its shape", where=where, found=str(entry)[:120]
+            "the byte count of a tensor does not match its shape", where=where, found=str(entry)[:120]
         )
     return view, high

@@ -77,7 +77,7 @@ def items(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise CkptconvError("a pickle holds something else where a list should be", found=value)
+        raise CkptconvError("a pickle has another type where a list is expected", found=value)
     return value
 
 
@@ -143,7 +143,7 @@ class Emulated:
 
 def _check_few(count: int) -> None:
     if count > _MOST_ARGS:
-        raise CkptconvError("a pickle gives a call more arguments than any has", found=count)
+        raise CkptconvError("a pickle passes too many arguments to a call", found=count)
 
 
 def _rebuild_tensor(
@@ -160,7 +160,7 @@ def _rebuild_tensor(
             "a tensor is conjugated or negated lazily", hint="save x.resolve_conj().resolve_neg()"
         )
     if len(shape) != len(stride):
-        raise CkptconvError("a pickled tensor has not as many strides as dims")
+        raise CkptconvError("a pickled tensor has different numbers of strides and dims")
     if not isinstance(storage, Storage):
         raise CkptconvError("a pickled tensor is not made of a storage, sizes and strides")
     whole_numbers((offset,), "a pickled tensor's offset")
@@ -180,7 +180,7 @@ def _rebuild_tensor_of_bytes(
 ) -> TensorRecord:
     """Dtypes without a storage class (float8, uint16 ...): an untyped storage, the dtype beside it."""
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
-        raise CkptconvError("a tensor has a dtype that is not known", found=getattr(dtype, "kind", dtype))
+        raise CkptconvError("a tensor has an unknown dtype", found=getattr(dtype, "kind", dtype))
     return _rebuild_tensor(storage._replace(dtype=dtype.name), offset, shape, stride, grad, hooks, metadata)
 
 
@@ -216,16 +216,14 @@ def _set(values: Any = ()) -> Any:
 def _member(owner: Any, name: Any) -> Any:
     """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
     if not isinstance(name, str):
-        raise CkptconvError("an attribute's name is no text")
+        raise CkptconvError("an attribute's name is not a string")
     return named(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
 
 
 def named(module: str, name: str) -> Any:
     """The stand-in for a global, whose name is no longer than a name."""
     if len(module) + len(name) > _LONGEST_NAME:
-        raise CkptconvError(
-            "a pickle names a class by a name that is too long", found=f"{module}.{name}"[:80]
-        )
+        raise CkptconvError("a pickle names a class with too long a name", found=f"{module}.{name}"[:80])
     return stand_in(module, name)
 
 

@@ -55,7 +55,7 @@ class TorchZip:
         entry = self.entries.get(storage.key)
         if entry is None:
             raise CkptconvError(
-                "a tensor names a storage that is not in the file", where=self.path, found=storage.key
+                "a tensor refers to a storage that is not in the file", where=self.path, found=storage.key
             )
         reach, numel = _reach(tensor.shape, tensor.stride)
         last = tensor.offset + reach
@@ -120,7 +120,7 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
         raise CkptconvError("two entries of a torch file have one name", where=path)
     main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
     if main is None:
-        raise CkptconvError("a zip file without data.pkl is no torch file", where=path)
+        raise CkptconvError("not a torch.save file: the zip has no data.pkl", where=path)
     prefix = main.name.removesuffix("data.pkl")
     for entry in entries:
         if not entry.stored:
@@ -145,7 +145,7 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | Non
         for entry in sorted(entries, key=lambda entry: entry.header):
             at, left, crc = data_start(window, entry), entry.nbytes, 0
             if at < end:
-                raise CkptconvError("an entry lies on another one", where=f"{path}:{entry.name}")
+                raise CkptconvError("two zip entries overlap", where=f"{path}:{entry.name}")
             end = at + left
             while left:
                 got = os.preadv(handle, [buffer[: min(block, left)]], at)
@@ -164,9 +164,7 @@ def _opened(path: str) -> Iterator[int]:
         raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CkptconvError(
-                "not a file that torch.save wrote, but a folder, a pipe or a device", where=path
-            )
+            raise CkptconvError("not a torch.save file but a folder, pipe or device", where=path)
         yield handle
     finally:
         os.close(handle)
@@ -204,7 +202,7 @@ def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[
         start = data_start(window, entry)
         if start < end or start + entry.nbytes > window.size:
             raise CkptconvError(
-                "a storage lies outside the file or on another one", where=f"{window.path}:{entry.name}"
+                "a storage lies outside the file or overlaps another one", where=f"{window.path}:{entry.name}"
             )
         end = start + entry.nbytes
         yield entry.name[prefix:], Entry(window.start + start, entry.nbytes, entry.crc)
@@ -221,10 +219,8 @@ def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvE
             hint="copy it again from the node where it was written, or take an earlier step",
         )
     if head[:2] == b"\x80\x02" or head[257:262] == b"ustar":
-        return CkptconvError(
-            "the file has torch's old form from before 1.6, which is no zip", where=path, hint=_RESAVE
-        )
-    return CkptconvError("not a file that torch.save wrote", where=path, found=repr(head[:8]))
+        return CkptconvError("legacy (pre-1.6) torch.save file, not a zip", where=path, hint=_RESAVE)
+    return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]))
 
 
 __all__ = ["Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "torch_zip_at"]

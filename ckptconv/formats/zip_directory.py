@@ -76,7 +76,7 @@ def read_directory(window: Window) -> list[ZipEntry]:
     """All entries, in the directory's order. Raises NotAZip where there is no directory, or not a whole one."""
     count, size, begin = _end(window)
     if size > _MAX_DIRECTORY or begin + size > window.size or count * _ENTRY.size > size:
-        raise NotAZip("its directory does not lie inside it")
+        raise NotAZip("its zip directory lies outside the file")
     data = window.read(begin, size)
     entries, at = [], 0
     for _ in range(count):
@@ -105,7 +105,9 @@ def data_start(window: Window, entry: ZipEntry) -> int:
         )
     name, extra = _LENGTHS.unpack_from(header, 26)
     if int(name) != len(wanted) or header[_LOCAL:] != wanted:
-        raise CkptconvError("an entry's header is another entry's", where=f"{window.path}:{entry.name}")
+        raise CkptconvError(
+            "a zip entry's header belongs to another entry", where=f"{window.path}:{entry.name}"
+        )
     return entry.header + _LOCAL + int(name) + int(extra)
 
 

@@ -49,7 +49,7 @@ def open_repo(repo: RepoName) -> Checkpoint:
     root = Path(repo.name)
     missing = next((name for name in chosen.names if name not in listed.files), None)
     if missing is not None:
-        raise CkptconvError("a shard that the index names is missing", where=repo, wanted=missing)
+        raise CkptconvError("a shard named in the index is missing", where=repo, wanted=missing)
     opened = headers(listed, chosen.names)
     place = Place(root, None, None)
     found = assemble(root, chosen, opened, small, place, tuple(skipped), tuple(notes))
@@ -71,7 +71,7 @@ def _no_model(listed: Listing) -> CkptconvError:
     names = sorted(listed.files)
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return CkptconvError(
-        "no model's weights are in this repository",
+        "this repository has no model weights",
         where=listed.repo,
         found=shown or "no files",
         wanted="model.safetensors, its index, or adapter_model.safetensors",
@@ -86,7 +86,7 @@ def _torch_only(listed: Listing, chosen: Chosen, small: Path) -> CkptconvError:
     tensors = f", {len(chosen.expected):,} tensors" if chosen.expected else ""
     model = ", ".join(map(str, config.get("architectures") or [])) or config.get("model_type") or "unknown"
     return CkptconvError(
-        "this repository has its weights in torch.save files alone, and what they hold cannot be seen from outside",
+        "this repository has only torch.save files, whose contents cannot be listed without a download",
         where=listed.repo,
         found=f"{files}, {total / 1e9:,.2f} GB{tensors}; model {model}",
         wanted="safetensors",

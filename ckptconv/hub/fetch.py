@@ -46,7 +46,7 @@ def local_or_hub(
         if say:
             total = sum(listed.files[name] for name in names)
             said = f"{total / 1e9:,.2f} GB" if total >= 1e7 else f"{total / 1e3:,.0f} kB"
-            say(f"{repo} from the Hub: {len(names)} files, {said} where they are not in the cache")
+            say(f"{repo}: {len(names)} files, up to {said}")
         return download(repo, names, listed.commit)
 
 
@@ -68,7 +68,7 @@ def download(repo: RepoName, names: Sequence[str], commit: str | None = None) ->
 
     folder = asked(repo, step)
     if commit is not None and folder.name != commit:
-        raise CkptconvError(f"{repo} was changed while it was read", found=folder.name, hint="try again")
+        raise CkptconvError(f"{repo} changed while it was read", found=folder.name, hint="try again")
     return folder
 
 

@@ -50,7 +50,7 @@ def _request(listing: Listing, name: str, begin: int, end: int) -> bytes:
         length = answer.headers.get("Content-Length", "")
         if answer.status_code != 206 or length != str(end - begin):  # nothing was read of the body yet
             raise CkptconvError(
-                "the Hub's storage does not answer range requests, so the headers cannot be read alone",
+                "the Hub's storage does not support range requests, so the headers cannot be read on their own",
                 where=f"{listing.repo.name}/{name}",
                 found=f"status {answer.status_code}, {length or 'unknown'} bytes",
                 wanted=f"206 with {end - begin} bytes",

@@ -61,8 +61,8 @@ def repo_of(path: str | Path, revision: str | None = None) -> RepoName | None:
         raise CkptconvError(f"{text} does not name a repository", wanted="hf://ORG/NAME")
     if revision is not None:
         raise CkptconvError(
-            "--revision is for a repository on the Hub, and this is a path",
+            "--revision is only for Hub repos, and this is a local path",
             where=text,
-            hint="a folder that is here wins over a repository of its name; hf://ORG/NAME means the Hub",
+            hint="a local folder wins over a repo of the same name; write hf://ORG/NAME for the Hub",
         )
     return None

@@ -21,11 +21,11 @@ _SIGN_IN = "hf auth login"
 _NO_ADDRESS = Saying("{endpoint} is not an address", "set HF_ENDPOINT to https://huggingface.co")
 _BROKEN = Saying("the connection to {endpoint} broke", _AGAIN)
 _MISSING = Saying(
-    "no such folder, and the Hub has no {repo} that this account can see",
-    "check the name; sign in where it is private: hf auth login",
+    "{repo} is neither a local folder nor a Hub repository you can access",
+    "check the name; for a private repository, sign in first: hf auth login",
 )
 _OFFLINE = Saying(
-    "no such folder, and HF_HUB_OFFLINE is set while the cache does not have {repo}",
+    "{repo}: no such folder, and no Hub repository of that name in the offline cache",
     "HF_HUB_OFFLINE=0 hf download {repo}",
 )
 _READ = Sayings(
@@ -41,9 +41,9 @@ _READ = Sayings(
         ),
         "OfflineModeIsEnabled": _OFFLINE,
         "LocalEntryNotFoundError": _OFFLINE,
-        "HFValidationError": Saying("{repo!r} cannot name a repository", "as in: ORG/NAME", quote=True),
+        "HFValidationError": Saying("{repo!r} is not a valid repository name", "as in: ORG/NAME", quote=True),
         "ConnectError": Saying(
-            "no such folder, and {endpoint} cannot be reached to look for {repo}",
+            "{repo}: no such folder, and {endpoint} cannot be reached to look for a repository",
             "check the path, the network and HF_ENDPOINT",
             quote=True,
         ),
@@ -53,16 +53,14 @@ _READ = Sayings(
         "TimeoutException": Saying("{endpoint} does not answer", _AGAIN),
         "TransportError": _BROKEN,
         "ConnectionError": _BROKEN,
-        "JSONDecodeError": Saying("{endpoint} does not answer as a Hub does", "check HF_ENDPOINT"),
+        "JSONDecodeError": Saying("{endpoint} does not respond like a Hub", "check HF_ENDPOINT"),
         "OSError": Saying("{repo} could not be read", _AGAIN, quote=True),
     },
     by_status={
         401: Saying("the Hub does not accept this token", "hf auth login --force"),
         403: Saying("this token may not read {repo}", _SIGN_IN, quote=True),
         404: _MISSING,
-        429: Saying(
-            "the Hub asks for a pause: too many requests", "wait some minutes; a token is allowed more"
-        ),
+        429: Saying("the Hub's rate limit was reached", "wait some minutes; a token is allowed more"),
     },
     server=Saying("the Hub failed with status {status}", _AGAIN),
     other=Saying("{repo} could not be read", _AGAIN, quote=True),
@@ -115,7 +113,7 @@ def asked(repo: RepoName, step: Callable[[], T]) -> T:
 def not_in_cache(repo: RepoName) -> errors.CkptconvError:
     """HF_HUB_OFFLINE is set, and the weights are not here."""
     return errors.CkptconvError(
-        f"HF_HUB_OFFLINE is set, and {repo} is not whole in the cache",
+        f"HF_HUB_OFFLINE is set, and {repo} is not complete in the cache",
         hint=_OFFLINE.hint.format(repo=repo.name),
     )
 

@@ -89,11 +89,11 @@ def _check_experts(
         return
     if "expert" not in json.dumps(config, default=str):
         raise CkptconvError(
-            "the config does not belong to these tensors",
+            "config.json does not match these tensors",
             where=where,
             found=f"{highest + 1} experts a layer",
             wanted=f"a {config.get('model_type')} without experts",
-            hint="name the right model's folder with --config DIR",
+            hint="pass the right model: --config DIR or --config org/name",
         )
     for key in ("num_experts", "n_routed_experts", "num_local_experts"):
         _compare(where, "experts", key, text.get(key), highest + 1)
@@ -132,11 +132,11 @@ def _other_tower(name: str) -> bool:
 def _compare(where: Path, tensor: str, key: str, stated: object, found: int) -> None:
     if isinstance(stated, int) and stated != found:
         raise CkptconvError(
-            "the config does not belong to these tensors",
+            "config.json does not match these tensors",
             where=where,
             found=f"{found:,} by {tensor}",
             wanted=f"{key} {stated:,}",
-            hint="name the right model's folder with --config DIR",
+            hint="pass the right model: --config DIR or --config org/name",
         )
 
 
@@ -162,7 +162,7 @@ def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes
     if score is not None and not any("Classification" in name or "Reward" in name for name in named):
         wanted = facts.architecture_for(config, "token") or facts.architecture_for(config, "sequence")
         if wanted:
-            notes.append(f"a value head (score.weight) is stored: architectures is set to {wanted}")
+            notes.append(f"the checkpoint has a value head (score.weight): architectures is set to {wanted}")
             named = [wanted]
         else:
             notes.append(
@@ -174,7 +174,7 @@ def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes
     if not named:
         default = facts.default_architecture(config)
         if default:
-            notes.append(f"the config names no architecture: set to {default}")
+            notes.append(f"config.json names no architecture: set to {default}")
             named = [default]
     if named:
         config["architectures"] = named

@@ -148,7 +148,7 @@ def _convert(key: str, group: _Group[T], config: Config) -> list[tuple[str, Name
     missing = [pattern for pattern in rule.patterns if pattern not in group.pieces]
     if missing:
         raise CkptconvError(
-            f"only a part of what becomes {key} is there",
+            f"some pieces needed for {key} are missing",
             where=", ".join(name for name, _ in group.pieces.values()),
             wanted=readable(tuple(missing)),
             hint="the checkpoint holds some pieces of a fused tensor and not the others",

@@ -20,7 +20,7 @@ from ckptconv.models.table import Config, TableRule, rules_of
 from ckptconv.tensors.view import stored
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
-_HINT = "leave --layout module away, and let transformers load the folder"
+_HINT = "remove --layout module, and let transformers load the folder"
 _Group = dict[int, list[str]]  # the Hub names of one application of a rule, by the pattern they match
 
 
@@ -56,7 +56,7 @@ def to_module(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
     """
     if config.get("model_type") in _ONE_WAY:
         raise CkptconvError(
-            f"the module's names of {config['model_type']} are not told by its Hub names", hint=_HINT
+            f"the module's names of {config['model_type']} cannot be derived from its Hub names", hint=_HINT
         )
     return _back(tensors, config)
 
@@ -104,7 +104,9 @@ def _joined(
             found=", ".join(f"{n} × {readable((t,))}" for n, t in zip(counts, rule.targets, strict=True)),
         )
     if any(arguments.get("check_dims") for _, arguments in rule.ops or ()):
-        raise CkptconvError(f"{key} is turned or not, and only the model's own code can tell", where=names[0])
+        raise CkptconvError(
+            f"{key} may be transposed, and only the model's own code can tell", where=names[0]
+        )
     layouts = layouts_of(rule, len(targets_of(rule, config)), config)
     try:
         pieces = to_trained_layout(layouts, [Piece.of(tensors[name]) for name in names])
@@ -135,7 +137,7 @@ def _check_way_back(tensors: Mapping[str, T], found: Mapping[str, Named[T]], con
             return
     odd = sorted(back.keys() ^ wanted.keys()) or ["a shape"]
     raise CkptconvError(
-        "the module's names and layouts cannot be told from these: the way back leads elsewhere",
+        "the module's names and layouts cannot be derived from these tensors: converting back gives other names",
         found=odd[0],
         hint=_HINT,
     )

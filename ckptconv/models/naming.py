@@ -40,9 +40,9 @@ def to_module(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) 
         return _as_they_are(tensors)
     if _is_quantized(config):
         raise CkptconvError(
-            "a quantized model's tensors are not fused: their scales would not fit them",
+            "the tensors of a quantized model cannot be fused, since their scales would no longer fit",
             wanted="a model without quantization_config",
-            hint="leave --layout module away",
+            hint="remove --layout module",
         )
     return module_names.to_module(tensors, config)
 

@@ -25,7 +25,9 @@ def targets_of(rule: TableRule, config: Config) -> tuple[str, ...]:
             text = config.get("text_config") or config
             if not isinstance(text.get(count), int):
                 raise CkptconvError(
-                    "the config does not say how many parts a tensor has", where=rule.entry, wanted=count
+                    "config.json does not give the number of parts of a tensor",
+                    where=rule.entry,
+                    wanted=count,
                 )
             return tuple(rule.targets[0].replace("*", str(i)) for i in range(text[count]))
     return rule.targets
@@ -52,7 +54,7 @@ def _layout(name: str, arguments: dict[str, Any], rule: TableRule, targets: int,
     }
     if name not in make:
         raise CkptconvError(
-            f"the conversion of {rule.entry} has an operation that is not known here: {name}",
+            f"the conversion of {rule.entry} has an unknown operation: {name}",
             where=readable(rule.patterns),
         )
     return make[name]()
@@ -83,7 +85,7 @@ def _rope(arguments: dict[str, Any], rule: TableRule, config: Config) -> Layout:
     heads = chosen.get("num_attention_heads", chosen.get(heads_key(str(chosen.get("model_type")))))
     if not isinstance(heads, int):
         raise CkptconvError(
-            "the config does not say how many heads there are", where=f"{rule.entry}: {rule.targets[0]}"
+            "config.json does not give the number of heads", where=f"{rule.entry}: {rule.targets[0]}"
         )
     only = arguments.get("permute_layer_names")
     places = (

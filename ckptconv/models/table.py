@@ -136,7 +136,7 @@ def _refuse_unknown_parts(node: Node, config: Config, table: dict[str, Any]) -> 
         kind = str(inner.get("model_type")) if isinstance(inner, dict) else ""
         if any(not rule.get("prefix") for rule in _entry(table, kind)):
             raise CkptconvError(
-                f"the table of Hub names does not know what lies in {node.cls}",
+                f"the table of Hub names has no entry for {node.cls}",
                 where=f"config.json, {key}: {kind}",
                 hint="save this model with its own save_pretrained",
             )
@@ -187,9 +187,7 @@ def _compiled(regex: str) -> re.Pattern[str]:
 
 def _rule(entry: str, rule: dict[str, Any], path: str, base: str) -> TableRule:
     if "unknown" in rule:
-        raise CkptconvError(
-            f"the conversion of {entry} is of a kind that is not known here: {rule['unknown']}"
-        )
+        raise CkptconvError(f"the conversion of {entry} is of an unknown kind: {rule['unknown']}")
     kinds = [kind for kind in ("prefix", "group", "offset") if kind in rule]
     patterns = tuple(rule.get("patterns", rule["from"]))
     ops = tuple((name, arguments) for name, arguments in rule["ops"]) if "ops" in rule else None

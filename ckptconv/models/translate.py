@@ -34,10 +34,10 @@ def chosen(families: Mapping[str, F], config: Config, whose: str) -> F:
     model_type = str(config.get("model_type"))
     if model_type not in families:
         raise CkptconvError(
-            f"no table says how {whose} names the tensors of {model_type!r}",
+            f"no table for the tensors of {model_type!r} in {whose}",
             found=", ".join(named_architectures(config)) or None,
             wanted=", ".join(sorted(families)),
-            hint="a table is about 20 lines: see docs/adding-a-model.md; inspect works without one",
+            hint="add a table of about 20 lines (docs/adding-a-model.md); inspect works without one",
         )
     return families[model_type]
 
@@ -126,7 +126,7 @@ def _rule_for(family: Family, name: str) -> tuple[Rule, int, int]:
             if pattern.match(name) is not None:
                 return rule, number, place
     raise CkptconvError(
-        f"the table of {family.name} does not know the stored tensor {name}",
+        f"the table of {family.name} has no entry for the stored tensor {name}",
         hint="it may be of a newer trainer, or the config of another model: see docs/adding-a-model.md",
     )
 
@@ -137,7 +137,7 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
             holes = pattern.match(name)
             if holes is not None and (shifted := _shift(holes, config, -1)) is not None:
                 return rule, place, shifted
-    raise CkptconvError(f"the table of {family.name} does not know the Hub's tensor {name}")
+    raise CkptconvError(f"the table of {family.name} has no entry for the Hub's tensor {name}")
 
 
 def _apply(
@@ -159,9 +159,9 @@ def _apply(
         made = to_hub_layout(rule.layouts(config), pieces)
     except (CkptconvError, KeyError) as error:
         raise CkptconvError(
-            f"{first} does not have the layout that the config gives it",
+            f"{first} does not have the layout that config.json implies",
             found=f"shape {list(pieces[0].shape)}; {error}",
-            hint="name the right model's folder with --config DIR",
+            hint="pass the right model: --config DIR or --config org/name",
         ) from error
     if len(made) != len(names):
         raise CkptconvError(f"{len(made)} tensors cannot be named {rule.hub.text}", where=first)
@@ -181,7 +181,7 @@ def _in_order(group: _Group[T]) -> list[tuple[str, T]]:
     whole = all(number == (i,) for i, number in enumerate(numbers)) or numbers == [()]
     if not whole or len(wanted) != len(found):
         raise CkptconvError(
-            f"only a part of what becomes {group.rule.hub.text} is there",
+            f"some pieces needed for {group.rule.hub.text} are missing",
             found=", ".join(name for name, _ in list(found.values())[:6]),
             hint="the checkpoint holds some pieces of a fused tensor and not the others",
         )
@@ -220,7 +220,7 @@ def _cut_padding(name: str, piece: Piece[T], rows: int) -> tuple[Piece[T], T | N
             f"{name} has fewer rows than the vocabulary",
             found=f"{stored:,}",
             wanted=f"vocab_size {rows:,}",
-            hint="name the right model's folder with --config DIR",
+            hint="pass the right model: --config DIR or --config org/name",
         )
     if stored == rows:
         return piece, None

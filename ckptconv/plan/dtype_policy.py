@@ -16,7 +16,7 @@ from ckptconv.models import facts
 from ckptconv.plan.records import Filled
 from ckptconv.tensors.dtypes import from_text, is_float
 
-KEPT = "dtypes are kept as stored"
+KEPT = "dtypes unchanged"
 _PACKED = ("int8", "uint8", "int32")  # what quantized weights are packed in
 
 
@@ -60,13 +60,13 @@ def target(stored: Iterable[str], config: Mapping[str, Any] | None, policy: str)
     if policy == "keep" or (policy == "auto" and "float32" not in stored):
         return "", KEPT
     if policy != "auto":
-        return policy, f"floats become {policy}, as asked"
+        return policy, f"all floats → {policy}, as requested"
     text = (config or {}).get("dtype") or (config or {}).get("torch_dtype")
     wanted = from_text(text) if text else None
     if wanted in (None, "float32"):
-        why = "the config's float32 is how masters are loaded" if wanted else "the config names no dtype"
-        return "bfloat16", f"float32 masters become bfloat16 ({why}; --dtype keep leaves them)"
-    return str(wanted), f"float32 masters become {wanted}, the config's dtype"
+        why = "float32 in config.json is the dtype of training" if wanted else "config.json gives no dtype"
+        return "bfloat16", f"float32 → bfloat16 ({why}; use --dtype keep to keep float32)"
+    return str(wanted), f"float32 → {wanted}, the dtype in config.json"
 
 
 def _refuse_quantized(stored: set[str], config: Mapping[str, Any], policy: str) -> None:

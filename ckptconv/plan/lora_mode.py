@@ -22,22 +22,24 @@ def mode_of(stored: Stored, options: Options, base: Checkpoint | None) -> tuple[
     lora.check_config(stored.lora, onto_base=base is not None)
     if not parts.factors:
         if options.lora in ("adapter", "both"):
-            raise CkptconvError("no LoRA tensors are in this checkpoint", hint="omit --lora")
+            raise CkptconvError("this checkpoint has no LoRA weights", hint="omit --lora")
         if base is not None:
-            raise CkptconvError("--base is for checkpoints that hold LoRA tensors alone", hint="omit --base")
+            raise CkptconvError(
+                "--base is only for checkpoints that hold only LoRA weights", hint="omit --base"
+            )
         return "none", ()
     if not parts.holds_base and base is None:
         if options.lora in ("merge", "both"):
             raise CkptconvError(
-                "the checkpoint holds LoRA tensors alone", hint="name the base model's folder: --base DIR"
+                "the checkpoint holds only LoRA weights", hint="pass the base model: --base DIR or org/name"
             )
-        note = "LoRA tensors alone are stored: writing a PEFT adapter (with --base DIR: the merged model)"
+        note = "only LoRA weights are stored, so a PEFT adapter is written; pass --base BASE_MODEL to get a merged model"
         return "adapter", (note,) if options.lora is None else ()
     if parts.holds_base and base is not None:
-        raise CkptconvError("the checkpoint holds its base weights itself", hint="omit --base")
+        raise CkptconvError("the checkpoint already contains the base weights", hint="omit --base")
     if options.lora is not None:
         return options.lora, ()
     weights = f"the weights of the base model in {base.root.name}" if base is not None else "the weights"
     modules = len(parts.factors)
-    note = f"LoRA on {modules} modules is merged into {weights} (--lora adapter exports it instead)"
+    note = f"LoRA weights of {modules} modules are merged into {weights}; use --lora adapter to export them instead"
     return "merge", (note,)

@@ -132,7 +132,7 @@ def _of_stack(
                 possible.append(placed)
     if len(possible) != 1:
         raise CkptconvError(
-            f"which stacked parameter of {factors.module} a LoRA pair updates cannot be told",
+            f"cannot tell which stacked parameter of {factors.module} a LoRA pair updates",
             found=f"{factors.a[0]} {list(factors.a[1].shape)}, {factors.b[0]} {list(factors.b[1].shape)}",
             wanted=f"exactly one that fits of {', '.join(factors.parameters)}",
             hint="merge it with PEFT",

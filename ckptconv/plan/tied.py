@@ -25,9 +25,7 @@ class NeedsReading(CkptconvError):
 
 def unread(one: View, two: View) -> bool:
     """The comparison for plans that must not read: it refuses."""
-    raise NeedsReading(
-        "whether head and embedding are still equal, as the config says, is only known by reading them"
-    )
+    raise NeedsReading("the weights must be read to tell whether head and embedding are still tied")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json. Nothing that it names is imported."""
     path = folder / "config.json" if folder.is_dir() else folder
     if not path.is_file():
-        raise CkptconvError("no config.json here", where=folder, hint="name a model folder with --config DIR")
+        raise CkptconvError("no config.json here", where=folder, hint="pass a model folder: --config DIR")
     if folder.is_dir() and not _inside(folder, path):
         raise CkptconvError(
             "config.json is a link to a file outside its folder, which would be copied into the model",
@@ -54,7 +54,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "config.json cannot be read", where=path, found=": ".join(filter(None, (error.what, error.found)))
         ) from error
     if not isinstance(config, dict):
-        raise CkptconvError("config.json is no table", where=path)
+        raise CkptconvError("config.json is not a JSON object", where=path)
     return config
 
 

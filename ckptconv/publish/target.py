@@ -30,9 +30,7 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
     resolved = target.resolve()
     for source in sources:
         if resolved == source.resolve() or resolved in source.resolve().parents:
-            raise CkptconvError(
-                "the target holds the checkpoint itself", where=target, hint="choose another folder"
-            )
+            raise CkptconvError("OUT contains the checkpoint", where=target, hint="choose another folder")
     parent = _existing_parent(target)
     if not os.access(parent, os.W_OK):
         raise CkptconvError("no permission to write here", where=parent)
@@ -40,29 +38,32 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise CkptconvError("the target is a file", where=target)
+        raise CkptconvError("OUT is a file", where=target)
     if os.path.ismount(resolved):
         raise CkptconvError(
-            "the target is a mount point, and cannot appear by a rename",
+            "OUT is a mount point and cannot be replaced atomically",
             where=target,
-            hint=f"name a folder in it: {target / 'model'}",
+            hint=f"use a subfolder: {target / 'model'}",
         )
     names = [path.name for path in target.iterdir()]
     if not names:
         return
     if not overwrite:
         raise CkptconvError(
-            "the target is there already",
+            "OUT already exists",
             where=target,
             found=_listed(names),
-            hint="--overwrite replaces it when the new one is whole",
+            hint="use --overwrite to replace it (the old model is kept until the new one is complete)",
         )
     if not any(
         name == "config.json" or name == "adapter_config.json" or name.endswith(".safetensors")
         for name in names
     ):
         raise CkptconvError(
-            "the target is no model folder; it will not be replaced", where=target, found=_listed(names)
+            "OUT exists and is not a model folder, so it will not be overwritten",
+            where=target,
+            found=_listed(names),
+            hint="did you swap DIR and OUT?",
         )
 
 
@@ -75,7 +76,7 @@ def _existing_parent(target: Path) -> Path:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise CkptconvError("a part of the target's path is a file", where=parent)
+        raise CkptconvError("part of the path of OUT is a file", where=parent)
     return parent
 
 
@@ -85,7 +86,7 @@ def check_room(target: Path, wanted: int) -> None:
     free = shutil.disk_usage(parent).free
     if wanted > free + _begun(_home(target) / _MODEL):
         raise CkptconvError(
-            "not enough room on the target's disk",
+            "not enough free space for OUT",
             where=parent,
             found=f"{free:,} bytes free",
             wanted=f"{wanted:,} bytes",
@@ -118,7 +119,7 @@ def work_folder(target: Path, stamp: str) -> Iterator[Path]:
     try:
         with locked(home / _LOCK) as mine:
             if not mine:
-                raise CkptconvError("another merge is writing this target", where=target)
+                raise CkptconvError("another merge is writing to OUT", where=target)
             try:
                 _bring_back(home, target)
                 yield _take_up(home, stamp, made)
@@ -212,7 +213,7 @@ def publish(work: Path, target: Path, overwrite: bool) -> None:
         fsync_tree(work)
         if target.exists() and any(target.iterdir()):
             if not overwrite:
-                raise CkptconvError("the target is there already: it appeared during the merge", where=target)
+                raise CkptconvError("OUT already exists: it appeared during the merge", where=target)
             if not exchange(work, target):
                 os.replace(target, home / _OLD)
                 os.replace(work, target)  # what happens between the two: _bring_back

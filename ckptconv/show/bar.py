@@ -45,12 +45,12 @@ class Bar:
         self._progress.start()
 
     def add(self, nbytes: int, file: str) -> None:
-        """So many bytes more."""
+        """Add bytes that were just processed."""
         with self._lock:
             self._draw(self._done + nbytes, None, file)
 
     def at(self, done: int, total: int) -> None:
-        """So many bytes of all."""
+        """Set the number of bytes processed so far, of `total`."""
         with self._lock:
             self._draw(done, total, "")
 

@@ -58,9 +58,9 @@ def _check(flag: str, path: Path) -> None:
         raise _unwritable(flag, path, error) from error
     if head and not head.startswith((b"<svg", b"<!doctype html")):
         raise CkptconvError(
-            f"{flag} names a file that is no picture; it will not be replaced",
+            f"{flag} names an existing file that is not an SVG or HTML export, so it will not be overwritten",
             where=path,
-            hint="name another file, or remove this one first",
+            hint="choose another file name, or remove this file first",
         )
 
 

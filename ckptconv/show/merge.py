@@ -19,25 +19,33 @@ from ckptconv.show.units import seconds, size
 def summary(plan: Plan) -> str:
     """What is read, in a few words."""
     source = plan.checkpoint
-    mesh = f", mesh {', '.join(map(str, source.meshes))}" if source.meshes else ""
-    step = f", step {source.step}" if source.step is not None else ""
-    role = f", {source.role}" if source.role else ""
+    parts = [source.layout]
+    if source.meshes:
+        parts.append(f"mesh {', '.join(map(str, source.meshes))}")
+    if source.step is not None:
+        parts.append(f"step {source.step}")
+    if source.role:
+        parts.append(source.role)
     model = (
         (plan.config or {}).get("architectures") or ["PEFT adapter" if plan.is_adapter else "unknown model"]
     )[0]
-    return f"{source.layout}{mesh}{step}{role}: {model}"
+    return f"{' · '.join(parts)}: {model}"
+
+
+def files_of(count: int) -> str:
+    """ "1 file", "3 files"."""
+    return f"{count} file{'s' * (count != 1)}"
 
 
 def files(plan: Plan) -> str:
-    """ "1 file", "3 files"."""
-    return f"{len(plan.files)} file{'s' if len(plan.files) != 1 else ''}"
+    """How many files a plan writes: "1 file", "3 files"."""
+    return files_of(len(plan.files))
 
 
 def planned(plan: Plan) -> str:
     """How many tensors become how many."""
     stored = len(plan.checkpoint.tensors)
-    said = f"; {plan.dtype_said}" if plan.dtype_said else ""
-    return f"{stored} stored → {len(plan.outputs)} model tensors, {size(plan.nbytes)} in {files(plan)}{said}"
+    return f"{stored} tensors → {len(plan.outputs)} tensors, {size(plan.nbytes)} in {files(plan)}"
 
 
 def done(result: Merged) -> RenderableType:
@@ -45,7 +53,7 @@ def done(result: Merged) -> RenderableType:
     if result.dry_run:
         return dry_run(result)
     plan, rate = result.plan, result.plan.nbytes / max(result.seconds, 1e-9)
-    resumed = f"   {len(result.resumed)} were there from an earlier run" if result.resumed else ""
+    resumed = f"   {files_of(len(result.resumed))} resumed from an earlier run" if result.resumed else ""
     return Text.assemble(
         (f"{OK} ", "green"),
         (str(result.target), "bold"),
@@ -55,14 +63,14 @@ def done(result: Merged) -> RenderableType:
 
 
 def dry_run(result: Merged) -> RenderableType:
-    """The plan: files, dtype changes, what is dropped and why, what it needs."""
+    """The plan of a dry run: files, dtype changes, what is left out and why, the disk and memory it needs."""
     plan = result.plan
     listed = _table("file", "tensors", "bytes")
     for file in plan.files:
         listed.add_row(file.name, str(len(file.offsets)), f"{file.nbytes:,}")
     casts = _table("stored as", "written as", "tensors", "bytes")
     for stored, written, number, nbytes in plan.casts:
-        casts.add_row(stored, written if written != stored else "the same", str(number), f"{nbytes:,}")
+        casts.add_row(stored, written if written != stored else "unchanged", str(number), f"{nbytes:,}")
     parts: list[RenderableType] = [
         Text(f"would write {result.target}", "bold"),
         Text(),
@@ -72,7 +80,7 @@ def dry_run(result: Merged) -> RenderableType:
         Text(),
     ]
     if plan.dropped or plan.checkpoint.skipped:
-        left = _table("left out", "bytes", "because")
+        left = _table("left out", "bytes", "reason")
         for name, nbytes, reason in plan.left_out:
             left.add_row(name, f"{nbytes:,}", reason)
         for skipped in plan.checkpoint.skipped:
@@ -82,13 +90,13 @@ def dry_run(result: Merged) -> RenderableType:
         parts += [Text("renamed", "bold"), *(Text(f"  {rule}") for rule in plan.rules), Text()]
     parts.append(
         Text(
-            f"needs {size(plan.nbytes)} of disk and {size(result.buffers)} of buffers on {result.workers} workers"
+            f"needs {size(plan.nbytes)} of disk and {size(result.buffers)} of memory with {result.workers} workers"
         )
     )
     parts.append(
         Text.assemble(
             (f"{OK} ", "green"),
-            f"the ledger balances: {plan.balanced:,} stored bytes, each used once or left out above",
+            f"all {plan.balanced:,} stored bytes accounted for: each used once or listed above as left out",
         )
     )
     return Group(*parts)
@@ -128,24 +136,25 @@ def record(result: Merged) -> dict[str, Any]:
 
 
 class Writing:
-    """The bar while a plan is copied, and while it is read again."""
+    """The bar while a plan is copied, and while the output is read again."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._bar = Bar(sink, "Writing", names=True)
 
     def start(self, plan: Plan) -> None:
-        """Begin to draw, once the plan is known. Anew for each plan."""
+        """Draw a new bar for a plan."""
         self._start(plan, "Writing", f"{size(plan.nbytes)} in {files(plan)}")
 
     def check(self, plan: Plan, tensors: int | None) -> None:
-        """The second pass, of what was written; tensors: how many were equal, once it is over."""
+        """The second pass, over the output. tensors: how many were equal; None when the pass begins."""
         if tensors is None:
             self._start(plan, "Checking")
             return
         self._bar.end()
-        said = f"{files(plan)} read again by safetensors: {tensors:,} tensors are the source's, bit for bit"
-        self._sink.phase("Checking", said)
+        self._sink.phase(
+            "Checked", f"{files(plan)}: all {tensors:,} tensors match the checkpoint bit for bit"
+        )
 
     def _start(self, plan: Plan, word: str, said: str = "") -> None:
         self._bar.end()
@@ -155,7 +164,7 @@ class Writing:
             self._sink.phase(word, said)
 
     def on_bytes(self, nbytes: int, file: str) -> None:
-        """Bytes written, or read again, of a file."""
+        """Report that more bytes of a file were written or re-read."""
         self._bar.add(nbytes, file)
 
     def __enter__(self) -> Writing:

@@ -1,4 +1,4 @@
-"""How a rank looks, everywhere the same: one colour and one glyph; and how many ranks are said in few words."""
+"""One colour and one glyph per rank, the same on every screen; and short descriptions of many ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def colour(rank: int) -> str:
 
 
 def glyph(rank: int) -> str:
-    """A rank's glyph; 62 of them, and then from the first again."""
+    """A rank's glyph. There are 62; rank 62 gets the first again."""
     return _GLYPHS[rank % len(_GLYPHS)]
 
 
@@ -45,7 +45,7 @@ def _shade(share: float) -> int:
 
 
 class Ranks(NamedTuple):
-    """Ranks in one bar. together: the bar is of what they store together, not of each, which is alike."""
+    """Ranks that share one bar. together: the bar shows the union of what they store; else each stores the same parts."""
 
     ranks: tuple[RankMap, ...]
     parts: tuple[float, ...]
@@ -53,7 +53,7 @@ class Ranks(NamedTuple):
 
 
 def grouped(ranks: Sequence[RankMap], most: int) -> list[Ranks]:
-    """At most `most` bars: one for each rank; for ranks that look alike; for those of one mesh coordinate; for a range."""
+    """At most `most` bars: per rank, else per group of ranks with equal bars, per mesh coordinate, or per range."""
     if len(ranks) <= most:
         return [Ranks((rank,), rank.parts) for rank in ranks]
     alike: dict[tuple[int, ...], list[RankMap]] = defaultdict(list)
@@ -148,7 +148,7 @@ def picture(row: Row, width: int = 32) -> Text:
     if is_flat(row):
         return _of_runs(used, row, width)
     if len(dims) > 1:
-        return _counted(f"{len(used)} boxes", sorted({piece.rank for piece in used}), width)
+        return _counted(f"{len(used)} blocks", sorted({piece.rank for piece in used}), width)
     # Tensors of one row may be cut alike by other ranks each: pipeline stages.
     if len(row.ranks) > len({piece.rank for piece in row.slices}):
         return _counted(f"{len(used)} slices", row.ranks, width)

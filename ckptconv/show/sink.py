@@ -22,7 +22,9 @@ from rich.text import Text
 
 from ckptconv.errors import CkptconvError
 
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 OK, NO, WARN = "✓", "✗", "!"
 
 
@@ -50,19 +52,19 @@ class Sink:
             self.out.print(shown, soft_wrap=isinstance(shown, Text))  # a path stays in one piece
 
     def phase(self, word: str, text: str) -> None:
-        """One line of what is being done: `Reading   Megatron tp 2 × pp 2`."""
+        """Print a line on the current phase: `Reading   Megatron tp 2 × pp 2`."""
         if not (self.quiet or self.as_json):
             with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
                 self.err.print(Text.assemble((f"{word:<9} ", "bold"), _indented(text)), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """A finding that a person should see; not in quiet mode."""
+        """Print a finding that a person should see; not in quiet mode."""
         if not self.quiet:
             with contextlib.suppress(OSError):
                 self.err.print(Text.assemble((f"{WARN} ", "yellow"), _indented(text)), soft_wrap=True)
 
     def error(self, error: CkptconvError) -> None:
-        """One error: what, where, found, wanted, hint."""
+        """Print an error: what, where, found, wanted, hint."""
         if self.as_json:
             fields = {
                 "what": error.what,
@@ -90,10 +92,10 @@ def plain(value: Any) -> Any:
 
 
 class _Stream(Console):
-    """stdout or stderr. Where nobody listens any more (`| head`), nothing more is said, and the work goes on."""
+    """stdout or stderr. When the reader of a pipe has gone (`| head`), output is discarded and the work goes on."""
 
     def text(self, text: str) -> None:
-        """A line as it is."""
+        """Write one line unchanged."""
         try:
             self.file.write(text + "\n")
             self.file.flush()
@@ -105,18 +107,18 @@ class _Stream(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """What rich draws; what a file put into it is shown and not obeyed."""
+        """What rich draws, with control characters from files escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def printable(text: str) -> str:
-    """A text without what a terminal would obey or cannot show: control codes, marks that turn lines around."""
-    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+    """The text with control codes and bidirectional marks escaped, so that a terminal shows them."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _indented(text: str) -> str:
-    """A text whose further lines do not look like lines of their own."""
+    """The text with its continuation lines indented."""
     return text.replace("\n", "\n" + 9 * " ")
 
 

@@ -60,7 +60,7 @@ def _mark(ok: bool | None) -> Text:
 
 
 def _problems(layer: Layer, shown_below: set[str], most: int) -> list[RenderableType]:
-    """What is wrong, a line each, or one for many alike; tensors that differ have a table of their own."""
+    """One line per problem, or per group of equal problems; tensors that differ have a table of their own."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for problem in layer.problems:
         if problem.name not in shown_below:
@@ -77,12 +77,12 @@ def _problems(layer: Layer, shown_below: set[str], most: int) -> list[Renderable
 
 
 def _differences(found: Verified, width: int, most: int) -> RenderableType:
-    """A table, or two or three lines each where a terminal has no room for one; moved layers are said as such."""
+    """A table, or two or three lines per tensor on a narrow terminal; moved layers are only counted."""
     listed = [item for item in found.differences if item.moved is None]
     shown, more = listed[:most], len(listed) - most
     rest = [Text(f"and {more} more (--json lists all)", "dim")] if more > 0 else []
     if moved := len(found.differences) - len(listed):
-        rest.append(Text(f"and {moved} that stand in another layer, as said above (--json lists all)", "dim"))
+        rest.append(Text(f"and {moved} that are in another layer, see above (--json lists all)", "dim"))
     if not shown or width < _WIDE:
         return Group(*(_lines(item, width) for item in shown), *rest)
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
@@ -106,7 +106,7 @@ def _lines(item: Difference, width: int) -> Text:
 
 
 def _numbers(item: Difference) -> dict[str, str]:
-    """Without a finite difference there is none to show."""
+    """The numbers of a difference; NaN if no difference is finite."""
     values = {"max |Δ|": item.max_abs, "mean |Δ|": item.mean_abs, "relative": item.max_rel}
     if item.count == item.nonfinite:
         return dict.fromkeys(values, "NaN")
@@ -123,7 +123,7 @@ def _picture(item: Difference) -> Text:
 
 
 def _hints(found: Verified, most: int) -> list[RenderableType]:
-    """What a difference looks like, and whose slice it is; alike ones in one line."""
+    """What a difference looks like and which rank stored it; equal hints share a line."""
     groups: dict[tuple[str, tuple[int, ...], str], list[Difference]] = {}
     for item in found.differences:
         part = not _is_all(item)  # of all of a tensor, all ranks store a slice
@@ -165,7 +165,7 @@ def _verdict(found: Verified) -> Text:
     tail = f"   {size(found.read)} read   {seconds(found.seconds)}"
     if not found.ok:
         bad = [layer.name for layer in found.layers if layer.ok is False]
-        return Text.assemble((f"{NO} ", "red"), (what, "bold"), f"   not right: {', '.join(bad)}{tail}")
+        return Text.assemble((f"{NO} ", "red"), (what, "bold"), f"   problems in: {', '.join(bad)}{tail}")
     if found.against:
         return Text.assemble(
             (f"{OK} ", "green"), (what, "bold"), f"   {found.equal} of {found.compared} tensors equal{tail}"
@@ -174,7 +174,7 @@ def _verdict(found: Verified) -> Text:
 
 
 class Checking:
-    """The bar while values are read, and the phases beside it."""
+    """The bar while values are read, and the names of the phases."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink, self._bar = sink, Bar(sink, "Checking")
@@ -185,7 +185,7 @@ class Checking:
 
     def on_fetch(self, text: str) -> None:
         """A repository is downloaded."""
-        self._sink.phase("Fetching", text)
+        self._sink.phase("Download", text)
 
     def on_phase(self, text: str) -> None:
         """A step of the behaviour layer: loading and running take longer than they show."""

@@ -55,11 +55,11 @@ def require_unchanged(stamps: Mapping[str, FileState]) -> None:
         now = _present(file)
         if now != was:
             raise CkptconvError(
-                "a file of the checkpoint changed while it was read; nothing of it was written",
+                "a file of the checkpoint changed while it was read; nothing was written",
                 where=file,
                 found=now if str(now) != str(was) else "another file, or a later write in that second",
                 wanted=was,
-                hint="run it again when the checkpoint is written whole",
+                hint="run it again when the trainer has finished writing",
             )
 
 
@@ -68,5 +68,5 @@ def _present(file: str) -> FileState:
         return stamp(file)
     except OSError as error:
         raise CkptconvError(
-            f"a file of the checkpoint went away while it was read: {error.strerror}", where=file
+            f"a file of the checkpoint disappeared while it was read: {error.strerror}", where=file
         ) from error

@@ -151,7 +151,7 @@ def permute(x: T, dims: Sequence[int]) -> T:
     """Move 4: dims in another order; new dim i is old dim dims[i]."""
     array: Any = x
     if sorted(dims) != list(range(len(array.shape))):
-        raise CkptconvError(f"{list(dims)} is no order of {len(array.shape)} dims")
+        raise CkptconvError(f"{list(dims)} is not a permutation of {len(array.shape)} dims")
     if not isinstance(x, View):
         return array.permute(tuple(dims)) if hasattr(array, "permute") else array.transpose(dims)
 
@@ -201,7 +201,7 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
             raise CkptconvError("shards of one tensor have different dtypes", found=part.dtype, wanted=dtype)
         if not len(part.shape) == len(offsets) == len(shape):
             raise CkptconvError(
-                "a shard has another number of dims than its tensor",
+                "a shard and its tensor have different numbers of dims",
                 found=list(part.shape),
                 wanted=list(shape),
             )
@@ -317,7 +317,7 @@ def _scalar_to_vector(x: T) -> T:
 def _check_dim(x: Any, dim: int) -> None:
     if not 0 <= dim < len(x.shape):
         raise CkptconvError(
-            f"there is no dim {dim} in a tensor of {len(x.shape)} dims", hint="dims count from 0"
+            f"dim {dim} is out of range for a tensor of {len(x.shape)} dims", hint="dims count from 0"
         )
 
 

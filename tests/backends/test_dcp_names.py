@@ -220,7 +220,7 @@ def test_two_models_of_equal_rank_are_an_error_that_lists_them() -> None:
 
 
 def test_parameters_beside_a_model_are_never_dropped_in_silence() -> None:
-    with pytest.raises(CkptconvError, match="no part of it") as error:
+    with pytest.raises(CkptconvError, match="do not belong to the model") as error:
         choose({"model": tensors(*BASE), "extra_head": tensors("dense.weight")})
     assert "extra_head.dense.weight" in str(error.value.found)
 

@@ -150,7 +150,7 @@ def test_a_run_of_several_steps_follows_latest(tmp_path: Path) -> None:
     (run / "latest").write_text("global_step9")
     with pytest.raises(CkptconvError, match="calls step 9 its latest"):
         open_checkpoint(run)
-    with pytest.raises(CkptconvError, match="step 5 is not in this run"):
+    with pytest.raises(CkptconvError, match="no step 5 in this run"):
         open_checkpoint(run, step=5)
 
 

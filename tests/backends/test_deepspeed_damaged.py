@@ -96,7 +96,7 @@ def test_ranks_that_changed_places_are_found_by_their_own_maps(tmp_path: Path) -
     one.rename(folder / "aside")
     two.rename(one)
     (folder / "aside").rename(two)
-    with pytest.raises(CkptconvError, match=r"own map puts .* elsewhere"):
+    with pytest.raises(CkptconvError, match=r"own map places .* elsewhere"):
         open_checkpoint(folder)
 
 

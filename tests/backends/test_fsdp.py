@@ -139,7 +139,7 @@ def test_without_a_latest_file_the_highest_step_is_taken(tmp_path: Path) -> None
 
 
 def test_a_step_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(CkptconvError, match=r"step 3 is not in this run") as error:
+    with pytest.raises(CkptconvError, match=r"no step 3 in this run") as error:
         open_checkpoint(RUN, step=3)
     assert error.value.found == "steps 1, 2"
 

@@ -96,7 +96,7 @@ def test_an_fsdp_config_with_another_world_size_is_refused(made: Made, tmp_path:
 def test_an_fsdp_config_that_is_no_json_is_refused(made: Made, tmp_path: Path) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path)
     (run / ROLE / "fsdp_config.json").write_text('{"world_size": ')
-    with pytest.raises(CkptconvError, match=r"not readable as JSON"):
+    with pytest.raises(CkptconvError, match=r"not valid JSON"):
         open_checkpoint(run)
 
 

@@ -212,7 +212,7 @@ def test_a_shard_that_the_index_names_is_not_there(tmp_path: Path) -> None:
     source = save_bin(model_of(), tmp_path / "in", "20KB")
     shard = sorted(source.glob("*.bin"))[1]
     shard.unlink()
-    assert_one_error(cli("inspect", source), "index names is missing", code=1, names=[shard.name])
+    assert_one_error(cli("inspect", source), "named in the index is missing", code=1, names=[shard.name])
 
 
 def test_a_model_beside_an_index_of_another(tmp_path: Path) -> None:
@@ -222,5 +222,5 @@ def test_a_model_beside_an_index_of_another(tmp_path: Path) -> None:
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_one_error(cli("inspect", tmp_path), "lie together", names=["model.safetensors.index.json"])
+    assert_one_error(cli("inspect", tmp_path), "the folder has both", names=["model.safetensors.index.json"])
     assert cli("inspect", tmp_path / "model.safetensors").code == 0

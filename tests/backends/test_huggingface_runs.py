@@ -69,9 +69,7 @@ def test_the_runs_own_model_comes_first_and_the_steps_are_told(finished: Path, t
     assert opened(finished) != opened(finished / "checkpoint-11")
     assert opened(finished, step=9) == opened(finished / "checkpoint-9")
     assert not any(path.is_dir() for path in (tmp_path / "out").iterdir())
-    assert_one_error(
-        cli("inspect", finished, "--step", "7"), "step 7 is not in this run", names=["8, 9, 10, 11"]
-    )
+    assert_one_error(cli("inspect", finished, "--step", "7"), "no step 7 in this run", names=["8, 9, 10, 11"])
 
 
 def test_the_runs_own_model_comes_before_shards_in_its_steps(
@@ -88,7 +86,9 @@ def test_the_runs_own_model_comes_before_shards_in_its_steps(
 def test_a_newest_checkpoint_without_weights(run: Path) -> None:
     (run / "checkpoint-11" / "model.safetensors").unlink()
     ran = cli("inspect", run)
-    assert_one_error(ran, "step 11 is the run's newest, and holds no weights", names=["--step 10"])
+    assert_one_error(
+        ran, "step 11 is the runis the newest of the run, but has no weights", names=["--step 10"]
+    )
     assert cli("inspect", run, "--step", "10").code == 0
 
 
@@ -150,7 +150,10 @@ def test_a_full_state_dict_of_fsdp2(made: Callable[[str], Path], tmp_path: Path)
     assert_equal(tensors(tmp_path / "out"), truth)
     found = open_checkpoint(run)
     assert (found.step, found.root.name) == (7, "checkpoint-7")
-    assert "pytorch_model_fsdp.bin is read; beside it and not read: pytorch_model_fsdp_1.bin" in found.notes
+    assert (
+        "pytorch_model_fsdp.bin is read; also in the folder but not read: pytorch_model_fsdp_1.bin"
+        in found.notes
+    )
     assert [item.what for item in found.skipped[:2]] == [
         "optimizer and trainer state",
         "pytorch_model_fsdp_1.bin",

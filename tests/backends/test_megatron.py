@@ -184,7 +184,7 @@ def test_a_config_with_another_number_of_heads_is_refused(tmp_path: Path) -> Non
 )
 def test_what_no_table_knows_is_refused_in_every_family(model_type: str, name: str) -> None:
     """LayerNorm's biases, DeepSeek-V3.2's indexer, MTP layers of another kind."""
-    with pytest.raises(CkptconvError, match=f"does not know the stored tensor {name}"):
+    with pytest.raises(CkptconvError, match=f"has no entry for the stored tensor {name}"):
         to_hub(FAMILIES[model_type], {name: np.ones(4, np.float32)}, {"num_hidden_layers": 2}, "Megatron")
 
 
@@ -201,9 +201,7 @@ def test_a_rank_files_tensor_whose_cut_is_not_known_is_refused(tmp_path: Path) -
         (chunk,) = torch.load(file, weights_only=False)
         chunk["decoder.layers.0.self_attention.mystery.weight"] = torch.ones(3, 4)
         torch.save([chunk], file)
-    with pytest.raises(
-        CkptconvError, match=r"how .*mystery.* is cut over tensor parallel ranks is not known"
-    ):
+    with pytest.raises(CkptconvError, match=r"how .*mystery.* is sharded over tensor parallel ranks"):
         open_checkpoint(run)
 
 
@@ -218,6 +216,6 @@ def test_a_config_with_other_experts_is_refused(key: str, tmp_path: Path) -> Non
     case = "qwen3_moe_tp2pp2ep2"
     wrong = {**config(case), key: config(case)[key] * 2}
     (tmp_path / "config.json").write_text(json.dumps(wrong))
-    with pytest.raises(CkptconvError, match=r"does not belong to these tensors|layout that the config"):
+    with pytest.raises(CkptconvError, match=r"does not match these tensors|layout that config\.json implies"):
         merge(home(case) / "run", tmp_path / "out", config=tmp_path)
     assert not (tmp_path / "out").exists()

@@ -180,5 +180,5 @@ def test_a_dim_that_is_not_there_is_refused(dim: int) -> None:
 
 
 def test_a_partial_sum_is_refused() -> None:
-    with pytest.raises(CkptconvError, match="is no finished value"):
+    with pytest.raises(CkptconvError, match="is still unreduced"):
         local_box((4,), (2,), (0,), (Placement(type(Partial()).__name__),))

@@ -81,12 +81,11 @@ def test_merge_writes_its_result_to_stdout_and_its_phases_to_stderr(made: Made, 
     assert ran.out.startswith(f"✓ {tmp_path / 'out'} ")
     assert "in 1 file" in ran.out
     assert len(ran.out.splitlines()) == 1
-    first, planning, note, writing = ran.err.splitlines()
-    assert (
-        first == "Reading   verl FSDP2 shards, one file a rank, mesh fsdp 4, step 7, actor: Qwen2ForCausalLM"
-    )
-    assert planning.startswith("Planning  55 stored → 27 model tensors, ")
-    assert note.startswith("! LoRA on 14 modules is merged")
+    first, planning, dtype, note, writing = ran.err.splitlines()
+    assert first == "Reading   verl FSDP2, one file per rank · mesh fsdp 4 · step 7 · actor: Qwen2ForCausalLM"
+    assert planning.startswith("Planning  55 tensors → 27 tensors, ")
+    assert dtype.startswith("Dtype     float32 → bfloat16 ")
+    assert note.startswith("! LoRA weights of 14 modules are merged")
     assert writing.startswith("Writing   ")
 
 
@@ -218,5 +217,5 @@ def test_head_gets_its_line(made: Made) -> None:
     done = subprocess.run(
         ["bash", "-c", f"{words} | head -1"], capture_output=True, text=True, env=environment()
     )
-    assert done.stdout.startswith(" format  verl FSDP2 shards")
+    assert done.stdout.startswith(" format  verl FSDP2, one file per rank")
     assert done.stderr == ""

@@ -109,20 +109,20 @@ def test_a_merge_that_is_over(plan: Plan, tmp_path: Path) -> None:
     with work_folder(tmp_path / "model", "a stamp") as work:
         job.attempts(work).mkdir()
         each = next(job.jobs(plan, list(plan.files), work, 1, 0.0))
-    with pytest.raises(CkptconvError, match="there does not see the folder that this merge writes"):
+    with pytest.raises(CkptconvError, match="there does not see the folder that this merge writes to"):
         job.run(each, "there")
     assert not work.parent.exists()
 
 
 def test_another_merge_in_its_place(jobs: list[job.Job]) -> None:
     (jobs[0].work.parent / "plan").write_text("of another plan")
-    with pytest.raises(CkptconvError, match="there does not see the folder that this merge writes"):
+    with pytest.raises(CkptconvError, match="there does not see the folder that this merge writes to"):
         job.run(jobs[0], "there")
 
 
 def test_a_file_of_another_size(jobs: list[job.Job]) -> None:
     jobs[0].sizes[next(iter(jobs[0].sizes))] += 1
-    with pytest.raises(CkptconvError, match="there sees another file than the one that was planned with"):
+    with pytest.raises(CkptconvError, match="there sees a different file than the one in the plan"):
         job.run(jobs[0], "there")
 
 

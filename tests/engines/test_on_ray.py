@@ -192,6 +192,6 @@ def test_stopped(machines: Machines, source: Path, tmp_path: Path, stop: signal.
         running.send_signal(stop)
         out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (130, "")
-    assert err.strip().splitlines()[-1] == "stopped; nothing half-written is left"
+    assert err.strip().splitlines()[-1] == "Stopped. Nothing was left behind."
     assert list(tmp_path.iterdir()) == []
     assert writers(tmp_path / "far") == []

@@ -41,8 +41,8 @@ def test_a_folder_that_is_not_a_checkpoint(tmp_path: Path, place: Path) -> None:
     for name in ("holiday.jpg", "taxes.pdf"):
         (tmp_path / "run" / name).write_text("x")
     wanted = ("holiday.jpg, taxes.pdf", "model_world_size_W_rank_R.pt", "safetensors")
-    refused(tmp_path / "run", place, r"not a checkpoint", names=wanted)
-    assert_one_error(cli("inspect", tmp_path / "run"), r"not a checkpoint")
+    refused(tmp_path / "run", place, r"no checkpoint found here", names=wanted)
+    assert_one_error(cli("inspect", tmp_path / "run"), r"no checkpoint found here")
 
 
 def test_a_file_where_a_folder_should_be(made: Made, place: Path) -> None:
@@ -52,12 +52,12 @@ def test_a_file_where_a_folder_should_be(made: Made, place: Path) -> None:
 def test_a_run_without_a_step(tmp_path: Path, place: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("12")
-    refused(tmp_path / "run", place, r"not a checkpoint|step 12")
+    refused(tmp_path / "run", place, r"no checkpoint found here|step 12")
 
 
 def test_a_step_whose_save_never_finished(tmp_path: Path, place: Path) -> None:
     (tmp_path / "run" / "global_step_3" / "actor").mkdir(parents=True)
-    refused(tmp_path / "run", place, r"step 3 is the run.s newest, and holds no weights")
+    refused(tmp_path / "run", place, r"step 3 is the newest of the run, but has no weights")
 
 
 # --- rank files
@@ -76,7 +76,7 @@ def test_a_truncated_rank_file(made: Made, tmp_path: Path, place: Path, share: f
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     file = rank_file(run, 2)
     os.truncate(file, int(file.stat().st_size * share))
-    refused(run, place, r"truncated|empty|not a file that torch\.save wrote", names=(file,))
+    refused(run, place, r"truncated|empty|not a torch\.save wrote", names=(file,))
 
 
 def test_a_rank_file_cut_after_it_was_planned(made: Made, tmp_path: Path, place: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_missing_shard_of_a_model_folder(made: Made, tmp_path: Path, place: Pa
     folder = hub_copy(made, tmp_path / "model")
     gone = min(folder.glob("*.safetensors"))
     gone.unlink()
-    refused(folder, place, r"a shard that the index names is missing", names=(gone.name,))
+    refused(folder, place, r"a shard named in the index is missing", names=(gone.name,))
 
 
 def test_a_truncated_shard_of_a_model_folder(made: Made, tmp_path: Path, place: Path) -> None:

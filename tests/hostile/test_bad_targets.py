@@ -36,7 +36,7 @@ def test_a_target_under_a_file(made: Made, place: Path) -> None:
     assert_one_error(
         cli("merge", made("fsdp2_w4"), place / "neighbour" / "out"), r"is a file", names=("neighbour",)
     )
-    assert_one_error(cli("merge", made("fsdp2_w4"), place / "neighbour"), r"the target is a file")
+    assert_one_error(cli("merge", made("fsdp2_w4"), place / "neighbour"), r"OUT is a file")
     assert state(place) == before
 
 
@@ -44,7 +44,7 @@ def test_a_target_under_a_file(made: Made, place: Path) -> None:
 def test_a_target_where_nobody_may_write(made: Made) -> None:
     assert_one_error(
         cli("merge", made("fsdp2_w4"), "/proc/ckptconv-out"),
-        r"cannot be written|no permission|not enough room",
+        r"cannot be written|no permission|not enough free space",
     )
 
 
@@ -91,11 +91,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_full_target_is_found_before_the_first_byte(large: Path, place: Path) -> None:
     with mounted(place / "disk", "size=1m") as disk:
         begun: list[object] = []
-        with pytest.raises(CkptconvError, match="not enough room"):
+        with pytest.raises(CkptconvError, match="not enough free space"):
             merge(large, disk / "out", dtype="keep", events=Events(on_bytes=lambda *a: begun.append(a)))
         assert begun == []
         ran = cli("merge", large, disk / "out", "--dtype", "keep")
-        assert_one_error(ran, r"not enough room", names=("bytes free", disk))
+        assert_one_error(ran, r"not enough free space", names=("bytes free", disk))
         assert list(disk.iterdir()) == []
 
 
@@ -129,7 +129,7 @@ def test_a_disk_that_fills_at_the_last_small_file(made: Made, tmp_path: Path, pl
     (run / ROLE / "huggingface" / "vocab.txt").write_bytes(b"v" * 900_000)
     with mounted(place / "disk", "size=800k") as disk:
         ran = cli("merge", run, disk / "out")
-        assert_one_error(ran, r"disk is full|not enough room", names=(disk,))
+        assert_one_error(ran, r"disk is full|not enough free space", names=(disk,))
         assert list(disk.iterdir()) == []
 
 

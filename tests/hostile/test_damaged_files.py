@@ -58,7 +58,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    assert refusal(tmp_path / "x.pt").what == "not a file that torch.save wrote"
+    assert refusal(tmp_path / "x.pt").what == "not a torch.save file"
 
 
 def test_another_zip_is_refused(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ LIES: dict[str, tuple[str, tuple[tuple[int, int], ...], str]] = {
         ((PACKED, 1 << 30), (UNPACKED, 1 << 30)),
         "outside the file",
     ),
-    "a storage over the next": ("data/0", ((PACKED, 400), (UNPACKED, 400)), "on another one"),
+    "a storage over the next": ("data/0", ((PACKED, 400), (UNPACKED, 400)), "overlap"),
     "a header elsewhere": ("data/0", ((HEADER, 5),), "not where the directory says"),
     "a header past the end": ("data/1", ((HEADER, 1 << 30),), "not where the directory says"),
     "a pickle longer than the file": ("data.pkl", ((PACKED, 1 << 20), (UNPACKED, 1 << 20)), ""),
@@ -207,7 +207,7 @@ def test_a_directory_that_has_the_same_bytes_again_and_again_is_not_read_that_of
     path.write_bytes(body + entry * count + ends)
     checking = check_crcs(str(path))
     assert next(checking)[0] == size
-    with pytest.raises(CkptconvError, match="lies on another one"):
+    with pytest.raises(CkptconvError, match="overlap"):
         next(checking)
 
 

@@ -48,7 +48,7 @@ def test_verify_against_a_repository(hub: Hub, repo: str, folder: Path) -> None:
 
     ran = cli("verify", folder, "--against", repo)
     assert ran.code == 0, ran.err
-    assert "Fetching  alice/tiny from the Hub: 12 files, " in ran.err
+    assert "Download  alice/tiny: 12 files, up to " in ran.err
     (cached,) = (Path(constants.HF_HUB_CACHE) / "models--alice--tiny" / "snapshots").iterdir()
     fetched = {path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()}
     weights = {path.name for path in folder.glob("*.safetensors*")}
@@ -102,7 +102,9 @@ def test_offline_with_a_part_in_the_cache(hub: Hub, repo: str, monkeypatch: pyte
     inspect(repo)  # leaves config.json and the index there
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for call in (verify, inspect):
-        assert refused(call, repo).what == "HF_HUB_OFFLINE is set, and alice/tiny is not whole in the cache"
+        assert (
+            refused(call, repo).what == "HF_HUB_OFFLINE is set, and alice/tiny is not complete in the cache"
+        )
 
 
 def test_a_download_that_breaks_goes_on(hub: Hub, repo: str, folder: Path) -> None:
@@ -143,7 +145,7 @@ def test_merge_with_a_config_on_the_hub(hub: Hub, repo: str, folder: Path, tmp_p
 
     run = save_ws1(AutoModelForCausalLM.from_pretrained(folder).state_dict(), {}, tmp_path / "run")
     shutil.rmtree(run / "global_step_7" / "actor" / "huggingface")
-    assert_one_error(cli("merge", run, tmp_path / "out"), "no config.json lies beside this checkpoint")
+    assert_one_error(cli("merge", run, tmp_path / "out"), "no config.json found for this checkpoint")
     ran = cli("merge", run, tmp_path / "out", "--config", repo)
     assert ran.code == 0, ran.err
     assert_equal(tensors(tmp_path / "out"), cast(tensors(folder)))

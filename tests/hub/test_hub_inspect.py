@@ -107,7 +107,7 @@ def test_a_path_that_is_here_wins(
     assert inspect("alice/tiny").layout == "Hugging Face model folder"
     assert inspect(Path("alice/tiny")).root == Path("alice/tiny")
     assert not hub.seen
-    assert "a folder that is here wins" in (refused(inspect, "alice/tiny", revision="main").hint or "")
+    assert "a local folder wins" in (refused(inspect, "alice/tiny", revision="main").hint or "")
     for spelled in ("hf://alice/tiny", Path("hf://alice/tiny")):
         assert "on the Hub" in inspect(spelled).layout
 
@@ -147,7 +147,7 @@ def test_torch_files_alone(hub: Hub) -> None:
         },
     )
     error = refused(inspect, "alice/odd")
-    assert "torch.save files alone" in error.what
+    assert "only torch.save files" in error.what
     assert error.found is not None
     assert error.found.startswith("2 files pytorch_model-00001-of-00002.bin")
     assert error.found.endswith("0.05 GB, 2 tensors; model LlamaForCausalLM")
@@ -159,17 +159,17 @@ def test_torch_files_alone(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("files", "what"),
     [
-        ({"notes.md": b"x"}, "no model's weights are in this repository"),
+        ({"notes.md": b"x"}, "this repository has no model weights"),
         ({"model.safetensors": b"\xff" * 40}, "not a safetensors file, or a truncated one"),
         ({"model.safetensors": b"abc"}, "not a safetensors file, or a truncated one"),
         (
             {"model.safetensors": b"\x02" + bytes(7) + b"{}!"},
-            "a safetensors file whose tensors do not fill it",
+            "the tensors of the safetensors file do not fill it",
         ),
-        ({"model.safetensors": b"\x02" + bytes(7) + b"{!"}, "a safetensors header that is not JSON"),
+        ({"model.safetensors": b"\x02" + bytes(7) + b"{!"}, "the safetensors header is not valid JSON"),
         (
             {"model.safetensors.index.json": b'{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'},
-            "a shard that the index names is missing",
+            "a shard named in the index is missing",
         ),
         (
             {"model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'},
@@ -190,7 +190,7 @@ def test_a_storage_without_ranges_is_not_read_whole(
     send()
     hub.ignore_ranges = True
     error = refused(inspect, "alice/tiny")
-    assert "does not answer range requests" in error.what
+    assert "does not support range requests" in error.what
     assert (error.found or "").startswith("status 200")
 
 

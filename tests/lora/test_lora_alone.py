@@ -33,7 +33,7 @@ Made = Callable[[str], Path]
 def test_lora_alone_gives_an_adapter_and_says_so(made: Made, tmp_path: Path) -> None:
     done = merge(made("lora_only_w2"), tmp_path / "out")
     assert_equal(tensors(tmp_path / "out"), tensors(made("lora_only_w2") / "adapter"))
-    assert any("LoRA tensors alone" in note and "--base" in note for note in done.plan.notes)
+    assert any("only LoRA weights" in note and "--base" in note for note in done.plan.notes)
 
 
 def test_lora_alone_with_its_base_gives_the_merged_model(made: Made, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_lora_alone_merges_without_a_config_beside_it(made: Made, tmp_path: Path
 
 @pytest.mark.parametrize("lora", ["merge", "both"])
 def test_lora_alone_cannot_be_merged_without_its_base(made: Made, tmp_path: Path, lora: str) -> None:
-    with pytest.raises(CkptconvError, match="holds LoRA tensors alone") as error:
+    with pytest.raises(CkptconvError, match="holds only LoRA weights") as error:
         merge(made("lora_only_w2"), tmp_path / "out", lora=lora)
     assert "--base" in str(error.value.hint)
     assert not (tmp_path / "out").exists()
@@ -86,7 +86,7 @@ def test_a_base_that_is_not_needed_is_refused(made: Made, tmp_path: Path, varian
 
 @pytest.mark.parametrize("lora", ["adapter", "both"])
 def test_an_adapter_of_a_model_without_lora_is_refused(made: Made, tmp_path: Path, lora: str) -> None:
-    with pytest.raises(CkptconvError, match="no LoRA tensors"):
+    with pytest.raises(CkptconvError, match="has no LoRA weights"):
         merge(made("fsdp2_w4"), tmp_path / "out", lora=lora)
 
 
@@ -152,7 +152,7 @@ def test_an_alpha_of_zero_on_the_command_line_is_refused(made: Made, tmp_path: P
 def test_metadata_of_another_rank_is_refused(made: Made, tmp_path: Path) -> None:
     run = own_copy(made("lora_w4"), tmp_path / "run")
     edit_json(run / META, r=8)
-    with pytest.raises(CkptconvError, match="does not belong to these tensors") as error:
+    with pytest.raises(CkptconvError, match="does not match these tensors") as error:
         merge(run, tmp_path / "out")
     assert "r = 8" in str(error.value.wanted)
 

@@ -152,7 +152,7 @@ def test_half_a_lora_pair_is_refused(tmp_path: Path) -> None:
         {},
         tmp_path,
     )
-    with pytest.raises(CkptconvError, match="only one half is stored"):
+    with pytest.raises(CkptconvError, match="only one of lora_A / lora_B is stored"):
         merge(run, tmp_path / "out", lora_alpha=1)
 
 

@@ -38,7 +38,7 @@ def test_merged_weights_are_those_of_pefts_merge_and_unload(
 
 def test_what_was_merged_without_being_asked_is_said(made: Made, tmp_path: Path) -> None:
     (note,) = merge(made("lora_w4"), tmp_path / "out").plan.notes
-    assert note.startswith("LoRA on 14 modules is merged into the weights")
+    assert note.startswith("LoRA weights of 14 modules are merged into the weights")
 
 
 def test_merged_in_bf16_is_the_fp32_result_rounded_once(made: Made, tmp_path: Path) -> None:

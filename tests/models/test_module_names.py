@@ -33,7 +33,7 @@ def test_hub_tensors_become_what_the_module_holds(model_type: str, tmp_path: Pat
     else:
         assert (form(hub, config), form(module, config)) == ("hub", "module")
     if model_type == TURNED:
-        with pytest.raises(CkptconvError, match="turned or not"):
+        with pytest.raises(CkptconvError, match="may be transposed"):
             to_module(hub, config)
         return
     found = to_module(hub, config).tensors
@@ -91,7 +91,7 @@ def test_experts_go_in_the_order_of_their_numbers() -> None:
     [
         (("1.up",), "only a part"),
         (("0.up", "1.up", "2.up"), "only a part"),
-        (("1.gate", "1.up", "1.down"), "leads elsewhere"),  # experts 0 and 2 would become 0 and 1
+        (("1.gate", "1.up", "1.down"), "gives other names"),  # experts 0 and 2 would become 0 and 1
     ],
 )
 def test_what_is_not_whole_is_not_fused(lost: tuple[str, ...], says: str) -> None:

@@ -270,7 +270,7 @@ def assert_one_error(ran: Ran, says: str, *, code: int = 2, names: Iterable[obje
     assert len(ran.errors) == 1, ran.err
     assert re.search(says, ran.errors[0]), ran.err
     assert "Traceback" not in ran.err
-    assert "did not expect" not in ran.err
+    assert "unexpected error" not in ran.err
     assert ran.out == ""
     for name in names:
         assert str(name) in ran.err, ran.err

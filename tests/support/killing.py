@@ -173,7 +173,7 @@ def end(case: Case, finished: Shards, tally: Tally) -> None:
     was_there = case.target.exists() and not case.old
     ran = run("merge", *case.words, "--json")
     if was_there:  # the run that was killed had published it, or none was killed
-        assert (ran.code, json.loads(ran.out)["error"]["what"]) == (2, "the target is there already"), ran
+        assert (ran.code, json.loads(ran.out)["error"]["what"]) == (2, "OUT already exists"), ran
     else:
         assert ran.code == 0, ran
         resumed = set(json.loads(ran.out)["resumed"])

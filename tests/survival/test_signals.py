@@ -16,7 +16,7 @@ from support.killing import CHANGES
 from support.shim import LONG, SHARDS, Paused, faults, points, run
 
 Made = Callable[[str], Path]
-SAID = "stopped; nothing half-written is left\n"
+SAID = "Stopped. Nothing was left behind.\n"
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new_target", "overwrite"])

@@ -205,7 +205,7 @@ def test_the_lock_of_a_killed_merge_blocks_nobody(made: Made, tmp_path: Path, al
     words = [made("fsdp2_w4"), tmp_path / "here" / "out", *SHARDS]
     first = Paused(*words, calls="write", path="here", at=9, flag=tmp_path / "flag")
     before = state(tmp_path / "here")
-    assert_one_error(run("merge", *words), r"another merge is writing this target")
+    assert_one_error(run("merge", *words), r"another merge is writing to OUT")
     assert state(tmp_path / "here") == before
     first.kill()
     assert run("merge", *words).code == 0
@@ -224,7 +224,7 @@ def test_of_many_merges_at_once_one_wins(made: Made, tmp_path: Path, alone: dict
         assert sorted(ran.code for ran in ends) == [0, 2, 2, 2, 2, 2], ends
         for ran in ends:
             if ran.code:
-                assert_one_error(ran, r"another merge is writing this target|the target is there already")
+                assert_one_error(ran, r"another merge is writing to OUT|OUT already exists")
         assert state(out) in possible
         assert [path.name for path in out.parent.iterdir()] == [out.name]
         shutil.rmtree(out)
@@ -234,6 +234,6 @@ def test_a_target_that_another_command_made_meanwhile_stays(made: Made, tmp_path
     out = tmp_path / "here" / "out"
     merging = Paused(made("fsdp2_w4"), out, *SHARDS, calls="write", path="here", at=9, flag=tmp_path / "flag")
     old = old_model(out)
-    assert_one_error(merging.go(), r"the target is there already: it appeared during the merge")
+    assert_one_error(merging.go(), r"OUT already exists: it appeared during the merge")
     assert state(out) == old
     assert [path.name for path in out.parent.iterdir()] == ["out"]

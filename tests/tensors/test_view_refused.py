@@ -88,7 +88,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a negative stride": (lambda: stored("a.pt", 0, (2,), "int8", (-1,)), "negative"),
     "too few strides": (lambda: stored("a.pt", 0, (2, 2), "int8", (1,)), "2 dims but 1 strides"),
     "a shard of another dtype": (lambda: place((2,), "float32", [((0,), x(2, dtype="int32"))]), "dtypes"),
-    "a shard of other dims": (lambda: place((2,), "float32", [((0, 0), x(2, 1))]), "number of dims"),
+    "a shard of other dims": (
+        lambda: place((2,), "float32", [((0, 0), x(2, 1))]),
+        "different numbers of dims",
+    ),
     "a shard outside": (lambda: place((4,), "float32", [((3,), x(2))]), "outside its tensor"),
     "a shard before": (lambda: place((4,), "float32", [((-1,), x(2))]), "outside its tensor"),
     "an overlap": (lambda: place((4,), "float32", [((0,), x(3)), ((2,), x(2))]), "same part"),

@@ -88,11 +88,11 @@ def _view(path: str, handle: int, size: int, piece: Piece, load: Load) -> View:
         )
     archive = torch_zip_at(path, handle, piece.start, piece.length, load)
     if not isinstance(archive.root, TensorRecord):
-        raise CkptconvError(f"{piece.name} is stored as something that is no tensor", where=path)
+        raise CkptconvError(f"{piece.name} is stored, but not as a tensor", where=path)
     view = archive.view(archive.root)
     if view.shape != piece.sizes or (piece.dtype is not None and view.dtype != piece.dtype):
         raise CkptconvError(
-            f"the stored part of {piece.name} is not what the metadata says",
+            f"the stored part of {piece.name} does not match the metadata",
             where=path,
             found=f"{view.dtype} {list(view.shape)}",
             wanted=f"{piece.dtype} {list(piece.sizes)}",

@@ -92,7 +92,7 @@ def _files(folders: Sequence[Path]) -> list[Path]:
     totals = {name.rsplit("-", 1)[1] for name in found}
     if len(totals) > 1:
         raise CkptconvError(
-            "shards of two saves lie in one folder", where=folders[0], found=", ".join(sorted(totals))
+            "the folder has shards of two different saves", where=folders[0], found=", ".join(sorted(totals))
         )
     return [found[name] for name in sorted(found)]
 
@@ -103,14 +103,14 @@ def _read_shard(path: Path) -> Iterator[tuple[str, _Part]]:
         info = parse_json(metadata.get(_INFO, ""), path)
     except CkptconvError as error:
         raise CkptconvError(
-            "a shard's header does not say where its parts begin", where=path, wanted=_INFO
+            "a shard's header has no offsets of its parts", where=path, wanted=_INFO
         ) from error
     for name, view in views.items():
         entry = info.get(name) if isinstance(info, dict) else None
         offsets = entry.get(_OFFSETS) if isinstance(entry, dict) else None
         if not is_shape(offsets) or len(offsets) != len(view.shape):
             raise CkptconvError(
-                f"the header does not say where the part of {name} begins", where=path, found=entry
+                f"the header has no valid offset for the part of {name}", where=path, found=entry
             )
         yield name, (tuple(offsets), view)
 
@@ -126,7 +126,7 @@ def _whole(name: str, parts: list[_Part], home: Path) -> StoredTensor:
         view = put(shape, parts[0][1].dtype, stored)
     except CkptconvError as error:
         raise Incomplete(
-            f"the shards of {name} do not make a whole: {error.what}",
+            f"the shards of {name} are incomplete: {error.what}",
             where=home,
             found=error.found,
             wanted=error.wanted,

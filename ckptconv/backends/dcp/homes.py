@@ -36,7 +36,7 @@ def check_finished(home: Path, top: Path) -> None:
     for folder in (home, *home.parents):
         if (folder / _UNFINISHED).is_file():
             raise Incomplete(
-                "the save never finished: the trainer's mark on it was not taken off",
+                "incomplete save: the trainer has not removed its in-progress marker",
                 where=folder,
                 found=_UNFINISHED,
                 hint="take an earlier step with --step",

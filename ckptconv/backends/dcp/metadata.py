@@ -163,7 +163,7 @@ def _infos(
             )
         if not is_file_name(file) or not is_shape((start, length)):
             raise CkptconvError(
-                "the metadata names a place outside the checkpoint",
+                "the metadata refers to a file or range outside the checkpoint",
                 where=folder,
                 found=f"{brief(file)}, bytes {brief(start)} and {brief(length)}",
             )
@@ -181,7 +181,7 @@ def _pieces(name: str, entry: Any, infos: dict[Any, _Info]) -> Iterator[Piece]:
         )
         info = infos.get((name, offsets)) or infos.get((name, None))
         if info is None:
-            raise CkptconvError(f"the metadata does not say where the part of {name} at {list(offsets)} lies")
+            raise CkptconvError(f"the metadata does not locate the part of {name} at {list(offsets)}")
         yield Piece(name, dtype, offsets, sizes, *info)
 
 
@@ -192,7 +192,7 @@ def _tensor(
     try:
         dtype = dtype_of(entry) or next((view.dtype for _, view in parts), None)
         if dtype is None:
-            raise CkptconvError("the metadata does not say its dtype", where=name)
+            raise CkptconvError("the metadata has no dtype for it", where=name)
         view = place(_shape(name, entry, folder), dtype, parts)
     except CkptconvError as error:
         error.where = f"{name} in {error.where or folder}"

@@ -97,7 +97,7 @@ def choose_model(
         raise _no_model(why_not, where)
     kept = {name[len(prefix) :].split(".")[0] for name in tensors}
     if len(kept) == 1 and not kept & _OWN:
-        notes.append(f"every name begins with {kept.pop()!r}, which is kept")
+        notes.append(f"every name begins with {kept.pop()!r}, and keeps it")
     return Chosen({name: name[len(prefix) :] for name in tensors}, why_not, tuple(notes))
 
 
@@ -151,10 +151,10 @@ def _first(parts: Mapping[str, Sequence[str]], prefix: str, where: Path) -> str:
     chosen = first if first else models
     if len(chosen) != 1:
         raise CkptconvError(
-            "several models are stored, and nothing says which one is meant",
+            "several models are stored, and it is not clear which one to convert",
             where=where,
             found=", ".join(f"{prefix}{part} ({len(parts[part])} tensors)" for part in models),
-            hint='save the one you want alone: dcp.save({"model": model.state_dict()})',
+            hint='save only the one you want: dcp.save({"model": model.state_dict()})',
         )
     return chosen[0]
 
@@ -177,18 +177,18 @@ def _leave_out(
             ]
             if weights:
                 raise CkptconvError(
-                    "parameters are stored beside the model that are no part of it",
+                    "some stored parameters do not belong to the model",
                     where=where,
                     found=", ".join(weights[:4])
                     + (f" and {len(weights) - 4} more" if len(weights) > 4 else ""),
-                    hint='save the model alone: dcp.save({"model": model.state_dict()})',
+                    hint='save only the model: dcp.save({"model": model.state_dict()})',
                 )
             notes.append(
-                f"beside the model, not taken: {', '.join(names[:4])}" + (" ..." if len(names) > 4 else "")
+                f"also stored but not read: {', '.join(names[:4])}" + (" ..." if len(names) > 4 else "")
             )
         else:
             notes.append(
-                f"the model is {first or 'at the top'}; beside it, not taken: {part} ({len(names)} tensors)"
+                f"the model is {first or 'at the top'}; also stored but not read: {part} ({len(names)} tensors)"
             )
         why_not.update(dict.fromkeys(names, f"another model: {part}" if part else "no part of the model"))
 

@@ -48,7 +48,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     metadata = read_metadata(home)
     chosen = choose_model(metadata.paths, {name: metadata.shape(name) for name in metadata.table}, home)
     files = read_tensors(metadata, others, chosen.why_not.get)
-    beside = tuple(f"beside it: {name} (name its folder to convert it)" for name in other_models(home))
+    beside = tuple(
+        f"not read: {name} in the same folder (pass its folder to convert it)" for name in other_models(home)
+    )
     return Checkpoint(
         backend=NAME,
         layout="torch distributed checkpoint (DCP)"
@@ -75,13 +77,13 @@ def _unfinished(home: Path) -> CkptconvError:
     """`.metadata` is written last, as `.metadata.tmp` first (torch/distributed/checkpoint/filesystem.py, finish)."""
     if any(home.glob(f"__*{METADATA}")):
         return CkptconvError(
-            "every rank saved for itself (use_collectives=False), which is not supported yet",
+            "each rank saved separately (use_collectives=False), which is not supported yet",
             where=home,
             wanted=METADATA,
             hint="load it with dcp.load and save it again with dcp.save",
         )
     return Incomplete(
-        f"the save never finished: {METADATA}, which is written last, is not there",
+        f"incomplete save: {METADATA} (written last) is missing",
         where=home,
         found=f"{sum(1 for _ in home.glob('*.distcp'))} .distcp files",
         hint="take an earlier step with --step, or copy the file from the node of rank 0",

@@ -113,7 +113,9 @@ def table(value: Any, what: str, file: TorchZip) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise CkptconvError(f"{what} is no table of names", where=file.path, found=type(value).__name__)
+        raise CkptconvError(
+            f"{what} is not a dict with string keys", where=file.path, found=type(value).__name__
+        )
     for name in value:
         check_name(name, f"{what} in {file.path}")
     return value

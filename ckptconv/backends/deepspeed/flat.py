@@ -40,7 +40,7 @@ def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
     groups, maps = state.get(key), state.get("param_slice_mappings")
     if not isinstance(groups, list | tuple) or not all(isinstance(group, TensorRecord) for group in groups):
         raise CkptconvError(
-            "an optimizer file without flat fp32 masters",
+            "the optimizer file has no flat fp32 master weights",
             where=file.path,
             wanted=f"{key}, a vector for each parameter group",
             hint="elastic checkpoints of old DeepSpeed versions are not read: load and save it again",
@@ -63,7 +63,7 @@ def by_group(ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Any, wh
         flat = _Flat(cat([rank.groups[number] for rank in ranks], 0))
         free = _gaps(gaps, number, where) if gaps is not None else (0,) * len(group)
         if len(free) != len(group):
-            raise CkptconvError("a group has another number of paddings than of parameters", where=where)
+            raise CkptconvError("a group has different numbers of paddings and parameters", where=where)
         at, places = 0, {}
         for (name, shape), gap in zip(group.items(), free, strict=True):
             found[name] = _piece(flat.part(at, prod(shape)), shape, name, where)
@@ -146,7 +146,7 @@ def _gaps(gaps: Any, number: int, where: str) -> tuple[int, ...]:
     groups = items(gaps)
     free = items(groups[number] if number < len(groups) else None)
     if not all(type(gap) is int and 0 <= gap < 1 << 63 for gap in free):
-        raise CkptconvError("the paddings between parameters are no numbers", where=where)
+        raise CkptconvError("the paddings between parameters are not integers", where=where)
     return tuple(free)
 
 
@@ -154,7 +154,7 @@ def _check_counts(ranks: Sequence[Partition], groups: int, where: str) -> None:
     for rank in ranks:
         if len(rank.groups) != groups:
             raise CkptconvError(
-                "a rank has another number of parameter groups than the model file names",
+                "the numbers of parameter groups differ between a rank and the model file",
                 where=rank.path,
                 found=len(rank.groups),
                 wanted=f"{groups}, as in {where}",
@@ -182,7 +182,7 @@ def _check_maps(ranks: Sequence[Partition], number: int, places: dict[str, tuple
             for name in {**mine, **stated}:
                 if mine.get(name) != stated.get(name):
                     raise CkptconvError(
-                        f"a rank's own map puts {name} elsewhere in its partition",
+                        f"a rank's own map places {name} elsewhere in its partition",
                         where=rank.path,
                         found=f"start and length {stated.get(name)}",
                         wanted=f"{mine.get(name)}, by the model file",

@@ -64,7 +64,7 @@ class ModelFiles:
             if not isinstance(value, TensorRecord):
                 if value is None:
                     continue
-                raise CkptconvError(f"{name} is stored as something that is no tensor", where=self.main.path)
+                raise CkptconvError(f"{name} is stored, but not as a tensor", where=self.main.path)
             source = name if name in known else shared.get(name, place.get(value))
             if source in known:
                 found[name] = known[source]
@@ -112,7 +112,7 @@ class ModelFiles:
             views = []
             for file, record in records:
                 if not isinstance(record, TensorRecord):
-                    raise CkptconvError(f"{name} is frozen, but its values are not there", where=file.path)
+                    raise CkptconvError(f"{name} is frozen, but its values are missing", where=file.path)
                 views.append(file.view(record))
             if self.partitioned:
                 found[name] = StoredTensor(whole(views, shape, name, self.main.path), "stage 3, frozen")
@@ -130,7 +130,7 @@ def _root(file: TorchZip) -> dict[str, Any]:
         raise CkptconvError(
             "not a model file of DeepSpeed, or one of a pipeline",
             where=file.path,
-            wanted='a table with the weights under "module"',
+            wanted='a dict with the weights under "module"',
         )
     return file.root
 

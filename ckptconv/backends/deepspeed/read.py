@@ -93,7 +93,7 @@ def _masters(files: Files, model: ModelFiles) -> _Masters:
     if parameters:
         if shapes is None:
             raise CkptconvError(
-                "a universal checkpoint whose model file names no parameters", where=files.folder
+                "the model file of the universal checkpoint lists no parameters", where=files.folder
             )
         if files.partitioned:
             check_ranks(model.files, world, "model", files.folder)
@@ -136,7 +136,7 @@ def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
         check_ranks(model.files, world, "model", files.folder)
     shapes = model.shapes
     if shapes is None:
-        raise CkptconvError("the model file names no partitioned parameters", where=model.main.path)
+        raise CkptconvError("the model file lists no partitioned parameters", where=model.main.path)
     key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
     held = [partition(opened[rank], states[rank], key) for rank in range(world)]
     if stage == 3:
@@ -189,7 +189,7 @@ def _skipped(
     flat = sum(group.nbytes for _, rank in masters.partitions for group in rank.groups)
     cut = sum(used.get(file.path, 0) for file, _ in masters.partitions)
     yield Skipped("optimizer states", _held(f for f, _ in masters.partitions) - flat, "not part of the model")
-    yield Skipped("padding in partitions", flat - cut, "belongs to no tensor")
+    yield Skipped("partition padding", flat - cut, "belongs to no tensor")
     if masters.universal:
         yield Skipped(
             "optimizer states and copies", masters.universal.rest(masters.views), "not part of the model"

@@ -47,7 +47,7 @@ class Universal:
         """Every folder is of a tensor that the model files know. Raises CkptconvError for one that is not."""
         for name, path in self.parameters.items():
             if name not in known:
-                raise CkptconvError(f"the model file does not know {name}", where=path)
+                raise CkptconvError(f"the model file does not list {name}", where=path)
 
     def rest(self, trained: Container[str]) -> int:
         """Bytes beside the masters: moments, step counts, float32 copies of buffers and of frozen and tied weights."""
@@ -70,7 +70,7 @@ def _master(path: Path, name: str, shape: tuple[int, ...]) -> View:
     file = open_torch_zip(str(path))
     record: Any = file.root.get("param") if isinstance(file.root, dict) else file.root
     if not isinstance(record, TensorRecord):
-        raise CkptconvError(f"{name} is stored as something that is no tensor", where=path)
+        raise CkptconvError(f"{name} is stored, but not as a tensor", where=path)
     view = file.view(record)
     if view.numel != prod(shape) or view.shape not in (shape, (view.numel,)):
         raise CkptconvError(

@@ -58,7 +58,7 @@ def _seat(axes: list[_Axis], ranks: list[int], coordinate: tuple[int, ...]) -> t
         return coordinate
     here = sum(axis[index] for axis, index in zip(axes, coordinate, strict=True))
     if sum(max(axis) for axis in axes) >= len(ranks):
-        raise CkptconvError("a DeviceMesh has more seats than ranks", found=f"{len(ranks)} ranks")
+        raise CkptconvError("a DeviceMesh has more coordinates than ranks", found=f"{len(ranks)} ranks")
     seat = []
     for axis, index in zip(axes, coordinate, strict=True):
         line = [ranks[here - axis[index] + step] for step in axis]

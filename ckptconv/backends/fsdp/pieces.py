@@ -63,7 +63,9 @@ class Reader:
         file = open_torch_zip(path, self._pickles.load)
         root = file.root
         if not isinstance(root, dict):
-            raise CkptconvError("a rank file holds no state dict", where=path, found=type(root).__name__)
+            raise CkptconvError(
+                "the rank file does not hold a state dict", where=path, found=type(root).__name__
+            )
         if id(root) not in self._roots and len(self._roots) == _MOST_ROOTS:
             self._roots.clear()
         _, told, cuts = self._roots.setdefault(id(root), (root, {}, {}))
@@ -110,7 +112,7 @@ class _Here:
             view = stored(self._file.path, 0, box.sizes, dtype)
         if view.shape != box.sizes or view.dtype != dtype:
             raise CkptconvError(
-                "a shard has not the shape that its placement gives it",
+                "a shard's shape does not match its placement",
                 found=f"{view.dtype} {list(view.shape)}",
                 wanted=f"{dtype} {list(box.sizes)}, for {cut.said} at mesh coordinate {coordinate}",
             )
@@ -140,7 +142,7 @@ def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
     placements = tuple(map(_placement, items(spec.get("placements"))))
     order = tuple(_order(entry) for entry in items(spec.get("shard_order")))
     if any(mesh_dim >= len(placements) for _, dims in order for mesh_dim in dims):
-        raise CkptconvError("a DTensor whose order of shards names a mesh dim that it has not")
+        raise CkptconvError("a DTensor's shard order names a mesh dimension that does not exist")
     cut = _Cut(shape, mesh, placements, order, f"({', '.join(map(str, placements))})")
     return _DTensor(dtype, cuts.setdefault(cut, cut), local)
 
@@ -150,14 +152,14 @@ def _placement(placement: Any) -> Placement:
     dim, factor = field_of(placement, "dim"), field_of(placement, "split_factor")
     numbers = (0 if dim is None else dim, 1 if factor is None else factor)
     if not all(type(number) is int for number in numbers):
-        raise CkptconvError(f"a {kind} placement is not made of numbers", found=brief(numbers))
+        raise CkptconvError(f"a {kind} placement has parameters that are not integers", found=brief(numbers))
     return Placement(kind, *numbers)
 
 
 def _order(entry: Any) -> tuple[int, tuple[int, ...]]:
     """A ShardOrderEntry(tensor_dim, mesh_dims), a NamedTuple."""
     if not isinstance(entry, Inert) or len(entry.args) != 2:
-        raise CkptconvError("a DTensor whose order of shards is of an unknown form")
+        raise CkptconvError("a DTensor has a shard order of an unknown form")
     (dim,), dims = whole_numbers(entry.args[:1], "a dim"), whole_numbers(entry.args[1], "an order of dims")
     return dim, dims
 
@@ -194,7 +196,7 @@ def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
     for shard in items(shards):
         tensor, where = field_of(shard, "tensor"), field_of(shard, "metadata")
         if not isinstance(tensor, TensorRecord):
-            raise CkptconvError("a ShardedTensor's shard holds no tensor")
+            raise CkptconvError("a shard of a ShardedTensor is not a tensor")
         view = file.view(tensor)
         box = Box(
             whole_numbers(field_of(where, "shard_offsets"), "a shard's offsets"),
@@ -202,7 +204,7 @@ def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
         )
         if view.shape != box.sizes:
             raise CkptconvError(
-                "a shard has not the shape that its metadata gives", found=view.shape, wanted=box.sizes
+                "a shard's shape does not match its metadata", found=view.shape, wanted=box.sizes
             )
         pieces.append(Piece(shape, dtype or view.dtype, "ShardedTensor", box, view))
     if not pieces and dtype:

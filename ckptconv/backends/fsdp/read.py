@@ -54,17 +54,19 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
     notes = place_.notes()
     if missing:
-        notes.append(f"rank files {_spans(missing)} are missing; replicas hold all that they held")
+        notes.append(
+            f"rank files {_spans(missing)} are missing, but the replicas on other ranks are complete"
+        )
     skipped = [
         *_skipped(folders),
-        Skipped("padding in storages", max(held - used, 0), "belongs to no tensor"),
+        Skipped("storage padding", max(held - used, 0), "belongs to no tensor"),
     ]
     seats = _seats(reader.meshes)
     config = read_table(place_.folder / "fsdp_config.json")
     version = config.get("FSDP_version")
     return Checkpoint(
         backend=NAME,
-        layout=f"verl FSDP{version or ''} shards, one file a rank",
+        layout=f"verl FSDP{version or ''}, one file per rank",
         root=place_.folder,
         world_size=world_size,
         files=tuple(
@@ -132,7 +134,7 @@ def _rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
         raise CkptconvError("no rank files here", where=folders[0], wanted="model_world_size_W_rank_R.pt")
     if len(found) > 1:
         raise CkptconvError(
-            "rank files of different world sizes lie together",
+            "the folder has rank files of different world sizes",
             where=folders[0],
             found=", ".join(map(str, sorted(found))),
             hint="they are from different saves; move one set away",

@@ -42,7 +42,8 @@ def local_box(
     for kind, *_ in placements:
         if kind not in ("Shard", "_StridedShard", "Replicate"):
             raise CkptconvError(
-                f"a {kind} placement is no finished value", hint="save the checkpoint after the reduction"
+                f"a {kind} tensor is still unreduced (a Partial placement)",
+                hint="all-reduce it before saving",
             )
     order = [m for _, dims in shard_order for m in dims] if shard_order else _order(mesh, placements)
     offsets, sizes = [0] * len(shape), list(shape)

@@ -43,10 +43,10 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """Read every header. Raises CkptconvError where index and files disagree or a file breaks its format's laws."""
     folder = place.folder
     if also:
-        raise CkptconvError("--also is for rank files; a model folder is read alone", where=also[0])
+        raise CkptconvError("--also is only for rank files, and this is a model folder", where=also[0])
     chosen = choose(folder)
     if chosen is None:
-        raise CkptconvError("no model's weights are here", where=folder)
+        raise CkptconvError("no model weights found here", where=folder)
     skipped, notes = beside(sizes_of(folder), chosen)
     files = [_opened(folder / name, folder) for name in chosen.names]
     return assemble(
@@ -116,7 +116,7 @@ def assemble(
 
 def _opened(path: Path, folder: Path) -> Opened:
     if not path.is_file():
-        raise Incomplete("a shard that the index names is missing", where=folder, wanted=path.name)
+        raise Incomplete("a shard named in the index is missing", where=folder, wanted=path.name)
     nbytes = path.stat().st_size
     if path.suffix == ".safetensors":
         return Opened(path, nbytes, read_header(path)[0])
@@ -149,7 +149,7 @@ def _check_index(folder: Path, expected: dict[str, str], tensors: dict[str, Stor
     for name, file in expected.items():
         held = tensors.get(name)
         if held is None or (held.view.files and held.view.files != (str(folder / file),)):
-            raise CkptconvError(f"the index says that {name} is in {file}, and it is not", where=folder)
+            raise CkptconvError(f"the index places {name} in {file}, but it is not there", where=folder)
     extra = sorted(set(tensors) - set(expected))
     if extra:
         raise CkptconvError(f"the shards hold {extra[0]}, which the index does not name", where=folder)

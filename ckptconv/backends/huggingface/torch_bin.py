@@ -55,7 +55,7 @@ def read_state_dict(path: Path) -> StateDict:
         used.setdefault(value.storage.key, set()).add(tensors[name])
     said = [f"in {path.name}, the model is taken from {'.'.join(keys)!r}"] if keys else []
     if beside or others:
-        said.append(f"{path.name} holds more than the model, not taken: {_listed([*beside, *others])}")
+        said.append(f"{path.name} has other entries that are not read: {_listed([*beside, *others])}")
     return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(said))
 
 
@@ -71,7 +71,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
                 where=path,
                 found=_listed(list(root)) or "an empty dict",
                 wanted=f"tensors by name, or one dict of them under {', '.join(_KEYS)}",
-                hint="save the model's state dict alone: torch.save(model.state_dict(), FILE)",
+                hint="save only the model's state dict: torch.save(model.state_dict(), FILE)",
             )
         beside += [brief(key) for key in root if key != found[0]]
         keys.append(found[0])
@@ -82,7 +82,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
             "the file holds no state dict",
             where=path,
             found=f"an object of {kind}",
-            hint="save the model's state dict alone: torch.save(model.state_dict(), FILE)",
+            hint="save only the model's state dict: torch.save(model.state_dict(), FILE)",
         )
     return root, keys, beside
 

@@ -85,12 +85,12 @@ def beside(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], lis
         elif name.endswith(_WEIGHTS):
             others[name] = nbytes
     skipped = [Skipped("optimizer and trainer state", state, "not part of the model")] if state else []
-    skipped += [Skipped(name, nbytes, "beside the model") for name, nbytes in others.items()]
+    skipped += [Skipped(name, nbytes, "not part of the model") for name, nbytes in others.items()]
     if not others:
         return skipped, []
     shown = ", ".join(list(others)[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     taken = chosen.names[0] if len(chosen.names) == 1 else f"{chosen.names[0]} and its like"
-    return skipped, [f"{taken} is read; beside it and not read: {shown}"]
+    return skipped, [f"{taken} is read; also in the folder but not read: {shown}"]
 
 
 def one_file(path: Path) -> Chosen:
@@ -104,7 +104,7 @@ def one_file(path: Path) -> Chosen:
         )
     if path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         raise CkptconvError(
-            "not a file of weights by its name",
+            "not a known weight file name",
             where=path,
             wanted="*.safetensors, *.bin, *.pt, *.pth or *.ckpt",
             hint="name the checkpoint's folder",
@@ -117,7 +117,7 @@ def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:
         indexed = _indexed(folder, _INDEX)
         if set(indexed.names) != {name}:
             raise CkptconvError(
-                f"{name} and {_INDEX} lie together, and the index names other files",
+                f"the folder has both {name} and {_INDEX}, and the index names other files",
                 where=folder,
                 found=", ".join(indexed.names[:4]),
                 hint=f"move the older one away, or name the file: {folder / name}",
@@ -129,13 +129,11 @@ def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:
 def _indexed(folder: Path, index: str) -> Chosen:
     weight_map = read_table(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CkptconvError("an index without a weight map", where=folder / index)
+        raise CkptconvError("the index has no weight_map", where=folder / index)
     expected = {check_name(name, folder / index): str(file) for name, file in weight_map.items()}
     for file in set(expected.values()):
         if not is_file_name(file):
-            raise CkptconvError(
-                "an index that names a file outside its folder", where=folder / index, found=file
-            )
+            raise CkptconvError("the index names a file outside its folder", where=folder / index, found=file)
     return Chosen(tuple(sorted(set(expected.values()))), expected)
 
 

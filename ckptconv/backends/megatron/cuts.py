@@ -33,7 +33,7 @@ _TOWER = re.compile(
 def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
     """The parts of the TP ranks put together; ranks of one TP index (over EP) hold copies."""
     if not held:
-        raise CkptconvError(f"{name} is on some ranks of a stage and on others not")
+        raise CkptconvError(f"{name} is on some ranks of a stage but not on others")
     parts: dict[int, View] = {}
     copies: list[tuple[int, View]] = []
     for tp, view in held:
@@ -50,9 +50,9 @@ def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
         )
     if dim is None and len(views) > 1 and not (_TOWER.match(name) or _WHOLE.search(name)):
         raise CkptconvError(
-            f"how {name} is cut over tensor parallel ranks is not known",
+            f"cannot tell how {name} is sharded over tensor parallel ranks",
             found=f"{len(views)} ranks with {list(views[0].shape)} each",
-            hint="save the checkpoint as torch_dist, whose files say it",
+            hint="save the checkpoint as torch_dist, whose files record it",
         )
     # A critic's is the same on every rank.
     scalar_head = name.endswith("output_layer.weight") and views[0].shape[0] == 1

@@ -34,7 +34,7 @@ def expert_ranks(
         if isinstance(width, int) and found * parts == 2 * width:
             return {"expert_tensor_parallel_size": parts}
     raise CkptconvError(
-        "it is not known whether experts are cut over tensor parallel ranks",
+        "cannot tell whether experts are sharded over tensor parallel ranks",
         where=folder,
         found=f"{found} rows on each of {len(shared)} ranks",
         wanted=f"{2 * width} rows, or that over {len(shared)}" if isinstance(width, int) else "config.json",

@@ -61,7 +61,7 @@ def uninterleaved(
         over = next((stated[key] for key in ranks if type(stated.get(key)) is int), None)
         if over is None:
             raise CkptconvError(
-                f"{name} is {size}, but over how many ranks is not said", wanted=" or ".join(ranks)
+                f"{name} is {size}, but the number of ranks is not recorded", wanted=" or ".join(ranks)
             )
         count = 0
         for key, tensor in tensors.items():

@@ -110,11 +110,11 @@ def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
             path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
             if path is None:
                 raise CkptconvError(
-                    "a rank's folder without its file", where=folder, wanted=" or ".join(_FILES)
+                    "a rank's folder has no model file", where=folder, wanted=" or ".join(_FILES)
                 )
             found.setdefault(tuple(int(n) for n in match.groups() if n is not None), path)
     if len({len(numbers) for numbers in found}) > 1:
-        raise CkptconvError("rank folders of different forms lie together", where=homes[0])
+        raise CkptconvError("rank folders of different naming schemes are mixed", where=homes[0])
     return found
 
 
@@ -145,7 +145,7 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
         parts = [named[number] for number in sorted(named)]
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise CkptconvError(
-            "a rank file without a model", where=file.path, wanted="'model', 'model0' or a list"
+            "the rank file has no model", where=file.path, wanted="'model', 'model0' or a list"
         )
     chunks = []
     for part in parts:
@@ -154,11 +154,11 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
             if not_a_weight(check_name(name, file.path)) or value is None:
                 continue
             if not isinstance(value, TensorRecord):
-                raise CkptconvError(f"{name} is no tensor", where=file.path, found=value)
+                raise CkptconvError(f"{name} is not a tensor", where=file.path, found=value)
             bare = name.removeprefix("module.")
             if untold := next((why for mark, why in _UNTOLD.items() if mark in bare), None):
                 raise CkptconvError(
-                    f"{untold}, which rank files do not say",
+                    f"{untold}, and rank files do not record that",
                     where=f"{bare} in {file.path}",
                     hint="save the checkpoint as torch_dist",
                 )

@@ -45,7 +45,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     verl = "model" if home.startswith("model") else ""
     if verl and not (place.folder / _CONTENTS).is_file():
         raise Incomplete(
-            "the save never finished: what verl writes last is not there",
+            "incomplete save: the file that verl writes last is missing",
             where=place.folder,
             wanted=_CONTENTS,
             hint="take an earlier step with --step",

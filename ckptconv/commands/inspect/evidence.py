@@ -128,9 +128,7 @@ def _torch(checkpoint: Checkpoint) -> Iterator[Evidence]:
     except (OSError, NotAZip):
         return
     if b"/.format_version" in names or b"/byteorder" in names:
-        yield Evidence(
-            "torch", "newer than 2.6" if b"/.format_version" in names else "2.6 or older", path.name
-        )
+        yield Evidence("torch", "> 2.6" if b"/.format_version" in names else "<= 2.6", path.name)
 
 
 def _table(path: Path) -> dict[str, Any]:

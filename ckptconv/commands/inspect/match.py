@@ -28,7 +28,7 @@ def matches_of(checkpoint: Checkpoint, pattern: str) -> tuple[Match, ...]:
     """
     if not pattern.strip():
         raise CkptconvError(
-            "--tensor names no tensor: the pattern is empty", hint="--tensor '*' is all of them"
+            "--tensor needs a pattern, and this one is empty", hint="--tensor '*' matches all tensors"
         )
     fits = matcher(pattern)
     names = [name for name in checkpoint.tensors if fits(name)]

@@ -1,4 +1,4 @@
-"""What `merge` would do next: really planned, from metadata, where that is quick."""
+"""The next command to type and what it would do: planned from metadata, if that is quick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.commands.inspect.records import Next
-from ckptconv.commands.planning import plan_for, stated_base
+from ckptconv.commands.planning import NO_CONFIG, plan_for, stated_base
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import NeedsReading, Options, Plan, unread
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -16,7 +16,7 @@ _MANY = 20_000  # slices; a plan of more takes over a second
 
 
 def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: int | None = None) -> Next:
-    """The command to type, and what it would write. step: as it was asked for."""
+    """The command to type and what it would write. step: the step that the user asked for."""
     here = shlex.quote(str(path)) + (f" --step {step}" if step is not None else "")
     if checkpoint.backend == "huggingface" and config and not checkpoint.extras.get("lora"):
         return Next(f"ckptconv verify {here}")
@@ -27,12 +27,15 @@ def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: in
         count = sum(len(tensor.view.chunks) for tensor in checkpoint.tensors.values())
         if count > _MANY:
             return Next(
-                command, why_not=f"{count:,} slices take more than a moment", hint=f"{command} --dry-run"
+                command, why_not=f"{count:,} slices take a while to plan", hint=f"{command} --dry-run"
             )
         plan = plan_for(checkpoint, options, None, base, equal=unread)
     except NeedsReading as error:
         return Next(command, why_not=error.what, hint=f"{command} --dry-run")
     except CkptconvError as error:
+        if error.what == NO_CONFIG:
+            hint = "no config.json here; BASE_MODEL is a folder or Hub repo"
+            return Next(f"{command} --config BASE_MODEL", hint=hint)
         return Next(command, why_not=error.what, hint=error.hint or "")
     return Next(command, _writes(plan), len(plan.outputs), len(plan.files), plan.nbytes)
 

@@ -72,6 +72,6 @@ def ordered(items: Iterable[T], sort: str | None, reverse: bool) -> tuple[T, ...
     if sort is None:
         return tuple(reversed(list(items))) if reverse else tuple(items)
     if sort not in _KEYS:
-        raise CkptconvError(f"there is no order by {sort!r}", wanted=", ".join(SORTS))
+        raise CkptconvError(f"cannot sort by {sort!r}", wanted=", ".join(SORTS))
     key, largest_first = _KEYS[sort]
     return tuple(sorted(items, key=key, reverse=largest_first != reverse))

@@ -56,7 +56,7 @@ def check_written(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None
         wrong = _values(plan, work, workers, on_bytes)
     if wrong:
         raise CkptconvError(
-            "what was written is not what the checkpoint holds",
+            "the output does not match the checkpoint",
             where=wrong[0],
             found=f"{len(wrong):,} things that differ" if len(wrong) > 1 else None,
             hint="nothing was published; the disk or the memory may be at fault: run it again",

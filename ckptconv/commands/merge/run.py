@@ -208,21 +208,13 @@ def _fingerprint(plan: Plan, sources: dict[str, FileState]) -> str:
 
 
 def _small_bytes(folder: Path | None) -> int:
-    """What the files beside the weights will take."""
+    """The bytes that the small files next to the weights will take."""
     return sum(path.stat().st_size for path in assets.assets_of(folder)) if folder else 0
 
 
 def _write_small_files(work: Path, plan: Plan, copied: Copied, folder: Path | None) -> list[str]:
     _clear(work, {file.name for file in plan.files})
-    names = []
-    if folder is not None and not plan.is_adapter:
-        names = [
-            n
-            for n in assets.copy_assets(folder, work)
-            if _is_its_own(work, n, folder == plan.checkpoint.root)
-        ]
-    elif folder is not None:
-        names = [n for n in assets.copy_assets(folder, work) if _keep_for_adapter(work, n)]
+    names = _copy_assets(work, plan, folder)
     if plan.config is not None:
         assets.write_config(work, plan.config, folder)
     for name, data in plan.texts.items():
@@ -238,23 +230,24 @@ def _write_small_files(work: Path, plan: Plan, copied: Copied, folder: Path | No
 
 
 def _clear(work: Path, weights: set[str]) -> None:
-    """Remove the small files of a killed run: what lay beside the checkpoint then may not lie there now."""
+    """Remove the small files of a killed run: the assets may have changed since then."""
     for path in work.rglob("*"):
         if path.is_file() and str(path.relative_to(work)) not in weights:
             path.unlink()
 
 
-def _is_its_own(work: Path, name: str, same: bool) -> bool:
-    """Another model's card says nothing true of this one. same: the assets are the checkpoint's own."""
-    if name == "README.md" and not same:
-        (work / name).unlink()
-        return False
-    return True
+def _copy_assets(work: Path, plan: Plan, folder: Path | None) -> list[str]:
+    """Copy the small files of a model folder, except those that would describe another model; the names copied.
 
-
-def _keep_for_adapter(work: Path, name: str) -> bool:
-    """An adapter folder carries the tokenizer, but not the base model's generation settings."""
-    if name in ("generation_config.json", "README.md"):
+    An adapter gets the tokenizer, but not the base model's card and generation settings. A model gets a card only
+    from the checkpoint's own folder.
+    """
+    if folder is None:
+        return []
+    foreign = {"README.md"} if plan.is_adapter or folder != plan.checkpoint.root else set()
+    if plan.is_adapter:
+        foreign.add("generation_config.json")
+    names = assets.copy_assets(folder, work)
+    for name in foreign.intersection(names):
         (work / name).unlink()
-        return False
-    return True
+    return [name for name in names if name not in foreign]

@@ -57,9 +57,7 @@ def merge_steps(
     if not run.is_dir():
         raise CkptconvError("no such folder", where=run)
     if root.resolve() == run.resolve() or run.resolve() in root.resolve().parents:
-        raise CkptconvError(
-            "the models would be written into the run itself", where=root, hint="choose another folder"
-        )
+        raise CkptconvError("OUT lies inside the run", where=root, hint="choose another folder")
     done: set[int] = set()
     failed: dict[int, object] = {}
     while True:
@@ -96,7 +94,7 @@ def _convert(run: Path, number: int, source: Path, target: Path, choices: dict[s
     except CkptconvError as error:
         return Step(number, source, target, error=error)
     except FileNotFoundError as error:
-        gone = CkptconvError(f"{error.filename} went away while it was read", where=source)
+        gone = CkptconvError(f"{error.filename} disappeared while it was read", where=source)
         return Step(number, source, target, error=gone)
 
 
@@ -104,7 +102,7 @@ def _unfinished(run: Path, number: int, source: Path) -> str | None:
     """Why a step cannot be taken yet, or None."""
     mark = _marked(run)
     if mark is not None:
-        return None if number <= mark else f"the run has not said yet that step {number} is written"
+        return None if number <= mark else f"the run has not marked step {number} as written yet"
     if time.time() - max((when for _, _, when in _state(source)), default=0.0) < SETTLED:
         return f"step {number} changed a moment ago: it may still be being written"
     return None

@@ -55,9 +55,9 @@ class Job:
         return shlex.join(words)
 
 
-_AGAIN = "run it again, it goes on where it stopped: {command}"
-_NO_TOKEN = "make one at {endpoint}/settings/tokens, then: hf auth login --force"
-_NO_RIGHT = "use a token that may, or choose a name of your own, then: {command}"
+_AGAIN = "run it again to resume: {command}"
+_NO_TOKEN = "create a token at {endpoint}/settings/tokens, then run: hf auth login --force"
+_NO_RIGHT = "use a token with write access or another repo name, then: {command}"
 _NO_SPACE = "see {endpoint}/settings/billing, then: {command}"
 _TOO_LARGE = "make smaller shards, then push: ckptconv merge DIR {folder} --overwrite --max-shard-size 5GB"
 _NO_ADDRESS = Saying("{endpoint} is not an address", "HF_ENDPOINT=https://huggingface.co {command}")
@@ -69,18 +69,20 @@ _BY_STATUS = {
     400: Saying("the Hub refused the request", "correct what it names, then: {command}", quote=True),
     401: Saying("the Hub does not accept this token", _NO_TOKEN),
     402: Saying("the Hub asks for a paid plan or more storage", _NO_SPACE, quote=True),
-    403: Saying("the token of {user} may not write to {repo}", _NO_RIGHT, quote=True),
+    403: Saying("the token of {user} has no write access to {repo}", _NO_RIGHT, quote=True),
     404: Saying("the Hub has no {repo} that this token can see", "check the name, then: {command}"),
     409: Saying("{repo} was being changed at the same time", _AGAIN, quote=True),
     412: Saying("{repo} was changed during the upload", _AGAIN),
     413: Saying("a file is larger than the Hub takes", _TOO_LARGE),
-    429: Saying("the Hub asks for a pause: too many requests", "wait some minutes, then: {command}"),
+    429: Saying("the Hub's rate limit was reached", "wait a few minutes, then: {command}"),
 }
 _BY_NAME = {
-    "OfflineModeIsEnabled": Saying("HF_HUB_OFFLINE is set, so nothing is sent", "HF_HUB_OFFLINE=0 {command}"),
-    "LocalTokenNotFoundError": Saying("there is no token for {endpoint}", "hf auth login"),
+    "OfflineModeIsEnabled": Saying(
+        "HF_HUB_OFFLINE is set, so nothing is uploaded", "HF_HUB_OFFLINE=0 {command}"
+    ),
+    "LocalTokenNotFoundError": Saying("no token for {endpoint}", "hf auth login"),
     "HFValidationError": Saying(
-        "{repo!r} cannot name a repository", "as in: ckptconv push {folder} ORG/NAME", True
+        "{repo!r} is not a valid repository name", "as in: ckptconv push {folder} ORG/NAME", True
     ),
     "RevisionNotFoundError": Saying("{repo} has no {revision}", "look at {endpoint}/{repo}, then: {command}"),
     "ConnectError": Saying(
@@ -92,9 +94,7 @@ _BY_NAME = {
     "TimeoutException": Saying("{endpoint} does not answer", _AGAIN),
     "TransportError": _BROKEN,
     "ConnectionError": _BROKEN,
-    "JSONDecodeError": Saying(
-        "{endpoint} does not answer as a Hub does", "check HF_ENDPOINT, then: {command}"
-    ),
+    "JSONDecodeError": Saying("{endpoint} does not respond like a Hub", "check HF_ENDPOINT, then: {command}"),
     "XetAuthenticationError": Saying("the Hub's storage does not accept this token", _AGAIN, quote=True),
     "OSError": Saying("a file could not be read or sent", _AGAIN, quote=True),
 }

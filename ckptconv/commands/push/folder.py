@@ -66,7 +66,7 @@ def choose_files(folder: Path, include: Sequence[str], exclude: Sequence[str]) -
     if not chosen:
         wanted = ", ".join(include) or "a file that --exclude does not name"
         hint = "look at --include and --exclude"
-        raise CkptconvError("no file is left to send", where=folder, wanted=wanted, hint=hint)
+        raise CkptconvError("there is no file to upload", where=folder, wanted=wanted, hint=hint)
     return sorted(chosen)
 
 
@@ -91,7 +91,7 @@ def check_structure(folder: Path) -> None:
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise CkptconvError(
-            "this is not the model that its config.json names; nothing was sent",
+            "the tensors do not match the model named in config.json; nothing was uploaded",
             where=folder,
             found=f"{problems[0].name} {problems[0].what}{more}",
             hint=f"ckptconv verify {folder}",
@@ -100,15 +100,15 @@ def check_structure(folder: Path) -> None:
 
 def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        hint = f"make it: ckptconv merge DIR {folder}"
-        raise CkptconvError("the folder does not exist", where=folder, hint=hint)
+        hint = f"write it first: ckptconv merge DIR {folder}"
+        raise CkptconvError("no such folder", where=folder, hint=hint)
     path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
     if path is None:
         hint = f"is it a trainer's checkpoint? Then first: ckptconv merge {folder} OUT"
         raise CkptconvError("the folder has no config.json", where=folder, hint=hint)
     config = read_json(path)
     if not isinstance(config, dict):
-        raise CkptconvError(f"{path.name} is not a table", where=path)
+        raise CkptconvError(f"{path.name} is not a JSON object", where=path)
     return config
 
 
@@ -132,7 +132,7 @@ def _receipt(folder: Path) -> dict[str, Any]:
 
 def _not_sent(error: CkptconvError, folder: Path) -> CkptconvError:
     return CkptconvError(
-        f"{error.what}; nothing was sent",
+        f"{error.what}; nothing was uploaded",
         where=error.where or folder,
         found=error.found,
         wanted=error.wanted,

@@ -58,7 +58,7 @@ def open_repo(api: HfApi, job: Job) -> Target:
     if job.private is not None and bool(info.private) != job.private:
         have, want = ("private", "public") if info.private else ("public", "private")
         raise CkptconvError(
-            f"{job.repo_id} exists and is {have}; nothing was sent",
+            f"{job.repo_id} exists and is {have}; nothing was uploaded",
             wanted=want,
             hint=f"hf repos settings {job.repo_id} --{want}",
         )

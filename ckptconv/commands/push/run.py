@@ -88,6 +88,9 @@ def push(
     """
     say = on_progress or (lambda done, total, what: None)
     root = Path(folder).expanduser()
+    if not root.is_dir() and Path(repo_id).is_dir():
+        hint = f"the folder comes first: ckptconv push {repo_id} {folder}"
+        raise CkptconvError("no such folder", where=root, hint=hint)
     say(0, 0, f"checking {root}")
     model = check_folder(root)
     files = choose_files(root, include, exclude)
@@ -158,7 +161,7 @@ def _ready(job: Job, token: str | None, online: bool) -> Job:
         raise CkptconvError(
             "a new pull request always starts at main",
             found=f"--create-pr with --revision {job.revision}",
-            hint=f"leave one out, as in: {replace(job, create_pr=False).command}",
+            hint=f"remove one of them: {replace(job, create_pr=False).command}",
         )
     if not online:
         return job
@@ -168,7 +171,7 @@ def _ready(job: Job, token: str | None, online: bool) -> Job:
     if not token:
         raise LocalTokenNotFoundError
     if not re.fullmatch(r"[!-~]+", token):
-        raise CkptconvError("the token holds characters that no token has", hint="hf auth login --force")
+        raise CkptconvError("the token has invalid characters", hint="hf auth login --force")
     return replace(job, token=token)
 
 
@@ -177,7 +180,7 @@ def _send(job: Job, parcel: Parcel, say: Progress, bars: bool) -> Pushed:
 
     api = hub.connect(job)
     with quiet(bars):
-        say(0, parcel.nbytes, f"signing in to {job.endpoint}")
+        say(0, parcel.nbytes, f"checking your token and write access on {job.endpoint}")
         job = _told(job, lambda: hub.sign_in(api, job))
     check_structure(parcel.root)  # takes seconds, so a bad token is told before; and it sets the bars anew
     with quiet(bars):

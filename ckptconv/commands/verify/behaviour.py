@@ -67,7 +67,7 @@ def behaviour_layer(
     except _Unanswered as why:
         if why.wrong:
             return Layer("behaviour", False, proves, "it cannot be run", (Problem(why.name, why.said),))
-        return Layer("behaviour", None, "", f"not checked: {why.said}")
+        return Layer("behaviour", None, "", f"skipped: {why.said}")
     return _alone(first, runner) if second is None else _compared(first, second, runner, tolerant)
 
 

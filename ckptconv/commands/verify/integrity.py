@@ -49,11 +49,13 @@ class Found:
 
 def integrity_layer(found: Found) -> Layer:
     """Layer integrity, of everything that was checked on both sides."""
-    proves = "the files hold what their writers put there: checksums, header laws, index, receipt"
+    proves = "the files are not corrupted: checksums, headers, index, receipt"
     seen = "; ".join(found.seen)
     problems, notes = tuple(found.problems), tuple(found.notes)
     if not seen and not problems:
-        return Layer("integrity", None, proves, "there is nothing to check the files against", (), notes)
+        return Layer(
+            "integrity", None, proves, "there are no checksums to check the files against", (), notes
+        )
     return Layer("integrity", not problems, proves, seen, problems, notes)
 
 
@@ -81,7 +83,7 @@ def check_rank_files(checkpoint: Checkpoint, workers: int | None, on_read: OnRea
     threads.for_each([path for path in paths if path not in unchecked], worker, threads.count(workers))
     found = Found()
     if counts:
-        found.seen.append(f"CRC-32 of {sum(counts.values()):,} entries in {len(counts):,} rank files")
+        found.seen.append(f"{sum(counts.values()):,} checksums in {len(counts):,} rank files")
     if unchecked:
         found.notes.append(
             f"{len(unchecked):,} rank files were saved without CRCs: their bytes cannot be checked"
@@ -136,13 +138,11 @@ def check_folder(folder: Path) -> tuple[Found, dict[str, Stretch]]:
         held = read_file(path, found)
         for name in held.keys() & places.keys():
             found.problems.append(
-                Problem(name, "stands in two files", f"{places[name].file.name} and {path.name}")
+                Problem(name, "is in two files", f"{places[name].file.name} and {path.name}")
             )
         places.update(held)
     if paths:
-        found.seen.append(
-            f"the headers of {len(paths):,} file{'s' if len(paths) > 1 else ''} by safetensors' own reader"
-        )
+        found.seen.append(f"{len(paths):,} header{'s' if len(paths) > 1 else ''}")
     if index is not None:
         _index(index, places, found)
     return found, places
@@ -174,15 +174,17 @@ def read_file(path: Path, found: Found) -> dict[str, Stretch]:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        hint = "it is truncated or damaged: make it again"
+        hint = "it is truncated or damaged: write it again"
         found.problems.append(Problem(path.name, f"safetensors cannot open it: {error}", str(path), hint))
         return {}
     if metadata.get("format") != "pt":
-        found.notes.append(f"{path.name} does not say format pt, which older versions of transformers want")
+        found.notes.append(
+            f"{path.name} does not declare format pt, which older versions of transformers require"
+        )
     header.pop("__metadata__", None)
     if {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()} != theirs:
         found.problems.append(
-            Problem(path.name, "safetensors reads other tensors than the header states", str(path))
+            Problem(path.name, "safetensors reads different tensors than the header lists", str(path))
         )
     return {
         name: Stretch(
@@ -227,6 +229,6 @@ def read_json(path: Path, found: Found) -> dict[str, Any] | None:
         found.problems.append(Problem(path.name, f"cannot be read: {error.found or error.what}", str(path)))
         return None
     if not isinstance(data, dict):
-        found.problems.append(Problem(path.name, "is no table", str(path)))
+        found.problems.append(Problem(path.name, "is not a JSON object", str(path)))
         return None
     return data

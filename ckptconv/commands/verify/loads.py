@@ -13,26 +13,22 @@ from ckptconv.read.reader import same_values
 from ckptconv.tensors.dtypes import from_text, is_float
 from ckptconv.tensors.view import View
 
-_PROVES = "transformers has the class that config.json names and builds it, without running the folder's code"
+_PROVES = "transformers can build the class named in config.json, without running code from the folder"
 
 
 def alone(side: Side) -> list[Layer]:
     """The layers loads, names, shapes and dtypes of a side without a reference."""
     if side.is_adapter or side.config is None:
-        why = (
-            "an adapter is no model of its own"
-            if side.is_adapter
-            else "no config.json lies beside the tensors"
-        )
+        why = "this is an adapter, not a full model" if side.is_adapter else "no config.json was found"
         wrong = () if side.is_adapter else (Problem("config.json", "is missing", str(side.checkpoint.root)),)
         return [Layer("loads", False if wrong else None, _PROVES, why, wrong), *_not_checked(why)]
     expected = expect(side.config, side.tensors)
     if isinstance(expected, NotChecked):
-        return [Layer("loads", None, _PROVES, f"not checked: {expected.why}"), *_not_checked(expected.why)]
+        return [Layer("loads", None, _PROVES, f"skipped: {expected.why}"), *_not_checked(expected.why)]
     if isinstance(expected, Problem):
-        why = "there is no model to hold it against"
+        why = "there is no model to compare with"
         return [Layer("loads", False, _PROVES, expected.what, (expected,)), *_not_checked(why)]
-    notes = (f"the names are the {expected.names}'s",) if expected.names != "Hub" else ()
+    notes = (f"the names are those of the {expected.names}",) if expected.names != "Hub" else ()
     loads = Layer(
         "loads", True, _PROVES, f"{expected.architecture}, {len(expected.shapes):,} tensors", (), notes
     )
@@ -87,7 +83,7 @@ def _dtypes(side: Side) -> Layer:
     config = side.config or {}
     stated = from_text(config.get("dtype") or config.get("torch_dtype") or "")
     floats = [output for output in side.tensors.values() if is_float(output.dtype)]
-    proves = "which dtypes are stored; whatever they are, transformers loads in the config's"
+    proves = "stored dtypes (transformers converts to the dtype in config.json on load)"
     notes = []
     if stated and floats and not side.planned and all(output.dtype != stated for output in floats):
         notes.append(f"config.json says {stated}: loading casts every weight")
@@ -95,4 +91,4 @@ def _dtypes(side: Side) -> Layer:
 
 
 def _not_checked(why: str) -> list[Layer]:
-    return [Layer(name, None, "", f"not checked: {why}") for name in ("names", "shapes")]
+    return [Layer(name, None, "", f"skipped: {why}") for name in ("names", "shapes")]

@@ -65,7 +65,7 @@ def check_receipt(
         for name in placed
         if name not in stated
     ]
-    found.seen.append(f"{len(hashes):,} hashes of the receipt")
+    found.seen.append(f"{len(hashes):,} hashes")
     return found
 
 

@@ -49,7 +49,7 @@ def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = ()) -> Layer:
     problems += twice
     notes += equal
     floats = sum(task.tally.sanity.one is not None for task in tasks)
-    proves = "no NaN, no Inf, no matrix of a single value, no layer twice"
+    proves = "no NaN/Inf, no constant matrix, no duplicated layer"
     found = f"{floats:,} float tensors" + (f", {len(problems):,} of them strange" if problems else "")
     return Layer("sanity", not problems, proves, found, tuple(problems), tuple(notes))
 

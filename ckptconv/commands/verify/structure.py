@@ -68,9 +68,9 @@ def match(ours: Side, theirs: Side) -> Matched:
     missing, left_out = _without_mtp(missing, theirs, ours)
     extra, more = _without_mtp(extra, ours, theirs)
     if left_out:
-        notes.append(f"{left_out:,} tensors of MTP layers are left out here, and its config says so")
+        notes.append(f"{left_out:,} tensors of MTP layers are omitted here, as its config.json says")
     if more:
-        notes.append(f"{more:,} tensors of MTP layers are left out of the reference, and its config says so")
+        notes.append(f"{more:,} tensors of MTP layers are omitted in the reference, as its config.json says")
     return Matched(tuple(matches), tuple(missing), tuple(extra), tuple(wrong), tuple(notes))
 
 
@@ -108,7 +108,7 @@ def names_layer(
     hint = _other_names(missing, extra)
     if hint:
         problems[0] = Problem(problems[0].name, problems[0].what, hint=hint)
-    proves = f"every tensor of {reference} is there under its name, and no other"
+    proves = f"no tensor of {reference} is missing, none is extra"
     return Layer("names", not problems, proves, found, tuple(problems), tuple(notes))
 
 
@@ -120,14 +120,17 @@ def shapes_layer(wrong: list[tuple[str, Shape, Shape]], total: int, reference: s
     )
     proves = f"every tensor has the shape that {reference} gives it"
     if not total:
-        return Layer("shapes", None, proves, "no name is on both sides")
+        return Layer("shapes", None, proves, "the two sides have no name in common")
     return Layer("shapes", not wrong, proves, f"{total - len(wrong):,} of {total:,}", problems)
 
 
 def dtype_counts(outputs: Iterable[Output]) -> str:
-    """ "bfloat16 310, float32 12"."""
-    counts = Counter(output.dtype for output in outputs)
-    return ", ".join(f"{dtype} {count:,}" for dtype, count in counts.most_common())
+    """ "310 × bfloat16, 12 × float32"."""
+    return _counts(output.dtype for output in outputs)
+
+
+def _counts(dtypes: Iterable[str]) -> str:
+    return ", ".join(f"{count:,} × {dtype}" for dtype, count in Counter(dtypes).most_common())
 
 
 def compared_in(ours: Side, theirs: Side, a: Output, b: Output) -> str:
@@ -156,9 +159,9 @@ def wider(a: str, b: str) -> str:
 def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -> Layer:
     differ = [(name, a.dtype, b.dtype) for name, a, b in pairs if a.dtype != b.dtype]
     if ours.as_stored or theirs.as_stored:
-        proves = "a trainer's masters have no dtype of their own: they are compared in the model folder's"
+        proves = "the training weights are compared after rounding to the model's dtype"
         if ours.as_stored and theirs.as_stored:
-            proves = "two trainers' dtypes may differ: their values are compared in the shorter one"
+            proves = "the dtypes of two trainers may differ: values are compared in the narrower one"
         used = [(a, b, compared_in(ours, theirs, a, b)) for _, a, b in pairs]
         casts = Counter(
             (side, output.dtype, dtype)
@@ -170,9 +173,7 @@ def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -
             f"{side} stores {stored}: {count:,} tensors are cast to {dtype} to be compared"
             for (side, stored, dtype), count in casts.items()
         )
-        counts = Counter(dtype for _, _, dtype in used)
-        folder = ", ".join(f"{dtype} {count:,}" for dtype, count in counts.most_common())
-        return Layer("dtypes", True, proves, folder, (), notes)
+        return Layer("dtypes", True, proves, _counts(dtype for _, _, dtype in used), (), notes)
     problems = tuple(Problem(name, f"is {a}, the reference's is {b}") for name, a, b in differ)
     found = f"{len(pairs) - len(differ):,} of {len(pairs):,}"
     if not problems:

@@ -11,7 +11,7 @@ from ckptconv.commands.verify.sides import Side
 from ckptconv.commands.verify.tally import Tally
 from ckptconv.commands.verify.values import Task
 
-_PROVES = "training changed the weights: this is not the base model under another name"
+_PROVES = "training changed the weights: this is not just a renamed copy of the base model"
 
 
 def tasks_for(ours: Side, base: Side, tasks: Sequence[Task]) -> list[Task]:
@@ -28,11 +28,11 @@ def tasks_for(ours: Side, base: Side, tasks: Sequence[Task]) -> list[Task]:
 def trained_layer(tasks: Sequence[Task], base: Sequence[Task], is_adapter: bool) -> Layer:
     """Layer trained. Many equal tensors may be right (frozen parts, LoRA): only all of them are a no."""
     if is_adapter:
-        return Layer("trained", None, "", "not checked: an adapter has no tensors of the base")
+        return Layer("trained", None, "", "skipped: an adapter has no tensors of the base")
     ours = {task.tally.name: task.tally for task in tasks}
     pairs = [(ours[task.tally.name], task.tally) for task in base]
     if not pairs:
-        return Layer("trained", None, "", "not checked: no tensor is in the base under its name and shape")
+        return Layer("trained", None, "", "skipped: no tensor is in the base under its name and shape")
     equal = [mine.name for mine, other in pairs if mine.hash() == other.hash()]
     changed = [mine.name for mine, other in pairs if mine.hash() != other.hash()]
     found = (

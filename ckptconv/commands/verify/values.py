@@ -150,11 +150,11 @@ def values_layer(tasks: Sequence[Task], differences: Sequence[Difference], atol:
         if within:
             notes.append(f"the largest |Δ| within the tolerance is {within:.3g}")
     else:
-        proves = "every element has the reference's bits"
+        proves = "every value is bit-identical to the reference"
     shared = set.intersection(*(set(d.stored_rank) for d in differences)) if differences else set()
     if len(shared) == 1 and all(len(d.slices) == 1 for d in differences):
         asked = ": is its file of the same step?" if len(differences) > 1 else ""
-        notes.append(f"all that differs is what rank {next(iter(shared))} stores{asked}")
+        notes.append(f"all differences are in the slices of rank {next(iter(shared))}{asked}")
     notes += _moved_layers(differences)
     notes += _rounding({task.tally.name: task for task in compared}, differences)
     if not compared:
@@ -168,7 +168,7 @@ def _moved_layers(differences: Sequence[Difference]) -> list[str]:
     notes = []
     for (here, there), number in moved.items():
         if (there, here) not in moved:
-            notes.append(f"{here} is the reference's {there}: {number:,} tensors")
+            notes.append(f"{here} equals {there} of the reference: {number:,} tensors")
         elif here < there:
             notes.append(f"{here} and {there} are swapped: {number:,} tensors")
     return notes
@@ -191,9 +191,7 @@ def _rounding(tasks: Mapping[str, Task], differences: Sequence[Difference]) -> l
         if item.max_rel > 1.01 * _HALF_STEP.get(dtype, 0):
             return []
         shorter.add(dtype)
-    return (
-        [f"all that differs is what rounding to {' and '.join(sorted(shorter))} took away"] if shorter else []
-    )
+    return [f"all differences come from rounding to {' and '.join(sorted(shorter))}"] if shorter else []
 
 
 def _problem(found: Difference) -> Problem:

@@ -78,7 +78,7 @@ def paired(module: str, part: str, found: Mapping[str, NamedView], parameters: t
     a, b = ("eA", "eB") if embedding else ("A", "B")
     if {a, b} != set(found) - {"m", "bias"}:
         raise CkptconvError(
-            f"of the LoRA pair of {module} only one half is stored",
+            f"only one of lora_A / lora_B is stored for {module}",
             found=", ".join(name for name, _ in found.values()),
         )
     one, two = found[a][1].shape, found[b][1].shape

@@ -39,16 +39,16 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parame
         stated = of_module(meta.get("rank_pattern"), target, meta.get("r"))
         if isinstance(stated, int) and stated > 0 and stated != rank:
             raise CkptconvError(
-                "the LoRA metadata does not belong to these tensors",
+                "the LoRA metadata does not match these tensors",
                 found=f"r = {rank} in {factors.a[0]}",
                 wanted=f"r = {stated}",
-                hint="say the alpha yourself: --lora-alpha N",
+                hint="pass the alpha: --lora-alpha N",
             )
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < inf:
         raise CkptconvError(
-            "LoRA tensors are there, but their alpha is not known",
+            "the checkpoint has LoRA weights but does not record their alpha",
             found="no lora_alpha above 0 in lora_train_meta.json, adapter_config.json or run_config.yaml",
-            hint="say it: --lora-alpha N (the training configuration has it)",
+            hint="pass --lora-alpha N (see the training configuration)",
         )
     return alpha / (sqrt(rank) if meta.get("use_rslora") else rank)
 

@@ -30,7 +30,7 @@ def family_of(config: Config) -> Family:
         return family(config)
     except KeyError as error:
         raise CkptconvError(
-            "the config does not say how many experts a layer has",
+            "config.json does not give the number of experts per layer",
             wanted=error.args[0],
             hint="name another: --config DIR",
         ) from error

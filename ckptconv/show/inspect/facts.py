@@ -15,7 +15,7 @@ _HEADS = 3
 
 
 def facts(found: Inspection) -> RenderableType:
-    """What it is, who saved it, what the model is, how it was cut, what is stored and what is left out."""
+    """The format, who saved it, the model, the sharding, what is stored and what is skipped."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -25,13 +25,13 @@ def facts(found: Inspection) -> RenderableType:
 
 
 def _printable(text: str) -> str:
-    """Texts of files may hold anything, a terminal's commands too."""
+    """Replace unprintable characters: text from a file may contain terminal commands."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _rows(found: Inspection) -> list[tuple[str, str]]:
-    step = f", step {found.step}" if found.step is not None else ""
-    rows = [("format", f"{found.layout}{step}{f', {found.role}' if found.role else ''}")]
+    step = [f"step {found.step}"] if found.step is not None else []
+    rows = [("format", " · ".join([found.layout, *step, *([found.role] if found.role else [])]))]
     if found.saved_by:
         said = (f"{item.what} {item.value}".removeprefix("trainer ") for item in found.saved_by)
         rows.append(("saved", " · ".join(said)))
@@ -40,13 +40,13 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
         more = len(found.heads) - _HEADS
         rows.append(("head", ", ".join(found.heads[:_HEADS]) + (f" and {more} more" if more > 0 else "")))
     if found.backend != "huggingface":
-        rows.append(("mesh", _mesh(found)))
+        rows.append(_mesh(found))
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, _, nbytes in found.dtypes)
     files = sum(len(rank.files) for rank in found.ranks)
     stored = f"{found.tensors} tensors in {files} file{'s' * (files != 1)}"
     rows.append(("stores", f"{stored}, {count(found.parameters)} parameters: {dtypes}"))
     if found.replica_bytes:
-        rows.append(("copies", f"{size(found.replica_bytes)} on other ranks, left out"))
+        rows.append(("replicas", f"{size(found.replica_bytes)} on other ranks (ignored)"))
     if found.lora:
         rows.append(("LoRA", found.lora))
     if found.skipped:
@@ -60,21 +60,25 @@ def _skipped(what: str, nbytes: int, reason: str) -> str:
     return f"{what} {size(nbytes)}" + ("" if reason == "not part of the model" else f" ({reason})")
 
 
-def _mesh(found: Inspection) -> str:
-    cut = any(row.cut_dims for row in found.rows)
-    unsaid = "not stated" if cut else "none: every rank holds whole tensors"
-    if any("flat" in row.placement for row in found.rows):
-        unsaid = "flat partitions"
-    meshes = ", ".join(found.meshes) or unsaid
+def _mesh(found: Inspection) -> tuple[str, str]:
+    """The label and text of the line on how tensors are spread over the ranks."""
+    ranks = f"{found.world_size} rank{'s' * (found.world_size != 1)}"
     storing = sum(rank.nbytes + rank.copies > 0 for rank in found.ranks)
-    few = f", {storing} of them store weights" if storing < found.world_size else ""
-    return f"{meshes}  →  {found.world_size} rank{'s' * (found.world_size != 1)}{few}"
+    if storing < found.world_size:
+        ranks += f", {storing} of them with weights"
+    if found.meshes:
+        return "mesh", f"{', '.join(found.meshes)} · {ranks}"
+    if any("flat" in row.placement for row in found.rows):
+        return "sharding", f"flat partitions · {ranks}"
+    if any(row.cut_dims for row in found.rows):
+        return "mesh", f"not recorded · {ranks}"
+    return "mesh", f"none (unsharded, {ranks})"
 
 
 def _model(found: Inspection) -> str:
     config = found.config
     if not config:
-        return "unknown: no config.json beside it"
+        return "unknown (no config.json found)"
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else config
     said = [found.architecture or f"{config.get('model_type', 'unknown')} (config names no architecture)"]
@@ -88,9 +92,9 @@ def _model(found: Inspection) -> str:
 
 
 def end(found: Inspection) -> list[RenderableType]:
-    """Whether all of it is there, what else was found, and what to do next."""
+    """The verdict (complete or not), the notes, and the next command."""
     mark = (OK, "green") if found.complete else (NO, "red")
-    said = " complete: every element of every tensor is stored, copies agree in shape and dtype"
+    said = " complete: no element is missing, and replicas have the same shape and dtype"
     lines: list[RenderableType] = [Text.assemble(mark, said)]
     lines += [Padding(Text(note, "yellow"), (0, 0, 0, 2)) for note in found.notes]
     if found.next is not None:

@@ -1,4 +1,4 @@
-"""Who stores what: a bar over the model's parts for every rank, or for every group of ranks."""
+"""Which rank stores what: a bar over the model's parts for each rank, or for each group of ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BAR = 40
 
 
 def shard_map(found: Inspection, width: int) -> list[RenderableType]:
-    """The bars, under a line that says what they are bars of."""
+    """The bars, under a line that names the parts of the model from left to right, and a legend."""
     table = Table.grid(padding=(0, 2))
     for _ in range(2):
         table.add_column(no_wrap=True)
@@ -29,17 +29,18 @@ def shard_map(found: Inspection, width: int) -> list[RenderableType]:
     cells = max(min(_BAR, len(found.parts) * 2, width - taken), 8)
     for group, name, seat, nbytes in zip(groups, names, where, sizes, strict=True):
         table.add_row(name, seat, coverage(group.parts, group.ranks[0].rank, cells), nbytes)
-    return [*_title(found.parts, width), table]
+    legend = Text("  share of a part:  ░ under 25%  ▒ under 50%  ▓ under 75%  █ 75% or more", "dim")
+    return [*_title(found.parts, width), table, legend]
 
 
 def _title(parts: tuple[str, ...], width: int) -> list[Text]:
-    """What the bars are bars of, from left to right; a line ends after a part, not in it."""
-    lines = [Text.assemble(("who stores what", "bold"), "    ")]
+    """The parts of the model from left to right; lines break between parts only."""
+    lines = [Text.assemble(("which rank stores what", "bold"), "   ")]
     names = _spans(parts)
     for number, name in enumerate(names):
         said = f" {name}{',' if number < len(names) - 1 else ''}"
         if lines[-1].cell_len + len(said) > width and number:
-            lines.append(Text(" " * 19))
+            lines.append(Text(" " * 25))
         lines[-1].append(said)
     return lines
 

@@ -1,4 +1,4 @@
-"""`--tensor`: each rank's part of a tensor as a table, and a picture of the split."""
+"""`--tensor`: each rank's part of a tensor as a table, and a picture of the sharding."""
 
 from __future__ import annotations
 
@@ -42,11 +42,14 @@ def _title(match: Match) -> RenderableType:
     )
     if len(match.names) == 1:
         return text
-    return Group(text, Text(f"{len(match.names)} alike: {match.names[0]} .. {match.names[-1]}", "dim"))
+    how = "sharded the same way" if len(match.parts) > 1 else "of the same shape"
+    return Group(
+        text, Text(f"{len(match.names)} tensors {how}: {match.names[0]} to {match.names[-1]}", "dim")
+    )
 
 
 def _file(part: Part, found: Inspection) -> RenderableType:
-    return Padding(Text(f"whole in {_relative(part.file, found)}, from byte {part.start:,}"), (0, 0, 0, 2))
+    return Padding(Text(f"stored in {_relative(part.file, found)}, from byte {part.start:,}"), (0, 0, 0, 2))
 
 
 def _table(match: Match, found: Inspection, width: int) -> list[RenderableType]:

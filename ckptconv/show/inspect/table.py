@@ -1,4 +1,4 @@
-"""The tensors: equal layers in one row, with how they are cut and by whom each part is stored."""
+"""The tensors: equal layers in one row, with how they are sharded and which ranks store each part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WIDE, _WIDER = 100, 140
 
 
 def tensors(found: Inspection, width: int) -> RenderableType:
-    """A row for each pattern; more columns where there is room."""
+    """One row per name pattern; more columns on a wide terminal."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", show_edge=False)
     sharded = found.backend != "huggingface"
     table.add_column("tensor", overflow="fold", ratio=1)
@@ -24,7 +24,7 @@ def tensors(found: Inspection, width: int) -> RenderableType:
     if not sharded or width >= _WIDER:
         table.add_column("size", justify="right", no_wrap=True)
     if sharded:
-        table.add_column("sliced", no_wrap=True)
+        table.add_column("sharded", no_wrap=True)
         if width >= _WIDE:
             table.add_column("ranks", no_wrap=True)
     for row in found.rows:
@@ -42,6 +42,6 @@ def tensors(found: Inspection, width: int) -> RenderableType:
 
 
 def _cut(row: Row) -> str:
-    if is_flat(row):
-        return "flat" if row.cut_dims else "whole"
-    return "dim " + ", ".join(map(str, row.cut_dims)) if row.cut_dims else "whole"
+    if not row.cut_dims:
+        return "replicated" if any(piece.copy for piece in row.slices) else "full"
+    return "flat" if is_flat(row) else "dim " + ", ".join(map(str, row.cut_dims))

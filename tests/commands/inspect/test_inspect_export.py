@@ -111,7 +111,7 @@ def test_both_to_one_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_picture_is_not_replaced(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
-    assert_one_error(cli("inspect", RUN, "--svg", weights), "no picture", names=[weights])
+    assert_one_error(cli("inspect", RUN, "--svg", weights), "not an SVG or HTML export", names=[weights])
     assert weights.read_bytes() == b"weights"
 
 

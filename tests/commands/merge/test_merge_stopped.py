@@ -74,7 +74,7 @@ def test_a_stopped_merge_leaves_the_target_as_it_was(
     begun = start(slow, tmp_path / "out", "--overwrite")
     begun.send_signal(stop)
     out, err = begun.communicate(timeout=60)
-    assert (begun.returncode, out, err) == (130, "", "stopped; nothing half-written is left\n")
+    assert (begun.returncode, out, err) == (130, "", "Stopped. Nothing was left behind.\n")
     assert state(tmp_path) == before
 
 
@@ -211,7 +211,7 @@ def test_a_second_merge_into_the_same_target_is_refused(made: Made, tmp_path: Pa
     go.set()
     first.join()
     assert ran.code == 2
-    assert ran.errors == ["error: another merge is writing this target"]
+    assert ran.errors == ["error: another merge is writing to OUT"]
     assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
 
 
@@ -230,5 +230,5 @@ def test_a_second_merge_is_refused_until_the_first_one_has_moved_into_place(
 
     monkeypatch.setattr(target_room, "fsync_tree", second_meanwhile)
     merge(made("fsdp2_w4"), tmp_path / "out")
-    assert errors == ["another merge is writing this target"]
+    assert errors == ["another merge is writing to OUT"]
     assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))

@@ -73,7 +73,7 @@ def test_a_merge_is_repeatable_byte_for_byte(made: Made, tmp_path: Path) -> None
 def test_a_target_that_is_there_is_refused_and_stays(made: Made, tmp_path: Path) -> None:
     merge(made("fsdp2_w4"), tmp_path / "out")
     before = state(tmp_path)
-    with pytest.raises(CkptconvError, match="the target is there already") as error:
+    with pytest.raises(CkptconvError, match="OUT already exists") as error:
         merge(made("fsdp2_tied_w4"), tmp_path / "out")
     assert "--overwrite" in str(error.value.hint)
     assert state(tmp_path) == before
@@ -91,7 +91,7 @@ def test_overwrite_leaves_nothing_of_the_old_model(made: Made, tmp_path: Path) -
 def test_overwrite_does_not_replace_a_folder_that_is_no_model(made: Made, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years")
-    with pytest.raises(CkptconvError, match="no model folder"):
+    with pytest.raises(CkptconvError, match="not a model folder"):
         merge(made("fsdp2_w4"), tmp_path / "thesis", overwrite=True)
     assert state(tmp_path) == {"thesis": "", "thesis/chapter1.txt": hashlib.sha256(b"years").hexdigest()}
 

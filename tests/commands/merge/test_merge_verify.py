@@ -81,7 +81,7 @@ def test_one_flipped_bit_is_found_and_nothing_appears(
         tmp_path / "unseen/model.safetensors"
     ).read_bytes(), "the fault is real, and a merge that does not look does not see it"
     flip(monkeypatch, "model", lambda nbytes: nbytes - 1)
-    with pytest.raises(CkptconvError, match="not what the checkpoint holds") as raised:
+    with pytest.raises(CkptconvError, match="does not match the checkpoint") as raised:
         merge(made("fsdp2_w4"), tmp_path / "out", options=Options(dtype=dtype), workers=1, verify=True)
     assert raised.value.code is ExitCode.NO
     assert "lm_head.weight, element [100, 26] in model.safetensors" in str(raised.value)
@@ -93,7 +93,7 @@ def test_the_folder_of_before_stays(made: Made, tmp_path: Path, monkeypatch: pyt
     merge(made("fsdp2_w4"), out)
     before = (out / "model.safetensors").read_bytes()
     flip(monkeypatch, "model", lambda nbytes: 0)
-    with pytest.raises(CkptconvError, match="not what the checkpoint holds"):
+    with pytest.raises(CkptconvError, match="does not match the checkpoint"):
         merge(made("fsdp2_w4"), out, verify=True, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before
 
@@ -110,7 +110,7 @@ def test_headers_and_index_are_checked(made: Made, tmp_path: Path, monkeypatch: 
         return names
 
     monkeypatch.setattr(command, "_write_small_files", wrong)
-    with pytest.raises(CkptconvError, match="not what the checkpoint holds") as raised:
+    with pytest.raises(CkptconvError, match="does not match the checkpoint") as raised:
         merge(made("fsdp2_w4"), tmp_path / "out", verify=True, options=Options(max_shard_size="20KB"))
     assert "lm_head.wait is said to be in" in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -128,7 +128,7 @@ def test_a_tensor_is_read_in_pieces_that_are_all_of_it(shape: tuple[int, ...], m
 def test_it_is_said(made: Made, tmp_path: Path) -> None:
     ran = cli("merge", made("fsdp2_w4"), tmp_path / "out", "--verify")
     assert ran.code == 0
-    said = "Checking  1 file read again by safetensors: 27 tensors are the source's, bit for bit"
+    said = "Checked   1 file: all 27 tensors match the checkpoint bit for bit"
     assert said in ran.err.splitlines()
     ran = cli("merge", made("fsdp2_w4"), tmp_path / "json", "--verify", "--json")
     assert '"checked_tensors": 27' in ran.out

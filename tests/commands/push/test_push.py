@@ -55,7 +55,7 @@ def test_creates_the_repository_and_sends_every_byte(
     assert TOKEN.encode() not in got["README.md"]
     assert dict(done.files) == {name: len(data) for name, data in got.items() if name != ".gitattributes"}
     assert done.nbytes == sum(dict(done.files).values()) == steps[-1][0] == steps[-1][1]
-    assert [what.split()[0] for _, _, what in steps] == ["checking", "signing", "uploading", "uploaded"]
+    assert [what.split()[0] for _, _, what in steps] == ["checking", "checking", "uploading", "uploaded"]
 
 
 LOAD = """
@@ -173,13 +173,13 @@ def test_private(hub: Hub, send: Push) -> None:
     assert not send(private=True).uploaded
     assert not send().uploaded
     error = refused(send, private=False)
-    assert error.what == "alice/tiny exists and is private; nothing was sent"
+    assert error.what == "alice/tiny exists and is private; nothing was uploaded"
     assert error.hint == "hf repos settings alice/tiny --public"
 
 
 def test_private_is_not_sent_to_a_public_repository(hub: Hub, send: Push) -> None:
     hub.store.create("alice/tiny")
-    assert "exists and is public; nothing was sent" in refused(send, private=True).what
+    assert "exists and is public; nothing was uploaded" in refused(send, private=True).what
     assert not hub.requests("preupload|lfs|commit")
 
 
@@ -202,7 +202,7 @@ def test_include_exclude_and_hidden_files(hub: Hub, send: Push, folder: Path) ->
     done = send(include=["*.json", "*.txt", ".*", "*.tmp"], exclude=["logs/", "generation*"])
     names = {".gitattributes", "b.txt", "config.json", "model.safetensors.index.json"}
     assert {path for path, _ in done.files} == names == set(hub.store.repos["alice/tiny"].at("main").files)
-    assert "no file is left" in refused(send, include=["nothing"]).what
+    assert "no file to upload" in refused(send, include=["nothing"]).what
 
 
 def test_dry_run_makes_no_request(hub: Hub, send: Push) -> None:

@@ -75,7 +75,7 @@ def test_a_fault_that_ends_the_push(hub: Hub, send: Push, folder: Path, how: int
     error = refused(send, create_pr=pull)
     assert error.what == what.format(url=hub.url)
     again = f"ckptconv push {folder} alice/tiny" + (" --create-pr" if pull else "")
-    assert error.hint == f"run it again, it goes on where it stopped: {again}"
+    assert error.hint == f"run it again to resume: {again}"
     sent = hub.content_bytes()
     assert send(create_pr=pull).uploaded
     assert hub.content_bytes() == sent
@@ -108,20 +108,20 @@ def test_a_pull_request_left_half_done(hub: Hub, send: Push, folder: Path) -> No
         (
             "alice/tiny",
             {"token": "hf_wrong\nsecond"},
-            "the token holds characters that no token has",
+            "the token has invalid characters",
             "hf auth",
         ),
         (
             "alice/tiny",
             {"token": READ_TOKEN},
-            "the token of alice may not write to alice/tiny",
+            "the token of alice has no write access to alice/tiny",
             "use a token",
         ),
-        ("bob/new", {}, "the token of alice may not write to bob/new", "choose a name of your own"),
-        ("bob/taken", {}, "the token of alice may not write to bob/taken", "choose a name of your own"),
-        ("bob/secret", {}, "the token of alice may not write to bob/secret", "choose a name of your own"),
-        ("a/b/c", {}, "'a/b/c' cannot name a repository", "ORG/NAME"),
-        ("alice/ti ny", {}, "'alice/ti ny' cannot name a repository", "ORG/NAME"),
+        ("bob/new", {}, "the token of alice has no write access to bob/new", "another repo name"),
+        ("bob/taken", {}, "the token of alice has no write access to bob/taken", "another repo name"),
+        ("bob/secret", {}, "the token of alice has no write access to bob/secret", "another repo name"),
+        ("a/b/c", {}, "'a/b/c' is not a valid repository name", "ORG/NAME"),
+        ("alice/ti ny", {}, "'alice/ti ny' is not a valid repository name", "ORG/NAME"),
         ("alice/tiny", {"revision": "refs/pr/9"}, "alice/tiny has no refs/pr/9", "--revision refs/pr/9"),
         (
             "alice/tiny",
@@ -211,22 +211,22 @@ def spoil(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        ("no folder", "does not exist"),
+        ("no folder", "no such folder"),
         ("no config", "has no config.json"),
-        ("config is not JSON", "not readable as JSON"),
+        ("config is not JSON", "not valid JSON"),
         ("no weights", "no .safetensors file"),
         ("shard missing", "missing"),
         ("shard truncated", "do not fill it"),
         ("no header", "truncated"),
         ("no index", "the shards have no index"),
-        ("index names another shard", "the index says"),
+        ("index names another shard", "the index places"),
     ],
 )
 def test_a_folder_that_is_not_whole(hub: Hub, send: Push, folder: Path, how: str, what: str) -> None:
     spoil(folder, how)
     error = refused(send)
     assert what in error.what
-    assert error.what.endswith("; nothing was sent")
+    assert error.what.endswith("; nothing was uploaded")
     assert error.hint
     assert str(folder) in str(error)
     assert not hub.seen
@@ -246,7 +246,7 @@ def test_a_folder_that_is_another_model(hub: Hub, send: Push, folder: Path, spoi
     edit_json(folder / "config.json", layer_types=None, **spoilt)
     for options in ({}, {"dry_run": True}):
         error = refused(send, **options)
-        assert error.what == "this is not the model that its config.json names; nothing was sent"
+        assert error.what == "the tensors do not match the model named in config.json; nothing was uploaded"
         assert found in (error.found or "")
         assert error.hint == f"ckptconv verify {folder}"
     assert not hub.store.repos
@@ -281,10 +281,10 @@ def test_refusals_from_the_environment(bench: Bench, folder: Path) -> None:
     cases = [
         (
             {"HF_HUB_OFFLINE": "1"},
-            "HF_HUB_OFFLINE is set, so nothing is sent\n",
+            "HF_HUB_OFFLINE is set, so nothing is uploaded\n",
             "HF_HUB_OFFLINE=0 ckptconv push",
         ),
-        ({"HF_TOKEN": ""}, f"there is no token for {bench.hub.url}\n", "hf auth login"),
+        ({"HF_TOKEN": ""}, f"no token for {bench.hub.url}\n", "hf auth login"),
         ({"HF_TOKEN": "hf_wrongWrongWrong"}, "the Hub does not accept this token\n", "hf auth login --force"),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot reach http://127.0.0.1:9\n", "ckptconv push"),
     ]

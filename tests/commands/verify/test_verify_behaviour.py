@@ -184,7 +184,7 @@ def test_a_model_with_code_of_its_own_is_not_run(copied: Callable[..., Path], tm
     edit_config(out, model_type="mine", architectures=["Mine"])
     result = verify(out, logits=True)
     assert states(result)["behaviour"] is None
-    assert behaviour(result).found == "not checked: the model brings its own code, which is not run"
+    assert behaviour(result).found == "skipped: the model brings its own code, which is not run"
     assert not (tmp_path / "ran").exists()
 
 

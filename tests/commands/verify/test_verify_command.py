@@ -73,7 +73,7 @@ def test_a_screen_says_what_and_where(made: Made, broken: Path, columns: int) ->
         "relative",
         "rows 14–27: the slice of rank 1",
         "holds 1 NaN",
-        "not right: values, sanity",
+        "problems in: values, sanity",
     ):
         assert said in ran.flat, said
     assert Q in ran.out

@@ -120,7 +120,7 @@ CASES: dict[str, Case] = {
         pad=2,
         core="0.13.1",
     ),
-    # one file a rank
+    # one file per rank
     "qwen2_mlm_legacy": Case(
         "qwen2", "each TP rank holds its own [gate | up]", "mlm_legacy", tp=2, pp=2, first=1, pad=64
     ),

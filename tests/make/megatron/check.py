@@ -127,7 +127,7 @@ def each_layer(stacked: Tensors) -> Tensors:
 
 
 def read_ranks(run: Path, case: Case, layers: int) -> Tensors:
-    """The tensors of one file a rank, joined over TP, PP, VPP, EP and ETP."""
+    """The tensors of one file per rank, joined over TP, PP, VPP, EP and ETP."""
     ranks: dict[tuple[int, int, int], list[Tensors]] = {}
     for file in sorted(run.rglob("mp_rank_*/*.pt")):
         numbers = [int(part) for part in file.parent.name.split("_")[2:]]

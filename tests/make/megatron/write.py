@@ -233,7 +233,7 @@ class Writer:
         self.beside("model/huggingface" if self.case.lora else "")
         self.note(f"global_step_{STEP}/actor/ckpt_contents.json", manifest(self.case, optimizer is not None))
 
-    # -- one file a rank
+    # -- one file per rank
 
     def mlm_legacy(self) -> None:
         """Megatron-LM's save_checkpoint with --ckpt-format torch."""
