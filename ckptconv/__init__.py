@@ -1,37 +1,82 @@
 """ckptconv: sharded trainer checkpoints to Hugging Face models.
 
-import ckptconv
-tensors = ckptconv.open("checkpoints/run")      # lazy: name -> tensor with .numpy() and .torch()
-ckptconv.merge("checkpoints/run", "model")      # the records that the command line shows
+Example:
+    >>> import ckptconv
+    >>> tensors = ckptconv.open("checkpoints/run")       # lazy: name -> tensor with .numpy() and .torch()
+    >>> found = ckptconv.inspect("checkpoints/run")      # what is in it, and which rank stores what
+    >>> merged = ckptconv.merge("checkpoints/run", "model")
+    >>> checked = ckptconv.verify("model", against="checkpoints/run")
+    >>> pushed = ckptconv.push("model", "org/name")
+
+All functions return records, and raise CkptconvError for what is wrong with the input. Names that are listed here are
+the public interface (docs/api.md); everything else may change with any release.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckptconv.errors import CkptconvError, ExitCode
+from ckptconv.errors import CkptconvError, ExitCode, Incomplete, Kind
 from ckptconv.version import __version__
 
 if TYPE_CHECKING:
-    from ckptconv.commands.inspect import inspect
-    from ckptconv.commands.merge.run import merge
-    from ckptconv.commands.push.run import push
-    from ckptconv.commands.verify import verify
-    from ckptconv.lazy import open
+    from ckptconv.commands.inspect import Inspection, inspect
+    from ckptconv.commands.merge.run import Merged, merge
+    from ckptconv.commands.push.run import Pushed, push
+    from ckptconv.commands.verify import Difference, Layer, Problem, Verified, verify
+    from ckptconv.lazy import LazyCheckpoint, LazyTensor, open
+    from ckptconv.plan import Options, Plan
+    from ckptconv.tensors.source_spec import SourceSpec
 
-__all__ = ["CkptconvError", "ExitCode", "__version__", "inspect", "merge", "open", "push", "verify"]
+__all__ = [
+    "CkptconvError",
+    "Difference",
+    "ExitCode",
+    "Incomplete",
+    "Inspection",
+    "Kind",
+    "Layer",
+    "LazyCheckpoint",
+    "LazyTensor",
+    "Merged",
+    "Options",
+    "Plan",
+    "Problem",
+    "Pushed",
+    "SourceSpec",
+    "Verified",
+    "__version__",
+    "inspect",
+    "merge",
+    "open",
+    "push",
+    "verify",
+]
 
+# Imported on first use: `import ckptconv` itself imports no numpy.
 _HOMES = {
-    "open": "ckptconv.lazy",
+    "Difference": "ckptconv.commands.verify",
+    "Inspection": "ckptconv.commands.inspect",
+    "Layer": "ckptconv.commands.verify",
+    "LazyCheckpoint": "ckptconv.lazy",
+    "LazyTensor": "ckptconv.lazy",
+    "Merged": "ckptconv.commands.merge.run",
+    "Options": "ckptconv.plan",
+    "Plan": "ckptconv.plan",
+    "Problem": "ckptconv.commands.verify",
+    "Pushed": "ckptconv.commands.push.run",
+    "SourceSpec": "ckptconv.tensors.source_spec",
+    "Verified": "ckptconv.commands.verify",
     "inspect": "ckptconv.commands.inspect",
     "merge": "ckptconv.commands.merge.run",
-    "verify": "ckptconv.commands.verify",
+    "open": "ckptconv.lazy",
     "push": "ckptconv.commands.push.run",
+    "verify": "ckptconv.commands.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """The public functions, imported on first use."""
+    """The public functions and records, imported on first use."""
     if name in _HOMES:
         from importlib import import_module
 
@@ -39,3 +84,8 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module 'ckptconv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion before their first use."""
+    return sorted({*globals(), *__all__})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import errno
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 _MOST = 64  # items of a list that an error shows
 _LONGEST = 4000  # characters
@@ -18,11 +19,40 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class Kind(Enum):
+    """What sort of refusal an error is, for callers that react to it."""
+
+    USAGE = "usage"  # an argument that is not accepted, or two that contradict each other
+    NOT_A_CHECKPOINT = "not_a_checkpoint"  # nothing here, or nothing that ckptconv knows
+    INCOMPLETE = "incomplete"  # a part of the checkpoint is not here (yet)
+    DAMAGED = "damaged"  # files that contradict each other or cannot be read
+    UNSUPPORTED = "unsupported"  # known, and not convertible
+    DOES_NOT_FIT = (
+        "does_not_fit"  # the tensors are not the model that the config describes, or that was asked for
+    )
+    TARGET = "target"  # where the output should go: it exists, it is full, it is in use
+    ENVIRONMENT = "environment"  # the disk, the network, the Hub, a library
+    OTHER = "other"
+
+
 class CkptconvError(Exception):
     """A refusal that a user can act on.
 
-    what: one sentence, what is wrong. where: the file or tensor. found, wanted: what lies there against what
-    should. hint: one line of what to do. code: the exit code a command ends with.
+    Args:
+        what: one sentence, what is wrong.
+        where: the file or tensor.
+        found: what is there.
+        wanted: what should be there.
+        hint: one line of what to do.
+        code: the exit code that a command ends with.
+        kind: what sort of refusal it is.
+
+    Example:
+        >>> try:
+        ...     ckptconv.merge("run", "model")
+        ... except ckptconv.CkptconvError as error:
+        ...     if error.kind is ckptconv.Kind.INCOMPLETE:
+        ...         retry_later()
     """
 
     def __init__(
@@ -34,6 +64,7 @@ class CkptconvError(Exception):
         wanted: object = None,
         hint: str | None = None,
         code: ExitCode = ExitCode.FAILED,
+        kind: Kind = Kind.OTHER,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -42,6 +73,36 @@ class CkptconvError(Exception):
         self.wanted = None if wanted is None else brief(wanted)
         self.hint = hint
         self.code = code
+        self.kind = kind
+
+    def within(
+        self,
+        *,
+        what: str | None = None,
+        inside: object = None,
+        where: object = None,
+        hint: str | None = None,
+        kind: Kind | None = None,
+    ) -> CkptconvError:
+        """The same error as a caller further out reports it: `raise error.within(where=folder) from error`.
+
+        Args:
+            what: a sentence to put before this error's own.
+            inside: the part (a tensor, a member) to put before `where`: "NAME in FILE".
+            where: the file or folder, where the error does not name one itself.
+            hint: what to do, where the error does not say so itself.
+            kind: what sort of refusal it is, where the error does not say so itself.
+        """
+        outer = copy.copy(self)
+        if what is not None:
+            outer.what = f"{what}: {self.what}"
+            outer.args = (outer.what,)
+        outer.where = self.where if self.where is not None or where is None else brief(where)
+        if inside is not None:
+            outer.where = f"{brief(inside)} in {outer.where}" if outer.where else brief(inside)
+        outer.hint = self.hint or hint
+        outer.kind = kind if kind is not None and self.kind is Kind.OTHER else self.kind
+        return outer
 
     def rows(self) -> list[tuple[str, str]]:
         """The parts under the first line, as (label, text), empty ones left out."""
@@ -70,9 +131,24 @@ def brief(value: object, depth: int = 2) -> str:
 class Incomplete(CkptconvError):
     """A checkpoint of which a part is not here. `inspect` answers "no" to it; a merge cannot be done."""
 
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        found: object = None,
+        wanted: object = None,
+        hint: str | None = None,
+        code: ExitCode = ExitCode.FAILED,
+        kind: Kind = Kind.INCOMPLETE,
+    ) -> None:
+        super().__init__(what, where=where, found=found, wanted=wanted, hint=hint, code=code, kind=kind)
+
 
 def cannot_write(where: object, error: OSError) -> CkptconvError:
     """The error for a write that the system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CkptconvError("the disk is full", where=where, hint="free space or choose another target")
-    return CkptconvError(f"cannot be written: {error.strerror or error}", where=where)
+        return CkptconvError(
+            "the disk is full", where=where, hint="free space or choose another target", kind=Kind.TARGET
+        )
+    return CkptconvError(f"cannot be written: {error.strerror or error}", where=where, kind=Kind.TARGET)

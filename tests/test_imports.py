@@ -41,17 +41,17 @@ LAW: dict[str, set[str]] = {
     "publish": {"compute", "copy", "formats", "plan", "tensors"},
     "engines": {"compute", "copy", "plan", "publish", "read", "tensors"},
     "hub": {"backends", "formats", "publish", "tensors"},
-    "lazy": {"backends", "read", "tensors"},
     "commands": set(),
     "commands.planning": BELOW_COMMANDS,
     "commands.merge": BELOW_COMMANDS | {"commands.planning"},
     "commands.inspect": BELOW_COMMANDS | {"commands.planning"},
     "commands.verify": BELOW_COMMANDS | {"commands.merge", "commands.planning"},
     "commands.push": {"backends", "commands.verify", "formats", "hub", "tensors"},
+    "lazy": {"backends", "commands.planning", "compute", "hub", "plan", "read", "tensors"},
     "show": COMMANDS | {"plan", "publish", "tensors"},
     "cli": COMMANDS | {"plan", "show"},
     "__main__": {"cli", "show"},
-    "__init__": COMMANDS | {"lazy"},
+    "__init__": COMMANDS | {"lazy", "plan", "tensors"},
 }
 
 

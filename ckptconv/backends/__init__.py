@@ -9,10 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 from ckptconv.backends.huggingface import read as huggingface
-from ckptconv.backends.runs import Place, is_step, locate, steps_of
-from ckptconv.errors import CkptconvError
+from ckptconv.backends.runs import Place, is_step, latest_step, locate, steps_of
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.file_state import stamps_under
+from ckptconv.tensors.source_spec import Step, Where, spec_of
 
 # In the order in which their signs are looked for: a trainer's shards come before the Hugging Face files beside them.
 BACKENDS = {
@@ -28,21 +29,35 @@ BACKENDS = {
 
 
 def open_checkpoint(
-    path: str | Path, *, backend: str | None = None, step: int | None = None, also: Sequence[str | Path] = ()
+    source: Where,
+    *,
+    backend: str | None = None,
+    step: Step | None = None,
+    also: Sequence[str | Path] = (),
 ) -> Checkpoint:
     """The checkpoint in a folder (run, step or role folder) or one file of weights, read from metadata alone.
 
-    backend: take this one instead of looking for signs. step: of a run; its latest when not given.
-    also: more folders of the same checkpoint, for rank files that lie on several disks.
+    Args:
+        source: the folder or file, or a SourceSpec.
+        backend, step, also: see `SourceSpec`.
+
+    Raises:
+        CkptconvError: where there is no checkpoint, or only part of one, or one that contradicts itself.
     """
-    root = Path(path)
+    spec = spec_of(source, backend, step, also)
+    return _open(spec.path, spec.backend, spec.step, spec.also)
+
+
+def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Path]) -> Checkpoint:
     if not root.exists():
-        raise CkptconvError("no such folder", where=root)
+        raise CkptconvError("no such folder", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if backend is not None and backend not in BACKENDS:
-        raise CkptconvError(f"unknown backend {backend!r}", wanted=", ".join(BACKENDS))
+        raise CkptconvError(f"unknown backend {backend!r}", wanted=", ".join(BACKENDS), kind=Kind.USAGE)
     if not root.is_dir():
         return huggingface.read_file(root)
-    if backend is None and not is_step(root) and steps_of(root) and huggingface.is_mine(root):
+    if step == "latest":
+        step = latest_step(root)
+    elif backend is None and not is_step(root) and steps_of(root) and huggingface.is_mine(root):
         backend = huggingface.NAME  # the run's own model, which it ended with, before the shards of a step
     for module in _modules(backend):
         place = locate(root, module.is_mine, step)
@@ -51,9 +66,13 @@ def open_checkpoint(
             before = stamps_under([place.folder, *others], leave=is_step)
             try:
                 return replace(module.read(place, others), stamps=before)
+            except CkptconvError as error:
+                raise error.within(kind=Kind.DAMAGED) from error
             except OSError as error:
                 raise CkptconvError(
-                    f"cannot be read: {error.strerror or error}", where=error.filename or place.folder
+                    f"cannot be read: {error.strerror or error}",
+                    where=error.filename or place.folder,
+                    kind=Kind.ENVIRONMENT,
                 ) from error
     raise _nothing(root, backend, step)
 
@@ -101,13 +120,14 @@ def _unfinished(run: Path, steps: dict[int, Path], backend: str | None) -> Ckptc
         where=steps[newest],
         found=", ".join(sorted(path.name for path in steps[newest].iterdir())[:6]) or "an empty folder",
         hint="name another folder" if whole is None else f"take an earlier one: --step {whole}",
+        kind=Kind.INCOMPLETE,
     )
 
 
 def _nothing(root: Path, backend: str | None, step: int | None) -> CkptconvError:
     names = sorted(path.name for path in root.iterdir())
     if not names:
-        return CkptconvError("the folder is empty", where=root)
+        return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if step is None and (steps := steps_of(root)):
         return _unfinished(root, steps, backend)
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -119,4 +139,5 @@ def _nothing(root: Path, backend: str | None, step: int | None) -> CkptconvError
         wanted="model_world_size_W_rank_R.pt (verl FSDP), .metadata or mp_rank_TT_PPP/ (Megatron, torch DCP), "
         "mp_rank_00_model_states.pt (DeepSpeed), *.safetensors or pytorch_model*.bin",
         hint="pass the folder of the run, or of a step or role in it",
+        kind=Kind.NOT_A_CHECKPOINT,
     )

@@ -100,6 +100,17 @@ def locate(path: Path, is_mine: Callable[[Path], bool], step: int | None = None)
     return Place(first, here, first.name, tuple(other.name for other in others))
 
 
+def latest_step(path: Path) -> int:
+    """The step that a run calls its latest, else the highest. Raises CkptconvError for a folder without steps."""
+    below_it = (path / name for name in _BELOW if (path / name).is_dir())
+    run = next((folder for folder in (path, *below_it) if steps_of(folder)), None)
+    if run is None:
+        raise CkptconvError(
+            "no steps in this folder", where=path, hint="omit --step, or name the run's folder"
+        )
+    return _choose(run, steps_of(run), None)
+
+
 def _choose(run: Path, steps: dict[int, Path], wanted: int | None) -> int:
     """The step asked for, or the run's own latest, or the highest number."""
     listed = ", ".join(map(str, sorted(steps)))

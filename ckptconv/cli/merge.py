@@ -184,10 +184,15 @@ def command(
     from ckptconv.show import merge as show
     from ckptconv.show.sink import Sink
 
-    _one_of("--lora", lora, (None, "merge", "adapter", "both"))
-    _one_of("--layout", layout, ("hub", "module"))
-    _one_of("--mtp", mtp, ("keep", "drop"))
-    _one_of("--dtype", dtype, ("auto", "keep", "float32", "bfloat16", "float16"))
+    chosen: dict[str, Any] = {  # words from the command line: Options says which ones it accepts
+        "dtype": dtype,
+        "lora": lora,
+        "lora_alpha": lora_alpha,
+        "layout": layout,
+        "max_shard_size": max_shard_size,
+        "mtp": mtp,
+    }
+    Options(**chosen)  # before anything else is looked at
     cluster = o.cluster(ray)
     source = o.one_of(directory, local_dir, "DIR", "--local_dir", _USAGE)
     default = (
@@ -218,7 +223,7 @@ def command(
             writing.start(plan)
 
     choices: dict[str, Any] = {
-        "options": Options(dtype, lora, lora_alpha, layout, max_shard_size, mtp),
+        "options": Options(**chosen),
         "backend": backend,
         "also": also or (),
         "config": config,
@@ -255,12 +260,3 @@ def command(
         sink.result(show.done(result), record, quiet=str(target))
     if pushing:
         push_and_show(sink, target, str(upload), record, private=private)
-
-
-def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:
-    from ckptconv.errors import CkptconvError
-
-    if value not in allowed:
-        raise CkptconvError(
-            f"{flag} does not accept {value}", wanted=", ".join(str(item) for item in allowed if item)
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -21,12 +21,22 @@ Backend = Annotated[
         "megatron_fsdp, hf_shards, huggingface.",
     ),
 ]
+
+
+def _step(word: str) -> int | str:
+    """The value of --step: a number, or "latest"."""
+    if word != "latest" and not word.isdecimal():
+        raise typer.BadParameter(f"{word!r} is not a number or the word latest")
+    return word if word == "latest" else int(word)
+
+
 Step = Annotated[
-    Optional[int],  # noqa: UP045
+    Any | None,
     typer.Option(
         "--step",
+        parser=_step,
         metavar="N",
-        help="Training step to read. Default: the one that the run marks as its latest, else the highest.",
+        help="Training step to read, or latest. Default: the one that the run marks as its latest, else the highest.",
     ),
 ]
 Also = Annotated[

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.backends.huggingface.read import NAME, assemble
 from ckptconv.backends.huggingface.weight_files import CONFIG, SMALL, Chosen, beside, choose
 from ckptconv.backends.runs import Place
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import read_table
-from ckptconv.hub.fetch import download, local_or_hub
+from ckptconv.hub.fetch import Say, download, local_or_hub
 from ckptconv.hub.headers import headers
 from ckptconv.hub.names import RepoName, repo_of
 from ckptconv.hub.quiet import quiet
 from ckptconv.hub.reading import Listing, is_offline, listing
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.source_spec import SourceSpec
 
 
-def open_local_or_hub(path: str | Path, revision: str | None = None, **how: Any) -> Checkpoint:
-    """`open_checkpoint(path, **how)`, or what `org/name` holds where that is no path; see `open_repo`."""
-    repo = repo_of(path, revision)
+def open_local_or_hub(spec: SourceSpec) -> Checkpoint:
+    """A checkpoint on this disk, or what a repository on the Hub holds; see `open_checkpoint` and `open_repo`."""
+    repo = _repo_of(spec)
     if repo is None:
-        return open_checkpoint(path, **how)
+        return open_checkpoint(spec)
     with quiet(bars=False):
         return open_repo(repo)
+
+
+def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> SourceSpec:
+    """Where the checkpoint is on this disk, after the download if `spec` names a repository; see `local_or_hub`."""
+    repo = _repo_of(spec)
+    if repo is None:
+        return spec
+    return spec.at(local_or_hub(spec.path, spec.revision, say=say, bars=bars))
+
+
+def _repo_of(spec: SourceSpec) -> RepoName | None:
+    """The repository, or None for a path. Raises CkptconvError for a repository with what only folders have."""
+    repo = repo_of(spec.path, spec.revision)
+    if repo is not None and (spec.step is not None or spec.also):
+        raise CkptconvError(
+            f"{repo} is a repository on the Hub, and --step and --also are for folders",
+            hint="name one of its branches instead: --revision NAME",
+            kind=Kind.USAGE,
+        )
+    return repo
 
 
 def open_repo(repo: RepoName) -> Checkpoint:

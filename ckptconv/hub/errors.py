@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 T = TypeVar("T")
@@ -63,6 +63,7 @@ def explain(
         where=scrub(f"{words['endpoint']}/{words['repo']}", token),
         found=_said(cause, token) if saying.quote else None,
         hint=scrub((hint or saying.hint).format(**words), token),
+        kind=Kind.ENVIRONMENT,
     )
     chain = "".join(f"{link} {link!r}" for link in _chain(error))
     told.__cause__ = error if scrub(chain, token) == chain else None

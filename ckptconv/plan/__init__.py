@@ -5,17 +5,23 @@ head that the config ties still equal to its embedding? The caller of `make_plan
 """
 
 from ckptconv.plan.make import make_plan
-from ckptconv.plan.records import ADAPTER_FOLDER, Dropped, Options, Output, Plan
+from ckptconv.plan.options import Dtype, Layout, Lora, Mtp, Options, options_of
+from ckptconv.plan.records import ADAPTER_FOLDER, Dropped, Output, Plan
 from ckptconv.plan.tied import Equal, NeedsReading, unread
 
 __all__ = [
     "ADAPTER_FOLDER",
     "Dropped",
+    "Dtype",
     "Equal",
+    "Layout",
+    "Lora",
+    "Mtp",
     "NeedsReading",
     "Options",
     "Output",
     "Plan",
     "make_plan",
+    "options_of",
     "unread",
 ]

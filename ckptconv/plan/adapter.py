@@ -8,7 +8,8 @@ from typing import Any
 from ckptconv.models import lora
 from ckptconv.plan import placing, shards
 from ckptconv.plan.ledger import used_by
-from ckptconv.plan.records import Left, Options, Output, Part
+from ckptconv.plan.options import Options
+from ckptconv.plan.records import Left, Output, Part
 from ckptconv.plan.stored import Stored
 from ckptconv.tensors.dtypes import FLOATS, is_float
 
@@ -27,7 +28,7 @@ def plan_adapter(stored: Stored, config: dict[str, Any], options: Options, folde
     """
     parts = stored.parts
     placement = placing.placed_alone(parts, stored.checkpoint.naming, stored.lora, config)
-    outputs = {output.name: output for output in _outputs(stored, placement.placed, options, folder)}
+    outputs = {f"{folder}{output.name}": output for output in _outputs(stored, placement.placed, options)}
     settings = lora.adapter_config(placement.placed, parts, stored.lora, options.lora_alpha, config)
     reason = "base weight, not part of an adapter"
     base = [(name, view, reason) for name, view in parts.weights.items() if name not in parts.trained]
@@ -42,9 +43,7 @@ def plan_adapter(stored: Stored, config: dict[str, Any], options: Options, folde
     )
 
 
-def _outputs(
-    stored: Stored, placed: Sequence[lora.Placed], options: Options, folder: str
-) -> Iterator[Output]:
+def _outputs(stored: Stored, placed: Sequence[lora.Placed], options: Options) -> Iterator[Output]:
     """What PEFT saves: the factors, and the weights that were trained whole."""
     parts = stored.parts
     forced = options.dtype if options.dtype in FLOATS else None
@@ -53,4 +52,4 @@ def _outputs(
     tensors += [tensor for each in parts.stacks for tensor in lora.stack_tensors(each)]
     for name, view, shape, origin in tensors:
         dtype = forced if forced and is_float(view.dtype) else view.dtype
-        yield Output(f"{folder}{name}", shape, dtype, view, (stored.name(origin),))
+        yield Output(name, shape, dtype, view, (stored.name(origin),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
-from ckptconv.plan.records import Options
+from ckptconv.plan.options import Options
 from ckptconv.plan.stored import Stored
 from ckptconv.tensors.checkpoint import Checkpoint
 
@@ -21,8 +21,9 @@ def mode_of(stored: Stored, options: Options, base: Checkpoint | None) -> tuple[
     parts = stored.parts
     lora.check_config(stored.lora, onto_base=base is not None)
     if not parts.factors:
-        if options.lora in ("adapter", "both"):
-            raise CkptconvError("this checkpoint has no LoRA weights", hint="omit --lora")
+        given = "--lora" if options.lora is not None else "--lora-alpha"
+        if options.lora is not None or options.lora_alpha is not None:
+            raise CkptconvError("this checkpoint has no LoRA weights", hint=f"omit {given}")
         if base is not None:
             raise CkptconvError(
                 "--base is only for checkpoints that hold only LoRA weights", hint="omit --base"

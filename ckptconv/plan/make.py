@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.megatron import agree
 from ckptconv.plan.adapter import plan_adapter
 from ckptconv.plan.balance import balance
 from ckptconv.plan.lora_mode import mode_of
 from ckptconv.plan.model import plan_model
-from ckptconv.plan.records import ADAPTER_FOLDER, Options, Part, Plan
+from ckptconv.plan.options import Options
+from ckptconv.plan.records import ADAPTER_FOLDER, Part, Plan
 from ckptconv.plan.stored import take_stock
 from ckptconv.plan.tied import Equal, unread
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -37,6 +38,19 @@ def make_plan(
         NeedsReading: where `equal` would have to be asked and was not given.
         CkptconvError: where the checkpoint cannot become what is asked for.
     """
+    try:
+        return _plan(checkpoint, config, options, base, equal)
+    except CkptconvError as error:
+        raise error.within(kind=Kind.DOES_NOT_FIT) from error
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    config: dict[str, Any] | None,
+    options: Options,
+    base: Checkpoint | None,
+    equal: Equal,
+) -> Plan:
     stored = take_stock(checkpoint)
     mode, notes = mode_of(stored, options, base)
     padding = agree(checkpoint, config) if checkpoint.naming == "megatron" and config else []

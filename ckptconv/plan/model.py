@@ -15,7 +15,8 @@ from ckptconv.models.config import check_fit, corrected
 from ckptconv.plan import dtype_policy, placing, shards
 from ckptconv.plan.fuse import fuse
 from ckptconv.plan.ledger import used_by
-from ckptconv.plan.records import Options, Output, Part
+from ckptconv.plan.options import Options
+from ckptconv.plan.records import Output, Part
 from ckptconv.plan.rename import rename
 from ckptconv.plan.stored import Stored
 from ckptconv.plan.tied import Equal, Tied, tie

@@ -1,4 +1,4 @@
-"""What a plan is made of: choices, outputs, what is left out, and the whole."""
+"""What a plan is made of: outputs, what is left out, and the whole."""
 
 from __future__ import annotations
 
@@ -15,22 +15,6 @@ from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import Shape, View
 
 ADAPTER_FOLDER = "lora_adapter"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a user may choose. None and "auto" mean: found from the files, and reported.
-
-    dtype: "auto", "keep" or a float dtype. lora: "merge", "adapter" or "both". layout: "hub" or "module". mtp: "keep"
-    or "drop".
-    """
-
-    dtype: str = "auto"
-    lora: str | None = None
-    lora_alpha: float | None = None
-    layout: str = "hub"
-    max_shard_size: int | str = "5GB"
-    mtp: str = "keep"
 
 
 class Fill(NamedTuple):

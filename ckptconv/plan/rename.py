@@ -11,7 +11,8 @@ from typing import Any
 from ckptconv.compute import Shift
 from ckptconv.models import mtp
 from ckptconv.models.naming import to_hub, to_module
-from ckptconv.plan.records import Fill, Filled, Left, Options
+from ckptconv.plan.options import Options
+from ckptconv.plan.records import Fill, Filled, Left
 from ckptconv.plan.weights import Weights
 from ckptconv.tensors.view import View
 

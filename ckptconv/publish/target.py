@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.publish.durable import exchange, fsync_folder, fsync_tree, undisturbed
 from ckptconv.publish.locks import locked
 
@@ -30,20 +30,23 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
     resolved = target.resolve()
     for source in sources:
         if resolved == source.resolve() or resolved in source.resolve().parents:
-            raise CkptconvError("OUT contains the checkpoint", where=target, hint="choose another folder")
+            raise CkptconvError(
+                "OUT contains the checkpoint", where=target, hint="choose another folder", kind=Kind.TARGET
+            )
     parent = _existing_parent(target)
     if not os.access(parent, os.W_OK):
-        raise CkptconvError("no permission to write here", where=parent)
+        raise CkptconvError("no permission to write here", where=parent, kind=Kind.TARGET)
     tidy(target)
     if not target.exists():
         return
     if not target.is_dir():
-        raise CkptconvError("OUT is a file", where=target)
+        raise CkptconvError("OUT is a file", where=target, kind=Kind.TARGET)
     if os.path.ismount(resolved):
         raise CkptconvError(
             "OUT is a mount point and cannot be replaced atomically",
             where=target,
             hint=f"use a subfolder: {target / 'model'}",
+            kind=Kind.TARGET,
         )
     names = [path.name for path in target.iterdir()]
     if not names:
@@ -54,6 +57,7 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
             where=target,
             found=_listed(names),
             hint="use --overwrite to replace it (the old model is kept until the new one is complete)",
+            kind=Kind.TARGET,
         )
     if not any(
         name == "config.json" or name == "adapter_config.json" or name.endswith(".safetensors")
@@ -64,6 +68,7 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
             where=target,
             found=_listed(names),
             hint="did you swap DIR and OUT?",
+            kind=Kind.TARGET,
         )
 
 
@@ -76,7 +81,7 @@ def _existing_parent(target: Path) -> Path:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise CkptconvError("part of the path of OUT is a file", where=parent)
+        raise CkptconvError("part of the path of OUT is a file", where=parent, kind=Kind.TARGET)
     return parent
 
 
@@ -90,6 +95,7 @@ def check_room(target: Path, wanted: int) -> None:
             where=parent,
             found=f"{free:,} bytes free",
             wanted=f"{wanted:,} bytes",
+            kind=Kind.TARGET,
         )
 
 
@@ -119,7 +125,7 @@ def work_folder(target: Path, stamp: str) -> Iterator[Path]:
     try:
         with locked(home / _LOCK) as mine:
             if not mine:
-                raise CkptconvError("another merge is writing to OUT", where=target)
+                raise CkptconvError("another merge is writing to OUT", where=target, kind=Kind.TARGET)
             try:
                 _bring_back(home, target)
                 yield _take_up(home, stamp, made)
@@ -213,7 +219,9 @@ def publish(work: Path, target: Path, overwrite: bool) -> None:
         fsync_tree(work)
         if target.exists() and any(target.iterdir()):
             if not overwrite:
-                raise CkptconvError("OUT already exists: it appeared during the merge", where=target)
+                raise CkptconvError(
+                    "OUT already exists: it appeared during the merge", where=target, kind=Kind.TARGET
+                )
             if not exchange(work, target):
                 os.replace(target, home / _OLD)
                 os.replace(work, target)  # what happens between the two: _bring_back
@@ -223,5 +231,7 @@ def publish(work: Path, target: Path, overwrite: bool) -> None:
         fsync_folder(target.parent)
     except OSError as error:
         raise CkptconvError(
-            f"the finished folder cannot be moved into place: {error.strerror}", where=target
+            f"the finished folder cannot be moved into place: {error.strerror}",
+            where=target,
+            kind=Kind.TARGET,
         ) from error

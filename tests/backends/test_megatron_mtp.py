@@ -117,4 +117,4 @@ def test_the_option_on_the_command_line(tmp_path: Path) -> None:
     assert ran.code == 0
     assert not any("mtp" in name for name in tensors(tmp_path / "out"))
     wrong = cli("merge", "--mtp", "maybe", "--config", home / "hf", home / "run", tmp_path / "other")
-    assert (wrong.code, wrong.errors[0]) == (2, "error: --mtp maybe is not known")
+    assert (wrong.code, wrong.errors[0]) == (2, "error: --mtp does not accept maybe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import ckptconv
 from ckptconv.lazy import LazyCheckpoint, LazyTensor
+from ckptconv.read.reader import Reader
 from ckptconv.tensors.view import stored
 
 Made = Callable[[str], Path]
@@ -110,3 +112,107 @@ def test_torch_has_every_dtype_and_shape(dtype: str, shape: tuple[int, ...], tmp
     tensor = LazyTensor("x", stored(str(tmp_path / "raw"), 8, shape, dtype)).torch()
     assert (tensor.dtype, tuple(tensor.shape)) == (getattr(torch, dtype), shape)
     assert bits(tensor) == (tmp_path / "raw").read_bytes()[8 : 8 + tensor.nbytes]
+
+
+class Counted(Reader):
+    """A reader that counts the bytes it is asked for."""
+
+    nbytes_read = 0
+
+    def __exit__(self, *args: object) -> None:
+        Counted.nbytes_read += self.nbytes
+        super().__exit__(*args)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
+    monkeypatch.setattr("ckptconv.lazy.Reader", Counted)
+    monkeypatch.setattr(Counted, "nbytes_read", 0)
+    return Counted
+
+
+SLICES = [
+    np.s_[2:5],
+    np.s_[-3:],
+    np.s_[4],
+    np.s_[-1],
+    np.s_[:, 3],
+    np.s_[..., 1:4],
+    np.s_[1:3, 2:6],
+    np.s_[0, 0],
+    np.s_[7:2],
+    np.s_[:],
+    np.s_[...],
+]
+
+
+@pytest.mark.parametrize("key", SLICES, ids=str)
+def test_a_slice_is_numpys_and_reads_only_itself(key: Any, made: Made, counted: type[Counted]) -> None:
+    tensor = ckptconv.open(made("fsdp2_tp_uneven_w4"))["lm_head.weight"]
+    whole = tensor.numpy()
+    counted.nbytes_read = 0
+    part = tensor[key]
+    assert isinstance(part, LazyTensor)
+    assert counted.nbytes_read == 0
+    wanted = whole[key]
+    assert (part.shape, part.nbytes, part.numel) == (wanted.shape, wanted.nbytes, wanted.size)
+    assert np.array_equal(part.numpy(), wanted)
+    assert counted.nbytes_read == wanted.nbytes
+    assert torch.equal(part.torch(), tensor.torch()[key])
+
+
+def test_slices_of_slices(made: Made) -> None:
+    tensor = ckptconv.open(made("fsdp2_w4"))["lm_head.weight"]
+    assert np.array_equal(tensor[3:9][2:4][1].numpy(), tensor.numpy()[6])
+    assert len(tensor[3:9]) == 6
+
+
+@pytest.mark.parametrize("key", [10**6, (0, 0, 0), (..., ...)], ids=str)
+def test_an_index_outside_the_tensor_is_an_index_error(key: Any, made: Made) -> None:
+    with pytest.raises(IndexError):
+        ckptconv.open(made("fsdp2_w4"))["lm_head.weight"][key]
+
+
+def test_steps_are_refused(made: Made) -> None:
+    with pytest.raises(ckptconv.CkptconvError, match="sliced with step 1"):
+        ckptconv.open(made("fsdp2_w4"))["lm_head.weight"][::2]
+
+
+@pytest.mark.parametrize("variant", ["fsdp2_w4", "fsdp2_tied_w4", "qwen3_moe_w4", "lora_w4"])
+def test_under_hub_names_it_is_what_merge_writes(variant: str, made: Made, tmp_path: Path) -> None:
+    ckptconv.merge(made(variant), tmp_path / "out", dtype="bf16")
+    wanted = load_file(tmp_path / "out" / "model.safetensors")
+    opened = ckptconv.open(made(variant), names="hub", options=ckptconv.Options(dtype="bf16"))
+    assert set(opened) == set(wanted)
+    for name, tensor in opened.items():
+        assert (tensor.shape, tensor.dtype, tensor.nbytes) == (
+            tuple(wanted[name].shape),
+            str(wanted[name].dtype).removeprefix("torch."),
+            wanted[name].nbytes,
+        )
+        assert bits(tensor.torch()) == bits(wanted[name]), name
+        assert bits(tensor[1:].torch()) == bits(wanted[name][1:]), name
+
+
+def test_hub_names_know_the_head_of_a_checkpoint_without_reading_the_rest(
+    made: Made, counted: type[Counted]
+) -> None:
+    rows = ckptconv.open(made("lora_w4"), names="hub")["model.layers.0.self_attn.q_proj.weight"][:2]
+    assert rows.numpy().shape == rows.shape
+    assert 0 < counted.nbytes_read < 10 * rows.nbytes
+
+
+def test_what_goes_with_hub_names_only_is_refused_without_them(made: Made) -> None:
+    with pytest.raises(ckptconv.CkptconvError, match="options goes with names='hub' only"):
+        ckptconv.open(made("fsdp2_w4"), options=ckptconv.Options())
+    with pytest.raises(ckptconv.CkptconvError, match="names does not accept"):
+        ckptconv.open(made("fsdp2_w4"), names="trainer")  # type: ignore[arg-type]
+
+
+def test_its_repr_fits_a_notebook_cell(made: Made) -> None:
+    opened = ckptconv.open(made("fsdp2_w4"))
+    lines = repr(opened).splitlines()
+    assert lines[0].startswith("LazyCheckpoint(verl FSDP")
+    assert len(lines) <= 22
+    assert "<table>" in opened._repr_html_()
+    assert "lm_head.weight" in repr(opened) or len(opened) > 20

@@ -20,7 +20,7 @@ from ckptconv.backends.dcp.homes import (
 from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
 from ckptconv.backends.dcp.names import choose_model
 from ckptconv.backends.runs import Place
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint
 
@@ -81,6 +81,7 @@ def _unfinished(home: Path) -> CkptconvError:
             where=home,
             wanted=METADATA,
             hint="load it with dcp.load and save it again with dcp.save",
+            kind=Kind.UNSUPPORTED,
         )
     return Incomplete(
         f"incomplete save: {METADATA} (written last) is missing",

@@ -11,11 +11,12 @@ from ckptconv.commands.planning import NO_CONFIG, plan_for, stated_base
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import NeedsReading, Options, Plan, unread
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.source_spec import Step
 
 _MANY = 20_000  # slices; a plan of more takes over a second
 
 
-def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: int | None = None) -> Next:
+def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: Step | None = None) -> Next:
     """The command to type and what it would write. step: the step that the user asked for."""
     here = shlex.quote(str(path)) + (f" --step {step}" if step is not None else "")
     if checkpoint.backend == "huggingface" and config and not checkpoint.extras.get("lora"):

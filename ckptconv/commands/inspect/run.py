@@ -18,13 +18,14 @@ from ckptconv.hub.checkpoint import open_local_or_hub
 from ckptconv.models.facts import named_architectures
 from ckptconv.publish import assets
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.source_spec import Step, Where, spec_of
 
 
 def inspect(
-    path: str | Path,
+    source: Where,
     *,
     backend: str | None = None,
-    step: int | None = None,
+    step: Step | None = None,
     also: Sequence[str | Path] = (),
     revision: str | None = None,
     tensor: str | None = None,
@@ -32,16 +33,32 @@ def inspect(
     sort: str | None = None,
     reverse: bool = False,
 ) -> Inspection:
-    """Look at a checkpoint (run, step or role folder, a model folder or a Hub repository). Reads metadata only.
+    """Look at a checkpoint. Reads metadata only, also of a repository on the Hub.
 
-    revision: of a repository. tensor: a pattern; the tensors that it matches are in `matches`. tree: `tree` holds the
-    modules. sort: "name", "size", "shape" or "dtype"; reverse: the other way round.
-    Raises CkptconvError for what is no whole checkpoint; a missing rank is one (exit code 1).
+    Args:
+        source: a run, step, role or model folder, a file of weights, a repository ("org/name"), or a SourceSpec.
+        backend, step, also, revision: see `SourceSpec`.
+        tensor: a glob, or part of a name; the tensors that it matches are in `matches`.
+        tree: whether `tree` holds the modules.
+        sort: the order of the tensors: "name", "size", "shape" or "dtype". As stored when omitted.
+        reverse: the other way round.
+
+    Returns:
+        What is stored and who stores it, and what `merge` would write.
+
+    Raises:
+        CkptconvError: where there is no whole checkpoint. It is an `Incomplete` where a rank's file is missing.
+
+    Example:
+        >>> found = ckptconv.inspect("checkpoints/run")
+        >>> found.layout, found.step, found.parameters
+        ('verl FSDP shards', 400, 494032768)
     """
-    ordered((), sort, reverse)  # a wrong word is said before work begins
-    checkpoint = open_local_or_hub(path, revision, backend=backend, step=step, also=also)
+    spec = spec_of(source, backend, step, also, revision)
+    ordered((), sort, reverse)  # a wrong word is refused before work begins
+    checkpoint = open_local_or_hub(spec)
     return describe(
-        checkpoint, Path(path), tensor=tensor, tree=tree, sort=sort, reverse=reverse, asked_step=step
+        checkpoint, spec.path, tensor=tensor, tree=tree, sort=sort, reverse=reverse, asked_step=spec.step
     )
 
 
@@ -53,7 +70,7 @@ def describe(
     tree: bool = False,
     sort: str | None = None,
     reverse: bool = False,
-    asked_step: int | None = None,
+    asked_step: Step | None = None,
 ) -> Inspection:
     """The same for a checkpoint that is open. path: as the user named it."""
     matches = matches_of(checkpoint, tensor) if tensor is not None else None

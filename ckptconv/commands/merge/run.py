@@ -13,20 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.planning import plan_and_assets, stated_base
 from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
 from ckptconv.errors import cannot_write
+from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.hub.names import cached_name, model_name
-from ckptconv.plan import Options, Plan, shards
+from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of, shards
 from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT, receipt
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
 from ckptconv.tensors.file_state import FileState, require_unchanged, stamps_of
+from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
 from ckptconv.version import __version__
 
 MAX_MEMORY = 256 << 20
@@ -37,8 +38,17 @@ OnBytes = Callable[[int, str], None]  # bytes written, the file's name
 class Merged:
     """What a merge did, or with `dry_run` would do.
 
-    target: the model folder. nbytes: of weights. peak_memory: the process's largest resident size, in bytes.
-    checked: tensors that were read again and found to be the source's.
+    Args:
+        plan: every tensor that was written, and where it came from. `plan.nbytes` are the bytes of the weights.
+        target: the model folder.
+        workers: threads, or tasks at a time.
+        dry_run: True where nothing was written; the fields below are then empty.
+        seconds: from the call to the end.
+        read: bytes read.
+        resumed: files that a killed run had written already.
+        assets: files that were copied next to the weights.
+        peak_memory: the process's largest resident size, in bytes.
+        checked: tensors that were read again and found to be the source's.
     """
 
     plan: Plan
@@ -73,48 +83,90 @@ class Events:
 
 
 def merge(
-    source: str | Path,
+    source: Where,
     target: str | Path,
     *,
+    dtype: Dtype | None = None,
+    lora: Lora | None = None,
+    lora_alpha: float | None = None,
+    layout: Layout | None = None,
+    max_shard_size: int | str | None = None,
+    mtp: Mtp | None = None,
     options: Options | None = None,
     backend: str | None = None,
-    step: int | None = None,
+    step: Step | None = None,
     also: Sequence[str | Path] = (),
+    revision: str | None = None,
     config: str | Path | None = None,
     base: str | Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
+    check_replicas: bool = False,
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
-    check_replicas: bool = False,
-    events: Events = Events(),
     ray: str | None = None,
-    verify: bool = False,
-    **choices: Any,
+    events: Events = Events(),
 ) -> Merged:
-    """Convert the checkpoint in `source` into the model folder `target`.
+    """Convert a checkpoint into a Hugging Face model folder.
 
     The target appears whole or not at all, and an existing one is only replaced with `overwrite`, at the end. A run
-    that was killed leaves a work folder beside it, which the same command picks up again.
-    ray: a Ray cluster to copy on, in place of this machine: "auto" or HOST:PORT; workers and max_memory are a task's then.
-    verify: read everything that was written again, by safetensors' own reader, and compare it with the source before the
-    folder appears; see merge_check.
-    config, base: folders, or repositories on the Hub, `org/name@revision`.
-    choices: fields of `Options`, in place of one: merge(run, out, dtype="keep", lora="adapter").
-    Raises CkptconvError for everything that is wrong with the input, before anything is written.
+    that was killed leaves a work folder next to it, which the same call picks up again.
+
+    Args:
+        source: a run, step, role or model folder, a repository ("org/name"), or a SourceSpec.
+        target: the model folder to write.
+        dtype, lora, lora_alpha, layout, max_shard_size, mtp: see `Options`, which has the defaults.
+        options: these choices as one record, in place of the keywords.
+        backend, step, also, revision: see `SourceSpec`.
+        config: a folder or a repository with config.json and the tokenizer, where they are not next to the checkpoint.
+        base: the base model of LoRA tensors that are stored alone, a folder or a repository.
+        overwrite: whether an existing target is replaced.
+        dry_run: plan, and write nothing.
+        verify: read everything that was written again, with safetensors' own reader, and compare it with the source
+            before the folder appears.
+        check_replicas: read the other ranks' copies too, and compare their bytes.
+        max_memory: the bound on all buffers together, in bytes.
+        workers: threads; the number of cores and one more when omitted.
+        ray: a Ray cluster to copy on in place of this machine, "auto" or "HOST:PORT". workers and max_memory are then
+            those of one task.
+        events: what to call while it runs.
+
+    Returns:
+        The plan, and what was written.
+
+    Raises:
+        CkptconvError: for everything that is wrong with the input, before anything is written.
+
+    Example:
+        >>> merged = ckptconv.merge("checkpoints/run", "model", dtype="bf16")
+        >>> merged.target, len(merged.plan.outputs)
+        (PosixPath('model'), 290)
     """
     begun = time.monotonic()
+    spec = spec_of(source, backend, step, also, revision)
+    options = options_of(
+        options,
+        dtype=dtype,
+        lora=lora,
+        lora_alpha=lora_alpha,
+        layout=layout,
+        max_shard_size=max_shard_size,
+        mtp=mtp,
+    )
     target = Path(target)
     count = workers_for(max_memory, workers)
     engine = _engine(ray)
+    spec = fetched(spec, events.on_fetch, events.bars)
     fetch = partial(local_or_hub, say=events.on_fetch, bars=events.bars)
     config, base = config and fetch(config, weights=False), base and fetch(base)
     if ray is not None:  # the nodes have working folders of their own
-        source, also, base = _absolute(source), [_absolute(path) for path in also], base and _absolute(base)
-    given = [Path(path) for path in (source, *also, config, base) if path is not None]
+        also = [_absolute(path) for path in spec.also]
+        spec = SourceSpec(_absolute(spec.path), spec.backend, spec.step, also)
+        base = base and _absolute(base)
+    given = [Path(path) for path in (spec.path, *spec.also, config, base) if path is not None]
     check_target(target, given, overwrite)
-    checkpoint = open_checkpoint(source, backend=backend, step=step, also=also)
-    options = options or Options(**choices)
+    checkpoint = open_checkpoint(spec)
     base = base if base is not None else stated_base(checkpoint, options)
     check_target(target, [Path(base)] if base is not None else [], overwrite)
     plan, folder = plan_and_assets(checkpoint, options, config, base)
@@ -213,6 +265,7 @@ def _small_bytes(folder: Path | None) -> int:
 
 
 def _write_small_files(work: Path, plan: Plan, copied: Copied, folder: Path | None) -> list[str]:
+    """Everything beside the weights. Returns the names of the files that were copied."""
     _clear(work, {file.name for file in plan.files})
     names = _copy_assets(work, plan, folder)
     if plan.config is not None:

@@ -84,8 +84,9 @@ def check_structure(folder: Path) -> None:
     """
     from ckptconv.commands.verify.loads import alone
     from ckptconv.commands.verify.sides import open_side
+    from ckptconv.tensors.source_spec import SourceSpec
 
-    layers = [layer for layer in alone(open_side(folder)) if layer.name in ("names", "shapes")]
+    layers = [layer for layer in alone(open_side(SourceSpec(folder))) if layer.name in ("names", "shapes")]
     found = [problem for layer in layers if layer.ok is False for problem in layer.problems]
     problems = [p for p in found if not (p.name.endswith("bias") and p.what.startswith("missing"))]
     if problems:

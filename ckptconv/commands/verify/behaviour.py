@@ -20,6 +20,7 @@ from ckptconv.commands.verify.expected import NotChecked, class_of, first_line, 
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
 from ckptconv.errors import CkptconvError
+from ckptconv.plan import Dtype
 from ckptconv.tensors.dtypes import is_float
 
 _ALONE = "transformers loads it, and a forward pass over the prompt gives finite logits"
@@ -114,12 +115,13 @@ class _Runner:
         from ckptconv.commands.merge.run import merge
         from ckptconv.plan import Options
 
-        if side.is_adapter and side.merge_flags.get("base") is None:
+        if side.is_adapter and side.beside.base is None:
             raise _Unanswered("an adapter is run with its base model: name it with --base")
         options = Options(dtype=_dtype_for(side, other), lora="merge" if side.is_adapter else None)
         with tempfile.TemporaryDirectory(prefix="ckptconv-") as made:
             self._on_phase(f"{side.path} into a temporary folder")
-            merge(side.path, Path(made) / "model", options=options, **side.merge_flags)
+            config, base = side.beside.config, side.beside.base
+            merge(side.source, Path(made) / "model", options=options, config=config, base=base)
             yield Path(made) / "model"
 
     def _load(self, folder: Path, side: Side) -> tuple[Any, tuple[str, ...]]:
@@ -283,14 +285,15 @@ def _log_softmax(values: Any) -> Any:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def _dtype_for(side: Side, other: Side | None) -> str:
+def _dtype_for(side: Side, other: Side | None) -> Dtype:
     """What a trainer's tensors are merged in: the dtype of the model folder that they are compared with."""
     wanted = side if not side.as_stored else other
     if wanted is None or wanted.as_stored:
         return "auto"
     counts = Counter(output.dtype for output in wanted.tensors.values() if is_float(output.dtype))
-    dtype = counts.most_common(1)[0][0] if counts else ""
-    return dtype if dtype in ("float32", "float16") else "auto"  # which keeps what the model keeps in float32
+    most = counts.most_common(1)[0][0] if counts else ""
+    # "auto" keeps what the model keeps in float32.
+    return "float32" if most == "float32" else "float16" if most == "float16" else "auto"
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -16,11 +16,21 @@ from typing import Any
 from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values
 from ckptconv.commands.verify.diagnose import looks_like
 from ckptconv.commands.verify.records import PROMPT, Difference, Layer, Problem, Verified
-from ckptconv.commands.verify.sides import Side, is_model_folder, open_side, open_sides, under_hub_names
+from ckptconv.commands.verify.sides import (
+    Beside,
+    Side,
+    is_model_folder,
+    open_side,
+    open_sides,
+    under_hub_names,
+)
 from ckptconv.commands.verify.strange import sanity_layer
 from ckptconv.errors import CkptconvError
+from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
+from ckptconv.plan import Dtype, Options
 from ckptconv.read.replicas import deviations
+from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +47,9 @@ class Events:
 
 
 def verify(
-    target: str | Path,
+    target: Where,
     *,
-    against: str | Path | None = None,
+    against: Where | None = None,
     atol: float = 0.0,
     rtol: float = 0.0,
     base: str | Path | None = None,
@@ -47,41 +57,71 @@ def verify(
     prompt: str = PROMPT,
     device: str = "cpu",
     backend: str | None = None,
-    step: int | None = None,
+    step: Step | None = None,
     also: Sequence[str | Path] = (),
     config: str | Path | None = None,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     workers: int | None = None,
     revision: str | None = None,
     events: Events = Events(),
 ) -> Verified:
-    """Check a model folder or a trainer's checkpoint, against a reference of either kind or on its own.
+    """Check a model folder or a trainer's checkpoint, on its own or against a reference of either kind.
 
-    Without a reference the target is held against the class that its config names. Values are compared bit
-    for bit, or within atol + rtol * |reference|. A trainer's checkpoint is taken as `merge` would write it,
-    in the dtypes of the other side; with `dtype` in those of that policy. backend, step, also and config
-    belong to the target, or to the reference where the target is a model folder. base: the model that training began
-    with; a target that equals it is untrained. logits: load with transformers and run `prompt` on `device`, the two
-    sides one after the other; a checkpoint is merged into a temporary folder for it.
-    target, against, base and config may be repositories on the Hub, `org/name@revision`, which are downloaded into
-    huggingface_hub's cache; revision: of the reference, or of the target where there is none.
+    Without a reference the target is checked against the class that its config names. A trainer's checkpoint is taken
+    as `merge` would write it, in the dtypes of the other side.
 
-    Raises CkptconvError where there is no answer: nothing to read, or a checkpoint that cannot be planned.
+    Args:
+        target: a model folder, a trainer's folder, a repository ("org/name"), which is downloaded into
+            huggingface_hub's cache, or a SourceSpec.
+        against: the reference, of the same kinds.
+        atol, rtol: values are compared within atol + rtol * abs(reference); bit for bit where both are 0.
+        base: the model that training began with; a target that equals it is untrained. Also the base model of an
+            adapter that is stored alone.
+        logits: load the model with transformers and run `prompt`, the two sides one after the other. A checkpoint is
+            merged into a temporary folder for it.
+        prompt: the text to run.
+        device: where to run it: "cpu", "cuda", "cuda:1" or "mps".
+        backend, step, also: see `SourceSpec`. Like `config` they belong to the target, or to the reference where the
+            target is a model folder.
+        config: a folder or a repository with the model's config.json.
+        dtype: the dtype policy for a trainer's checkpoint; see `Options`. "auto" takes the dtypes of the other side.
+        workers: threads; the number of cores and one more when omitted.
+        revision: of the reference; of the target where there is none.
+        events: what to call while it runs.
+
+    Returns:
+        Every layer of checks with its answer, and every tensor that differs.
+
+    Raises:
+        CkptconvError: where there is no answer: nothing to read, or a checkpoint that cannot be planned.
+
+    Example:
+        >>> found = ckptconv.verify("model", against="checkpoints/run")
+        >>> found.ok, found.compared, found.equal
+        (True, 290, 290)
     """
     begun = time.monotonic()
+    Options(dtype=dtype)  # a wrong word is refused before work begins
+    reference = None if against is None else _spec(against, revision)
+    asked = _spec(target, revision if against is None else None)
+    here = fetched(asked, events.on_fetch, events.bars)
+    there = None if reference is None else fetched(reference, events.on_fetch, events.bars)
+    if there is not None and is_model_folder(here.path):
+        there = _with(there, backend, step, also)
+    else:
+        here = _with(here, backend, step, also)
     fetch = partial(local_or_hub, say=events.on_fetch, bars=events.bars)
-    here = fetch(target, revision if against is None else None)
-    there = None if against is None else fetch(against, revision)
-    base, config = base and fetch(base), config and fetch(config, weights=False)
-    flags = {"backend": backend, "step": step, "also": also, "config": config, "dtype": dtype, "base": base}
-    opened = open_sides(here, there, flags)
+    beside = Beside(
+        None if config is None else fetch(config, weights=False), dtype, None if base is None else fetch(base)
+    )
+    opened = open_sides(here, there, beside)
     if isinstance(opened, CkptconvError):
-        broken = _broken_folder(here)
+        broken = _broken_folder(here.path)
         if broken is None:
             raise opened
-        return _result(target, against, [broken], begun)
+        return _result(asked, reference, [broken], begun)
     ours, theirs = opened
-    beginning = None if base is None else under_hub_names(open_side(base))
+    beginning = None if beside.base is None else under_hub_names(open_side(SourceSpec(beside.base)))
     found = None if theirs is None else structure.match(ours, theirs)
     layers = (
         loads.alone(ours)
@@ -106,8 +146,8 @@ def verify(
         layers.append(behaviour_layer(ours, theirs, prompt, device, bool(atol or rtol), events.on_phase))
     compared = sum(task.tally.compared for task in tasks)
     return _result(
-        target,
-        against,
+        asked,
+        reference,
         layers,
         begun,
         differences=differences,
@@ -118,11 +158,27 @@ def verify(
     )
 
 
+def _spec(source: Where, revision: str | None) -> SourceSpec:
+    """The record for one side. The revision of a record is its own."""
+    return (
+        source if isinstance(source, SourceSpec) and revision is None else spec_of(source, revision=revision)
+    )
+
+
+def _with(spec: SourceSpec, backend: str | None, step: Step | None, also: Sequence[str | Path]) -> SourceSpec:
+    """The keywords put into the record of the side that they belong to, which may not have its own."""
+    if backend is None and step is None and not also:
+        return spec
+    if spec != SourceSpec(spec.path):
+        return spec_of(spec, backend, step, also)  # refuses
+    return spec_of(spec.path, backend, step, also)
+
+
 def _result(
-    target: str | Path, against: str | Path | None, layers: list[Layer], begun: float, **facts: Any
+    target: SourceSpec, against: SourceSpec | None, layers: list[Layer], begun: float, **facts: Any
 ) -> Verified:
-    reference = None if against is None else Path(against)
-    return Verified(Path(target), reference, tuple(layers), seconds=time.monotonic() - begun, **facts)
+    reference = None if against is None else against.path
+    return Verified(target.path, reference, tuple(layers), seconds=time.monotonic() - begun, **facts)
 
 
 def _differences(tasks: Sequence[values.Task], workers: int | None, meter: _Meter) -> tuple[Difference, ...]:

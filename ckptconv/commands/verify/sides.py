@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,22 @@ from ckptconv.backends.huggingface.weight_files import ADAPTER_CONFIG
 from ckptconv.commands.planning import plan_for
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, lora
-from ckptconv.plan import Options, Output
+from ckptconv.plan import Dtype, Options, Output
 from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.holders import Part
+from ckptconv.tensors.source_spec import SourceSpec
 from ckptconv.tensors.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the user names besides a checkpoint: the model's config, the dtype policy, the base model."""
+
+    config: Path | None = None
+    dtype: Dtype = "auto"
+    base: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +38,10 @@ class Side:
 
     planned: they come out of a plan, no folder holds them so. as_stored: its plan casts nothing, so the dtypes are
     the trainer's and not a model folder's. notes, dtype_said: the plan's. cuts: how a folder's receipt says that its
-    tensors were cut over ranks. merge_flags: what `merge` would need to write it.
-    adapter: an adapter's config.
+    tensors were cut over ranks. source, beside: what `merge` would need to write it. adapter: an adapter's config.
     """
 
-    path: Path
+    source: SourceSpec
     checkpoint: Checkpoint
     tensors: dict[str, Output]
     config: dict[str, Any] | None
@@ -42,8 +51,13 @@ class Side:
     notes: tuple[str, ...] = ()
     dtype_said: str = ""
     cuts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
-    merge_flags: Mapping[str, Any] = field(default_factory=dict)
+    beside: Beside = field(default_factory=lambda: Beside())
     adapter: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """As the user named it."""
+        return self.source.path
 
     @property
     def of_trainer(self) -> bool:
@@ -78,69 +92,73 @@ def is_adapter_folder(path: Path) -> bool:
 
 
 def open_side(
-    path: str | Path,
+    source: SourceSpec,
+    beside: Beside = Beside(),
     *,
-    backend: str | None = None,
-    step: int | None = None,
-    also: Sequence[str | Path] = (),
-    config: str | Path | None = None,
-    dtype: str = "auto",
-    base: str | Path | None = None,
     as_adapter: bool = False,
     other: Path | None = None,
 ) -> Side:
-    """Open a side from metadata. dtype: of a trainer's checkpoint; "auto" leaves it as stored.
+    """Open a side from metadata.
 
-    base: the model of a checkpoint that holds an adapter alone. as_adapter: take the adapter of a checkpoint, not the
-    model that it is merged into. other: the model folder it is compared with, whose config serves where none is here.
+    Args:
+        source: where it is, on this disk.
+        beside: the config of its model; the dtype policy of a trainer's checkpoint, where "auto" keeps what is stored;
+            the base model of a checkpoint that holds an adapter alone.
+        as_adapter: take the adapter of a checkpoint, not the model that it is merged into.
+        other: the model folder that it is compared with, whose config serves where the checkpoint has none.
 
-    Raises CkptconvError for whatever would keep `merge` from planning it.
+    Raises:
+        CkptconvError: for whatever would keep `merge` from planning it.
     """
-    checkpoint = open_checkpoint(path, backend=backend, step=step, also=also)
-    folder = Path(config) if config is not None else checkpoint.assets
+    checkpoint = open_checkpoint(source)
+    folder = beside.config if beside.config is not None else checkpoint.assets
     if checkpoint.backend == huggingface.NAME and (folder is None or _is_safetensors(checkpoint)):
         found = assets.read_config(folder) if folder is not None else None
         tensors = {name: _as_it_is(name, tensor.view) for name, tensor in checkpoint.tensors.items()}
         adapter = checkpoint.extras.get("lora") or {}
         return Side(
-            Path(path),
+            source,
             checkpoint,
             tensors,
             found,
             is_adapter=bool(adapter),
             cuts=_cuts_of(checkpoint.root),
-            merge_flags={"base": base},
+            beside=Beside(base=beside.base),
             adapter=adapter,
         )
+    config = beside.config
     if config is None and checkpoint.assets is None and other is not None and not as_adapter:
         config = other if (other / "config.json").is_file() else None
-    made = _planned(Path(path), checkpoint, dtype, config, base, as_adapter)
-    again = {"backend": backend, "step": step, "also": also, "config": config}
-    return replace(made, merge_flags={**again, "base": base if _is_alone(checkpoint) else None})
+    base = beside.base if _is_alone(checkpoint) else None
+    made = _planned(source, checkpoint, beside.dtype, config, None if as_adapter else base, as_adapter)
+    return replace(made, beside=Beside(config, base=base))
 
 
 def open_sides(
-    target: Path, against: Path | None, flags: dict[str, Any]
+    target: SourceSpec, against: SourceSpec | None, beside: Beside
 ) -> tuple[Side, Side | None] | CkptconvError:
-    """Both sides in one form; returned, not raised, is what is wrong with the target.
+    """Both sides in one form; what is wrong with the target is returned and not raised.
 
-    flags: of `open_side`, for the target, or for the reference where the target is a model folder.
+    Args:
+        target: where the target is, on this disk.
+        against: where the reference is.
+        beside: of the target; of the reference where the target is a model folder.
     """
     if against is None:
         try:
-            return open_side(target, **flags), None
+            return open_side(target, beside), None
         except CkptconvError as error:
             return error
-    to_reference = is_model_folder(target)
-    adapters = is_adapter_folder(target) or is_adapter_folder(against)
-    shared = {"base": flags.get("base"), "as_adapter": adapters}
-    stated = flags.get("config")
-    beside = Path(stated) if stated is not None else target  # of two checkpoints of one model, either's
+    to_reference = is_model_folder(target.path)
+    adapters = is_adapter_folder(target.path) or is_adapter_folder(against.path)
+    bare = Beside(base=beside.base)
+    # Of two checkpoints of one model, either's config serves.
+    other = beside.config if beside.config is not None else target.path
     try:
-        ours = open_side(target, **{**({} if to_reference else flags), **shared}, other=against)
+        ours = open_side(target, bare if to_reference else beside, as_adapter=adapters, other=against.path)
     except CkptconvError as error:
         return error
-    theirs = open_side(against, **{**(flags if to_reference else {}), **shared}, other=beside)
+    theirs = open_side(against, beside if to_reference else bare, as_adapter=adapters, other=other)
     if ours.tensors.keys() == theirs.tensors.keys():
         return ours, theirs
     return under_hub_names(ours), under_hub_names(theirs)
@@ -151,25 +169,25 @@ def under_hub_names(side: Side) -> Side:
     if side.planned or side.config is None or side.is_adapter:
         return side
     try:
-        made = _planned(side.path, side.checkpoint, "keep", None, None, False)
+        made = _planned(side.source, side.checkpoint, "keep", None, None, False)
     except CkptconvError:  # it is no model that can be planned, and is compared as it is
         return side
     return side if made.tensors.keys() == side.tensors.keys() else replace(made, as_stored=False)
 
 
 def _planned(
-    path: Path,
+    source: SourceSpec,
     checkpoint: Checkpoint,
-    dtype: str,
-    config: str | Path | None,
-    base: str | Path | None,
+    dtype: Dtype,
+    config: Path | None,
+    base: Path | None,
     as_adapter: bool,
 ) -> Side:
     as_stored = dtype in ("auto", "keep")
     options = Options(dtype="keep" if as_stored else dtype, lora="adapter" if as_adapter else None)
-    plan = plan_for(checkpoint, options, config, None if as_adapter or not _is_alone(checkpoint) else base)
+    plan = plan_for(checkpoint, options, config, base)
     return Side(
-        path,
+        source,
         checkpoint,
         plan.outputs,
         plan.config,

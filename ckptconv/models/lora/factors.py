@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.view import View, permute, unflatten
 
 # Megatron's grouped experts; their stack, taken for one of experts, leaves a row of the pair to each of them.
@@ -87,6 +87,7 @@ def paired(module: str, part: str, found: Mapping[str, NamedView], parameters: t
             f"the LoRA pair of {module} is shared by all experts of a rank (grouped GEMM), which is not supported",
             found="the file keeps the pair of one expert parallel rank only",
             hint="export it with Megatron-Bridge",
+            kind=Kind.UNSUPPORTED,
         )
     if len(one) != 2 or len(two) != 2 or one[0] != two[1]:
         raise CkptconvError(

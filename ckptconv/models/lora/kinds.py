@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 _HINT = "merge it with PEFT first (merge_and_unload, save_pretrained)"
 # What a tensor's name has in it -> whose it is.
@@ -78,7 +78,9 @@ def check_name(name: str) -> None:
     for segment in name.split(".") if _MARKS.search(name) else ():
         for mark, kind in _OTHERS.items():
             if segment.startswith(mark) and (wrapped or ".adapter." in name or mark.startswith("lora_")):
-                raise CkptconvError(f"{name} is a tensor of {kind}, which is not supported", hint=_HINT)
+                raise CkptconvError(
+                    f"{name} is a tensor of {kind}, which is not supported", hint=_HINT, kind=Kind.UNSUPPORTED
+                )
     if _LEFT.search(name):
         raise CkptconvError(f"{name} is an adapter of a kind that is not plain LoRA", hint=_HINT)
 
@@ -87,11 +89,19 @@ def check_config(meta: Mapping[str, Any], onto_base: bool) -> None:
     """Raise for settings that are not LoRA's, or not enough to merge by. onto_base: the original weights are used."""
     kind = meta.get("peft_type")
     if kind is not None and str(kind).upper() != "LORA":
-        raise CkptconvError(f"an adapter of PEFT's type {kind} is not supported", wanted="LORA", hint=_HINT)
+        raise CkptconvError(
+            f"an adapter of PEFT's type {kind} is not supported",
+            wanted="LORA",
+            hint=_HINT,
+            kind=Kind.UNSUPPORTED,
+        )
     for key, said in _SETTINGS.items():
         if meta.get(key):
             raise CkptconvError(
-                f"{said} is not supported", found=f"{key} in the adapter's config", hint=_HINT
+                f"{said} is not supported",
+                found=f"{key} in the adapter's config",
+                hint=_HINT,
+                kind=Kind.UNSUPPORTED,
             )
     how = str(meta.get("init_lora_weights")).lower()
     if onto_base and how.startswith(_CHANGES_BASE):

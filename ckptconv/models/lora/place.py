@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.lora.factors import Factors
 from ckptconv.tensors.view import Shape, View, stored, unbind, unflatten
@@ -155,12 +155,15 @@ def _in_parts(module: str, found: Mapping[str, Factors], rename: Rename) -> list
     order = next((names for names in _PARTS if set(names) == set(found)), None)
     if order is None:
         raise CkptconvError(
-            f"adapters for some parts of {module} only are not supported", found=sorted(found)
+            f"adapters for some parts of {module} only are not supported",
+            found=sorted(found),
+            kind=Kind.UNSUPPORTED,
         )
     if "gate" in order and any(len({c.offsets[0] for c in f.b[1].chunks}) > 2 for f in found.values()):
         raise CkptconvError(
             f"canonical LoRA on {module}, saved with tensor parallelism, is not supported",
             hint="save it with tensor parallelism 1, or export it with Megatron-Bridge",
+            kind=Kind.UNSUPPORTED,
         )
     lengths = [found[part].b[1].shape[0] for part in order]
     probes = rename({f"{module}.weight": stored(_PROBE, 0, (sum(lengths), 2), "uint8")}).tensors

@@ -208,10 +208,11 @@ def test_the_receipt_names_the_rank_without_the_checkpoint(
 def test_the_receipt_agrees_with_the_checkpoint(made: Made, tmp_path: Path) -> None:
     """2-D cuts, and tensors whose shape is not the stored one."""
     from ckptconv.commands.verify.sides import open_side
+    from ckptconv.tensors.source_spec import SourceSpec
 
     for variant in ("fsdp2_tp_uneven_w4", "qwen3_moe_w4"):
         merge(made(variant), tmp_path / variant)
-        checkpoint, side = open_checkpoint(made(variant)), open_side(tmp_path / variant)
+        checkpoint, side = open_checkpoint(made(variant)), open_side(SourceSpec(tmp_path / variant))
         assert side.cuts
         for name, parts in side.cuts.items():
             assert sum(int(np.prod(part.sizes)) for part in parts) == side.tensors[name].source.numel
