@@ -1,6 +1,6 @@
-"""Writes transformers_table.json from the installed transformers: `python -m ckptconv.models.make_table`.
+"""Writes transformers_table.json from the installed transformers: `python -m tools.make_table`.
 
-The only place that imports transformers. It reads `transformers.conversion_mapping`, lets transformers itself turn
+It reads `transformers.conversion_mapping`, lets transformers itself turn
 every transform round (Hub -> module becomes module -> Hub) and writes the result as data; and it builds every model
 class on the meta device, to note which sub-models lie in it and which key of the config describes them.
 """

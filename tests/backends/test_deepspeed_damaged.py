@@ -129,5 +129,5 @@ def test_a_file_of_a_layout_that_is_not_read_is_refused(name: str, says: str, tm
 def test_a_parameter_that_the_model_file_does_not_know_is_refused(tmp_path: Path) -> None:
     folder = copied("universal_z1_w2", tmp_path)
     shutil.copytree(folder / "zero" / "one.weight", folder / "zero" / "two.weight")
-    with pytest.raises(CkptconvError, match=r"the model file does not know two\.weight"):
+    with pytest.raises(CkptconvError, match=r"the model file does not list two\.weight"):
         open_checkpoint(folder)

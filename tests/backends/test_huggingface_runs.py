@@ -64,7 +64,7 @@ def test_a_trainers_state_is_counted_and_never_opened(run: Path) -> None:
 def test_the_runs_own_model_comes_first_and_the_steps_are_told(finished: Path, tmp_path: Path) -> None:
     ran = cli("merge", finished, tmp_path / "out")
     assert ran.code == 0, ran.err
-    assert "4 saved on the way (step 8 to 11: --step N converts one)" in ran.flat
+    assert "4 intermediate ones (step 8 to 11: --step N converts one)" in ran.flat
     assert_equal(tensors(tmp_path / "out"), tensors(finished / "model.safetensors"))
     assert opened(finished) != opened(finished / "checkpoint-11")
     assert opened(finished, step=9) == opened(finished / "checkpoint-9")
@@ -105,7 +105,7 @@ def test_an_adapter_run_as_trl_leaves_it(tmp_path: Path) -> None:
     trained(tmp_path / "run", 2, model).save_model()
     found = open_checkpoint(tmp_path / "run")
     assert (found.root, found.layout) == (tmp_path / "run", "PEFT adapter")
-    assert "2 saved on the way (step 1 to 2" in found.notes[0]
+    assert "2 intermediate ones (step 1 to 2" in found.notes[0]
     assert open_checkpoint(tmp_path / "run", step=1).root == tmp_path / "run" / "checkpoint-1"
 
 

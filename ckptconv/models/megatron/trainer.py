@@ -20,9 +20,7 @@ _EMBEDDING = re.compile(r"(?:^|\.)embedding\.word_embeddings\.weight$")
 _DIVISOR = "make_vocab_size_divisible_by"
 _USUAL_DIVISOR = 128  # megatron/training/arguments.py, and Megatron-Bridge's GPTModelProvider
 _LARGEST = 1e18  # larger numbers are not sizes of a model
-_CONFIG_HINT = (
-    "name the folder of the model that was trained with --config DIR, or correct the file that is wrong"
-)
+_CONFIG_HINT = "pass the trained model: --config DIR, or correct the file that is wrong"
 
 Values = Mapping[str, Any]
 Numbers = tuple[tuple[str, float], ...]  # (the key in config.json, its number)

@@ -1,4 +1,4 @@
-"""Who stores what, for few ranks and for thousands."""
+"""Which rank stores what, for few ranks and for thousands."""
 
 from __future__ import annotations
 

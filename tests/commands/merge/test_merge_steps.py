@@ -81,7 +81,7 @@ def test_an_incomplete_step_is_told_and_the_others_are_converted(run: Path, tmp_
     (run / "global_step_1" / "actor" / "model_world_size_4_rank_2.pt").unlink()
     ran = cli("merge", run, tmp_path / "out", "--all-steps")
     assert ran.code == 2  # as a merge of that step alone
-    assert "step 1 is left out: rank 2 of 4 is missing" in ran.err
+    assert "step 1: rank 2 of 4 is missing" in ran.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["global_step_2"]
 
 
@@ -89,7 +89,7 @@ def test_a_step_that_fails_is_told_at_the_end_with_its_exit_code(run: Path, tmp_
     (run / "global_step_1" / "actor" / "huggingface" / "config.json").write_text("{")
     ran = cli("merge", run, tmp_path / "out", "--all-steps")
     assert ran.code == 2
-    assert "step 1 is left out: config.json cannot be read" in ran.err
+    assert "step 1: config.json cannot be read" in ran.err
     assert "1 of 2 steps could not be converted" in ran.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["global_step_2"]
 
@@ -104,7 +104,9 @@ def test_json_lists_the_steps(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [["--step", "1"], ["--push", "me/model"], ["--also", "."]])
 def test_what_goes_with_one_step_only_is_refused(run: Path, tmp_path: Path, more: list[str]) -> None:
-    assert_one_error(cli("merge", run, tmp_path / "out", "--all-steps", *more), says="neither --step nor")
+    assert_one_error(
+        cli("merge", run, tmp_path / "out", "--all-steps", *more), says="cannot be combined with --step"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -104,7 +104,7 @@ def test_all_of_one_ranks_slice(made: Made, copied: Callable[..., Path]) -> None
     assert {d.name: d.stored_rank for d in result.differences} == {Q: (1,), "lm_head.weight": (1,)}
     values = result.layer("values")
     assert values is not None
-    assert values.notes == ("all that differs is what rank 1 stores: is its file of the same step?",)
+    assert values.notes == ("all differences are in the slices of rank 1: is its file of the same step?",)
     assert "rows 14–27, stored by rank 1" in problems(result, "values")[Q]
 
 
@@ -144,7 +144,7 @@ def test_dtypes_that_differ_are_said_and_values_compared_in_the_wider(
     assert exact.differences[0].dtype == "float32"
     values = exact.layer("values")
     assert values is not None
-    assert values.notes == ("all that differs is what rounding to bfloat16 took away",)
+    assert values.notes == ("all differences come from rounding to bfloat16",)
     only_wrong(verify(merged_once("fsdp2_w4"), against=made("fsdp2_w4") / "hub", rtol=1 / 256), "dtypes")
 
 

@@ -27,7 +27,7 @@ def test_alone_with_the_modules_names(made: Made, tmp_path: Path) -> None:
     merge(made("qwen3_moe_w4"), tmp_path / "out", options=Options(layout="module"))
     result = verify(tmp_path / "out")
     only_wrong(result)
-    assert result.layers[0].notes == ("the names are the module's",)
+    assert result.layers[0].notes == ("the names are those of the module",)
 
 
 def test_alone_with_a_missing_layer(merged: Callable[[str], Path]) -> None:

@@ -90,7 +90,7 @@ def test_swapped_layers_take_a_line_and_not_forty(made: Made, copied: Callable[.
     rewrite(out, change)
     ran = cli("verify", out, "--against", made("fsdp2_w4") / "hub", columns=120)
     assert "model.layers.0 and model.layers.1 are swapped: 12 tensors" in ran.out
-    assert "and 24 that stand in another layer" in ran.out
+    assert "and 24 that are in another layer" in ran.out
     assert len(ran.out.splitlines()) < 20
 
 

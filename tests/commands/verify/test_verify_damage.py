@@ -177,7 +177,7 @@ def test_one_ranks_slice_of_an_older_step(made: Made, copied: Callable[..., Path
     assert {item.stored_rank for item in found.values()} == {(1,)}
     values = result.layer("values")
     assert values is not None
-    assert values.notes == ("all that differs is what rank 1 stores: is its file of the same step?",)
+    assert values.notes == ("all differences are in the slices of rank 1: is its file of the same step?",)
     assert all(item.max_rel == pytest.approx(0.01, rel=0.01) for item in found.values())
 
 

@@ -24,7 +24,7 @@ def test_a_folder_with_a_modules_names(made: Made, tmp_path: Path, variant: str)
     for result in (verify(out, against=hub), verify(hub, against=out), verify(out, against=made(variant))):
         only_wrong(result)
         assert result.compared == result.tensors == len(views(hub))
-    assert "headers" in (verify(out, against=hub).layer("integrity") or result.layers[0]).found
+    assert "1 header" in (verify(out, against=hub).layer("integrity") or result.layers[0]).found
 
 
 def test_a_difference_in_a_fused_expert_is_named_by_its_hub_name(made: Made, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_torch_files_of_many_shards(tmp_path: Path) -> None:
     assert len(list((tmp_path / "bin").glob("*.bin"))) > 2
     result = verify(tmp_path / "hub", against=tmp_path / "bin")
     only_wrong(result)
-    assert "CRC-32" in (result.layer("integrity") or result.layers[0]).found
+    assert " checksums in " in (result.layer("integrity") or result.layers[0]).found
     poke(views(tmp_path / "hub")["model.layers.0.mlp.experts.2.up_proj.weight"], (1, 1))
     result = verify(tmp_path / "hub", against=tmp_path / "bin")
     only_wrong(result, "values")
