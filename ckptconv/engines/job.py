@@ -112,7 +112,7 @@ def _require_go(work: Path) -> None:
 def _require_work(job: Job, machine: str) -> None:
     if not within(job.patience, lambda: stamp_of(job.work) == job.stamp):
         raise CkptconvError(
-            f"{machine} does not see the folder that this merge writes to to",
+            f"{machine} does not see the folder that this merge writes to",
             where=job.work,
             hint="OUT must be on a file system that all machines share",
         )

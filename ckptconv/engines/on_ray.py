@@ -62,7 +62,7 @@ def _copy(address: str, plan: Plan, work: Path, workers: int, on_bytes: OnBytes 
         refs: dict[Any, OutFile] = {}
         try:
             for each in job.jobs(plan, gathered.missing, work, workers, PATIENCE):
-                # In a box: Ray unpacks it in the task, where the version has been looked at.
+                # Wrapped in a list so that Ray does not resolve the reference before the task has checked the version.
                 refs[make.options(name=each.out.name).remote(__version__, [ray.put(each)])] = each.out
             while refs:
                 ready, _ = ray.wait(list(refs), timeout=_POLL)
@@ -128,7 +128,7 @@ class _Gathered:
         self.copied = Copied({}, 0, 0, ())
         self.missing: list[OutFile] = []
         self._plan, self._work, self._on_bytes = plan, work, on_bytes
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
         for out in plan.files:
             hashes = finished(work, out)
             if hashes is None:
@@ -153,9 +153,9 @@ class _Gathered:
             self._tell(name, done)
 
     def _tell(self, name: str, done: int) -> None:
-        more = done - self._told.get(name, 0)
+        more = done - self._reported.get(name, 0)
         if more > 0:  # an attempt that begins again does not take the bar back
-            self._told[name] = done
+            self._reported[name] = done
             if self._on_bytes:
                 self._on_bytes(more, name)
 

@@ -1,4 +1,4 @@
-"""What a tensor's name, shape and place may be, whoever wrote them down. Checked where they come in."""
+"""Limits on untrusted names, shapes and offsets, checked at the input boundary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a user's word means a folder, and where a repository on the Hub."""
+"""Decide whether an argument is a local path or a Hub repository."""
 
 from __future__ import annotations
 

@@ -23,10 +23,11 @@ Layouts = Callable[[Config], tuple[Layout, ...]]
 class Rule:
     """trained: the trainer's pattern. hub: the Hub's. layouts: the changes between them, for a config.
 
-    rows: how many rows the Hub keeps of a padded vocabulary. instead: the name of a tensor with fewer rows than those (a
-    value head). added: what is added to each stored value (Gemma-style norms that are stored as a difference to one).
-    reason: why a tensor has no counterpart on the Hub (hub is empty). if_cut: what to say where several ranks hold parts
-    of it.
+    rows: how many rows the Hub keeps of a padded vocabulary.
+    instead: the Hub name to use when the tensor has fewer than `rows` rows, i.e. output_layer is a critic's value head.
+    added: a number added to each stored value (Gemma-style norms are stored as a difference to one).
+    reason: why a tensor has no counterpart on the Hub (hub is empty).
+    if_cut: the error to raise if several ranks hold parts of the tensor.
     """
 
     trained: Pattern
@@ -63,7 +64,7 @@ class Family:
     variants: tuple[tuple[Pattern, Family], ...] = ()
     copies: tuple[tuple[Pattern, str], ...] = ()
 
-    def spoken_in(self, names: Collection[str]) -> Family:
+    def variant_for(self, names: Collection[str]) -> Family:
         """This table, or the variant whose mark is among the stored names."""
         for mark, family in self.variants:
             if any(mark.match(name) is not None for name in names):

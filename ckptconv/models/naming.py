@@ -19,7 +19,7 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
     """
     if naming == "megatron":
         return megatron.to_hub(tensors, config)
-    if naming != "hub" and torchtitan.speaks(tensors):
+    if naming != "hub" and torchtitan.has_torchtitan_names(tensors):
         return torchtitan.to_hub(tensors, config)
     if naming == "hub" and _is_quantized(config):
         return _as_they_are(tensors)

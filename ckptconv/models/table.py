@@ -79,9 +79,10 @@ def rules_of(
 ) -> list[TableRule]:
     """The rules for a model, in the order they are tried when it is saved (sub-models first).
 
-    names: the trained ones. A sub-model that no name lies in has no rules: the names are not the module's then.
-    None where they are not known: all sub-models have theirs.
-    prefix_changes: also those that put back a prefix which the Hub repository had and the module has not.
+    Args:
+        config: the model's config.json.
+        names: the trained names; a sub-model without any matching name is skipped. None includes every sub-model.
+        prefix_changes: also the rules that restore a prefix which the Hub repository had and the module lacks.
     """
     table = load()
     nodes = list(_nodes(config, table))

@@ -48,7 +48,7 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
     Vocabulary padding is left out, with its reason. Raises CkptconvError for a name that no rule knows, and where only
     some of the tensors of a rule are there.
     """
-    family = family.spoken_in(tensors.keys())
+    family = family.variant_for(tensors.keys())
     made: dict[str, Named[T]] = {}
     left_out: list[tuple[str, T, str]] = []
     counts: dict[str, int] = {}

@@ -1,6 +1,7 @@
 """Which dtype a tensor is written in: a stated policy, the same for every tensor, and a sentence that says it.
 
-verl loads masters in float32 and so its config says float32, which is no wish to serve in float32: its own merger
+verl's config.json says float32 because master weights are loaded in float32; it does not mean that the model is
+served in float32: its own merger
 writes bfloat16 always (verl/model_merger/fsdp_model_merger.py).
 """
 

@@ -57,7 +57,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def undisturbed(do: Callable[[], None]) -> None:
-    """Call it to its end: Ctrl-C and SIGTERM are not heard meanwhile. It may be begun twice."""
+    """Run `do` to completion with SIGINT and SIGTERM ignored.
+
+    `do` must be idempotent: it is started again if a signal arrives before the signals are ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         return do()  # Python raises KeyboardInterrupt in the main thread alone
     heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

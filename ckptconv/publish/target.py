@@ -137,7 +137,7 @@ def work_folder(target: Path, stamp: str) -> Iterator[Path]:
 
 
 def _forget(target: Path, made: list[Path]) -> None:
-    """Remove what was made before there was anything in it."""
+    """Remove the work folder and the parent folders that this merge created, if they are still empty."""
     tidy(target)
     for parent in made:
         with contextlib.suppress(OSError):

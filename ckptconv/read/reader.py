@@ -25,14 +25,16 @@ _SPAN = 2 << 20  # bytes read at a time of a box
 _PACKED = 1 << 20  # bytes of it on their way
 SCRATCH = _SPAN + _PACKED  # a reader's buffers
 CAST_BLOCK = 1 << 16  # elements; source and target together stay in a core's cache
-_LONG = 64 << 10  # bytes in one piece that are worth a read of their own
-_RUNS = 1 << 16  # such pieces of one chunk that are written down; an expanded tensor may have any number
+_LONG = 64 << 10  # contiguous bytes that are worth a read of their own
+_RUNS = (
+    1 << 16
+)  # most contiguous runs kept per chunk; with more (stride-0 expands) the chunk is read as a box
 
 Part = tuple[Shape, Shape, Array]  # offsets and sizes of a box, and the memory that it belongs to
 
 
 class Run(NamedTuple):
-    """Elements first .. first+length-1 of the flattened tensor, in one piece at a byte of a file."""
+    """Elements first .. first+length-1 of the flattened tensor, contiguous in `file` from byte `start`."""
 
     first: int
     length: int
@@ -41,10 +43,10 @@ class Run(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A view made ready for reading: runs by position, the other chunks by their first row.
+    """A view prepared for reading: runs sorted by position, the other chunks by their first row.
 
-    ends: for each of the boxes, the last row of it and of those before it. turned: there are boxes whose last dim is not
-    the one along which their file goes on.
+    ends: ends[i] is the largest end row of boxes[: i + 1], for bisection.
+    turned: some box is not row-major in its file.
     """
 
     shape: Shape
@@ -57,7 +59,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(view: View) -> Prepared:
-    """Sort a view's chunks into runs and boxes; done once a tensor."""
+    """Sort a view's chunks into runs and boxes; done once per tensor."""
     item = itemsize(view.dtype)
     steps = contiguous_strides(view.shape, 1)
     runs, boxes = [], []

@@ -69,7 +69,10 @@ def for_each(
 
 @contextlib.contextmanager
 def _held(signals: set[signal.Signals]) -> Iterator[None]:
-    """These signals come afterwards, not between a thread's start and the note that it runs. Threads never get them."""
+    """Block these signals while threads start, so that Ctrl-C cannot land between a start and recording the thread.
+
+    The threads inherit the mask, so only the main thread ever gets these signals.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -78,7 +81,7 @@ def _held(signals: set[signal.Signals]) -> Iterator[None]:
 
 
 def _wait_for(started: list[threading.Event]) -> None:
-    """Wait for threads that were told to stop; a second Ctrl-C must not close their files under them."""
+    """Wait for threads that were asked to stop; a second Ctrl-C must not close the files that they still use."""
     for ended in started:
         while not ended.is_set():
             with contextlib.suppress(KeyboardInterrupt):

@@ -12,7 +12,10 @@ from ckptconv.errors import CkptconvError
 
 
 class FileState(NamedTuple):
-    """What changes when a file is written or replaced. inode: 0 where file systems number anew as they like."""
+    """The facts that change when a file is written or replaced.
+
+    inode: 0 on network and FUSE file systems, whose inode numbers are not stable.
+    """
 
     nbytes: int
     changed: int  # nanoseconds

@@ -43,7 +43,7 @@ def config(case: str) -> dict[str, Any]:
 
 def table(case: str) -> Family:
     """The case's table, in the variant that its stored names speak."""
-    return family_of(config(case)).spoken_in(open_checkpoint(home(case) / "run").tensors)
+    return family_of(config(case)).variant_for(open_checkpoint(home(case) / "run").tensors)
 
 
 def same(a: Arrays, b: Arrays) -> None:

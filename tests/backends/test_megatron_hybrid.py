@@ -44,7 +44,7 @@ def views(case: str) -> dict[str, View]:
 def test_the_way_back_makes_the_stored_tensors(case: str) -> None:
     """All but the norm around zero, which would be rounded."""
     held, rounded = views(case), f"{A}out_norm.weight" if case in NATIVE else ""
-    family = megatron.family_of(config(case)).spoken_in(held)
+    family = megatron.family_of(config(case)).variant_for(held)
     hub = load_file(home(case) / "hf" / "model.safetensors")
     if rounded:
         del hub["model.layers.0.linear_attn.norm.weight"]
@@ -57,7 +57,7 @@ def test_the_way_back_makes_the_stored_tensors(case: str) -> None:
 
 
 def test_a_norm_around_zero_is_not_put_back() -> None:
-    family = megatron.family_of(config("qwen3_next_mb")).spoken_in(views("qwen3_next_mb"))
+    family = megatron.family_of(config("qwen3_next_mb")).variant_for(views("qwen3_next_mb"))
     hub = load_file(home("qwen3_next_mb") / "hf" / "model.safetensors")
     with pytest.raises(CkptconvError, match="rounded"):
         translate.to_trained(family, hub, config("qwen3_next_mb"))

@@ -50,7 +50,7 @@ def test_every_way_to_hold_a_tower_is_here() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_way_back_makes_the_stored_tensors(case: str) -> None:
     held = views(case)
-    family = megatron.family_of(config(case)).spoken_in(held)
+    family = megatron.family_of(config(case)).variant_for(held)
     made = translate.to_trained(family, load_file(home(case) / "hf" / "model.safetensors"), config(case))
     assert {name for name in held.keys() ^ made.keys() if "norm" not in name} == set()
     for name in held.keys() & made.keys():
@@ -93,7 +93,7 @@ def test_a_merger_that_was_split_over_ranks_is_spoken_of(tmp_path: Path) -> None
 def test_mbridges_tower_of_qwen3_vl_has_the_hubs_names() -> None:
     """Read from files of a release that is not on PyPI, which no fixture holds: here from its names alone."""
     mark = "vision_model.merger.patch_norm.weight"
-    family = megatron.family_of(config("qwen3_vl_mb")).spoken_in([mark])
+    family = megatron.family_of(config("qwen3_vl_mb")).variant_for([mark])
     hub = load_file(home("qwen3_vl_mb") / "hf" / "model.safetensors")
     made = translate.to_trained(family, hub, config("qwen3_vl_mb"))
     layer, stack = "vision_model.decoder.layers.1.", "vision_model.decoder.deepstack_merger_list.0."

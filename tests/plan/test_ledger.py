@@ -67,7 +67,7 @@ def test_every_recut_balances(draw: DataObject) -> None:
 
 @settings(FIXED, max_examples=200)
 @given(draw=st.data())
-def test_no_other_use_balances(draw: DataObject) -> None:
+def test_the_ledger_refuses_every_use_that_is_not_exactly_once(draw: DataObject) -> None:
     tensors = checkpoint(draw)
     pieces = [piece for view in tensors for piece in parts_of(draw, view)]
     chosen = draw.draw(st.integers(0, len(pieces) - 1))
@@ -115,7 +115,7 @@ BALANCED: dict[str, tuple[list[View], list[View], list[View]]] = {
 
 
 @pytest.mark.parametrize("case", BALANCED)
-def test_these_balance(case: str) -> None:
+def test_the_ledger_accepts_every_use_that_is_exactly_once(case: str) -> None:
     tensors, used, dropped = BALANCED[case]
     assert check_balance(tensors, used, dropped) == sum(view.nbytes for view in tensors)
 

@@ -86,7 +86,7 @@ def test_a_cast_on_the_way_is_the_cast_of_what_was_read(disk: Disk, draw: DataOb
 
 @settings(FIXED, max_examples=150)
 @given(draw=st.data())
-def test_what_lands_fits_and_is_all_there(draw: DataObject) -> None:
+def test_the_gathered_elements_are_complete_and_in_place(draw: DataObject) -> None:
     sizes = tuple(draw.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
     item = draw.draw(st.sampled_from((1, 2, 4, 8)))
     strides = tuple(stride * item for stride in test_view.a_stride(draw, sizes))
@@ -202,7 +202,7 @@ def test_long_pieces_of_strided_shards_are_runs(bytes_of: tuple[str, np.ndarray]
     assert (calls.count, calls.nbytes) == (8, array.nbytes)
 
 
-def test_pieces_without_number_are_not_written_down(bytes_of: tuple[str, np.ndarray]) -> None:
+def test_a_chunk_with_too_many_runs_is_read_as_a_box(bytes_of: tuple[str, np.ndarray]) -> None:
     """A tensor that is expanded (stride 0) has as many rows as its maker likes."""
     file, content = bytes_of
     view = stored(file, 64, (1 << 40, 1 << 16), "uint8", (0, 1))

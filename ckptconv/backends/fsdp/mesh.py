@@ -1,8 +1,8 @@
-"""A pickled DeviceMesh: its sizes, and the seat of the rank that wrote the file.
+"""A pickled DeviceMesh: its sizes, and the seat (effective coordinate) of the rank that wrote the file.
 
 torch pickles `_layout` and `_rank_map` since 2.9, the `mesh` tensor before (torch/distributed/device_mesh.py).
-A seat is where the rank's data belongs along each mesh dim. Collectives order it by the process group, and a process
-group sorts its ranks; so a mesh whose ranks are not ascending has seats that differ from `_coordinate_on_dim`.
+A seat is the rank's index in each mesh dim's *sorted* process group, which is where collectives put its data. It equals
+`_coordinate_on_dim` unless the ranks of the mesh are not ascending.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Reader:
 
 
 class _Here:
-    """One rank's view of what all ranks say."""
+    """Resolves the DTensor specs that all ranks share to the boxes of one rank."""
 
     def __init__(self, file: TorchZip, rank: int, meshes: Meshes) -> None:
         self._file, self._rank, self._meshes = file, rank, meshes

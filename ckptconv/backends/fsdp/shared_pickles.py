@@ -2,9 +2,9 @@
 
 FSDP's ranks pickle the same names, shapes and placements a thousand times over. Their own are the coordinates of their
 meshes (`_coordinate_on_dim`), and numbers that nobody reads: a mesh's `_rank`, and the `_hash` of meshes and specs
-(torch/distributed/device_mesh.py and tensor/_dtensor_spec.py, protocol 2). Where these lie is found by their names; that
-they are nothing else is not believed but tried: other numbers are put there, and once it is loaded just these fields must
-have them.
+(torch/distributed/device_mesh.py and tensor/_dtensor_spec.py, protocol 2). Their positions in the pickle are guessed from
+their names, so the guess is checked: sentinel values are written there, the pickle is loaded, and exactly these fields must
+have changed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class RankPickles:
 
 
 def _tried(data: bytes, places: list[_Span], own: list[_Span], where: str) -> _Known:
-    """Load it with the n-th coordinate made of n alone, and a number by chance in what else is a rank's own."""
+    """Unpickle with coordinate n replaced by (n, n, …) and every other per-rank field by one random sentinel."""
     numbers, mark = range(1, len(places) + 1), (1 << 30) + secrets.randbelow(1 << 30)
     root = safe_load(_filled(data, places, numbers, own, mark), where)
     tables = list({id(table): table for table in _tables(root)}.values())

@@ -121,8 +121,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What to do next. writes: what that would write, planned; "" where it was not. why_not: why there is no plan; hint:
-    what solves it."""
+    """The suggested next command.
+
+    writes: a summary of the plan; "" if it was not computed. why_not: why it was not. hint: what helps.
+    """
 
     command: str
     writes: str = ""

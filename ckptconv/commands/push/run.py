@@ -106,7 +106,7 @@ def push(
         include=tuple(include),
         exclude=tuple(exclude),
     )
-    job = _told(job, lambda: _ready(job, token, online=not dry_run))
+    job = _explained(job, lambda: _ready(job, token, online=not dry_run))
     parcel = Parcel(root, tuple(files), None)
     if not (root / README).exists() and is_wanted(README, include, exclude):
         card = model_card(model, repo_id)
@@ -133,13 +133,13 @@ def check_push(
 
     job = Job(str(folder), repo_id, _address(endpoint), private=private)
     with quiet(bars=False):
-        job = _told(job, lambda: _ready(job, token, online=True))
+        job = _explained(job, lambda: _ready(job, token, online=True))
         api = hub.connect(job)
-        job = _told(job, lambda: hub.sign_in(api, job))
-        _told(job, lambda: hub.open_repo(api, job))
+        job = _explained(job, lambda: hub.sign_in(api, job))
+        _explained(job, lambda: hub.open_repo(api, job))
 
 
-def _told(job: Job, step: Callable[[], T], left: Callable[[], str | None] = lambda: None) -> T:
+def _explained(job: Job, step: Callable[[], T], left: Callable[[], str | None] = lambda: None) -> T:
     """Run one step; what it raises becomes the one CkptconvError for it. left: the half-done pull request."""
     return guarded(step, lambda error: explain(error, job, left()))
 
@@ -181,14 +181,14 @@ def _send(job: Job, parcel: Parcel, say: Progress, bars: bool) -> Pushed:
     api = hub.connect(job)
     with quiet(bars):
         say(0, parcel.nbytes, f"checking your token and write access on {job.endpoint}")
-        job = _told(job, lambda: hub.sign_in(api, job))
+        job = _explained(job, lambda: hub.sign_in(api, job))
     check_structure(parcel.root)  # takes seconds, so a bad token is told before; and it sets the bars anew
     with quiet(bars):
-        target = _told(job, lambda: hub.open_repo(api, job))
+        target = _explained(job, lambda: hub.open_repo(api, job))
         if target.keeps_card:
             parcel = parcel.without_card()
         say(0, parcel.nbytes, f"uploading {len(parcel.files)} files to {job.repo_id}")
-        commit = _told(
+        commit = _explained(
             job,
             lambda: hub.upload(api, job, parcel),
             left=lambda: hub.left_open(api, job, target),

@@ -269,7 +269,13 @@ def _compared(ours: Ran, theirs: Ran, runner: _Runner, tolerant: bool) -> Layer:
 def _problems(ran: Ran, whose: str) -> list[Problem]:
     import numpy as np
 
-    problems = [Problem(name, f"{whose}model was loaded without it: it is made up") for name in ran.absent]
+    problems = [
+        Problem(
+            name,
+            f"{whose}model was loaded without it: missing from the folder, so transformers initialised it randomly",
+        )
+        for name in ran.absent
+    ]
     bad = int(np.count_nonzero(~np.isfinite(ran.logits)))
     if bad:
         problems.append(

@@ -48,12 +48,12 @@ class Tally:
     _lock: Any = field(default_factory=threading.Lock)
 
     def add_sanity(self, seen: Sanity) -> None:
-        """What one thread saw of a part of the tensor."""
+        """Merge what one thread saw of a part of the tensor."""
         with self._lock:
             self.sanity.merge(seen)
 
     def hash(self, side: int = 0) -> str:
-        """Of the target's values (0) or the reference's (1), once all of it was read; of nothing, nothing."""
+        """The hash of the target's values (0) or the reference's (1), after the tensor was fully read; "" if it is empty."""
         digests = self.hashed[side]
         return (
             f"{self.dtype} {self.shape} {combine([digests[n] for n in sorted(digests)])}" if digests else ""

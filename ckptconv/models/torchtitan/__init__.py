@@ -17,7 +17,7 @@ T = TypeVar("T")
 _MARK = Pattern("layers.{layer}.attention_norm.weight")
 
 
-def speaks(names: Iterable[str]) -> bool:
+def has_torchtitan_names(names: Iterable[str]) -> bool:
     """True where the tensors' names are those of torchtitan's own model classes."""
     return any(_MARK.match(name) for name in names)
 

@@ -124,7 +124,7 @@ def test_a_weight_that_is_not_there_is_not_made_up(copied: Callable[..., Path]) 
     rewrite(out, lambda tensors: tensors.__delitem__(Q))
     result = verify(out, logits=True)
     only_wrong(result, "names", "behaviour")
-    assert "made up" in problems(result, "behaviour")[Q]
+    assert "initialised it randomly" in problems(result, "behaviour")[Q]
 
 
 def test_heads_that_are_no_language_model(made: Made) -> None:
