@@ -153,7 +153,7 @@ def test_a_save_that_never_finished_is_said(made: Made, tmp_path: Path, left: tu
         shutil.copy(metadata, metadata.with_name(name))
     metadata.unlink()
     ran = cli("merge", run, tmp_path / "out")
-    assert_one_error(ran, "never finished", names=["pytorch_model_fsdp_0"])
+    assert_one_error(ran, "incomplete save", names=["pytorch_model_fsdp_0"])
     assert cli("inspect", run).code == 1
 
 
@@ -161,7 +161,7 @@ def test_an_earlier_step_can_be_taken_instead(made: Made, tmp_path: Path) -> Non
     run = made_copy(made, "dcp_accelerate_w2", tmp_path)
     later = shutil.copytree(run / "checkpoint-7", run / "checkpoint-9")
     (later / "pytorch_model_fsdp_0" / ".metadata").unlink()
-    with pytest.raises(Incomplete, match="never finished") as error:
+    with pytest.raises(Incomplete, match="incomplete save") as error:
         open_checkpoint(run)
     assert "--step" in str(error.value.hint)
     assert open_checkpoint(run, step=7).step == 7

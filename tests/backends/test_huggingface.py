@@ -119,7 +119,7 @@ def test_one_file_with_the_models_config(tmp_path: Path) -> None:
     )
     ran = cli("merge", tmp_path / "step9.pt", tmp_path / "out", "--config", folder, "--dtype", "keep")
     assert ran.code == 0, ran.err
-    assert "not taken: step" in ran.flat
+    assert "not read: step" in ran.flat
     assert_equal(tensors(tmp_path / "out"), tensors(by_transformers(folder, tmp_path / "truth")))
     assert "state dict" in cli("inspect", tmp_path / "step9.pt").out
     assert cli("verify", tmp_path / "out", "--against", tmp_path / "step9.pt", "--config", folder).code == 0
@@ -130,7 +130,7 @@ def test_verify_against_the_torch_files(tmp_path: Path) -> None:
     merge(source, tmp_path / "out")
     ran = cli("verify", tmp_path / "out", "--against", source)
     assert ran.code == 0, ran
-    assert "CRC-32" in ran.flat
+    assert " checksums in " in ran.flat
     path = next(iter(sorted(source.glob("*00002*.bin"))))
     state = torch.load(path)
     state[next(iter(state))].view(-1)[0] += 1
@@ -167,7 +167,7 @@ def test_the_form_from_before_torch_1_6(tmp_path: Path) -> None:
     model_of().config.save_pretrained(tmp_path)
     torch.save({"a": torch.ones(3)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     ran = cli("inspect", tmp_path)
-    assert_one_error(ran, "old form", names=["pytorch_model.bin", "torch.save it again"])
+    assert_one_error(ran, "legacy", names=["pytorch_model.bin", "torch.save it again"])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_form_from_before_torch_1_6(tmp_path: Path) -> None:
         ({"a": torch.ones(2), "b": [torch.ones(2)]}, "object of list"),
         ({"a": torch.ones(2), "b": {"c": torch.ones(2)}}, "object of dict"),
         ({"a": torch.ones(2), "b": torch.ones(2).to_sparse()}, "not a tensor"),
-        ({"a": torch.ones(2), 3: torch.ones(2)}, "no text"),
+        ({"a": torch.ones(2), 3: torch.ones(2)}, "not a string"),
     ],
 )
 def test_files_of_something_else(tmp_path: Path, content: Any, says: str) -> None:

@@ -78,7 +78,7 @@ def test_the_mesh_is_read_from_the_random_states() -> None:
 def test_a_half_without_its_other_half(tmp_path: Path) -> None:
     run = copy_of("qwen2_fsdp3", tmp_path)
     change(run, b"layers.1.mlp.linear_fc1.weight_w", b"layers.1.mlp.linear_fc1.weight_x")
-    with pytest.raises(CkptconvError, match=r"of the two halves of .* only one"):
+    with pytest.raises(CkptconvError, match=r"only one of the two halves of .* is stored"):
         open_checkpoint(run)
 
 

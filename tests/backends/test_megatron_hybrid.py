@@ -103,7 +103,7 @@ def test_rank_files_of_a_delta_net_are_refused(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     model = {f"{A}in_proj.weight": torch.zeros(84, 22), "decoder.final_layernorm.weight": torch.zeros(22)}
     torch.save({"model": model}, folder / "model_optim_rng.pt")
-    with pytest.raises(CkptconvError, match=r"rows of a gated delta net .* rank files do not say"):
+    with pytest.raises(CkptconvError, match=r"rows of a gated delta net .* rank files do not record that"):
         open_checkpoint(tmp_path)
 
 

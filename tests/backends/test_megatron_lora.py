@@ -104,7 +104,7 @@ def test_adapters_alone_become_an_adapter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("choice", ["merge", "adapter"])
 def test_without_an_alpha_nothing_is_guessed(case: str, choice: str, tmp_path: Path) -> None:
     given = model(case) if choice == "merge" else {"config": home(case) / "hf"}
-    with pytest.raises(CkptconvError, match="alpha is not known") as error:
+    with pytest.raises(CkptconvError, match="does not record their alpha") as error:
         merge(home(case) / "run", tmp_path / "out", lora=choice, **given)
     assert "--lora-alpha" in str(error.value.hint)
     assert not (tmp_path / "out").exists()

@@ -190,7 +190,7 @@ def test_a_config_with_another_number_of_experts_is_refused(count: int) -> None:
 
 
 def test_a_config_that_does_not_count_the_experts_is_refused() -> None:
-    with pytest.raises(CkptconvError, match="how many experts") as error:
+    with pytest.raises(CkptconvError, match="number of experts per layer") as error:
         family_of({"model_type": "deepseek_v3"})
     assert error.value.wanted == "n_routed_experts"
 

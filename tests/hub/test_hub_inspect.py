@@ -205,7 +205,7 @@ def test_a_passing_fault_is_ridden_out(hub: Hub, send: Push, how: int | str) -> 
 @pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 def test_who_may_not_look(hub: Hub, send: Push, monkeypatch: pytest.MonkeyPatch) -> None:
     send(private=True)
-    missing = "no such folder, and the Hub has no {} that this account can see"
+    missing = "{} is neither a local folder nor a Hub repository you can access"
     assert refused(inspect, "alice/nothing").what == missing.format("alice/nothing")
     monkeypatch.setenv("HF_TOKEN", "hf_wrongWrongWrong")
     assert refused(inspect, "alice/tiny").what == "the Hub does not accept this token"
@@ -233,9 +233,14 @@ def test_as_processes(bench: Bench, send: Push, tmp_path: Path) -> None:
             "alice/tiny",
             {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")},
             2,
-            "error: no such folder, and HF_HUB",
+            "error: alice/tiny: no such folder, and no Hub repository of that name",
         ),
-        ("alice/tiny", {"HF_ENDPOINT": dead}, 2, f"error: no such folder, and {dead} cannot be reached"),
+        (
+            "alice/tiny",
+            {"HF_ENDPOINT": dead},
+            2,
+            f"error: alice/tiny: no such folder, and {dead} cannot be reached",
+        ),
         ("nowhere", {}, 2, "error: no such folder\n"),
         ("alice/tiny/x", {}, 2, "error: no such folder\n"),
     ]

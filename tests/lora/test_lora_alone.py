@@ -95,7 +95,7 @@ def test_an_adapter_of_a_model_without_lora_is_refused(made: Made, tmp_path: Pat
 
 @pytest.mark.parametrize("lora", [None, "merge", "adapter", "both"])
 def test_without_an_alpha_nothing_is_guessed(made: Made, tmp_path: Path, lora: str | None) -> None:
-    with pytest.raises(CkptconvError, match="alpha is not known") as error:
+    with pytest.raises(CkptconvError, match="does not record their alpha") as error:
         merge(made("lora_noalpha_w2"), tmp_path / "out", lora=lora)
     assert "--lora-alpha" in str(error.value.hint)
     assert not list(tmp_path.iterdir())
@@ -137,7 +137,7 @@ def test_an_alpha_of_zero_in_the_metadata_is_no_alpha(
     """verl once wrote 0 for every run; merging with it gives the base model."""
     run = own_copy(made("lora_w4"), tmp_path / "run")
     edit_json(run / META, lora_alpha=alpha)
-    with pytest.raises(CkptconvError, match="alpha is not known"):
+    with pytest.raises(CkptconvError, match="does not record their alpha"):
         merge(run, tmp_path / "out", lora=lora)
 
 

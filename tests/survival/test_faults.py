@@ -194,7 +194,7 @@ def test_a_source_that_changes_meanwhile_is_refused(
     ran = merging.go()
     assert_one_error(
         ran,
-        r"(changed|went away) while it was read|cannot be (opened|read)",
+        r"(changed|went away|disappeared) while it was read|cannot be (opened|read)",
         names=("model_world_size_4_rank_1.pt",),
     )
     assert not (tmp_path / "here").exists()

@@ -120,7 +120,7 @@ def test_an_old_target_that_was_moved_aside_comes_back(
         assert state(out) == alone
         assert [path.name for path in out.parent.iterdir()] == ["out"]
     else:
-        assert_one_error(run("merge", made("fsdp2_w4"), out, *SHARDS), r"there already")
+        assert_one_error(run("merge", made("fsdp2_w4"), out, *SHARDS), r"already exists")
         assert state(out) == old
 
 
