@@ -15,7 +15,7 @@ from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.models.torchtitan import FAMILIES, family_of, speaks, to_hub, to_trained
+from ckptconv.models.torchtitan import FAMILIES, family_of, has_torchtitan_names, to_hub, to_trained
 from ckptconv.models.torchtitan.verbs import EARLIER
 from ckptconv.read.reader import read_numpy
 
@@ -101,8 +101,8 @@ def test_the_bias_that_chooses_experts_stays_float32(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_stored_names_are_told_and_the_hubs_are_not(case: str) -> None:
-    assert speaks(open_checkpoint(steps(case), step=2).tensors)
-    assert not speaks(truth(case))
+    assert has_torchtitan_names(open_checkpoint(steps(case), step=2).tensors)
+    assert not has_torchtitan_names(truth(case))
 
 
 @pytest.mark.parametrize("case", CASES)
