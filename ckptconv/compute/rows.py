@@ -1,10 +1,20 @@
-"""What is added to a tensor, a few of its rows at a time, in float32."""
+"""The values of a computed tensor, a few of its rows at a time, in float32."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ckptconv.compute.sources import Added, Computed, Decomposed, Floats, Fuse, Shift
+from ckptconv.compute.dequantise import plain_values
+from ckptconv.compute.sources import (
+    Added,
+    Computed,
+    Decomposed,
+    Dequantised,
+    Floats,
+    Fuse,
+    Rewritten,
+    Shift,
+)
 from ckptconv.read.reader import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype, read_numpy
 from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.view import View, select
@@ -12,6 +22,10 @@ from ckptconv.tensors.view import View, select
 
 def rows_of(source: Computed, base: Prepared) -> Rows:
     """The arithmetic of a source whose base is `base`."""
+    if isinstance(source, Dequantised):
+        return PlainRows(source)
+    if isinstance(source, Rewritten):
+        return RewrittenRows(source)
     if isinstance(source, Shift):
         return ShiftedRows(source)
     if isinstance(source, Added):
@@ -27,6 +41,7 @@ class Rows:
 
     def __init__(self, source: Computed, width: int) -> None:
         self.width, self.count = width, source.base.numel // width if width else 0
+        self.plain = plain_values(source)
 
     def blocks(self, first: int, last: int) -> list[tuple[int, int]]:
         """Rows first..last-1 in blocks that stay in cache."""
@@ -42,12 +57,40 @@ class Rows:
         """The new elements low..high-1; `values` are the old ones."""
         first, last = low // self.width, -(-high // self.width)
         part = self.update(reader, first, last)[low - first * self.width : high - first * self.width]
-        part += values.astype(np.float32)
+        part += self.plain(reader, low, values)
         return part
 
     def update(self, reader: Reader, first: int, last: int) -> Floats:
         """What is added to rows first..last-1, flat."""
         raise NotImplementedError
+
+
+class PlainRows(Rows):
+    """Nothing is added."""
+
+    def __init__(self, source: Dequantised) -> None:
+        super().__init__(source, source.shape[-1] if source.shape else 1)
+
+    def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
+        return self.plain(reader, low, values)
+
+
+class RewrittenRows(Rows):
+    """Some rows are those of another tensor."""
+
+    def __init__(self, source: Rewritten) -> None:
+        super().__init__(source, source.shape[-1])
+        self._indices, self._rows = np.array(source.indices), _Other(source.rows)
+
+    def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
+        part: Floats = self.plain(reader, low, values)
+        first, last = np.searchsorted(self._indices, (low // self.width, -(-high // self.width)))
+        for number in range(first, last):
+            begin = int(self._indices[number]) * self.width
+            start, stop = max(begin, low), min(begin + self.width, high)
+            at = number * self.width - begin
+            part[start - low : stop - low] = self._rows.read(reader, at + start, at + stop)
+        return part
 
 
 class ShiftedRows(Rows):
@@ -121,7 +164,7 @@ class FusedRows(Rows):
             reader.interval(self._base, first * self.width, last * self.width, raw)
             values = raw.view(to_numpy(self._source.base.dtype))
         rows = self.update(reader, first, last)
-        rows += values.astype(np.float32)
+        rows += self.plain(reader, first * self.width, values)
         return rows.reshape(last - first, self.width)
 
 

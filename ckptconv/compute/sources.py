@@ -1,4 +1,4 @@
-"""What may fill a tensor: a view, or a view with an update that training kept apart from it."""
+"""What may fill a tensor: a view, quantised codes with their scales, or one of these with an update from training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,35 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales of a weight stored as float8 codes: weight = code * scale, one scale per block.
+
+    Args:
+        view: float scales: one element for the whole weight, or (..., ceil(out / rows), ceil(in / columns)) for a
+            weight of shape (..., out, in).
+        block: (rows, columns) of a block; (0, 0) where one scale serves the whole weight.
+        dtype: the dtype that the model computes in, which the weight has once it is dequantised.
+
+    Source: transformers/integrations/finegrained_fp8.py, FP8Linear and Fp8Dequantize: the scale is a factor, although
+    its name ends in `_inv`.
+    """
+
+    view: View
+    block: tuple[int, int]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class Computed:
-    """A stored tensor and what is added to it, worked out in float32 and rounded once. Its subclasses say what."""
+    """A stored tensor and what is added to it, computed in float32 and rounded once. The subclasses say what.
+
+    Args:
+        base: the stored tensor.
+        scales: those of `base` where it holds float8 codes.
+    """
 
     base: View
+    scales: Scales | None = field(default=None, kw_only=True)
 
     @property
     def shape(self) -> Shape:
@@ -26,7 +51,8 @@ class Computed:
 
     @property
     def dtype(self) -> str:
-        return self.base.dtype
+        """The dtype of the values: that of `base`, or of the dequantised weight."""
+        return self.base.dtype if self.scales is None else self.scales.dtype
 
     @property
     def numel(self) -> int:
@@ -39,7 +65,37 @@ class Computed:
     @property
     def views(self) -> tuple[View, ...]:
         """All stored tensors that it is made of, the base first."""
-        return (self.base,)
+        scales = () if self.scales is None else (self.scales.view,)
+        return (self.base, *self.added_views, *scales)
+
+    @property
+    def added_views(self) -> tuple[View, ...]:
+        """The stored tensors that make up what is added."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantised(Computed):
+    """base * scales, and nothing added: a float8 weight that becomes an ordinary one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten(Computed):
+    """base with some of its rows replaced: PEFT's trainable tokens, which are stored as whole rows.
+
+    Args:
+        rows: (n, width), the new rows. The dtype may be another one than that of `base`.
+        indices: which rows of `base` they are, ascending.
+
+    Source: peft/tuners/trainable_tokens/layer.py, TrainableTokensLayer.get_merged_weights (an index_copy).
+    """
+
+    rows: View
+    indices: tuple[int, ...]
+
+    @property
+    def added_views(self) -> tuple[View, ...]:
+        return (self.rows,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +113,8 @@ class Added(Computed):
     scale: float
 
     @property
-    def views(self) -> tuple[View, ...]:
-        return (self.base, self.left)
+    def added_views(self) -> tuple[View, ...]:
+        return (self.left,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +130,8 @@ class Fuse(Computed):
     scale: float
 
     @property
-    def views(self) -> tuple[View, ...]:
-        return (self.base, self.left, self.right)
+    def added_views(self) -> tuple[View, ...]:
+        return (self.left, self.right)
 
 
 class Lengths:
@@ -108,8 +164,8 @@ class Decomposed(Fuse):
     lengths: Lengths = field(default_factory=Lengths, compare=False, repr=False)
 
     @property
-    def views(self) -> tuple[View, ...]:
-        return (self.base, self.left, self.right, self.magnitude)
+    def added_views(self) -> tuple[View, ...]:
+        return (self.left, self.right, self.magnitude)
 
 
 Source = View | Computed

@@ -6,10 +6,11 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptconv.compute import Added, Block, Computed, Decomposed, Fuse
+from ckptconv.compute import Added, Block, Computed, Decomposed, Dequantised, Fuse, Rewritten, Scales
 from ckptconv.copy.run import HASH_BLOCK
 from ckptconv.read.reader import Reader
 from ckptconv.tensors.view import View, permute, split, stored, unflatten
@@ -23,10 +24,12 @@ class Disk:
     def __init__(self, path: Path) -> None:
         self._path, self._end = path, 0
 
-    def add(self, array: Array) -> View:
+    def add(self, array: Any) -> View:
         with open(self._path, "ab") as file:
+            file.write(bytes(-self._end % 4))
+            self._end += -self._end % 4
             file.write(np.ascontiguousarray(array).tobytes())
-        view = stored(str(self._path), self._end, array.shape, "float32")
+        view = stored(str(self._path), self._end, array.shape, array.dtype.name)
         self._end += array.nbytes
         return view
 
@@ -99,6 +102,64 @@ def test_a_turned_left_side_and_a_bias(tmp_path: Path) -> None:
     check(
         Added(views[0], disk.add(values(9, 13, seed=5)), 3.0), weight + values(9, 13, seed=5) * np.float32(3)
     )
+
+
+# --- float8 codes and their scales
+
+
+def quantised(*shape: int, block: tuple[int, int]) -> tuple[Any, Array, Array]:
+    """Codes, scales, and the values that they stand for, by a definition of its own: each element is looked up."""
+    codes = values(*shape, seed=4).astype(ml_dtypes.float8_e4m3fn)
+    *stack, out, width = shape
+    rows, columns = block
+    scales = np.exp(values(*stack, -(-out // rows), -(-width // columns), seed=5))
+    where = np.ix_(*map(range, stack), np.arange(out) // rows, np.arange(width) // columns)
+    return codes, scales, codes.astype(np.float32) * scales[where]
+
+
+@pytest.mark.parametrize("block", [(4, 8), (3, 5), (1, 100), (100, 100)])
+@pytest.mark.parametrize("shape", [(9, 13), (3, 9, 13), (9, 70_001)])
+def test_float8_codes_become_their_values(shape: tuple[int, ...], block: tuple[int, int], tmp_path: Path) -> None:
+    """Shapes that the blocks do not divide, and stacks, whose blocks end with each matrix."""
+    disk = Disk(tmp_path / "file")
+    codes, scales, wanted = quantised(*shape, block=block)
+    found = Dequantised(disk.add(codes), scales=Scales(disk.add(scales), block, "bfloat16"))
+    check(found, wanted, rtol=1e-6)
+    assert found.dtype == "bfloat16"
+
+
+def test_one_scale_for_all_codes(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "file")
+    codes, scale = values(9, 13).astype(ml_dtypes.float8_e5m2), np.array(1.75, np.float32)
+    found = Dequantised(disk.add(codes), scales=Scales(disk.add(scale), (0, 0), "bfloat16"))
+    check(found, codes.astype(np.float32) * np.float32(1.75), rtol=1e-6)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_updates_are_added_to_the_values_of_float8_codes(by_row: bool, tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "file")
+    codes, scales, weight = quantised(9, 13, block=(4, 5))
+    left, right = values(9, 2, seed=1), values(2, 13, seed=2)
+    sides = (disk.add(codes), disk.add(left), disk.add(right), 2.0)
+    kept = Scales(disk.add(scales), (4, 5), "bfloat16")
+    whole = weight + left @ right * np.float32(2)
+    if not by_row:
+        check(Fuse(*sides, scales=kept), whole)
+        return
+    magnitude = np.abs(values(9, seed=3))
+    length = np.linalg.norm(whole.astype(np.float64), axis=1)
+    wanted = (magnitude / length)[:, None] * whole
+    check(Decomposed(*sides, disk.add(magnitude), scales=kept), wanted.astype(np.float32))
+
+
+@pytest.mark.parametrize("width", [13, 70_001])
+def test_rows_are_replaced(width: int, tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "file")
+    weight, rows = values(9, width), values(3, width, seed=1)
+    indices = (0, 4, 8)
+    wanted = weight.copy()
+    wanted[list(indices)] = rows
+    check(Rewritten(disk.add(weight), disk.add(rows), indices), wanted, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["fuse", "dora"])
