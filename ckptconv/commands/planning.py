@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
@@ -64,31 +65,36 @@ def plan_and_assets(
     return plan, folder if folder is None or folder.is_dir() else folder.parent
 
 
-def stated_base(checkpoint: Checkpoint, options: Options) -> Path | None:
-    """The folder that an adapter's config names, where a merge is wanted; it is not looked for on the Hub.
+def require_base(checkpoint: Checkpoint, options: Options) -> None:
+    """Refuse a PEFT folder that is to be merged while no base model is given.
 
-    PEFT's own folder is merged unless the user says otherwise (an adapter as it is would be no conversion), a trainer's
-    shards of an adapter only when the user says so. Raises CkptconvError where the config names no folder that is here.
+    The base that adapter_config.json names is never opened: the file may come from anywhere, and a path in it is the
+    path of another machine. PEFT's own folder is merged unless the user asks for something else (an adapter as it is
+    would be no conversion), a trainer's shards of an adapter only when the user asks for it.
+
+    Raises:
+        CkptconvError: with a hint that names the base that the config states.
     """
-    meta = checkpoint.extras.get("lora") or {}
+    settings = checkpoint.lora.settings
     wanted = options.lora or ("merge" if checkpoint.backend == "huggingface" else "adapter")
-    if wanted == "adapter" or not lora.is_adapter_config(meta) or not _is_alone(checkpoint):
-        return None
-    name = meta.get("base_model_name_or_path")
-    if isinstance(name, str) and name and Path(name).is_dir():
-        return Path(name)
+    if wanted == "adapter" or not lora.is_adapter_config(settings) or not _is_alone(checkpoint):
+        return
+    name = settings.get("base_model_name_or_path")
     raise CkptconvError(
-        "this is only an adapter, and its base model is not in a folder here",
+        "an adapter alone: its base model is needed",
         where=checkpoint.root,
         found=f"base_model_name_or_path {name}",
+        wanted="--base, the base model: a folder, or a repository on the Hub",
         hint=f"--base {_wanted(name)} (--lora adapter writes the adapter again)",
     )
 
 
 def _wanted(name: object) -> str:
-    """What to give as --base: the repository that the config names, which is then downloaded, or a folder."""
+    """What to give as --base: the repository or the folder that the config names, which only the user can vouch for."""
     repo = repo_of(name) if isinstance(name, str) else None
-    return repo.name if repo is not None else "DIR, the model's folder"
+    if repo is not None:
+        return repo.name
+    return shlex.quote(name) if isinstance(name, str) and Path(name).is_dir() else "DIR"
 
 
 def needs_no_config(checkpoint: Checkpoint) -> bool:
@@ -99,10 +105,11 @@ def needs_no_config(checkpoint: Checkpoint) -> bool:
 
 
 def _is_alone(checkpoint: Checkpoint) -> bool:
-    """True for PEFT's own folder."""
-    meta = checkpoint.extras.get("lora") or {}
-    if not lora.is_adapter_config(meta):
+    """True for an adapter in PEFT's form whose base model is elsewhere."""
+    if checkpoint.lora.is_folder:
+        return True
+    if not lora.is_adapter_config(checkpoint.lora.settings):
         return False
     views = {name: tensor.view for name, tensor in checkpoint.tensors.items()}
-    parts = lora.separate(views, meta)
+    parts = lora.separate(views, checkpoint.lora.settings)
     return bool(parts.factors) and not parts.holds_base

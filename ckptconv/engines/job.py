@@ -21,6 +21,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.plan import Plan
 from ckptconv.plan.shards import OutFile
 from ckptconv.publish.target import stamp_of
+from ckptconv.tensors.checkpoint import Lora
 
 _MODEL = "model"  # an attempt's own work folder, in the attempt's folder
 _SAID = "bytes"  # the file in which an attempt says how far it is
@@ -57,7 +58,7 @@ def attempts(work: Path) -> Path:
 def jobs(plan: Plan, files: list[OutFile], work: Path, workers: int, patience: float) -> Iterator[Job]:
     """A job for each of the plan's files that are asked for."""
     stamp, sizes = stamp_of(work), dict[str, int]()
-    bare = replace(plan.checkpoint, tensors={}, files=(), skipped=(), extras={}, notes=())
+    bare = replace(plan.checkpoint, tensors={}, files=(), skipped=(), lora=Lora(), extras={}, notes=())
     for out in files:
         outputs = {key: plan.outputs[key] for key in out.offsets}
         read = {file for each in outputs.values() for view in views_of(each.source) for file in view.files}

@@ -77,7 +77,7 @@ def open_repo(repo: RepoName) -> Checkpoint:
 
 
 def _said(found: Checkpoint, repo: RepoName, commit: str) -> str:
-    what = "PEFT adapter" if "lora" in found.extras else "Hugging Face model"
+    what = "PEFT adapter" if found.lora.is_folder else "Hugging Face model"
     return f"{what} on the Hub, {repo.revision or 'main'} at {commit[:8]}"
 
 

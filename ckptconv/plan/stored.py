@@ -29,8 +29,8 @@ class Stored:
 
     @property
     def lora(self) -> Mapping[str, Any]:
-        """The LoRA settings that lie beside the tensors; empty where there are none."""
-        return self.checkpoint.extras.get("lora") or {}
+        """The LoRA settings of the checkpoint; empty where there are none."""
+        return self.checkpoint.lora.settings
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -64,4 +64,6 @@ def take_stock(checkpoint: Checkpoint) -> Stored:
         CkptconvError: for two names that become one, and for adapters that are not LoRA.
     """
     bare, origin = unwrap({name: tensor.view for name, tensor in checkpoint.tensors.items()})
-    return Stored(checkpoint, lora.separate(bare, checkpoint.extras.get("lora") or {}), origin)
+    return Stored(
+        checkpoint, lora.separate(bare, checkpoint.lora.settings, checkpoint.lora.is_folder), origin
+    )

@@ -1,4 +1,4 @@
-"""Everything of a model folder that is no weight: copied byte for byte, but for config.json where it must change."""
+"""The files of a model folder that are not the model's weights: copied byte for byte; config.json is corrected."""
 
 from __future__ import annotations
 
@@ -25,9 +25,22 @@ _WEIGHTS = (
     ".msgpack",
     ".gguf",
     ".onnx",
+    ".onnx_data",
+    ".ot",
+    ".npz",
+    ".tflite",
 )
 _TRAINERS = ("latest", "latest_universal", "zero_to_fp32.py", "zero_to_torch.py", "trainer_state.json")
-_NOT_COPIED = ("ckptconv.json", ".gitattributes", *_TRAINERS)
+# With peft installed, transformers takes a folder with this file for an adapter (PreTrainedModel.from_pretrained,
+# find_adapter_config_file) and looks for adapter_model.safetensors.
+_ADAPTERS = ("adapter_config.json", "lora_train_meta.json")
+_NOT_COPIED = ("ckptconv.json", ".gitattributes", *_ADAPTERS, *_TRAINERS)
+# By these alone vLLM and others take a model for a quantised one: GPTQ's, AWQ's and ModelOpt's.
+QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+# sentence-transformers keeps each module after the transformer in a folder NUMBER_CLASS, some with weights of their own
+# (SentenceTransformer.save, modules.json); the transformer's own weights are in the folder above.
+_MODULE = re.compile(r"^[1-9]\d*_[A-Za-z]\w*$")
+_MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # What else lies in a run's folder whose config.json is used: its steps, its logs, a trainer's maps of names.
 _RUNS = re.compile(
     r"^(?:(?:global_step_?|iter_|step-|(?:epoch_\d+_)?step_|checkpoint[-_])\d+|checkpoints?|sharded|runs|wandb|logs|"
@@ -63,7 +76,38 @@ def assets_of(folder: Path) -> list[Path]:
 
     Links are followed only inside the folder; subfolders are taken where they hold such files (custom code).
     """
-    return sorted(path for path in _walk(folder) if _belongs(path) and _inside(folder, path))
+    return sorted(
+        path
+        for path in _walk(folder)
+        if (_belongs(path) or is_module_weight(path.relative_to(folder))) and _inside(folder, path)
+    )
+
+
+def is_module_weight(path: PurePosixPath | Path) -> bool:
+    """True for the weights of a sentence-transformers module, such as `2_Dense/model.safetensors`.
+
+    Args:
+        path: relative to the model folder.
+    """
+    return len(path.parts) == 2 and _MODULE.match(path.parts[0]) is not None and path.name in _MODULE_WEIGHTS
+
+
+def left_with_weights(folder: Path) -> list[str]:
+    """The weight files of models of their own that lie in subfolders and that `assets_of` does not take.
+
+    Such a subfolder has a config of its own next to its weights, and is not a step or a role of a run.
+    """
+    found = []
+    for child in sorted(folder.iterdir()):
+        if _RUNS.match(child.name) or child.name.startswith(".") or child.is_symlink() or not child.is_dir():
+            continue
+        if any((child / name).is_file() for name in ("config.json", "adapter_config.json")):
+            found += [
+                f"{child.name}/{path.name}"
+                for path in sorted(child.iterdir())
+                if path.suffix in (".safetensors", ".bin") and not is_module_weight(path.relative_to(folder))
+            ]
+    return found
 
 
 def _inside(folder: Path, path: Path) -> bool:
@@ -78,20 +122,20 @@ def _inside(folder: Path, path: Path) -> bool:
 def is_asset(path: str) -> bool:
     """Whether `assets_of` would take a file, by its path in the model folder."""
     *folders, name = PurePosixPath(path).parts
+    if is_module_weight(PurePosixPath(path)):
+        return True
     hidden = any(folder.startswith(".") for folder in folders)
     return not hidden and not any(map(_RUNS.match, (*folders, name))) and _belongs(Path(name))
 
 
-def copy_assets(folder: Path, target: Path) -> list[str]:
-    """Copy them byte for byte; returns their names. config.json is not among them: `write_config` writes it."""
-    names = []
-    for path in assets_of(folder):
-        name = str(path.relative_to(folder))
-        if name != "config.json":
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            _copy(path, target / name)
-            names.append(name)
-    return names
+def copy_asset(source: Path, target: Path) -> None:
+    """Copy one file byte for byte, and make the folder that it goes into.
+
+    Raises:
+        CkptconvError: where it cannot be read or written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _copy(source, target)
 
 
 def write_config(target: Path, config: dict[str, Any], original: Path | None) -> None:

@@ -72,13 +72,29 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """What the files next to the tensors say of LoRA.
+
+    Args:
+        settings: adapter_config.json, verl's lora_train_meta.json, or what Megatron-Bridge's run_config.yaml says in
+            their words; empty where there is none.
+        is_folder: the tensors are those of PEFT's adapter_model.safetensors, which never holds the whole base model,
+            though it may repeat some of its weights.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_folder: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A trainer's checkpoint as data: every tensor with the places where its bytes lie.
 
     backend: the room that read it; layout: what a user calls it; root: the folder that holds the rank files.
     world_size: ranks that took part in the save; files: the rank files, in rank order.
     assets: the folder with config.json and the tokenizer, None where there is none.
-    extras: facts beside the tensors that a later step may need (LoRA metadata, trainer settings), plain data.
+    lora: what the files next to the tensors say of LoRA.
+    extras: other facts that a later step may need (trainer settings), plain data.
     notes: findings that a user should see; they do not make the checkpoint wrong.
     naming: whose names the tensors have: "transformers" (a module's), "megatron", or "hub".
     trainer: what the trainer wrote about the model, one record per file; the plan compares it with config.json.
@@ -96,6 +112,7 @@ class Checkpoint:
     role: str | None = None
     assets: Path | None = None
     skipped: tuple[Skipped, ...] = ()
+    lora: Lora = Lora()
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     naming: str = "transformers"

@@ -189,4 +189,4 @@ def test_names_of_the_trainer_stay_as_they_are(made: Made) -> None:
 
 def test_lora_metadata_is_kept_beside_the_tensors(made: Made) -> None:
     meta = json.loads((made("lora_w4") / ROLE / "lora_train_meta.json").read_text())
-    assert open_checkpoint(made("lora_w4")).extras["lora"] == meta
+    assert open_checkpoint(made("lora_w4")).lora.settings == meta

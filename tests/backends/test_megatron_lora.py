@@ -119,7 +119,7 @@ def test_the_alpha_of_megatron_bridges_run_config_is_used(tmp_path: Path) -> Non
         "  dropout: 0.0\n  lora_dtype: null\n  target_modules:\n  - linear_qkv\n"
     )
     path.write_text(re.sub(r"^peft: null\n", section, path.read_text(), flags=re.MULTILINE))
-    assert open_checkpoint(run).extras["lora"] == {"r": 4, "lora_alpha": 6}
+    assert open_checkpoint(run).lora.settings == {"r": 4, "lora_alpha": 6}
     merge(run, tmp_path / "stated", config=home("lora_mb") / "hf")
     merge(run, tmp_path / "said", config=home("lora_mb") / "hf", lora_alpha=ALPHA)
     one, two = (tmp_path / name / "model.safetensors" for name in ("stated", "said"))

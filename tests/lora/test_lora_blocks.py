@@ -119,7 +119,9 @@ def quantised(*shape: int, block: tuple[int, int]) -> tuple[Any, Array, Array]:
 
 @pytest.mark.parametrize("block", [(4, 8), (3, 5), (1, 100), (100, 100)])
 @pytest.mark.parametrize("shape", [(9, 13), (3, 9, 13), (9, 70_001)])
-def test_float8_codes_become_their_values(shape: tuple[int, ...], block: tuple[int, int], tmp_path: Path) -> None:
+def test_float8_codes_become_their_values(
+    shape: tuple[int, ...], block: tuple[int, int], tmp_path: Path
+) -> None:
     """Shapes that the blocks do not divide, and stacks, whose blocks end with each matrix."""
     disk = Disk(tmp_path / "file")
     codes, scales, wanted = quantised(*shape, block=block)

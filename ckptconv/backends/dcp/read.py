@@ -22,7 +22,7 @@ from ckptconv.backends.dcp.names import choose_model
 from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
-from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.checkpoint import Checkpoint, Lora
 
 NAME = "dcp"
 
@@ -63,7 +63,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         role=place.role,
         assets=assets_of(home),
         skipped=(*files.skipped, *optimizers_beside(home)),
-        extras={"lora": lora} if (lora := _lora(home)) else {},
+        lora=Lora(_lora(home)),
         notes=(*place.notes(), *beside, *chosen.notes),
         naming="transformers",
     )

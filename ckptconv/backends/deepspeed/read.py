@@ -22,7 +22,7 @@ from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.json import read_table
 from ckptconv.formats.stand_ins import Inert
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
-from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
+from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
 from ckptconv.tensors.view import View
 
 NAME = "deepspeed"
@@ -65,10 +65,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         role=place.role,
         assets=next((folder for folder in beside if (folder / "config.json").is_file()), None),
         skipped=tuple(item for item in _skipped(files, model, masters, tensors) if item.nbytes),
-        extras={
-            "lora": next((t for f in beside if (t := read_table(f / "adapter_config.json"))), {}),
-            "deepspeed": {"version": model.root.get("ds_version")},
-        },
+        lora=Lora(next((t for f in beside if (t := read_table(f / "adapter_config.json"))), {})),
+        extras={"deepspeed": {"version": model.root.get("ds_version")}},
         notes=(*Place(place.folder, place.step, place.role, place.others).notes(), *masters.notes),
     )
 

@@ -20,7 +20,7 @@ from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.json import read_table
-from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
+from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
 from ckptconv.tensors.view import place
 
 NAME = "fsdp"
@@ -81,7 +81,8 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
             (f / "huggingface" for f in folders if (f / "huggingface" / "config.json").is_file()), None
         ),
         skipped=tuple(item for item in skipped if item.nbytes),
-        extras={"lora": _lora_meta(folders), "fsdp_config": config},
+        lora=Lora(_lora_meta(folders)),
+        extras={"fsdp_config": config},
         notes=tuple(notes),
     )
 

@@ -24,7 +24,7 @@ from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.json import read_table
 from ckptconv.formats.safetensors import read_header
-from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
+from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
 from ckptconv.tensors.view import View
 
 NAME = "huggingface"
@@ -108,7 +108,7 @@ def assemble(
         role=place.role,
         assets=small if has_config else None,
         skipped=skipped,
-        extras={"lora": read_table(small / ADAPTER_CONFIG)} if chosen.is_adapter else {},
+        lora=Lora(read_table(small / ADAPTER_CONFIG), True) if chosen.is_adapter else Lora(),
         notes=notes,
         naming="hub" if has_config or chosen.is_adapter else "transformers",
     )

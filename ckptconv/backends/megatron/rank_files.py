@@ -23,7 +23,7 @@ from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.bounds import check_name, check_ranks
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
-from ckptconv.tensors.checkpoint import Checkpoint, Mesh, RankFile, Skipped
+from ckptconv.tensors.checkpoint import Checkpoint, Lora, Mesh, RankFile, Skipped
 from ckptconv.tensors.view import View
 
 NAME = "megatron_legacy"
@@ -80,7 +80,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         role=place.role,
         assets=assets,
         skipped=(Skipped("optimizer and trainer state", max(held - used, 0), "not part of the model"),),
-        extras={"lora": lora_settings(place.folder)},
+        lora=Lora(lora_settings(place.folder)),
         notes=(*place.notes(), *stated.notes, *taken_apart),
         naming="megatron",
         trainer=stated.settings,

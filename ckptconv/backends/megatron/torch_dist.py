@@ -19,7 +19,7 @@ from ckptconv.backends.megatron.ranks import ranks_of
 from ckptconv.backends.megatron.settings import read_settings
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete
-from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.checkpoint import Checkpoint, Lora
 
 NAME = "megatron"
 _CONTENTS = "ckpt_contents.json"
@@ -69,7 +69,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         role=place.role,
         assets=with_config(place.folder / verl / "huggingface", folder),
         skipped=files.skipped,
-        extras={"lora": lora_settings(place.folder, folder)},
+        lora=Lora(lora_settings(place.folder, folder)),
         notes=(*place.notes(), *stated.notes, *taken_apart),
         naming="megatron",
         trainer=stated.settings,

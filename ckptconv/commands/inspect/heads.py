@@ -42,7 +42,7 @@ def lora_of(checkpoint: Checkpoint) -> str | None:
     modules = {mark.split(name)[0] for name in checkpoint.tensors if mark.search(name)}
     if not modules:
         return None
-    meta = checkpoint.extras.get("lora") or {}
+    meta = checkpoint.lora.settings
     alpha = meta.get("lora_alpha", "unknown")
     alone = all(mark.search(name) for name in checkpoint.tensors)
     tail = ", without base weights" if alone else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.commands.inspect.records import Next
-from ckptconv.commands.planning import NO_CONFIG, plan_for, stated_base
+from ckptconv.commands.planning import NO_CONFIG, plan_for, require_base
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import NeedsReading, Options, Plan, unread
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -19,18 +19,18 @@ _MANY = 20_000  # slices; a plan of more takes over a second
 def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: Step | None = None) -> Next:
     """The command to type and what it would write. step: the step that the user asked for."""
     here = shlex.quote(str(path)) + (f" --step {step}" if step is not None else "")
-    if checkpoint.backend == "huggingface" and config and not checkpoint.extras.get("lora"):
+    if checkpoint.backend == "huggingface" and config and not checkpoint.lora.is_folder:
         return Next(f"ckptconv verify {here}")
     command = f"ckptconv merge {here} MODEL"
     options = Options()
     try:
-        base = stated_base(checkpoint, options)
+        require_base(checkpoint, options)
         count = sum(len(tensor.view.chunks) for tensor in checkpoint.tensors.values())
         if count > _MANY:
             return Next(
                 command, why_not=f"{count:,} slices take a while to plan", hint=f"{command} --dry-run"
             )
-        plan = plan_for(checkpoint, options, None, base, equal=unread)
+        plan = plan_for(checkpoint, options, equal=unread)
     except NeedsReading as error:
         return Next(command, why_not=error.what, hint=f"{command} --dry-run")
     except CkptconvError as error:

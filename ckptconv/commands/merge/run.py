@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.commands.planning import plan_and_assets, stated_base
+from ckptconv.commands.merge import small_files
+from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
 from ckptconv.errors import cannot_write
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
-from ckptconv.hub.names import cached_name, model_name
-from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of, shards
-from ckptconv.publish import assets
-from ckptconv.publish.receipt import RECEIPT, receipt
+from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
 from ckptconv.tensors.file_state import FileState, require_unchanged, stamps_of
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
@@ -167,15 +164,18 @@ def merge(
     given = [Path(path) for path in (spec.path, *spec.also, config, base) if path is not None]
     check_target(target, given, overwrite)
     checkpoint = open_checkpoint(spec)
-    base = base if base is not None else stated_base(checkpoint, options)
-    check_target(target, [Path(base)] if base is not None else [], overwrite)
+    if base is None:
+        require_base(checkpoint, options)
     plan, folder = plan_and_assets(checkpoint, options, config, base)
+    own = (checkpoint.assets or checkpoint.root) if base is not None and config is None else None
+    small = small_files.choose(plan, folder, own)
+    plan = replace(plan, notes=(*plan.notes, *small.notes))
     if check_replicas:
         from ckptconv.read.replicas import require_equal
 
         require_equal(checkpoint)
     check_target(target, [checkpoint.root], overwrite)
-    check_room(target, plan.nbytes + _small_bytes(folder))
+    check_room(target, plan.nbytes + small.nbytes)
     if events.on_plan:
         events.on_plan(plan)
     if dry_run:
@@ -189,7 +189,7 @@ def merge(
         copied = engine(plan, work, count, events.on_bytes)
         require_unchanged(sources)
         try:
-            names = _write_small_files(work, plan, copied, folder)
+            names = small_files.write(work, plan, copied, small)
         except OSError as error:
             raise cannot_write(work, error) from error
         checked = _check(plan, work, count, events) if verify else 0
@@ -257,50 +257,3 @@ def _fingerprint(plan: Plan, sources: dict[str, FileState]) -> str:
             digest.update(repr((key, output.dtype, view.chunks[:1])).encode())
         digest.update(repr(getattr(output.source, "scale", None)).encode())
     return digest.hexdigest()
-
-
-def _small_bytes(folder: Path | None) -> int:
-    """The bytes that the small files next to the weights will take."""
-    return sum(path.stat().st_size for path in assets.assets_of(folder)) if folder else 0
-
-
-def _write_small_files(work: Path, plan: Plan, copied: Copied, folder: Path | None) -> list[str]:
-    """Everything beside the weights. Returns the names of the files that were copied."""
-    _clear(work, {file.name for file in plan.files})
-    names = _copy_assets(work, plan, folder)
-    if plan.config is not None:
-        assets.write_config(work, plan.config, folder)
-    for name, data in plan.texts.items():
-        (work / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    main = [file for file in plan.files if "/" not in file.name]
-    index = shards.index(main, {key: plan.outputs[key] for file in main for key in file.offsets})
-    if index is not None and not plan.is_adapter:
-        (work / shards.INDEX).write_bytes(index)
-    told = receipt(plan, copied.hashes)
-    told["base_model"] = model_name(told["base_model"]) or cached_name(folder)
-    (work / RECEIPT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return names
-
-
-def _clear(work: Path, weights: set[str]) -> None:
-    """Remove the small files of a killed run: the assets may have changed since then."""
-    for path in work.rglob("*"):
-        if path.is_file() and str(path.relative_to(work)) not in weights:
-            path.unlink()
-
-
-def _copy_assets(work: Path, plan: Plan, folder: Path | None) -> list[str]:
-    """Copy the small files of a model folder, except those that would describe another model; the names copied.
-
-    An adapter gets the tokenizer, but not the base model's card and generation settings. A model gets a card only
-    from the checkpoint's own folder.
-    """
-    if folder is None:
-        return []
-    foreign = {"README.md"} if plan.is_adapter or folder != plan.checkpoint.root else set()
-    if plan.is_adapter:
-        foreign.add("generation_config.json")
-    names = assets.copy_assets(folder, work)
-    for name in foreign.intersection(names):
-        (work / name).unlink()
-    return [name for name in names if name not in foreign]

@@ -115,7 +115,7 @@ def open_side(
     if checkpoint.backend == huggingface.NAME and (folder is None or _is_safetensors(checkpoint)):
         found = assets.read_config(folder) if folder is not None else None
         tensors = {name: _as_it_is(name, tensor.view) for name, tensor in checkpoint.tensors.items()}
-        adapter = checkpoint.extras.get("lora") or {}
+        adapter = checkpoint.lora.settings
         return Side(
             source,
             checkpoint,

@@ -6,6 +6,7 @@ from ckptconv.models.lora.kinds import check_config, is_adapter_config
 from ckptconv.models.lora.names import Separated, is_of_an_adapter, separate
 from ckptconv.models.lora.place import Placed, Placement, Rename, place, place_experts
 from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, scale
+from ckptconv.models.lora.tokens import Tokens, check_bounds
 
 __all__ = [
     "Factors",
@@ -13,8 +14,10 @@ __all__ = [
     "Placement",
     "Rename",
     "Separated",
+    "Tokens",
     "adapter_config",
     "adapter_tensors",
+    "check_bounds",
     "check_config",
     "is_adapter_config",
     "is_fan_in_fan_out",

@@ -61,7 +61,6 @@ _SETTINGS = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
     "layer_replication": "layer replication",
-    "trainable_token_indices": "trainable tokens",
 }
 # init_lora_weights that change the base weights when the adapter is made.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

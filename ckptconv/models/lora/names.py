@@ -17,6 +17,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.models.lora.factors import Factors, NamedView, paired
 from ckptconv.models.lora.kinds import check_name, is_adapter_config
+from ckptconv.models.lora.tokens import Tokens, rows_of_tokens
 from ckptconv.tensors.view import View
 
 PREFIX = "base_model.model."
@@ -27,6 +28,7 @@ _PEFT = re.compile(
 _MEGATRON = re.compile(
     r"^(?P<module>.+)\.adapter(?:\.adapter_(?P<part>q|k|v|gate|up))?\.linear_(?P<side>in|out)\.weight$"
 )
+_TOKENS = re.compile(rf"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta{_NAME}$")
 _SAVED = re.compile(r"\.modules_to_save\.[^.]+\.")
 
 
@@ -34,17 +36,24 @@ _SAVED = re.compile(r"\.modules_to_save\.[^.]+\.")
 class Separated:
     """A state dict taken apart: base weights under their own names, and the updates.
 
-    origin: new name -> stored name. trained: weights that PEFT trained whole (modules_to_save, biases, resized
-    embeddings); replaced: the originals of those, by stored name. holds_base: the weights that the factors update are
-    stored too; otherwise all that is no factor was trained whole.
+    Args:
+        weights: by bare name, without factors.
+        factors: the LoRA layers.
+        origin: bare name -> stored name.
+        trained: bare names of weights that replace those of the base model: modules that PEFT trained whole
+            (modules_to_save), biases, embeddings that were resized, and copies of adapted embeddings and heads.
+        replaced: (stored name, elements) of older copies of these.
+        holds_base: the weights that the factors update are stored too.
+        tokens: single rows of embeddings that were trained.
     """
 
     weights: dict[str, View]
     factors: tuple[Factors, ...]
     origin: dict[str, str]
     trained: tuple[str, ...] = ()
-    replaced: tuple[tuple[str, View], ...] = ()
+    replaced: tuple[NamedView, ...] = ()
     holds_base: bool = False
+    tokens: tuple[Tokens, ...] = ()
 
     @property
     def stacks(self) -> tuple[Factors, ...]:
@@ -54,17 +63,23 @@ class Separated:
 
 @dataclass
 class _Sorted:
-    """Keys by what they are, in the making."""
+    """Stored tensors by what they are: LoRA halves, rows of tokens, and the up to three copies of a weight.
+
+    weights: under the bare name. originals: as they were before training (original_module). saved: trained whole
+    (modules_to_save).
+    """
 
     halves: dict[tuple[str, str, str], dict[str, NamedView]] = field(default_factory=dict)
     adapters: dict[str, None] = field(default_factory=dict)
+    tokens: dict[str, NamedView] = field(default_factory=dict)
     weights: dict[str, NamedView] = field(default_factory=dict)
+    originals: dict[str, NamedView] = field(default_factory=dict)
     saved: dict[str, NamedView] = field(default_factory=dict)
 
 
 def is_of_an_adapter(name: str) -> bool:
     """True for a stored tensor that only an adapter has: a factor, or a module that was trained whole beside it."""
-    return _side(name) is not None or _SAVED.search(name) is not None
+    return _side(name) is not None or _SAVED.search(name) is not None or _TOKENS.match(name) is not None
 
 
 def saved_factor(name: str) -> str:
@@ -75,12 +90,19 @@ def saved_factor(name: str) -> str:
     return name if name.startswith(PREFIX) else f"{PREFIX}{name}"
 
 
-def separate(tensors: Mapping[str, View], meta: Mapping[str, Any] | None = None) -> Separated:
+def separate(
+    tensors: Mapping[str, View], meta: Mapping[str, Any] | None = None, is_folder: bool = False
+) -> Separated:
     """Take an adapted state dict apart; one without LoRA keys comes back as it is.
 
-    meta: what is known of the LoRA settings; PEFT's own config lies beside an adapter, which may hold a few of the
-    weights that it updates (resized embeddings). Raises CkptconvError for two adapters at once, a lonely A or B, and
-    kinds that are not LoRA.
+    Args:
+        tensors: by stored name.
+        meta: the LoRA settings that are known. PEFT's own config is next to an adapter, which may hold a few of the
+            weights that it updates: resized embeddings, and base_layer of an adapted head.
+        is_folder: the tensors are those of PEFT's adapter_model.safetensors, which never holds the base model.
+
+    Raises:
+        CkptconvError: for two adapters at once, a lonely A or B, and kinds that are not LoRA.
     """
     meta, found = meta or {}, _Sorted()
     for name, view in tensors.items():
@@ -91,23 +113,30 @@ def separate(tensors: Mapping[str, View], meta: Mapping[str, Any] | None = None)
             found=", ".join(sorted(found.adapters)),
             hint="save one of them",
         )
+    # PEFT's three copies of a resized embedding: the plain one and modules_to_save are the trained one.
+    stale = [found.originals[bare] for bare in found.originals if bare in found.weights]
+    found.weights = {**found.originals, **found.weights}
     every = {bare: view for bare, (_, view) in {**found.weights, **found.saved}.items()}
     factors = tuple(
         paired(_bare(module), part, sides, _parameters(_bare(module), every, meta))
         for (module, part, _), sides in found.halves.items()
     )
     based = [bool({each.weight, *each.parameters} & every.keys()) for each in factors]
-    alone = not all(based) if is_adapter_config(meta) else not any(based)
-    if factors and alone:
+    alone = is_folder or (not all(based) if is_adapter_config(meta) else not any(based))
+    adapted = bool(factors or found.tokens)
+    stale += [found.weights[bare] for bare in found.saved if bare in found.weights]
+    if (adapted or is_folder) and alone:
         _check_trained(factors, found.weights)
         found.saved, found.weights = {**found.weights, **found.saved}, {}
+    tokens = rows_of_tokens(found.tokens, meta, every)
     return Separated(
         every,
         factors,
         {bare: name for bare, (name, _) in {**found.weights, **found.saved}.items()},
         tuple(found.saved),
-        tuple(found.weights[bare] for bare in found.saved if bare in found.weights),
-        holds_base=bool(factors) and not alone,
+        tuple(stale),
+        holds_base=adapted and not alone,
+        tokens=tokens,
     )
 
 
@@ -132,10 +161,21 @@ def _sort(name: str, view: View, found: _Sorted) -> None:
             raise CkptconvError("a LoRA tensor is stored twice", found=f"{sides[kind][0]} and {name}")
         sides[kind] = (name, view)
         return
+    tokens = _TOKENS.match(name)
+    if tokens is not None:
+        found.tokens[f"{_bare(tokens['module'])}.weight"] = (name, view)
+        found.adapters[tokens["adapter"] or next(iter(found.adapters), "default")] = None
+        return
     check_name(name)
-    trained = _SAVED.sub(".", _bare(name))
-    bare = trained.replace(".original_module.", ".")
-    group = found.saved if trained != _bare(name) else found.weights
+    bare = _bare(name)
+    saved = _SAVED.sub(".", bare)
+    original = bare.replace(".original_module.", ".")
+    if saved != bare:
+        group, bare = found.saved, saved
+    elif original != bare:
+        group, bare = found.originals, original
+    else:
+        group = found.weights
     if bare in group:
         raise CkptconvError(f"two stored tensors are both {bare}", found=f"{group[bare][0]} and {name}")
     group[bare] = (name, view)
@@ -158,7 +198,7 @@ def _side(name: str) -> tuple[str, str, str, str] | None:
 
 
 def _bare(name: str) -> str:
-    name = name.removeprefix(PREFIX).replace(".to_wrap.", ".")
+    name = name.removeprefix(PREFIX).replace(".to_wrap.", ".").replace(".token_adapter.base_layer.", ".")
     while ".base_layer." in name or name.endswith(
         ".base_layer"
     ):  # wrappers of expert parameters lie in each other

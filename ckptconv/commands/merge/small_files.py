@@ -1,0 +1,141 @@
+"""The files next to the weights: which ones come from where, chosen before a byte is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptconv.copy.run import Copied
+from ckptconv.hub.names import cached_name, model_name
+from ckptconv.models import quantised
+from ckptconv.plan import Plan, shards
+from ckptconv.plan.records import ADAPTER_FOLDER
+from ckptconv.publish import assets
+from ckptconv.publish.receipt import RECEIPT, receipt
+from ckptconv.publish.tokenizer import replaced_by, tokenizer_files
+
+_CARD, _GENERATION = "README.md", "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFiles:
+    """What will be copied next to the weights.
+
+    Args:
+        model: the folder whose config.json the output's is made from; None where there is none.
+        copies: (folder, name in it, name in the output).
+        notes: what the user must know.
+    """
+
+    model: Path | None
+    copies: tuple[tuple[Path, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all of them, and of config.json."""
+        sizes = sum((folder / name).stat().st_size for folder, name, _ in self.copies)
+        config = self.model / "config.json" if self.model else None
+        return sizes + (config.stat().st_size if config and config.is_file() else 0)
+
+
+def choose(plan: Plan, model: Path | None, own: Path | None) -> SmallFiles:
+    """Choose the tokenizer, the processor, templates, custom code and modules that go with the weights.
+
+    Args:
+        plan: what is written.
+        model: the folder of the model that the small files come from.
+        own: the folder of an adapter that is merged into another folder's model. Its tokenizer and chat template are
+            those of the training and replace the model's.
+    """
+    names = [path.relative_to(model).as_posix() for path in assets.assets_of(model)] if model else []
+    names = [name for name in names if name != "config.json" and not _is_left(name, plan, model)]
+    mine = tokenizer_files(own) if own is not None else []
+    replaced = replaced_by(mine, own, names) if own is not None else []
+    copies = [(model, name, name) for name in names if name not in replaced] if model is not None else []
+    copies += [(own, name, name) for name in mine] if own is not None else []
+    notes = [*_replaced(mine, replaced, own, model), *_modules(names, plan, model)]
+    if f"{ADAPTER_FOLDER}/adapter_config.json" in plan.texts:
+        chosen = {name: folder for folder, name, _ in copies}
+        beside = [name for folder in dict.fromkeys(chosen.values()) for name in tokenizer_files(folder)]
+        own_files = [(chosen[n], n, f"{ADAPTER_FOLDER}/{n}") for n in dict.fromkeys(beside) if n in chosen]
+        copies += own_files
+        with_it = " with the tokenizer" if own_files else ""
+        notes.append(
+            f"the adapter is written to {ADAPTER_FOLDER}/{with_it}; the model above it has it merged"
+        )
+    return SmallFiles(model, tuple(copies), tuple(notes))
+
+
+def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str]:
+    """Write them, config.json, the index and the receipt; returns the names of what was copied."""
+    _clear(work, {file.name for file in plan.files})
+    for folder, name, target in small.copies:
+        assets.copy_asset(folder / name, work / target)
+    if plan.config is not None:
+        assets.write_config(work, plan.config, small.model)
+    for name, data in plan.texts.items():
+        (work / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    main = [file for file in plan.files if "/" not in file.name]
+    index = shards.index(main, {key: plan.outputs[key] for file in main for key in file.offsets})
+    if index is not None and not plan.is_adapter:
+        (work / shards.INDEX).write_bytes(index)
+    record = receipt(plan, copied.hashes)
+    record["base_model"] = model_name(record["base_model"]) or cached_name(small.model)
+    (work / RECEIPT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return [target for _, _, target in small.copies]
+
+
+def _is_left(name: str, plan: Plan, model: Path | None) -> bool:
+    """True for a file that would not be true of what is written."""
+    if plan.is_adapter:
+        return name in (_CARD, _GENERATION, *assets.QUANTISERS) or assets.is_module_weight(Path(name))
+    if name in assets.QUANTISERS:
+        return plan.config is None or quantised.stated_in(plan.config) is None
+    return name == _CARD and model != plan.checkpoint.root  # another model's card
+
+
+def _replaced(
+    mine: Sequence[str], replaced: Sequence[str], own: Path | None, model: Path | None
+) -> list[str]:
+    if own is None or model is None or not mine:
+        return []
+    changed = [
+        name
+        for name in dict.fromkeys((*mine, *replaced))
+        if not ((model / name).is_file() and (own / name).is_file() and _same(model / name, own / name))
+    ]
+    if not changed:
+        return []
+    return [
+        f"the tokenizer and chat template of the adapter's folder replace the base model's: {', '.join(changed)}"
+    ]
+
+
+def _same(one: Path, two: Path) -> bool:
+    return one.stat().st_size == two.stat().st_size and one.read_bytes() == two.read_bytes()
+
+
+def _modules(names: Sequence[str], plan: Plan, model: Path | None) -> list[str]:
+    """Weights that are not in the plan: those that come along as they are, and those that stay behind."""
+    if model is None or plan.is_adapter:
+        return []
+    notes = [
+        f"{name} is copied as it is: a sentence-transformers module with weights of its own"
+        for name in names
+        if assets.is_module_weight(Path(name))
+    ]
+    behind = assets.left_with_weights(model)
+    if behind:
+        shown = ", ".join(behind[:3]) + (f" and {len(behind) - 3} more" if len(behind) > 3 else "")
+        notes.append(f"not copied, since it is not part of the model's own weights: {shown}")
+    return notes
+
+
+def _clear(work: Path, weights: set[str]) -> None:
+    """Remove the small files of a killed run: what was next to the checkpoint then may not be there now."""
+    for path in work.rglob("*"):
+        if path.is_file() and str(path.relative_to(work)) not in weights:
+            path.unlink()

@@ -1,0 +1,92 @@
+"""PEFT's trainable_token_indices: single rows of an embedding or a head that were trained.
+
+`X.token_adapter.trainable_tokens_delta` (n, dim) holds whole rows that replace those of X.weight, in spite of its name;
+which rows these are is only in adapter_config.json. Source: peft/tuners/trainable_tokens/layer.py (a merge is an
+index_copy), peft/utils/other.py, TrainableTokensWrapper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.lora.factors import NamedView
+from ckptconv.tensors.view import View
+
+KEY = "trainable_token_indices"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The trained rows of one weight.
+
+    Args:
+        weight: the bare name of the weight.
+        rows: (stored name, elements of shape (n, dim)).
+        indices: which rows of the weight they replace, in the order of `rows`.
+    """
+
+    weight: str
+    rows: NamedView
+    indices: tuple[int, ...]
+
+    @property
+    def module(self) -> str:
+        return self.weight.removesuffix(".weight")
+
+
+def rows_of_tokens(
+    found: Mapping[str, NamedView], meta: Mapping[str, Any], weights: Mapping[str, View]
+) -> tuple[Tokens, ...]:
+    """The trained rows with their indices.
+
+    Args:
+        found: by the bare name of the weight.
+        meta: the LoRA settings.
+        weights: the stored weights, by bare name; those that are stored bound the indices.
+
+    Raises:
+        CkptconvError: where the settings do not say which rows they are, or say so of another number of rows.
+    """
+    made = []
+    for weight, (name, view) in found.items():
+        indices = _indices(weight.removesuffix(".weight"), meta.get(KEY))
+        if indices is None:
+            raise CkptconvError(
+                f"which rows the trained tokens of {name} are is not known",
+                wanted=f"{KEY} in adapter_config.json",
+                hint="put PEFT's adapter_config.json next to the tensors",
+            )
+        if len(view.shape) != 2 or len(indices) != view.shape[0] or len(set(indices)) != len(indices):
+            raise CkptconvError(
+                f"the trained tokens of {name} do not fit {KEY}",
+                found=f"{list(view.shape)}",
+                wanted=f"{len(set(indices))} different rows",
+            )
+        stored = weights.get(weight)
+        if stored is not None:
+            check_bounds(weight, indices, stored.shape[0])
+        made.append(Tokens(weight, (name, view), indices))
+    return tuple(made)
+
+
+def check_bounds(weight: str, indices: tuple[int, ...], rows: int) -> None:
+    """Raise CkptconvError for an index that the weight does not have."""
+    if indices and not 0 <= min(indices) <= max(indices) < rows:
+        raise CkptconvError(
+            f"{KEY} names a row that {weight} does not have",
+            found=f"{min(indices)} to {max(indices)}",
+            wanted=f"0 to {rows - 1}",
+        )
+
+
+def _indices(module: str, stated: object) -> tuple[int, ...] | None:
+    """What the setting says of a module: a list for the embedding, or lists by (the end of) a module's name."""
+    if isinstance(stated, dict):
+        stated = next(
+            (value for key, value in stated.items() if module == key or module.endswith(f".{key}")), None
+        )
+    whole = isinstance(stated, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in stated)
+    return tuple(stated) if whole and isinstance(stated, list) else None

@@ -1,0 +1,50 @@
+"""The files of a tokenizer and of a processor, which training may change together with an adapter."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_table
+from ckptconv.publish.assets import assets_of
+
+# Source: transformers/tokenization_utils_base.py (*_FILE) and the vocab_files_names of its tokenizers.
+_VOCABULARY = re.compile(
+    r"^(?:tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(?:json|txt|bpe)|"
+    r"merges\.txt|(?:tokenizer|spiece|sentencepiece|sentencepiece\.bpe|source|target)\.(?:model|spm)|[\w.-]+\.tiktoken|"
+    r"tekken\.json|tokenization_\w+\.py)$"
+)
+_WORDS = re.compile(
+    r"^(?:tokenizer\.json|vocab\..*|.*\.(?:model|spm|tiktoken)|tekken\.json)$"
+)  # hold the vocabulary itself
+_TEMPLATE = re.compile(r"^(?:chat_template\.(?:jinja|json)|additional_chat_templates/[^/]+\.jinja)$")
+_PROCESSOR = re.compile(r"^(?:\w*processor_config\.json|video_preprocessor_config\.json)$")
+_CONFIG = "tokenizer_config.json"
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """The names of a folder's tokenizer, chat template and processor files, relative to it."""
+    names = [path.relative_to(folder).as_posix() for path in assets_of(folder)]
+    return [n for n in names if _VOCABULARY.match(n) or _TEMPLATE.match(n) or _PROCESSOR.match(n)]
+
+
+def replaced_by(own: list[str], folder: Path, names: list[str]) -> list[str]:
+    """Which of the tokenizer files `names` no longer apply where the files `own` of `folder` take their place.
+
+    A tokenizer is replaced as a whole: an added_tokens.json of the old one would change the new one. A chat template
+    file wins over a template in tokenizer_config.json, so an old file goes where the new config has a template.
+    """
+    replaced = set(own)
+    if any(_WORDS.match(name) for name in own):
+        replaced |= {name for name in names if _VOCABULARY.match(name)}
+    if any(_TEMPLATE.match(name) for name in own) or (_CONFIG in own and _has_template(folder / _CONFIG)):
+        replaced |= {name for name in names if _TEMPLATE.match(name)}
+    return [name for name in names if name in replaced]
+
+
+def _has_template(path: Path) -> bool:
+    try:
+        return bool(read_table(path).get("chat_template"))
+    except CkptconvError:
+        return False
