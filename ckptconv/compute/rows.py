@@ -80,7 +80,8 @@ class RewrittenRows(Rows):
 
     def __init__(self, source: Rewritten) -> None:
         super().__init__(source, source.shape[-1])
-        self._indices, self._rows = np.array(source.indices), _Other(source.rows)
+        self._order = np.argsort(np.array(source.indices))  # of the new rows, by where they go
+        self._indices, self._rows = np.array(source.indices)[self._order], _Other(source.rows)
 
     def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
         part: Floats = self.plain(reader, low, values)
@@ -88,7 +89,7 @@ class RewrittenRows(Rows):
         for number in range(first, last):
             begin = int(self._indices[number]) * self.width
             start, stop = max(begin, low), min(begin + self.width, high)
-            at = number * self.width - begin
+            at = int(self._order[number]) * self.width - begin
             part[start - low : stop - low] = self._rows.read(reader, at + start, at + stop)
         return part
 

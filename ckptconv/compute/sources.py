@@ -85,7 +85,7 @@ class Rewritten(Computed):
 
     Args:
         rows: (n, width), the new rows. The dtype may be another one than that of `base`.
-        indices: which rows of `base` they are, ascending.
+        indices: which rows of `base` they replace, in the order of `rows`.
 
     Source: peft/tuners/trainable_tokens/layer.py, TrainableTokensLayer.get_merged_weights (an index_copy).
     """

@@ -50,6 +50,7 @@ def _outputs(stored: Stored, placed: Sequence[lora.Placed], options: Options) ->
     tensors = lora.trained_tensors(parts)
     tensors += [tensor for each in placed for tensor in lora.adapter_tensors(each)]
     tensors += [tensor for each in parts.stacks for tensor in lora.stack_tensors(each)]
+    tensors += lora.token_tensors(parts)
     for name, view, shape, origin in tensors:
         dtype = forced if forced and is_float(view.dtype) else view.dtype
         yield Output(name, shape, dtype, view, (stored.name(origin),))

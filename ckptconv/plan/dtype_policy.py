@@ -29,7 +29,13 @@ class Typed:
     sentence: str
 
 
-def typed(filled: Filled, config: Mapping[str, Any] | None, policy: str, naming: str) -> Typed:
+def typed(
+    filled: Filled,
+    config: Mapping[str, Any] | None,
+    policy: str,
+    naming: str,
+    replaced: Mapping[str, str] | None = None,
+) -> Typed:
     """Step 5: give every tensor its dtype.
 
     Args:
@@ -37,6 +43,8 @@ def typed(filled: Filled, config: Mapping[str, Any] | None, policy: str, naming:
         config: the model's config.json.
         policy: "auto", "keep" or a float dtype. "auto" keeps what a model folder (naming "hub") has.
         naming: whose names the checkpoint's tensors have; see `Checkpoint.naming`.
+        replaced: trained name -> the dtype of the base model's weight that it replaces. PEFT trains such copies in
+            float32; "auto" writes them as the base model has them.
     """
     asked = "keep" if naming == "hub" and policy == "auto" else policy
     wanted, sentence = target((fill.source.dtype for fill in filled.values()), config, asked)
@@ -45,6 +53,13 @@ def typed(filled: Filled, config: Mapping[str, Any] | None, policy: str, naming:
         name: of(fill.source.dtype, wanted, policy, (name, *fill.trained), keep)
         for name, fill in filled.items()
     }
+    if policy == "auto" and replaced:
+        dtypes |= {
+            name: replaced[fill.trained[0]]
+            for name, fill in filled.items()
+            if fill.trained[0] in replaced and is_float(replaced[fill.trained[0]])
+        }
+        sentence = sentence if wanted else "what the adapter holds whole gets the base model's dtype"
     kept = all(dtypes[name] == fill.source.dtype for name, fill in filled.items())
     return Typed(dtypes, KEPT if kept else sentence)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptconv.compute import Added, Decomposed, Fuse
+from ckptconv.compute import Added, Decomposed, Dequantised, Fuse, Rewritten
 from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
 from ckptconv.plan.records import Fill, Filled
@@ -32,7 +32,7 @@ def fuse(named: Filled, placed: tuple[lora.Placed, ...], meta: Config, alpha: fl
         if each.weight not in named:
             raise CkptconvError(f"LoRA on {factors.module}, but the model has no weight of that name")
         source, shape, origins = named[each.weight]
-        if each.shape != shape or not isinstance(source, View):
+        if each.shape != shape or not isinstance(source, View | Dequantised):
             raise CkptconvError(
                 f"LoRA on {factors.module} does not fit its weight",
                 found=" × ".join(map(str, each.shape)),
@@ -42,16 +42,53 @@ def fuse(named: Filled, placed: tuple[lora.Placed, ...], meta: Config, alpha: fl
             raise CkptconvError(f"two LoRA pairs update {each.weight}")
         scale = lora.scale(factors, meta, alpha, each.parameter)
         names = tuple(name for name, _ in factors.stored if factors.bias is None or name != factors.bias[0])
-        sides = (source, each.left, each.right, scale)
+        codes = source if isinstance(source, View) else source.base
+        scales = None if isinstance(source, View) else source.scales
+        sides = (codes, each.left, each.right, scale)
         if each.magnitude is None:
-            fused[each.weight] = Fill(Fuse(*sides), shape, (*origins, *names))
+            fused[each.weight] = Fill(Fuse(*sides, scales=scales), shape, (*origins, *names))
         else:
             _check_lengths(each)
-            update = Decomposed(*sides, each.magnitude, each.by_column)
+            update = Decomposed(*sides, each.magnitude, each.by_column, scales=scales)
             fused[each.weight] = Fill(update, shape, (*origins, *names))
         if each.bias is not None:
             _add_bias(fused, each, scale)
     return fused
+
+
+def rewrite(named: Filled, tokens: Sequence[lora.Tokens]) -> Filled:
+    """Replace single rows of embeddings and heads by trained ones.
+
+    Args:
+        named: the model's tensors by final name.
+        tokens: the rows, each with the trained name of its weight.
+
+    Raises:
+        CkptconvError: where the weight is not in the model, has another width or too few rows, or has LoRA too.
+    """
+    made = dict(named)
+    for each in tokens:
+        name = _weight_of(each, named)
+        if name is None:
+            raise CkptconvError(f"trained tokens of {each.module}, but the model has no weight of that name")
+        source, shape, origins = made[name]
+        rows = each.rows[1]
+        if not isinstance(source, View) or len(shape) != 2 or rows.shape[1] != shape[1]:
+            raise CkptconvError(
+                f"the trained tokens of {each.module} do not fit its weight",
+                found=f"{list(rows.shape)} for {list(shape)}",
+                wanted="rows of the weight's width, and no LoRA on the same module",
+            )
+        lora.check_bounds(name, each.indices, shape[0])
+        made[name] = Fill(Rewritten(source, rows, each.indices), shape, (*origins, each.rows[0]))
+    return made
+
+
+def _weight_of(tokens: lora.Tokens, named: Filled) -> str | None:
+    for name, fill in named.items():
+        if fill.trained[:1] == (tokens.weight,):
+            return name
+    return tokens.weight if tokens.weight in named else None
 
 
 def _check_lengths(each: lora.Placed) -> None:

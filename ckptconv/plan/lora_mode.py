@@ -20,7 +20,7 @@ def mode_of(stored: Stored, options: Options, base: Checkpoint | None) -> tuple[
     """
     parts = stored.parts
     lora.check_config(stored.lora, onto_base=base is not None)
-    if not parts.factors:
+    if not parts.factors and not parts.tokens:
         given = "--lora" if options.lora is not None else "--lora-alpha"
         if options.lora is not None or options.lora_alpha is not None:
             raise CkptconvError("this checkpoint has no LoRA weights", hint=f"omit {given}")
@@ -41,6 +41,6 @@ def mode_of(stored: Stored, options: Options, base: Checkpoint | None) -> tuple[
     if options.lora is not None:
         return options.lora, ()
     weights = f"the weights of the base model in {base.root.name}" if base is not None else "the weights"
-    modules = len(parts.factors)
+    modules = len({each.module for each in parts.factors} | {each.module for each in parts.tokens})
     note = f"LoRA weights of {modules} modules are merged into {weights}; use --lora adapter to export them instead"
     return "merge", (note,)

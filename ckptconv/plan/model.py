@@ -6,21 +6,25 @@ says what its step left out (`left`) and what the user must know (`notes`); `pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
+from ckptconv.models import quantised as names
 from ckptconv.models.config import check_fit, corrected
-from ckptconv.plan import dtype_policy, placing, shards
-from ckptconv.plan.fuse import fuse
+from ckptconv.plan import dtype_policy, placing, quantised, shards
+from ckptconv.plan.align import align
+from ckptconv.plan.fuse import fuse, rewrite
 from ckptconv.plan.ledger import used_by
+from ckptconv.plan.onto_base import weights_of_base
 from ckptconv.plan.options import Options
-from ckptconv.plan.records import Output, Part
+from ckptconv.plan.records import Left, Output, Part
 from ckptconv.plan.rename import rename
 from ckptconv.plan.stored import Stored
-from ckptconv.plan.tied import Equal, Tied, tie
-from ckptconv.plan.weights import Weights, choose_weights
+from ckptconv.plan.tied import Equal, Tied, same, tie
+from ckptconv.plan.weights import Weights, own_weights
 from ckptconv.tensors.checkpoint import Checkpoint
 
 
@@ -42,14 +46,22 @@ def plan_model(
     Raises:
         CkptconvError: where the tensors do not become the model that the config describes.
     """
-    weights = choose_weights(stored, config, base)
+    if base is not None:
+        parts, base = align(stored.parts, base)
+        stored = replace(stored, parts=parts)
+    weights = own_weights(stored, config) if base is None else weights_of_base(stored, config, base, equal)
     renamed = rename(weights, options)
     tied = (
         tie(renamed.tensors, renamed.config, equal) if base is None else Tied(renamed.tensors, renamed.config)
     )
     placement = _place(stored, weights, tied, base is not None)
-    filled = fuse(tied.tensors, placement.placed, stored.lora, options.lora_alpha)
-    typed = dtype_policy.typed(filled, tied.config, options.dtype, stored.checkpoint.naming)
+    tokens, twins = _tokens(stored.parts, (*weights.left, *tied.left), equal)
+    updated = [each.weight for each in placement.placed]
+    held = [name for name, fill in tied.tensors.items() if fill.trained[0] in weights.held]
+    plain = quantised.dequantise(tied.tensors, updated, held, tied.config or {})
+    filled = rewrite(fuse(plain.tensors, placement.placed, stored.lora, options.lora_alpha), tokens)
+    naming = stored.checkpoint.naming
+    typed = dtype_policy.typed(filled, tied.config, options.dtype, naming, weights.dtypes)
     outputs = {
         name: Output(name, fill.shape, typed.dtypes[name], fill.source, tuple(map(stored.name, fill.trained)))
         for name, fill in filled.items()
@@ -60,9 +72,9 @@ def plan_model(
         outputs=outputs,
         files=shards.shards(outputs, options.max_shard_size) if outputs else (),
         used=used_by([fill.source for fill in filled.values()], weights.shared),
-        left=(*weights.left, *renamed.left, *tied.left, *placement.left_out),
+        left=(*weights.left, *renamed.left, *tied.left, *placement.left_out, *plain.left, *twins),
         config=config,
-        notes=(*weights.notes, *renamed.notes, *tied.notes, *repeated, *corrections),
+        notes=(*weights.notes, *renamed.notes, *tied.notes, *plain.notes, *repeated, *corrections),
         dtype_said=typed.sentence,
         rules=renamed.rules,
     )
@@ -74,9 +86,36 @@ def _place(stored: Stored, weights: Weights, tied: Tied, on_base: bool) -> lora.
     parts, naming, config = stored.parts, stored.checkpoint.naming, tied.config or {}
     if not parts.factors:
         return lora.Placement(())
-    if on_base:
-        return placing.placed_on(tied.tensors, parts, naming, stored.lora, config)
-    return placing.placed_in(tied.tensors, weights.tensors, parts, weights.naming, stored.lora, config)
+    try:
+        if on_base:
+            return placing.placed_on(tied.tensors, parts, naming, stored.lora, config)
+        return placing.placed_in(tied.tensors, weights.tensors, parts, weights.naming, stored.lora, config)
+    except CkptconvError:
+        for (
+            each
+        ) in parts.factors:  # packed codes have other names and shapes than the weight that they stand for
+            for module in (each.module, *each.parameters):
+                quantised.refuse(module, tied.tensors.keys(), config)
+        raise
+
+
+def _tokens(
+    parts: lora.Separated, left: Sequence[Left], equal: Equal
+) -> tuple[tuple[lora.Tokens, ...], tuple[Left, ...]]:
+    """The trained tokens, without those of a head that is written as its embedding."""
+    dropped = {name for name, _, reason in left if reason.startswith("tied")}
+    kept = tuple(each for each in parts.tokens if each.weight not in dropped)
+    twins: list[Left] = []
+    for each in parts.tokens:
+        if each.weight in dropped:
+            name, rows = each.rows
+            if not any(other.indices == each.indices and same(other.rows[1], rows, equal) for other in kept):
+                raise CkptconvError(
+                    f"the trained tokens of {each.module} differ from the embedding's, which it is tied to",
+                    hint="merge it with PEFT",
+                )
+            twins.append((name, rows, "tied: equal to the trained tokens of the embedding"))
+    return kept, tuple(twins)
 
 
 def _repeat(
@@ -96,7 +135,19 @@ def _checked(
     if config is None:
         return None, ()
     shapes = {name: output.shape for name, output in outputs.items()}
+    config, dropped = _without_quantiser(config, outputs)
     check_fit(config, shapes, checkpoint.root)
     most = dtype_policy.most((output.dtype, output.nbytes) for output in outputs.values())
-    notes: list[str] = []
+    notes = [*dropped]
     return corrected(config, shapes, most, notes), tuple(notes)
+
+
+def _without_quantiser(
+    config: dict[str, Any], outputs: Mapping[str, Output]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A config that calls a model quantised which is not would make readers look for scales."""
+    method = names.method_of(config)
+    if not method or names.any_quantised((name, output.dtype) for name, output in outputs.items()):
+        return config, ()
+    note = f"quantization_config ({method}) is dropped from config.json: no quantised tensor is written"
+    return names.without(config), (note,)

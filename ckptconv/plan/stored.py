@@ -44,7 +44,7 @@ class Stored:
         count = sum(len(tensor.replicas) for tensor in tensors)
         nbytes = sum(tensor.replica_bytes for tensor in tensors)
         replicas = [Dropped(f"{count} copies", nbytes, "replicas on other ranks")] if count else []
-        reason = "replaced by its trained copy (modules_to_save)"
+        reason = "an older copy of a weight that was trained whole (modules_to_save)"
         return (*replicas, *self.dropped((name, view, reason) for name, view in self.parts.replaced))
 
     def name(self, bare: str) -> str:

@@ -63,7 +63,7 @@ def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
         one, two = named[target].source, named[source].source
         if target not in kept or not isinstance(one, View) or not isinstance(two, View):
             continue
-        if _same(one, two, equal):
+        if same(one, two, equal):
             del kept[target]
             left.append((named[target].trained[0], one, f"tied: equal to {source}"))
             continue
@@ -75,7 +75,8 @@ def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
     return Tied(kept, config, tuple(left), tuple(notes))
 
 
-def _same(one: View, two: View, equal: Equal) -> bool:
+def same(one: View, two: View, equal: Equal) -> bool:
+    """True for two tensors of one shape and dtype that are the same stored bytes, or hold equal ones."""
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return sorted(one.chunks) == sorted(two.chunks) or equal(one, two)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ckptconv.errors import CkptconvError
 from ckptconv.plan.records import Left
 from ckptconv.plan.stored import Stored
 from ckptconv.plan.tied import take_apart
-from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.view import View
 
 
@@ -26,6 +24,8 @@ class Weights:
         stored: what a base model adds to the stored tensors.
         left: base weights that their trained copies replace.
         notes: what the user must know.
+        held: trained names of the base model's weights that the adapter holds whole.
+        dtypes: trained name -> the dtype of the base model's weight, where what replaces it has another.
     """
 
     tensors: Mapping[str, View]
@@ -35,40 +35,18 @@ class Weights:
     stored: tuple[View, ...] = ()
     left: tuple[Left, ...] = ()
     notes: tuple[str, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
 
-def choose_weights(stored: Stored, config: dict[str, Any] | None, base: Checkpoint | None) -> Weights:
-    """The checkpoint's weights, or for LoRA stored alone those of `base` with what was trained whole in their place.
-
-    Raises:
-        CkptconvError: for a module that was trained whole and that the base model does not have.
-    """
+def own_weights(stored: Stored, config: dict[str, Any] | None) -> Weights:
+    """The checkpoint's own weights."""
     parts, naming = stored.parts, stored.checkpoint.naming
     if not parts.factors:
         return Weights(parts.weights, naming, config)
-    updated = [each.weight for each in parts.factors]
-    if base is None:
-        apart = take_apart(parts.weights, updated, config)
-        shared = tuple(apart.weights[head] for head in apart.heads)
-        return Weights(apart.weights, naming, apart.config, shared, notes=apart.notes)
-    originals = {name: tensor.view for name, tensor in base.tensors.items()}
-    apart = take_apart(originals, [*updated, *parts.trained], config)
-    for name in parts.trained:
-        if name not in apart.weights:
-            raise CkptconvError(f"{name} was trained whole, but the base model has no such weight")
-    weights = {**apart.weights, **{name: parts.weights[name] for name in parts.trained}}
-    kept = list(weights.values())
-    reason = "replaced by its trained copy (modules_to_save)"
-    left = [
-        (f"base: {name}", view, reason)
-        for name, view in originals.items()
-        if weights[name] is not view and not is_among(view, kept)
-    ]
-    heads = [weights[head] for head in apart.heads]
-    shared = tuple(view for view in heads if is_among(view, originals.values()))
-    return Weights(
-        weights, base.naming, apart.config, shared, tuple(originals.values()), tuple(left), apart.notes
-    )
+    apart = take_apart(parts.weights, [each.weight for each in parts.factors], config)
+    shared = tuple(apart.weights[head] for head in apart.heads)
+    return Weights(apart.weights, naming, apart.config, shared, notes=apart.notes)
 
 
 def is_among(view: View, views: Iterable[View]) -> bool:

@@ -58,7 +58,7 @@ def test_a_folder_is_merged_as_peft_merges_it_bit_for_bit(form: str, tmp_path: P
 def test_dora_is_merged_as_peft_merges_it_up_to_the_last_bit(form: str, tmp_path: Path) -> None:
     """PEFT sums a length in float32, here in float64."""
     trained = models.train(models.qwen2(), tmp_path, **DORA[form])
-    merge(trained.adapter, tmp_path / "out")
+    merge(trained.adapter, tmp_path / "out", base=trained.base)
     found = weights(tmp_path / "out")
     assert found.keys() == trained.merged.keys()
     for name, tensor in found.items():
@@ -68,7 +68,7 @@ def test_dora_is_merged_as_peft_merges_it_up_to_the_last_bit(form: str, tmp_path
 @pytest.mark.parametrize("dora", [False, True])
 def test_weights_that_are_turned_round(dora: bool, tmp_path: Path) -> None:
     trained = models.train(models.gpt2(), tmp_path, **CONV1D, use_dora=dora)
-    merge(trained.adapter, tmp_path / "out")
+    merge(trained.adapter, tmp_path / "out", base=trained.base)
     found = weights(tmp_path / "out")
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, trained.merged[name], rtol=4e-7 if dora else 0, atol=0)
@@ -89,7 +89,7 @@ def test_an_adapter_is_exported_as_it_is_and_loads_in_peft(form: str, tmp_path: 
 @pytest.mark.parametrize("form", ["embedding", "head", "dora_embedding", "saved"])
 def test_an_adapted_half_of_a_tied_pair_gets_a_weight_of_its_own(form: str, tmp_path: Path) -> None:
     trained = models.train(models.qwen2(tied=True), tmp_path, **(FORMS | DORA)[form])
-    done = merge(trained.adapter, tmp_path / "out")
+    done = merge(trained.adapter, tmp_path / "out", base=trained.base)
     assert any("which the config ties" in note for note in done.plan.notes)
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.arange(10)[None]).logits
@@ -98,7 +98,7 @@ def test_an_adapted_half_of_a_tied_pair_gets_a_weight_of_its_own(form: str, tmp_
 
 def test_a_tied_pair_that_was_not_adapted_stays_tied(tmp_path: Path) -> None:
     trained = models.train(models.qwen2(tied=True), tmp_path, target_modules=["q_proj"])
-    merge(trained.adapter, tmp_path / "out")
+    merge(trained.adapter, tmp_path / "out", base=trained.base)
     assert "lm_head.weight" not in weights(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
 
@@ -110,7 +110,7 @@ def test_a_tied_pair_that_was_not_adapted_stays_tied(tmp_path: Path) -> None:
 def test_experts_are_merged_whichever_way_they_are_stored(targets: list[str], tmp_path: Path) -> None:
     """The Hub keeps Qwen3-MoE's experts apart, the module stacks them; PEFT's names do not say which parameter it is."""
     trained = models.train(models.qwen3_moe(), tmp_path, target_modules=["q_proj"], target_parameters=targets)
-    merge(trained.adapter, tmp_path / "out")
+    merge(trained.adapter, tmp_path / "out", base=trained.base)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, trained.merged[name], rtol=1e-6, atol=2e-6)
@@ -120,7 +120,7 @@ def test_experts_are_merged_whichever_way_they_are_stored(targets: list[str], tm
 
 def test_experts_that_the_hub_stacks_too(tmp_path: Path) -> None:
     trained = models.train(models.gpt_oss(), tmp_path, target_modules=["q_proj"], target_parameters=EXPERTS)
-    merge(trained.adapter, tmp_path / "out")
+    merge(trained.adapter, tmp_path / "out", base=trained.base)
     found = weights(tmp_path / "out")
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, trained.merged[name], rtol=1e-6, atol=2e-6)
@@ -129,9 +129,13 @@ def test_experts_that_the_hub_stacks_too(tmp_path: Path) -> None:
 # --- the base
 
 
-def test_the_base_that_the_adapter_names_is_used_and_said(tmp_path: Path) -> None:
+def test_a_folder_that_only_the_adapter_names_is_not_opened(tmp_path: Path) -> None:
+    """adapter_config.json may come from anywhere. The hint works as it is."""
     trained = models.train(models.qwen2(), tmp_path, **FORMS["all"])
-    done = merge(trained.adapter, tmp_path / "out")
+    with pytest.raises(CkptconvError, match="its base model is needed") as refused:
+        merge(trained.adapter, tmp_path / "out")
+    assert f"--base {trained.base}" in str(refused.value.hint)
+    done = merge(trained.adapter, tmp_path / "out", base=trained.base)
     assert same(weights(tmp_path / "out"), trained.merged)
     assert any("the base model in base" in note for note in done.plan.notes)
 
@@ -164,7 +168,7 @@ def test_a_base_of_another_width_is_refused(tmp_path: Path) -> None:
         ({"use_qalora": True}, "QALoRA"),
         ({"alora_invocation_tokens": [1]}, "activated LoRA"),
         ({"layer_replication": [[0, 2]]}, "layer replication"),
-        ({"trainable_token_indices": [1]}, "trainable tokens"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices, and none is stored"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "olora"),
     ],
@@ -197,4 +201,4 @@ def test_a_dora_that_lost_its_rows_is_refused(tmp_path: Path) -> None:
     name = next(name for name in stored if name.endswith("lora_magnitude_vector"))
     save_file(stored | {name: stored[name][:-1].clone()}, path)
     with pytest.raises(CkptconvError, match="magnitudes"):
-        merge(trained.adapter, tmp_path / "out")
+        merge(trained.adapter, tmp_path / "out", base=trained.base)

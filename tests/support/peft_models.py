@@ -73,20 +73,33 @@ def gpt_oss() -> PreTrainedModel:
     return GptOssForCausalLM(GptOssConfig(**sizes, **experts, **ATTENTION))
 
 
-def train(model: PreTrainedModel, folder: Path, **settings: Any) -> Trained:
-    """The model and an adapter with these LoraConfig settings in a folder; r 4, alpha 6 when not given."""
+def train(
+    model: PreTrainedModel, folder: Path, kind: Any = None, resized: int = 0, **settings: Any
+) -> Trained:
+    """The model and an adapter with these LoraConfig settings in a folder; r 4, alpha 6 when not given.
+
+    kind: the class that is trained, where it is another than the base's. resized: tokens that are added before.
+    """
     torch.manual_seed(0)
     fill(model.parameters())
     model.save_pretrained(folder / "base")
+    if kind is not None:
+        model = kind.from_pretrained(folder / "base", num_labels=3)
+    if resized:
+        model.resize_token_embeddings(model.config.vocab_size + resized)
     config = LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **settings})
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
     wrapped.peft_config["default"].base_model_name_or_path = str(folder / "base")
     fill(p for name, p in wrapped.named_parameters() if "base_layer" not in name or name.endswith("bias"))
     wrapped.save_pretrained(folder / "adapter")
     with torch.no_grad():
-        logits = wrapped(torch.arange(10)[None]).logits
+        found = wrapped(torch.arange(10)[None])
+    logits = found.logits if "logits" in found else found.last_hidden_state
     state = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
-    return Trained(folder, state, loaded(type(model), folder / "base", folder / "adapter"), logits)
+    if kind is None and not resized:
+        return Trained(folder, state, loaded(type(model), folder / "base", folder / "adapter"), logits)
+    merged = wrapped.merge_and_unload().state_dict()
+    return Trained(folder, state, {name: tensor.clone() for name, tensor in merged.items()}, logits)
 
 
 def fill(parameters: Any) -> None:

@@ -1,6 +1,12 @@
 """LoRA: updates that training keeps apart from the weights, in PEFT's names and in Megatron-Bridge's."""
 
-from ckptconv.models.lora.adapter import adapter_config, adapter_tensors, stack_tensors, trained_tensors
+from ckptconv.models.lora.adapter import (
+    adapter_config,
+    adapter_tensors,
+    stack_tensors,
+    token_tensors,
+    trained_tensors,
+)
 from ckptconv.models.lora.factors import Factors
 from ckptconv.models.lora.kinds import check_config, is_adapter_config
 from ckptconv.models.lora.names import Separated, is_of_an_adapter, separate
@@ -28,5 +34,6 @@ __all__ = [
     "scale",
     "separate",
     "stack_tensors",
+    "token_tensors",
     "trained_tensors",
 ]

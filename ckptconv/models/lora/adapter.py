@@ -20,13 +20,23 @@ Tensor = tuple[str, View, Shape, str]  # PEFT's name, the elements in C order, t
 
 def trained_tensors(parts: Separated) -> list[Tensor]:
     """The weights that were trained whole, as PEFT saves them: those of an adapted layer lie in its base_layer."""
-    modules = {each.module for each in parts.factors}
+    modules = {each.module: "" for each in parts.factors}
+    modules |= {each.module: "token_adapter." for each in parts.tokens}
     found = []
     for name in parts.trained:
         module, _, leaf = name.rpartition(".")
-        inner = f"{module}.base_layer.{leaf}" if module in modules else name
+        inner = f"{module}.{modules[module]}base_layer.{leaf}" if module in modules else name
         found.append((f"{PREFIX}{inner}", parts.weights[name], parts.weights[name].shape, name))
     return found
+
+
+def token_tensors(parts: Separated) -> list[Tensor]:
+    """The single rows that were trained, as PEFT saves them."""
+    return [
+        (f"{PREFIX}{each.module}.token_adapter.trainable_tokens_delta", view, view.shape, name)
+        for each in parts.tokens
+        for name, view in (each.rows,)
+    ]
 
 
 def adapter_tensors(placed: Placed) -> list[Tensor]:

@@ -29,7 +29,9 @@ _MEGATRON = re.compile(
     r"^(?P<module>.+)\.adapter(?:\.adapter_(?P<part>q|k|v|gate|up))?\.linear_(?P<side>in|out)\.weight$"
 )
 _TOKENS = re.compile(rf"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta{_NAME}$")
-_SAVED = re.compile(r"\.modules_to_save\.[^.]+\.")
+_SAVED = re.compile(
+    r"\.modules_to_save\.(?:[^.]+\.)?"
+)  # a resized embedding's copy has no adapter name in it
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,11 @@ def rows_of_tokens(
     Raises:
         CkptconvError: where the settings do not say which rows they are, or say so of another number of rows.
     """
+    if meta.get(KEY) and not found:
+        raise CkptconvError(
+            f"the adapter's config names trained tokens in {KEY}, and none is stored",
+            wanted="token_adapter.trainable_tokens_delta",
+        )
     made = []
     for weight, (name, view) in found.items():
         indices = _indices(weight.removesuffix(".weight"), meta.get(KEY))
