@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.commands.planning import plan_for, stated_base
+from ckptconv.commands.planning import plan_for, require_base
 from ckptconv.compute import CAST_BLOCK, Block, Source
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.checkpoint import fetched
@@ -232,7 +232,10 @@ def open(
         return LazyCheckpoint(checkpoint)
     options = options or Options()
     config = None if config is None else local_or_hub(config, weights=False)
-    base = stated_base(checkpoint, options) if base is None else local_or_hub(base)
+    if base is None:
+        require_base(checkpoint, options)
+    else:
+        base = local_or_hub(base)
     return LazyCheckpoint(checkpoint, plan_for(checkpoint, options, config, base))
 
 
