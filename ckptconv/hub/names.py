@@ -25,7 +25,7 @@ class RepoName:
 
 
 def model_name(said: object) -> str | None:
-    """How a model that a file or a folder has_torchtitan_names of is called, without this machine's paths; None where it is not.
+    """How a model that a file or a folder names is called, without this machine's paths; None where it is not.
 
     A repository's name is itself; a folder of huggingface_hub's cache is its repository; of a path the last part is left.
     """

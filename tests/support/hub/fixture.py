@@ -21,7 +21,7 @@ Push = Callable[..., Pushed]
 
 @pytest.fixture(params=["lfs", "xet"])
 def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub in LFS mode and in Xet mode; huggingface_hub in this process has_torchtitan_names the same, to this Hub, as alice.
+    """A Hub in LFS mode and in Xet mode; huggingface_hub in this process uses the same, to this Hub, as alice.
 
     huggingface_hub reads its environment once, when it is imported, so its constants are set instead.
     """
