@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckptconv.display import Displayed
 from ckptconv.errors import CkptconvError, ExitCode, Incomplete, Kind
 from ckptconv.version import __version__
 
@@ -73,6 +74,15 @@ _HOMES = {
     "push": "ckptconv.commands.push.run",
     "verify": "ckptconv.commands.verify",
 }
+
+
+def _draw(result: object) -> str:
+    from ckptconv.show.notebook import html
+
+    return html(result)
+
+
+Displayed.draw = _draw
 
 
 def __getattr__(name: str) -> Any:

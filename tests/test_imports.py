@@ -21,13 +21,14 @@ SOURCES = Path(ckptconv.__file__).parent
 
 FRAMEWORKS = {"torch", "transformers", "accelerate"}
 # What every room may use.
-EVERYWHERE = {"errors", "version"}
+EVERYWHERE = {"display", "errors", "version"}
 COMMANDS = {"commands.inspect", "commands.merge", "commands.push", "commands.verify"}
 BELOW_COMMANDS = {
     "backends", "compute", "copy", "engines", "formats", "hub", "models", "plan", "publish", "read", "tensors",
 }  # fmt: skip
 # docs/design.md: a room -> the rooms it may import, downwards only. A room is a folder, or one command.
 LAW: dict[str, set[str]] = {
+    "display": set(),
     "errors": set(),
     "version": set(),
     "tensors": set(),
@@ -51,7 +52,7 @@ LAW: dict[str, set[str]] = {
     "show": COMMANDS | {"plan", "publish", "tensors"},
     "cli": COMMANDS | {"plan", "show"},
     "__main__": {"cli", "show"},
-    "__init__": COMMANDS | {"lazy", "plan", "tensors"},
+    "__init__": COMMANDS | {"lazy", "plan", "show", "tensors"},
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptconv.display import Displayed
 from ckptconv.tensors.view import Shape
 
 
@@ -135,8 +136,8 @@ class Next:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Displayed):
     """What `inspect` shows. parts: the model's parts in order ("visual 0", "embedding", "0", .. "35", "head").
 
     saved_by: what files say of the trainer and its versions. heads: what the model ends in. matches: with a pattern, the
@@ -171,3 +172,9 @@ class Inspection:
     matches: tuple[Match, ...] | None = None
     tree: Node | None = None
     next: Next | None = None
+
+    @property
+    def summary(self) -> str:
+        """Its format, step and size in one line."""
+        step = f", step {self.step}" if self.step is not None else ""
+        return f"{self.layout}{step}, {self.tensors:,} tensors, {self.parameters:,} parameters, {self.nbytes:,} bytes"

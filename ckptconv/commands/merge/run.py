@@ -18,6 +18,7 @@ from ckptconv.commands.merge import small_files
 from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
+from ckptconv.display import Displayed
 from ckptconv.errors import cannot_write
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
@@ -31,8 +32,8 @@ MAX_MEMORY = 256 << 20
 OnBytes = Callable[[int, str], None]  # bytes written, the file's name
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+@dataclass(frozen=True, slots=True, repr=False)
+class Merged(Displayed):
     """What a merge did, or with `dry_run` would do.
 
     Args:
@@ -58,6 +59,13 @@ class Merged:
     assets: tuple[str, ...] = ()
     peak_memory: int = 0
     checked: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What was written in one line."""
+        word = "would write" if self.dry_run else "wrote"
+        tensors, files = len(self.plan.outputs), len(self.plan.files)
+        return f"{word} {self.target}: {tensors:,} tensors, {self.plan.nbytes:,} bytes in {files} files"
 
     @property
     def buffers(self) -> int:

@@ -78,13 +78,32 @@ def push(
     on_progress: Progress | None = None,
     bars: bool = False,
 ) -> Pushed:
-    """Upload a Hugging Face model folder to the Hub; the same call again resumes it. Raises CkptconvError.
+    """Upload a Hugging Face model folder to the Hub; the same call again resumes it.
 
-    private: None leaves it to the account's default. revision: a branch, made if missing, or refs/pr/N.
-    include, exclude: patterns as the hf command line takes them. token, endpoint: None for the ones that
-    huggingface_hub finds. dry_run: check the folder and list the files, without a request.
-    on_progress: called once a phase with (bytes done, bytes in all, what), no finer: huggingface_hub has no
-    hook for it. bars: let it draw its own on stderr.
+    Args:
+        folder: the model folder.
+        repo_id: "org/name"; made where it does not exist.
+        private: the visibility of a new repository. None leaves it to the account's default.
+        revision: a branch, made if missing, or "refs/pr/N".
+        create_pr: open a pull request in place of a commit to the branch.
+        commit_message, commit_description: of the commit.
+        include, exclude: patterns as the hf command line takes them.
+        token: of the Hub; None for the one that huggingface_hub finds.
+        dry_run: check the folder and list the files, without a request.
+        endpoint: of another Hub; None for the one that huggingface_hub finds.
+        on_progress: called once per phase with (bytes done, bytes in all, what), no finer: huggingface_hub has no hook
+            for it.
+        bars: let huggingface_hub draw its own bars on stderr.
+
+    Returns:
+        The page to look at, and what was sent.
+
+    Raises:
+        CkptconvError: where the folder is not a model, and for everything that the Hub refuses.
+
+    Example:
+        >>> ckptconv.push("model", "org/name", private=True).url
+        'https://huggingface.co/org/name'
     """
     say = on_progress or (lambda done, total, what: None)
     root = Path(folder).expanduser()

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptconv.display import Displayed
 from ckptconv.errors import ExitCode
 from ckptconv.tensors.view import Shape
 
@@ -92,8 +93,8 @@ class Difference:
         return tuple(part.rank for part in self.slices)
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+@dataclass(frozen=True, slots=True, repr=False)
+class Verified(Displayed):
     """The layers in the order in which they were checked, and every tensor that differs.
 
     compared, equal: tensors whose values were read on both sides, and those without a difference.
@@ -109,6 +110,13 @@ class Verified:
     equal: int = 0
     read: int = 0
     seconds: float = 0.0
+
+    @property
+    def summary(self) -> str:
+        """The answer in one line, with the layers that say no."""
+        wrong = ", ".join(layer.name for layer in self.layers if layer.ok is False)
+        values = f", {self.equal:,} of {self.compared:,} tensors equal" if self.compared else ""
+        return f"{self.target}: {'ok' if self.ok else f'not ok ({wrong})'}{values}"
 
     @property
     def ok(self) -> bool:
