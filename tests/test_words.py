@@ -22,7 +22,7 @@ IN_ALL_TEXT = {
     r"(?<!there )\bis no file\b": "is not a file",
     r"\bthere is no order by\b": "cannot sort by",
     r"\btensors? alone are\b": "only ... are",
-    r"\bmerged model has_torchtitan_names\b": "generates text",
+    r"\bmerged model speaks\b": "generates text",
     r"\bturned round\b": "reversed",
 }
 # These are fine in a comment, not in what a command prints.

@@ -23,8 +23,8 @@ BACKENDS = {
     "megatron_legacy": "megatron.rank_files",
     "dcp": "dcp.read",
     "deepspeed": "deepspeed.read",
-    "huggingface": "huggingface.read",
     "hf_shards": "dcp.hf_shards",
+    "huggingface": "huggingface.read",
 }
 
 

@@ -7,6 +7,7 @@ entry's bytes begin after its local header, whose name and extra lengths are the
 
 from __future__ import annotations
 
+import filecmp
 import os
 import stat
 import struct
@@ -156,6 +157,17 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | Non
             yield entry.nbytes, entry.name if left or (entry.crc and crc != entry.crc) else None
 
 
+def same_archive(one: str, two: str) -> bool:
+    """True where two .pt files hold the same entries: by the checksums in their directories, else by their bytes."""
+    entries = []
+    for path in (one, two):
+        with _opened(path) as handle:
+            entries.append(_directory(path, handle, 0, os.fstat(handle).st_size)[1])
+    if entries[0] != entries[1]:
+        return False
+    return all(entry.crc or not entry.nbytes for entry in entries[0]) or filecmp.cmp(one, two, shallow=False)
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
     try:
@@ -223,4 +235,4 @@ def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvE
     return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]))
 
 
-__all__ = ["Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "torch_zip_at"]
+__all__ = ["Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "same_archive", "torch_zip_at"]

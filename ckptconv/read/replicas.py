@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,10 @@ from ckptconv.read.reader import Prepared, Reader, prepare, raw_dtype, same_plac
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor
 from ckptconv.tensors.view import Shape, View, narrow
 
+SMALL, SMALL_IN_ALL = (
+    1 << 20,
+    64 << 20,
+)  # bytes: of a tensor, and of copies in all, that are compared by default
 BLOCK = 4 << 20  # bytes of each of the two buffers a thread has
 
 
@@ -35,28 +39,69 @@ class Deviation:
     file: str
 
 
-def require_equal(checkpoint: Checkpoint, *, workers: int | None = None) -> None:
-    """Read every copy of every tensor. Raises CkptconvError for the first tensor whose copies differ."""
-    found = deviations(checkpoint, workers=workers)
+def require_equal(checkpoint: Checkpoint, *, everything: bool = True, workers: int | None = None) -> None:
+    """Compare the copies of tensors. Raises CkptconvError for the first tensor whose copies differ.
+
+    everything: read every copy of every tensor. Otherwise only those that `worth_reading` names are read.
+    """
+    names = None if everything else worth_reading(checkpoint)
+    found = deviations(checkpoint, names, workers=workers)
     if not found:
         return
     first, others = found[0], len({item.name for item in found}) - 1
     more = f", and {others} more tensor{'s' if others > 1 else ''}" if others else ""
+    implied = checkpoint.tensors[first.name].implied
     raise CkptconvError(
         f"the ranks' copies of {first.name} differ{more}",
         where=first.file,
         found=f"rank {first.rank} and rank {first.used} differ in {first.count:,} elements, first at {list(first.index)}",
-        wanted="the same bytes on both: the trainer says that they are replicas",
+        wanted="the same bytes on both: "
+        + (
+            "both store it whole, and nothing says that either holds a part"
+            if implied
+            else "the trainer says that they are replicas"
+        ),
         hint="the ranks drifted apart or a file is damaged; ckptconv verify checks the files' CRCs",
     )
 
 
+def worth_reading(checkpoint: Checkpoint) -> set[str]:
+    """The tensors whose copies are read by default.
+
+    Those whose checksums differ, those that only equal bytes make copies, and small ones: at most 1 MiB per tensor and
+    64 MiB in all. Not those whose checksums in the files are equal, which the reader of the metadata has compared.
+    """
+    names, left = set(), SMALL_IN_ALL
+    for name, tensor in checkpoint.tensors.items():
+        if not tensor.replicas or tensor.equal is True:
+            continue
+        if tensor.equal is False or tensor.implied:
+            names.add(name)
+        elif tensor.view.nbytes <= SMALL and tensor.replica_bytes <= left:
+            names.add(name)
+            left -= tensor.replica_bytes
+    return names
+
+
 def deviations(
-    checkpoint: Checkpoint, *, workers: int | None = None, on_read: Callable[[int], None] | None = None
+    checkpoint: Checkpoint,
+    names: Container[str] | None = None,
+    *,
+    workers: int | None = None,
+    on_read: Callable[[int], None] | None = None,
 ) -> list[Deviation]:
-    """Every copy that differs from the used one, in the order of the tensors. on_read: bytes of copies."""
+    """Every copy that differs from the used one, in the order of the tensors.
+
+    names: the tensors to look at; None for all. on_read: gets the bytes of copies that were read.
+    """
     found: dict[int, list[Deviation]] = {}
-    tasks = [(n, name, t) for n, (name, t) in enumerate(checkpoint.tensors.items()) if t.replicas]
+    tasks = [
+        (n, name, t)
+        for n, (name, t) in enumerate(checkpoint.tensors.items())
+        if t.replicas and (names is None or name in names)
+    ]
+    if not tasks:
+        return []
     rank_of, lock = checkpoint.rank_of, threading.Lock()
 
     @contextmanager

@@ -43,11 +43,16 @@ class StoredTensor:
     placement: how it was cut, in the trainer's words ("Shard(0)"), "" for a plain tensor.
     replicas: other copies, whole or in parts; each is a view in its own right with the same shape and dtype
     as the part it repeats, and stands beside the offsets where that part begins.
+    equal: what the files' own checksums say of the replicas, without a byte read: all are equal to the bytes
+    that are used (True), one is not (False), or nothing (None).
+    implied: no mesh says that they are replicas, so that nothing but equal bytes makes them so.
     """
 
     view: View
     placement: str = ""
     replicas: tuple[tuple[tuple[int, ...], View], ...] = ()
+    equal: bool | None = None
+    implied: bool = False
 
     @property
     def replica_bytes(self) -> int:

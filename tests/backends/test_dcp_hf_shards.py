@@ -35,12 +35,49 @@ def test_inspect_reads_it_and_finds_the_config(made: Made, variant: str) -> None
     assert any("how many ranks" in note for note in found.notes)
 
 
-def test_a_consolidated_folder_is_the_model_itself(made: Made) -> None:
+def test_shards_are_read_and_not_the_model_consolidated_from_them(made: Made) -> None:
     folder = made("dcp_hf_whole_w2")
     checkpoint = open_checkpoint(folder / "run")
-    assert checkpoint.backend == "huggingface"
+    assert checkpoint.backend == "hf_shards"
+    assert "made from the shards, which are read" in {item.reason for item in checkpoint.skipped}
+    assert checkpoint.notes == ()
     assert_equal(opened(folder / "run"), tensors(folder / "truth.safetensors"))
     assert_equal(opened(folder / "run" / "hf" / "sharded"), tensors(folder / "truth.safetensors"))
+
+
+def test_a_scalar_that_torchs_consolidation_loses_comes_from_the_shards(tmp_path: Path) -> None:
+    """torch 2.13 and 2.14 write 0.0 for every 0-dim tensor of a consolidated file."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    truth = {"layers.0.weight": torch.randn(6, 5), "layers.0.scale": torch.tensor(0.375)}
+    run = tmp_path / "run"
+    writer = dcp.HuggingFaceStorageWriter(str(run), save_distributed=True, enable_consolidation=True)
+    dcp.save(dict(truth), storage_writer=writer, no_dist=True)
+    (run / "config.json").write_text('{"model_type": "odd", "architectures": ["Odd"]}')
+    merge(run, tmp_path / "out", dtype="keep")
+    assert tensors(tmp_path / "out")["layers.0.scale"].data == truth["layers.0.scale"].numpy().tobytes()
+
+
+def test_a_model_with_more_rows_than_its_shards_is_refused(made: Made, tmp_path: Path) -> None:
+    """The last rank's shards are missing, which nothing but the consolidated model tells."""
+    run = shutil.copytree(made("dcp_hf_whole_w2") / "run", tmp_path / "run")
+    for path in (run / "hf" / "sharded").glob("shard-00002-*"):
+        path.unlink()
+    with pytest.raises(Incomplete, match="consolidated from them differ"):
+        open_checkpoint(run)
+
+
+def test_a_shard_that_is_there_twice_with_other_bytes_is_refused(made: Made, tmp_path: Path) -> None:
+    run = shutil.copytree(made("dcp_hf_w2") / "run", tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    path = Path(shutil.copy(next((run / "hf").glob("shard-00001-*")), tmp_path / "other"))
+    truth = tensors(made("dcp_hf_w2") / "truth.safetensors")
+    assert_equal(opened(run, also=[tmp_path / "other"]), truth)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CkptconvError, match="twice, with different bytes"):
+        open_checkpoint(run, also=[tmp_path / "other"])
 
 
 def test_shards_are_read_where_the_consolidation_never_began(made: Made, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
-"""Sharded state dicts as older releases of torch pickle them, in the layout of verl's FSDP folders.
+"""Sharded state dicts as other releases of torch pickle them, in the layout of verl's FSDP folders.
 
     python -m venv OLD
     OLD/bin/pip install torch==2.4.1 "numpy<2" safetensors     # 2.4.1, 2.6.0 and 2.8.0 are in tests/fixtures
     OLD/bin/python tests/make/old_torch.py                     # writes tests/fixtures/torch_2_4
 
 The folder is named after the running torch. It holds one sub-folder for each way of sharding one small model,
-`truth.safetensors` (that model, whole; the same for every sub-folder) and about.json.
+`truth.safetensors` (that model, whole; the same for every sub-folder but those with experts, which have
+`truth_experts.safetensors`) and about.json. Newer releases, 2.14.1 and 2.15.0, are packed:
+
+    NEW/bin/python tests/make/old_torch.py --out NEWDIR/torch_2_15
+    python -c "from make.pack import pack; ..."                # tests/make/pack.py
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
@@ -38,6 +42,21 @@ CASES = {
     "fsdp1_hsdp_w4": (4, 1, "FullyShardedDataParallel, HYBRID_SHARD on a 2 x 2 mesh"),
     "fsdp1_tp_w4": (4, 1, "colwise and rowwise TP, then FullyShardedDataParallel over the other dim"),
 }
+if VERSION >= (2, 14):
+    CASES |= {
+        "fsdp2_permuted_w4": (4, 2, "fully_shard on the 1-D mesh [2, 0, 3, 1]"),
+        "fsdp2_ep3_w6": (
+            6,
+            2,
+            "experts cut over ep 3, then fully_shard over ep_fsdp 2, as verl's VeOmni engine does",
+        ),
+        "fsdp2_ep2_outer_w4": (4, 2, "the same over the mesh (ep 2, ep_fsdp 2)"),
+    }
+if VERSION >= (2, 15):
+    CASES |= {
+        "fsdp2_preserved_w4": (4, 2, "fully_shard on the 1-D mesh [2, 0, 3, 1], preserve_rank_order=True"),
+        "fsdp2_preserved_hsdp_w4": (4, 2, "the 2-D mesh [[3, 1], [2, 0]], preserve_rank_order=True"),
+    }
 if VERSION < (2, 5):  # "2D state_dict is under development"
     CASES = {case: how for case, how in CASES.items() if case not in ("fsdp2_hsdp_w4", "fsdp2_tp_w4")}
 
@@ -73,6 +92,16 @@ class Model(nn.Module):
         return self.embed(x)
 
 
+class WithExperts(Model):
+    """The same with fused experts: six of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Module()
+        self.experts.gate_up_proj = nn.Parameter(torch.randn(6, 10, 7))
+        self.experts.down_proj = nn.Parameter(torch.randn(6, 7, 5))
+
+
 def make(out: Path) -> None:
     """Writes every case, each under torchrun, and about.json."""
     shutil.rmtree(out, ignore_errors=True)
@@ -95,10 +124,10 @@ def write_rank(case: str, out: Path) -> None:
     rank, folder = dist.get_rank(), out / case
     ranks, fsdp, _ = CASES[case]
     torch.manual_seed(23)
-    model = Model()
+    model = WithExperts() if "_ep" in case else Model()
     folder.mkdir(exist_ok=True)
     if rank == 0:
-        write_truth(model, out / "truth.safetensors")
+        write_truth(model, out / ("truth_experts.safetensors" if "_ep" in case else "truth.safetensors"))
         (folder / "fsdp_config.json").write_text(
             json.dumps({"FSDP_version": fsdp, "world_size": ranks}, indent=4)
         )
@@ -128,15 +157,37 @@ def shard_fsdp2(model: Any, case: str) -> dict[str, Any]:
         from torch.distributed._composable.fsdp import fully_shard
 
     mesh = mesh_of(model, case)
+    if "_ep" in case:
+        shard_experts(model.experts, mesh)
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
     for part in [*parts(model), model]:
         fully_shard(part, mesh=mesh)
     return model.state_dict()
+
+
+def shard_experts(experts: nn.Module, mesh: Any) -> None:
+    """What veomni/distributed does: keep this rank's experts, then shard their second dim over the rest of the mesh."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard
+
+    for name, whole in [*experts.named_parameters()]:
+        mine = whole.detach().chunk(mesh["ep"].size())[mesh["ep"].get_local_rank()]
+        setattr(experts, name, nn.Parameter(mine.clone()))
+    fully_shard(experts, mesh=mesh["ep_fsdp"], shard_placement_fn=lambda _: Shard(1))
 
 
 def mesh_of(model: Any, case: str) -> Any:
     """FSDP's mesh under verl's names; for TP it is a submesh, and the blocks are cut over the other dim."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+    if "_ep" in case:
+        sizes = {"ep_fsdp": 2, "ep": dist.get_world_size() // 2}
+        names = ("ep", "ep_fsdp") if "outer" in case else ("ep_fsdp", "ep")
+        return init_device_mesh("cpu", tuple(sizes[name] for name in names), mesh_dim_names=names)
+    if "preserved" in case or "permuted" in case:
+        flags = {"preserve_rank_order": True} if "preserved" in case else {}
+        ranks, names = ([[3, 1], [2, 0]], ("ddp", "fsdp")) if "hsdp" in case else ([2, 0, 3, 1], ("fsdp",))
+        return DeviceMesh("cpu", ranks, mesh_dim_names=names, **flags)
     if case.endswith("hsdp_w4"):
         return init_device_mesh("cpu", (2, 2), mesh_dim_names=("ddp", "fsdp"))
     if not case.endswith("tp_w4"):

@@ -6,9 +6,12 @@ thousands of files are usual for a large mixture of experts.
 
 from __future__ import annotations
 
+import filecmp
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Load, torch_zip_at
 from ckptconv.tensors.view import View
 
+_LEAST = 1 << 10  # bytes of parts below which two files may well hold the same ones and zeros
 _READERS = 8  # for the latency of shared file systems; a local disk needs none
 
 
@@ -36,25 +40,69 @@ class Piece(NamedTuple):
     length: int
 
 
+class _Archive(NamedTuple):
+    """A piece's archive. crc: the CRC-32 of its storage as the archive's directory says it, 0 where none was written."""
+
+    view: View
+    crc: int
+
+
 def read_archives(pieces: Iterable[Piece], folders: Sequence[Path]) -> dict[Piece, View]:
     """Every piece as its archive describes it. folders: where its file may lie.
 
-    Raises CkptconvError for a missing file, a short one, and archives that contradict the metadata.
+    Raises CkptconvError for a missing file, a short one, archives that contradict the metadata, a file that lies in two
+    folders with different bytes, and two files that hold the same parts, so that one is a copy of the other.
     """
     by_file: dict[str, list[Piece]] = {}
     for piece in pieces:
         by_file.setdefault(piece.file, []).append(piece)
     paths = [_find(file, folders) for file in by_file]
     load = remembering()
-    views: dict[Piece, View] = {}
+    archives: dict[Piece, _Archive] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        for found in pool.map(lambda path, inside: _views(path, inside, load), paths, by_file.values()):
-            views.update(found)
-    return views
+        for found in pool.map(lambda path, inside: _archives(path, inside, load), paths, by_file.values()):
+            archives.update(found)
+    _check_no_copies(by_file, archives, folders[0])
+    return {piece: archive.view for piece, archive in archives.items()}
+
+
+def _check_no_copies(by_file: dict[str, list[Piece]], archives: dict[Piece, _Archive], folder: Path) -> None:
+    """No file holds what another one does: not the same parts, but storages with the same checksums, all of them."""
+    alike: dict[tuple[object, ...], str] = {}
+    for file, pieces in by_file.items():
+        held = [piece for piece in pieces if archives[piece].crc]
+        if not held:
+            continue
+        largest = max(held, key=lambda piece: (prod(piece.sizes), piece.name))
+        other = alike.setdefault((largest.name, largest.sizes, archives[largest].crc), file)
+        if other != file and _are_copies(pieces, by_file[other], archives):
+            raise CkptconvError(
+                f"{file} and {other} hold the same bytes for different parts of the same tensors",
+                where=folder,
+                found=f"every storage has the other's checksum, {largest.name} among {len(pieces)}",
+                wanted="one file per rank, each with its own parts",
+                hint="one is a copy of the other: copy the right one again from the node where it was written",
+            )
+
+
+def _are_copies(one: list[Piece], two: list[Piece], archives: dict[Piece, _Archive]) -> bool:
+    """All that one file holds has the checksums of what the other holds, and enough of it is not the same parts."""
+    first, second = (Counter((p.name, p.sizes, archives[p].crc) for p in pieces) for pieces in (one, two))
+    own = {(piece.name, piece.offsets) for piece in two}
+    apart = [piece for piece in one if (piece.name, piece.offsets) not in own]
+    return (first <= second or second <= first) and sum(archives[p].view.nbytes for p in apart) >= _LEAST
 
 
 def _find(file: str, folders: Sequence[Path]) -> str:
-    path = next((folder / file for folder in folders if (folder / file).is_file()), None)
+    """The file's path. Raises CkptconvError where it is in no folder, or in two with different bytes."""
+    path, *others = [folder / file for folder in folders if (folder / file).is_file()] or [None]
+    for other in others:
+        if path is not None and other is not None and not filecmp.cmp(path, other, shallow=False):
+            raise CkptconvError(
+                f"{file} is there twice, with different bytes",
+                where=f"{path} and {other}",
+                hint="they are from different saves, or one is damaged; omit one of the folders",
+            )
     if path is None:
         raise Incomplete(
             f"{file} is missing from the checkpoint",
@@ -64,7 +112,7 @@ def _find(file: str, folders: Sequence[Path]) -> str:
     return str(path)
 
 
-def _views(path: str, pieces: list[Piece], load: Load) -> list[tuple[Piece, View]]:
+def _archives(path: str, pieces: list[Piece], load: Load) -> list[tuple[Piece, _Archive]]:
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -72,12 +120,12 @@ def _views(path: str, pieces: list[Piece], load: Load) -> list[tuple[Piece, View
     try:
         size = os.fstat(handle).st_size
         ordered = sorted(pieces, key=lambda piece: piece.start)
-        return [(piece, _view(path, handle, size, piece, load)) for piece in ordered]
+        return [(piece, _archive(path, handle, size, piece, load)) for piece in ordered]
     finally:
         os.close(handle)
 
 
-def _view(path: str, handle: int, size: int, piece: Piece, load: Load) -> View:
+def _archive(path: str, handle: int, size: int, piece: Piece, load: Load) -> _Archive:
     if piece.start + piece.length > size:
         raise CkptconvError(
             "the file ends before its tensors do",
@@ -97,4 +145,5 @@ def _view(path: str, handle: int, size: int, piece: Piece, load: Load) -> View:
             found=f"{view.dtype} {list(view.shape)}",
             wanted=f"{piece.dtype} {list(piece.sizes)}",
         )
-    return view
+    entry = archive.entries.get(archive.root.storage.key)
+    return _Archive(view, entry.crc if entry is not None else 0)

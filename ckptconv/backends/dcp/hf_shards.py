@@ -2,22 +2,27 @@
 
 `shard-0000R-model-0000I-of-0000N.safetensors` is what rank R-1 holds of output file I; where its parts begin stands in the
 header's `__metadata__`, DCP_SHARDING_INFO (torch/distributed/checkpoint/hf_storage.py, _hf_utils.py). No file says how many
-ranks there were or how large a tensor is: a whole tensor is what its parts tile. Consolidated folders are plain models.
+ranks there were or how large a tensor is: a whole tensor is what its parts tile.
+
+With enable_consolidation the shards lie in `sharded/`, and the whole model is next to that folder. The shards are read all
+the same: torch's consolidation (_consolidate_hf_safetensors.py, torch 2.13 and 2.14) writes 0.0 for every 0-dim tensor.
 """
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ckptconv.backends.dcp.homes import assets_of, check_finished, home_of, optimizers_beside
 from ckptconv.backends.huggingface.weight_files import RANK_SHARD
 from ckptconv.backends.runs import Place
+from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.bounds import is_shape
 from ckptconv.formats.json import parse_json, read_table
 from ckptconv.formats.safetensors import read_header
-from ckptconv.tensors.checkpoint import Checkpoint, RankFile, StoredTensor
+from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
 from ckptconv.tensors.view import View
 from ckptconv.tensors.view import place as put
 
@@ -43,7 +48,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     if home is None:
         raise CkptconvError("no shards here", where=place.folder, wanted="shard-R-model-I-of-N.safetensors")
     check_finished(home, place.folder)
-    home = home if _own(home) else home / _SHARDED
+    top, home = home, home if _own(home) else home / _SHARDED
     parts: dict[str, list[_Part]] = {}
     files = []
     for path in _files([home, *(home_of(path, _own) or path for path in also)]):
@@ -51,21 +56,25 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         for name, part in _read_shard(path):
             parts.setdefault(name, []).append(part)
     ranks = len({file.rank for file in files})
-    said = (
-        f"{ranks} ranks' shards are here; the files do not say how many ranks saved, so compare with your run"
-    )
+    tensors = {name: _whole(name, found, home) for name, found in parts.items()}
+    consolidated = tuple(_check_consolidated(top, tensors)) if top != home else ()
+    notes = [*place.notes(), *apart([Path(file.path) for file in files]), *_unnamed(home, parts)]
+    if not consolidated:
+        notes.append(
+            f"{ranks} ranks' shards are here; the files do not say how many ranks saved, so compare with your run"
+        )
     return Checkpoint(
         backend=NAME,
         layout="safetensors shards of ranks (HuggingFaceStorageWriter)",
         root=home,
         world_size=ranks,
         files=tuple(files),
-        tensors={name: _whole(name, found, home) for name, found in parts.items()},
+        tensors=tensors,
         step=place.step,
         role=place.role,
         assets=assets_of(home),
-        skipped=tuple(optimizers_beside(home)),
-        notes=(*place.notes(), said, *_unnamed(home, parts)),
+        skipped=(*optimizers_beside(home), *consolidated),
+        notes=tuple(notes),
         naming="transformers",
     )
 
@@ -78,6 +87,25 @@ def _own(folder: Path) -> bool:
     return folder.is_dir() and any(RANK_SHARD.match(path.name) for path in folder.glob("shard-*.safetensors"))
 
 
+def _check_consolidated(folder: Path, tensors: dict[str, StoredTensor]) -> Iterator[Skipped]:
+    """What torch made of the shards, with its size. Only its headers are read: the names and shapes must be the shards'."""
+    nbytes = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        nbytes += path.stat().st_size
+        for name, view in read_header(path)[0].items():
+            part = tensors.get(name)
+            if part is None or part.view.shape != view.shape:
+                raise Incomplete(
+                    f"the shards and the model that was consolidated from them differ in {name}",
+                    where=path,
+                    found="no such tensor" if part is None else f"{list(part.view.shape)} in the shards",
+                    wanted=str(list(view.shape)),
+                    hint=f"copy the missing shards to {_SHARDED}/, or move away what is of another save",
+                )
+    if nbytes:
+        yield Skipped("consolidated *.safetensors", nbytes, "made from the shards, which are read")
+
+
 def _rank(path: Path) -> int:
     match = RANK_SHARD.match(path.name)
     return int(match[1]) - 1 if match else 0
@@ -85,10 +113,16 @@ def _rank(path: Path) -> int:
 
 def _files(folders: Sequence[Path]) -> list[Path]:
     """Every shard once, in rank order. Raises CkptconvError for two saves in one folder."""
-    shards = [
-        path for folder in reversed(folders) for path in folder.iterdir() if RANK_SHARD.match(path.name)
-    ]
-    found = {path.name: path for path in shards}
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            first = found.setdefault(path.name, path) if RANK_SHARD.match(path.name) else path
+            if first is not path and not filecmp.cmp(first, path, shallow=False):
+                raise CkptconvError(
+                    f"{path.name} is there twice, with different bytes",
+                    where=f"{first} and {path}",
+                    hint="they are from different saves, or one is damaged; omit one of the folders",
+                )
     totals = {name.rsplit("-", 1)[1] for name in found}
     if len(totals) > 1:
         raise CkptconvError(

@@ -37,6 +37,11 @@ class DcpFiles:
     names: tuple[str, ...]
 
     @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return [Path(file.path) for file in self.files]
+
+    @property
     def world_size(self) -> int:
         """Ranks that wrote something; DCP does not say how many took part."""
         return len({file.rank for file in self.files})

@@ -20,6 +20,7 @@ from ckptconv.backends.dcp.homes import (
 from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
 from ckptconv.backends.dcp.names import choose_model
 from ckptconv.backends.runs import Place
+from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
@@ -64,7 +65,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         assets=assets_of(home),
         skipped=(*files.skipped, *optimizers_beside(home)),
         lora=Lora(_lora(home)),
-        notes=(*place.notes(), *beside, *chosen.notes),
+        notes=(*place.notes(), *beside, *chosen.notes, *apart(files.paths, home / METADATA)),
         naming="transformers",
     )
 

@@ -1,28 +1,108 @@
-"""A pickled DeviceMesh: its sizes, and the seat (effective coordinate) of the rank that wrote the file.
+"""A pickled DeviceMesh: its sizes, and where the rank that wrote the file stands in it.
 
-torch pickles `_layout` and `_rank_map` since 2.9, the `mesh` tensor before (torch/distributed/device_mesh.py).
-A seat is the rank's index in each mesh dim's *sorted* process group, which is where collectives put its data. It equals
-`_coordinate_on_dim` unless the ranks of the mesh are not ascending.
+torch pickles `_layout`, `_rank_map` and `_root_mesh` since 2.10, a `mesh` tensor before (torch/distributed/device_mesh.py).
+
+Order: a shard's place along a mesh dim is its rank's place in that dim's process group. Groups that `new_group` makes sort
+their ranks, so on a mesh whose ranks do not ascend that place is not `_coordinate_on_dim`. They do not sort with torch
+2.15's DeviceMesh(preserve_rank_order=True), nor does torch 2.14's `split_group`, whose groups have a hash for a name.
+
+Submeshes: one of ('ep_fsdp', 'ep') over ranks 0-3, ('ep_fsdp',) alone, is the ranks (0, 2) on ranks 0 and 2 and the ranks
+(1, 3) on the others. Its rank map is the root's, so only the root mesh says which of the two a rank belongs to.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
+from ckptconv.backends.fsdp.attributes import require_known
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.bounds import MOST_DIMS, MOST_RANKS, check_name, whole_numbers
-from ckptconv.formats.stand_ins import Inert, TensorRecord, field_of, items
+from ckptconv.formats.stand_ins import Inert, TensorRecord, items
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.view import contiguous_strides
 
 _Axis = list[int]  # where in the rank map each index along a mesh dim lies, from the dim's first
+Index = tuple[int, ...]
 
 
-def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, tuple[int, ...] | None]:
-    """The mesh and this rank's seat; None for a rank outside the mesh."""
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """A dim of the root mesh that a submesh does not span, and the rank's index along it."""
+
+    name: str
+    size: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where one rank stands in a mesh.
+
+    index: along each dim, the place of the rank's shard. coordinate: the same in the order of the mesh, as torch pickles it.
+    first: the first rank of the rank's own (sub)mesh, which tells it from the others of the root; None: not known.
+    outside: the root's dims that the mesh does not span.
+    """
+
+    index: Index
+    coordinate: Index
+    first: int | None
+    outside: tuple[Outside, ...] = ()
+
+
+class _Layout(NamedTuple):
+    """A mesh as places in a table of ranks. dims: one axis per mesh dim."""
+
+    dims: list[_Axis]
+    ranks: list[int]
+    names: tuple[str, ...]
+    coordinate: Index | None
+
+    @property
+    def mesh(self) -> Mesh:
+        shape = tuple(map(len, self.dims))
+        return Mesh(shape, self.names if len(self.names) == len(shape) else ())
+
+    def place(self) -> int:
+        """Where the rank stands in the table, from where its mesh begins."""
+        return sum(dim[index] for dim, index in zip(self.dims, self.coordinate or (), strict=True))
+
+
+def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, Position | None]:
+    """The mesh and the rank's position in it; None for a rank outside the mesh.
+
+    Raises CkptconvError for a mesh with attributes that are not known, and for one whose order of ranks is not known.
+    """
+    found = _read(file, mesh)
+    if found.coordinate is None:
+        return found.mesh, None
+    root_record = mesh.get("_root_mesh")
+    root = _read(file, root_record) if isinstance(root_record, Inert) else None
+    begin, outside = 0, tuple[Outside, ...]()
+    if root is not None and root.coordinate is not None:
+        if root.ranks != found.ranks:
+            raise CkptconvError("a submesh has other ranks than its root mesh", where=file.path)
+        begin = root.place() - found.place()
+        outside = _outside(found, root)
+    elif found.mesh.shape and prod(found.mesh.shape) != len(found.ranks):
+        return found.mesh, Position(_index(file, mesh, found, None), found.coordinate, None)
+    if begin < 0 or begin + sum(dim[-1] for dim in found.dims if dim) >= max(len(found.ranks), 1):
+        raise CkptconvError("a DeviceMesh names more places than it has ranks", where=file.path)
+    first = found.ranks[begin] if found.ranks else None
+    return found.mesh, Position(_index(file, mesh, found, begin), found.coordinate, first, outside)
+
+
+def read_root(file: TorchZip, mesh: Inert) -> tuple[Mesh, Position | None]:
+    """The mesh that this one was cut from, or the mesh itself, and the rank's position in it."""
+    root = mesh.get("_root_mesh")
+    return read_mesh(file, root if isinstance(root, Inert) else mesh)
+
+
+def _read(file: TorchZip, mesh: Inert) -> _Layout:
+    require_known(mesh, "DeviceMesh")
     grid, layout = mesh.get("mesh"), mesh.get("_layout")
     if isinstance(grid, TensorRecord):
         ranks = file.ints(grid)
@@ -36,41 +116,75 @@ def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, tuple[int, ...] | None
         ranks = file.ints(table) if isinstance(table, TensorRecord) else []
     else:
         raise _unknown()
+    if prod(map(len, axes)) > MOST_RANKS:
+        raise _unknown()
     names = tuple(items(mesh.get("_mesh_dim_names") or mesh.get("mesh_dim_names")))
     for name in names:
         check_name(name, file.path)
-    shape = tuple(map(len, axes))
-    found = Mesh(shape, names if len(names) == len(shape) else ())
+    return _Layout(axes, ranks, names, _coordinate(mesh, tuple(map(len, axes))))
+
+
+def _coordinate(mesh: Inert, shape: Index) -> Index | None:
     coordinate = mesh.get("_coordinate_on_dim")
     if coordinate is None:
-        return found, None
+        return None
     coordinate = whole_numbers(coordinate, "a mesh coordinate")
     if len(coordinate) != len(shape) or any(not 0 <= i < n for i, n in zip(coordinate, shape, strict=True)):
         raise CkptconvError(
             "a mesh coordinate lies outside its mesh", found=coordinate, wanted=f"inside {list(shape)}"
         )
-    return found, _seat(axes, ranks, coordinate)
+    return coordinate
 
 
-def _seat(axes: list[_Axis], ranks: list[int], coordinate: tuple[int, ...]) -> tuple[int, ...]:
-    """The index of this rank among the sorted ranks of its line, along each dim."""
-    if ranks == sorted(ranks):
+def _outside(mesh: _Layout, root: _Layout) -> tuple[Outside, ...]:
+    """The root's dims whose second index is no place of the mesh: the mesh has one index along them."""
+    inside = {sum(places) for places in product(*mesh.dims)}
+    names = root.names or tuple(f"dim{n}" for n in range(len(root.dims)))
+    return tuple(
+        Outside(name, len(dim), index)
+        for name, dim, index in zip(names, root.dims, root.coordinate or (), strict=True)
+        if len(dim) > 1 and dim[1] not in inside
+    )
+
+
+def _index(file: TorchZip, mesh: Inert, found: _Layout, begin: int | None) -> Index:
+    """The rank's index among the ranks of each dim's process group."""
+    ranks, coordinate = found.ranks, found.coordinate or ()
+    if ranks == sorted(ranks) or mesh.get("_preserve_rank_order"):
         return coordinate
-    here = sum(axis[index] for axis, index in zip(axes, coordinate, strict=True))
-    if sum(max(axis) for axis in axes) >= len(ranks):
-        raise CkptconvError("a DeviceMesh has more coordinates than ranks", found=f"{len(ranks)} ranks")
-    seat = []
-    for axis, index in zip(axes, coordinate, strict=True):
-        line = [ranks[here - axis[index] + step] for step in axis]
-        seat.append(sorted(line).index(line[index]))
-    return tuple(seat)
+    if begin is None:
+        raise CkptconvError(
+            "a DeviceMesh does not say which of its root's ranks are its own", where=file.path
+        )
+    here, index = begin + found.place(), []
+    for number, (axis, at) in enumerate(zip(found.dims, coordinate, strict=True)):
+        line = [ranks[here - axis[at] + step] for step in axis]
+        if line != sorted(line) and not _is_sorted_group(mesh, number):
+            raise CkptconvError(
+                "a DeviceMesh's ranks do not ascend, and nothing tells whether its process groups sort them",
+                where=file.path,
+                found=f"ranks {line} along dim {number}",
+                hint="gather the model in the trainer (a full state dict) and convert that",
+            )
+        index.append(sorted(line).index(line[at]))
+    return tuple(index)
+
+
+def _is_sorted_group(mesh: Inert, dim: int) -> bool:
+    """True for a group that new_group made, which counts its names; torch before 2.8 keeps (tag, ranks, name)."""
+    groups = items(mesh.get("_dim_group_names") or mesh.get("_dim_group_infos"))
+    group = groups[dim] if dim < len(groups) else None
+    name = group[-1] if isinstance(group, list | tuple) and group else group
+    return isinstance(name, str) and name.isdecimal()
 
 
 def _axes(layout: Inert) -> list[_Axis]:
     """The dims of a _MeshLayout: `axes`, a _FlatLayout each, or one shape and stride whose items may nest."""
+    require_known(layout, "_MeshLayout")
     axes = layout.get("axes")
     if axes is not None:
-        return [_positions(field_of(axis, "shape"), field_of(axis, "stride")) for axis in items(axes)]
+        flat = [require_known(axis, "_FlatLayout") for axis in items(axes)]
+        return [_positions(axis.get("shape"), axis.get("stride")) for axis in flat]
     shape, stride = layout.get("shape"), layout.get("stride")
     if shape is None and len(layout.args) == 2:
         shape, stride = layout.args

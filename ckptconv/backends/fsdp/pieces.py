@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ckptconv.backends.fsdp.mesh import read_mesh
-from ckptconv.backends.fsdp.sharding import Box, Placement, local_box
+from ckptconv.backends.fsdp.attributes import require_known
+from ckptconv.backends.fsdp.mesh import Position, read_mesh, read_root
+from ckptconv.backends.fsdp.sharding import PLACEMENTS, Box, Placement, local_box
 from ckptconv.backends.fsdp.shared_pickles import RankPickles
 from ckptconv.errors import CkptconvError, brief
 from ckptconv.formats.bounds import check_name, whole_numbers
@@ -21,15 +22,37 @@ Meshes = dict[Mesh, dict[int, tuple[int, ...]]]  # a mesh, and the coordinates o
 _MOST_ROOTS = 8  # state dicts that are remembered
 
 
+class Checksum(NamedTuple):
+    """What a file's directory says of a stored tensor's bytes. crc: the CRC-32 of its storage, 0 where none was written.
+
+    start, stride: the tensor's place in the storage. slack: bytes of the storage that are not the tensor's.
+    """
+
+    crc: int
+    start: int
+    stride: tuple[int, ...]
+    slack: int
+
+    def same(self, other: Checksum) -> bool | None:
+        """Whether two tensors of one shape and dtype hold the same bytes; None where only reading can tell."""
+        if not self.crc or not other.crc:
+            return None
+        if self == other:
+            return True
+        alike = self._replace(crc=0) == other._replace(crc=0)
+        return False if alike and not self.slack else None
+
+
 class Piece(NamedTuple):
-    """What one rank holds of a tensor. box None: a plain tensor, whole."""
+    """What one rank holds of a tensor. box None: a plain tensor, whole. position: the rank's in the tensor's own mesh."""
 
     shape: tuple[int, ...]
     dtype: str
     placement: str
     box: Box | None
     view: View
-    seat: tuple[int, ...] = ()  # the rank's mesh coordinate
+    position: Position | None = None
+    checksum: Checksum = Checksum(0, 0, (), 0)
 
 
 class _Cut(NamedTuple):
@@ -91,21 +114,21 @@ class _Here:
 
     def __init__(self, file: TorchZip, rank: int, meshes: Meshes) -> None:
         self._file, self._rank, self._meshes = file, rank, meshes
-        self._seats: dict[int, tuple[Mesh, tuple[int, ...] | None]] = {}  # by the id of a mesh
+        self._positions: dict[int, tuple[Mesh, Position | None]] = {}  # by the id of a mesh
         self._boxes: dict[int, Box] = {}  # by the id of a cut
 
     def dtensor(self, told: _DTensor) -> Piece:
         """The piece that this rank holds, checked against its placement."""
         dtype, cut, local = told
-        mesh, coordinate = self._seats.get(id(cut.mesh)) or self._seat(cut.mesh)
-        if coordinate is None:  # a rank outside the mesh holds nothing
+        mesh, position = self._positions.get(id(cut.mesh)) or self._position(cut.mesh)
+        if position is None:  # a rank outside the mesh holds nothing
             nothing = Box((0,) * len(cut.shape), (0,) * len(cut.shape))
             return Piece(cut.shape, dtype, cut.said, nothing, stored(self._file.path, 0, (0,), dtype))
         box = self._boxes.get(id(cut))
         if box is None:
             if len(cut.placements) != len(mesh.shape):
                 raise CkptconvError(f"{len(cut.placements)} placements on a mesh of {len(mesh.shape)} dims")
-            box = local_box(cut.shape, mesh.shape, coordinate, cut.placements, cut.order)
+            box = local_box(cut.shape, mesh.shape, position.index, cut.placements, cut.order)
             self._boxes[id(cut)] = box
         view = self._file.view(local)
         if 0 in box.sizes and 0 in view.shape:
@@ -114,16 +137,25 @@ class _Here:
             raise CkptconvError(
                 "a shard's shape does not match its placement",
                 found=f"{view.dtype} {list(view.shape)}",
-                wanted=f"{dtype} {list(box.sizes)}, for {cut.said} at mesh coordinate {coordinate}",
+                wanted=f"{dtype} {list(box.sizes)}, for {cut.said} at mesh coordinate {position.index}",
             )
-        return Piece(cut.shape, dtype, cut.said, box, view, coordinate)
+        return Piece(cut.shape, dtype, cut.said, box, view, position, checksum(self._file, local, view))
 
-    def _seat(self, mesh: Inert) -> tuple[Mesh, tuple[int, ...] | None]:
-        found, coordinate = self._seats[id(mesh)] = read_mesh(self._file, mesh)
-        seats = self._meshes.setdefault(found, {})
-        if coordinate is not None:
-            seats[self._rank] = coordinate
-        return found, coordinate
+    def _position(self, mesh: Inert) -> tuple[Mesh, Position | None]:
+        found = self._positions[id(mesh)] = read_mesh(self._file, mesh)
+        for each, position in (read_root(self._file, mesh), found):
+            ranks = self._meshes.setdefault(each, {})
+            if position is not None:
+                ranks[self._rank] = position.index
+        return found
+
+
+def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> Checksum:
+    """What the file's directory says of a tensor's bytes."""
+    entry = file.entries.get(tensor.storage.key)
+    if entry is None or not view.numel:
+        return Checksum(0, 0, (), 0)
+    return Checksum(entry.crc, tensor.offset, tensor.stride, entry.nbytes - view.nbytes)
 
 
 def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
@@ -131,6 +163,7 @@ def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
     meta = spec.get("tensor_meta") if isinstance(spec, Inert) else None
     if not isinstance(spec, Inert) or not isinstance(local, TensorRecord) or not isinstance(meta, Inert):
         raise CkptconvError("a DTensor without its local tensor or its spec")
+    require_known(spec, "DTensorSpec")
     mesh = spec.get("mesh")
     if not isinstance(mesh, Inert):
         raise CkptconvError("a DTensor without a mesh")
@@ -141,6 +174,14 @@ def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
     dtype = meta.args[2].name if isinstance(meta.args[2], Dtype) else "?"
     placements = tuple(map(_placement, items(spec.get("placements"))))
     order = tuple(_order(entry) for entry in items(spec.get("shard_order")))
+    if spec.get("use_strided_shard_as_shard_order") is False and any(
+        p.kind == "_StridedShard" for p in placements
+    ):
+        raise CkptconvError(
+            "a _StridedShard that comes from a view: its rank holds rows that do not lie together",
+            found=f"{', '.join(map(str, placements))}, use_strided_shard_as_shard_order=False",
+            hint="redistribute the tensor to plain Shard placements before it is saved",
+        )
     if any(mesh_dim >= len(placements) for _, dims in order for mesh_dim in dims):
         raise CkptconvError("a DTensor's shard order names a mesh dimension that does not exist")
     cut = _Cut(shape, mesh, placements, order, f"({', '.join(map(str, placements))})")
@@ -149,6 +190,8 @@ def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
 
 def _placement(placement: Any) -> Placement:
     kind = placement.kind if isinstance(placement, Inert) else type(placement).__name__
+    if kind in PLACEMENTS:
+        require_known(placement, kind)
     dim, factor = field_of(placement, "dim"), field_of(placement, "split_factor")
     numbers = (0 if dim is None else dim, 1 if factor is None else factor)
     if not all(type(number) is int for number in numbers):
@@ -168,7 +211,7 @@ def _others(file: TorchZip, value: Any) -> list[Piece]:
     """The pieces of anything but a DTensor."""
     if isinstance(value, TensorRecord):
         view = file.view(value)
-        return [Piece(view.shape, view.dtype, "", None, view)]
+        return [Piece(view.shape, view.dtype, "", None, view, None, checksum(file, value, view))]
     if isinstance(value, WrapperRecord) and value.kind == "ShardedTensor":
         return _sharded_tensor(file, value.raw)
     if isinstance(value, WrapperRecord | Inert):
@@ -206,7 +249,8 @@ def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
             raise CkptconvError(
                 "a shard's shape does not match its metadata", found=view.shape, wanted=box.sizes
             )
-        pieces.append(Piece(shape, dtype or view.dtype, "ShardedTensor", box, view))
+        said = checksum(file, tensor, view)
+        pieces.append(Piece(shape, dtype or view.dtype, "ShardedTensor", box, view, None, said))
     if not pieces and dtype:
         empty = Box((0,) * len(shape), (0,) * len(shape))
         pieces.append(Piece(shape, dtype, "ShardedTensor", empty, stored(file.path, 0, (0,), dtype)))

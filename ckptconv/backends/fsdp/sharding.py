@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError
 
+PLACEMENTS = ("Shard", "_StridedShard", "Replicate")  # those of a tensor that can be put together
+
 
 class Placement(NamedTuple):
     """One mesh dim's placement: kind "Shard", "_StridedShard" or "Replicate", and the tensor dim that it cuts."""
@@ -40,10 +42,15 @@ def local_box(
     right have cut before it. shard_order: newer torch states the order itself, (tensor dim, mesh dims) pairs.
     """
     for kind, *_ in placements:
-        if kind not in ("Shard", "_StridedShard", "Replicate"):
+        if kind == "Partial":
             raise CkptconvError(
-                f"a {kind} tensor is still unreduced (a Partial placement)",
-                hint="all-reduce it before saving",
+                "a tensor is still unreduced (a Partial placement)", hint="all-reduce it before saving"
+            )
+        if kind not in PLACEMENTS:
+            raise CkptconvError(
+                f"a placement that ckptconv does not know: {kind}",
+                wanted=", ".join(PLACEMENTS),
+                hint="update ckptconv, or report it with the torch version",
             )
     order = [m for _, dims in shard_order for m in dims] if shard_order else _order(mesh, placements)
     offsets, sizes = [0] * len(shape), list(shape)

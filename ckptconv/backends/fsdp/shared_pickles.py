@@ -111,14 +111,30 @@ def _tried(data: bytes, places: list[_Span], own: list[_Span], where: str) -> _K
 
 
 def _tables(root: Any) -> Iterator[dict[Any, Any]]:
-    """The states of a state dict's specs, and of the meshes that they name."""
+    """The states of a state dict's specs, of the meshes that they name, and of the meshes that those were cut from."""
+    meshes: dict[int, Inert] = {}
     for value in root.values() if isinstance(root, dict) else ():
         spec = value.state.get("_spec") if isinstance(value, WrapperRecord) else None
-        mesh = spec.get("mesh") if isinstance(spec, Inert) else None
-        for each in (spec, mesh):
-            if isinstance(each, Inert):
-                parts = each.state if isinstance(each.state, tuple) else (each.state,)
-                yield from (part for part in parts if isinstance(part, dict))
+        if isinstance(spec, Inert):
+            yield from _parts(spec)
+            if isinstance(mesh := spec.get("mesh"), Inert):
+                meshes[id(mesh)] = mesh
+    left = list(meshes.values())
+    while left:
+        mesh = left.pop()
+        yield from _parts(mesh)
+        flattened = mesh.get("_flatten_mapping")
+        for other in (mesh.get("_root_mesh"), *(flattened.values() if isinstance(flattened, dict) else ())):
+            if isinstance(other, Inert) and id(other) not in meshes:
+                meshes[id(other)] = other
+                left.append(other)
+
+
+def _parts(record: Inert) -> Iterator[dict[Any, Any]]:
+    """The fields of a pickled object: one dict, or a pair of them for a class with slots."""
+    for part in record.state if isinstance(record.state, tuple) else (record.state,):
+        if isinstance(part, dict):
+            yield part
 
 
 def _values(data: bytes, name: bytes, value: bytes) -> Iterator[_Span]:

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ckptconv.backends.dcp.metadata import is_dcp, read_metadata, read_tensors
+from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
 from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
 from ckptconv.backends.megatron.names import canonical, not_a_weight
 from ckptconv.backends.megatron.ranks import ranks_of
 from ckptconv.backends.megatron.settings import read_settings
 from ckptconv.backends.runs import Place, with_config
+from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
 
@@ -70,7 +71,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         assets=with_config(place.folder / verl / "huggingface", folder),
         skipped=files.skipped,
         lora=Lora(lora_settings(place.folder, folder)),
-        notes=(*place.notes(), *stated.notes, *taken_apart),
+        notes=(*place.notes(), *stated.notes, *taken_apart, *apart(files.paths, folder / METADATA)),
         naming="megatron",
         trainer=stated.settings,
     )

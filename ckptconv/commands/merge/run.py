@@ -24,6 +24,7 @@ from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
+from ckptconv.read.replicas import require_equal
 from ckptconv.tensors.file_state import FileState, require_unchanged, stamps_of
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
 from ckptconv.version import __version__
@@ -178,10 +179,7 @@ def merge(
     own = (checkpoint.assets or checkpoint.root) if base is not None and config is None else None
     small = small_files.choose(plan, folder, own)
     plan = replace(plan, notes=(*plan.notes, *small.notes))
-    if check_replicas:
-        from ckptconv.read.replicas import require_equal
-
-        require_equal(checkpoint)
+    require_equal(checkpoint, everything=check_replicas)
     check_target(target, [checkpoint.root], overwrite)
     check_room(target, plan.nbytes + small.nbytes)
     if events.on_plan:

@@ -1,0 +1,172 @@
+"""One tensor from what all ranks hold of it: which parts make the whole, and which are copies.
+
+Within a tensor's own mesh the placements say what is cut and what is replicated. A mesh may span only some of the ranks,
+and nothing says what the others hold: under FSDP + TP the same norms, under expert parallelism other experts. verl's
+VeOmni engine (verl/workers/engine/veomni/, veomni/distributed/parallel_plan.py) cuts experts along dim 0 over the mesh dim
+"ep" before FSDP sees them, and their DTensors know the mesh ("ep_fsdp",) alone. So parts of different "ep" indices are
+joined along dim 0, and other parts from outside the mesh are copies only if their bytes are equal.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptconv.backends.fsdp.pieces import Piece
+from ckptconv.backends.fsdp.sharding import Box
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.view import View, cat, place
+
+_EXPERTS = "ep"  # the mesh dim over which VeOmni cuts experts
+
+
+@dataclass(slots=True)
+class Pieces:
+    """All ranks' pieces of one tensor, in rank order."""
+
+    ranks: list[int] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+
+    def add(self, name: str, rank: int, piece: Piece) -> None:
+        """Take one more piece. Raises CkptconvError where it is of another tensor than those before."""
+        if self.pieces:
+            first = self.pieces[0]
+            if (piece.shape, piece.dtype, piece.box is None) != (first.shape, first.dtype, first.box is None):
+                raise CkptconvError(
+                    f"ranks disagree on {name}",
+                    found=f"rank {rank}: {_brief(piece)}",
+                    wanted=f"as rank {self.ranks[0]}: {_brief(first)}",
+                    hint="the rank files are from different saves; copy all of one step again",
+                )
+        if not self.ranks or self.ranks[-1] != rank:
+            self.ranks.append(rank)
+        self.pieces.append(piece)
+
+
+class _Copies:
+    """The copies of a tensor that were met, and what is known of them."""
+
+    def __init__(self) -> None:
+        self.views: list[tuple[tuple[int, ...], View]] = []
+        self.implied = False
+        self._same: set[bool | None] = set()
+
+    def add(self, used: Piece, copy: Piece, offsets: tuple[int, ...]) -> None:
+        self.views.append((offsets, copy.view))
+        self._same.add(used.checksum.same(copy.checksum))
+        known = used.position is not None and used.position.first is not None
+        self.implied |= not (known and _own_mesh(used) == _own_mesh(copy))
+
+    @property
+    def equal(self) -> bool | None:
+        """Whether all are equal to the used bytes by their checksums; None where only reading can tell."""
+        return (
+            None if not self._same else False if False in self._same else None if None in self._same else True
+        )
+
+
+def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, folder: Path) -> StoredTensor:
+    """The whole tensor and its copies. missing: ranks whose files are not here.
+
+    Raises CkptconvError for parts that do not tile the tensor, and Incomplete where a missing file explains it.
+    """
+    first, copies = found.pieces[0], _Copies()
+    if first.box is None:
+        for piece in found.pieces[1:]:
+            copies.add(first, piece, (0,) * len(first.shape))
+        return StoredTensor(first.view, "", tuple(copies.views), copies.equal, copies.implied)
+    groups: dict[int, list[Piece]] = defaultdict(list)
+    sizes = set()
+    for piece in found.pieces:
+        if piece.position is None and piece.box is not None and 0 in piece.box.sizes:
+            continue  # a rank outside the mesh
+        size, index = _experts(piece)
+        sizes.add(size)
+        groups[index].append(piece)
+    if len(sizes) > 1 or (max(sizes, default=1) > 1 and not first.shape):
+        raise CkptconvError(f"ranks disagree on how the experts of {name} are cut", where=folder)
+    size = max(sizes, default=1)
+    try:
+        lost = sorted(set(range(size)) - groups.keys()) if sizes else []
+        if lost:
+            raise CkptconvError(f"no rank holds the experts of index {lost} along the mesh dim {_EXPERTS!r}")
+        views = [_joined(name, groups[index] or found.pieces, index, copies) for index in range(size)]
+    except CkptconvError as error:
+        if missing:
+            raise incomplete(missing, world_size, folder) from error
+        error.where = f"{name} in {error.where or folder}"
+        raise
+    if size == 1:
+        return StoredTensor(views[0], first.placement, tuple(copies.views), copies.equal, copies.implied)
+    said = f"{first.placement}, {_EXPERTS} {size} along dim 0"
+    return StoredTensor(cat(views, 0), said, tuple(copies.views), copies.equal, copies.implied)
+
+
+def _joined(name: str, pieces: list[Piece], index: int, copies: _Copies) -> View:
+    """The tensor that one group of ranks holds whole; further parts of one box become copies."""
+    first, parts = pieces[0], dict[Box, Piece]()
+    for piece in pieces:
+        box = piece.box
+        if box is None or 0 in box.sizes or 0 in first.shape:
+            continue
+        used = parts.setdefault(box, piece)
+        if used is piece:
+            continue
+        if (
+            _own_mesh(piece) == _own_mesh(used)
+            and "Replicate" not in piece.placement
+            and _index(piece) != _index(used)
+        ):
+            raise CkptconvError(
+                f"two ranks hold the same part of {name}, but nothing says that it is replicated"
+            )
+        start = box.offsets
+        if index:
+            start = (box.offsets[0] + index * first.shape[0], *box.offsets[1:])
+        copies.add(used, piece, start)
+    return place(first.shape, first.dtype, [(box.offsets, part.view) for box, part in parts.items()])
+
+
+def _experts(piece: Piece) -> tuple[int, int]:
+    """(parts, index) of the dim over which experts are cut before the tensor's own mesh; (1, 0) for none."""
+    outside = piece.position.outside if piece.position is not None else ()
+    return next(((dim.size, dim.index) for dim in outside if dim.name == _EXPERTS), (1, 0))
+
+
+def _own_mesh(piece: Piece) -> int | None:
+    return piece.position.first if piece.position is not None else None
+
+
+def _index(piece: Piece) -> tuple[int, ...]:
+    return piece.position.index if piece.position is not None else ()
+
+
+def incomplete(missing: Sequence[int], world_size: int, folder: Path) -> Incomplete:
+    """The error for rank files that are not here."""
+    found = " ".join("✗" if rank in missing else str(rank) for rank in range(world_size))
+    word = "rank" if len(missing) == 1 else "ranks"
+    return Incomplete(
+        f"{word} {spans(missing)} of {world_size} {'is' if len(missing) == 1 else 'are'} missing from the checkpoint",
+        where=folder,
+        found=found if world_size <= 64 else f"{world_size - len(missing)} rank files",
+        wanted=f"model_world_size_{world_size}_rank_{missing[0]}.pt",
+        hint=f"copy it from the node where rank {missing[0]} ran, or name its folder with --also",
+    )
+
+
+def spans(ranks: Sequence[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3, 7"."""
+    found: list[list[int]] = []
+    for rank in ranks:
+        if found and found[-1][1] == rank - 1:
+            found[-1][1] = rank
+        else:
+            found.append([rank, rank])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)
+
+
+def _brief(piece: Piece) -> str:
+    return f"{piece.dtype} {list(piece.shape)}{' ' + piece.placement if piece.placement else ' plain'}"

@@ -1,0 +1,137 @@
+"""The rank files of a checkpoint: one per rank, and none that stands for another."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+from ckptconv.backends.fsdp.assemble import Pieces
+from ckptconv.backends.fsdp.pieces import Piece
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.bounds import check_ranks
+from ckptconv.formats.json import read_table
+from ckptconv.formats.torch_zip import same_archive
+from ckptconv.tensors.dtypes import itemsize
+
+RANK_FILE = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
+_LEAST = 1 << 10  # bytes of shards below which two ranks may well hold the same ones and zeros
+
+
+def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
+    """(world size, rank -> its file). folders: the checkpoint's, and more of it from other disks.
+
+    Raises CkptconvError for two files of one rank, unless they are the same, and for files of several world sizes.
+    """
+    found: dict[int, dict[int, Path]] = {}
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            match = RANK_FILE.match(path.name)
+            if match:
+                world, rank = int(match.group(1)), int(match.group(2))
+                first = found.setdefault(world, {}).setdefault(rank, path)
+                if first is not path:
+                    _check_same(rank, first, path)
+    if not found:
+        raise CkptconvError("no rank files here", where=folders[0], wanted="model_world_size_W_rank_R.pt")
+    if len(found) > 1:
+        raise CkptconvError(
+            "the folder has rank files of different world sizes",
+            where=folders[0],
+            found=", ".join(map(str, sorted(found))),
+            hint="they are from different saves; move one set away",
+        )
+    ((world, paths),) = found.items()
+    check_ranks(world, folders[0])
+    stated = read_table(folders[0] / "fsdp_config.json").get("world_size")
+    if stated is not None and stated != world:
+        raise CkptconvError(
+            "fsdp_config.json and the file names disagree on the world size",
+            where=folders[0],
+            found=f"{stated} and {world}",
+        )
+    extra = [rank for rank in paths if rank >= world]
+    if extra or not world:
+        raise CkptconvError(f"rank {extra} is outside world size {world}", where=folders[0])
+    return world, paths
+
+
+def _check_same(rank: int, first: Path, other: Path) -> None:
+    """Two files of one rank: two names in one folder are an error, the same file in two folders is not."""
+    if first.parent == other.parent:
+        raise CkptconvError(
+            f"rank {rank} has two files in one folder",
+            where=first.parent,
+            found=f"{first.name} and {other.name}",
+            hint="move the one away that is not of this save",
+        )
+    if first.stat().st_size != other.stat().st_size:
+        raise CkptconvError(f"rank {rank} is there twice, with different sizes", where=f"{first} and {other}")
+    if not first.samefile(other) and not same_archive(str(first), str(other)):
+        raise CkptconvError(
+            f"rank {rank} is there twice, with different bytes",
+            where=f"{first} and {other}",
+            hint="they are from different saves, or one is damaged; omit one of the folders",
+        )
+
+
+def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> None:
+    """Raise CkptconvError where one rank's file holds another rank's shards.
+
+    Files that state one and the same place in a mesh are one rank's, copied. So are files that state different parts of the
+    tensors, and whose storages have the same checksums, all of them.
+    """
+    shards: dict[int, dict[str, Piece]] = defaultdict(dict)
+    places: dict[tuple[object, ...], int] = {}
+    for name, found in pieces.items():
+        first = found.pieces[0]
+        if first.box is None:
+            continue
+        for rank, piece in (
+            zip(found.ranks, found.pieces, strict=False) if len(found.ranks) == len(found.pieces) else ()
+        ):
+            if piece.position is not None and piece.position.first is not None:
+                own = (name, piece.position.first, piece.position.coordinate, piece.position.outside)
+                if places.setdefault(own, rank) != rank:
+                    raise _copied(
+                        places[own], rank, paths, f"both are {list(piece.position.coordinate)} in the mesh"
+                    )
+            if piece.box is not None and 0 not in piece.box.sizes and piece.checksum.crc:
+                shards[rank][name] = piece
+        places.clear()
+    alike: dict[tuple[object, ...], int] = {}
+    for rank, held in shards.items():
+        name = max(held, key=lambda name: (_nbytes(held[name]), name))
+        other = alike.setdefault((name, held[name].checksum), rank)
+        if other != rank and _are_copies(held, shards[other]):
+            raise _copied(other, rank, paths, "every shard has the other's checksum")
+
+
+def _are_copies(one: Mapping[str, Piece], two: Mapping[str, Piece]) -> bool:
+    """Equal checksums throughout, in parts of tensors that are not the same parts."""
+    apart = [name for name in one if name in two and _part(one[name]) != _part(two[name])]
+    return (
+        one.keys() == two.keys()
+        and all(one[name].checksum == two[name].checksum for name in one)
+        and sum(_nbytes(one[name]) for name in apart) >= _LEAST
+    )
+
+
+def _part(piece: Piece) -> tuple[object, ...]:
+    return piece.box, piece.position.outside if piece.position is not None else ()
+
+
+def _nbytes(piece: Piece) -> int:
+    return prod(piece.view.shape) * itemsize(piece.view.dtype)
+
+
+def _copied(one: int, two: int, paths: Mapping[int, Path], found: str) -> CkptconvError:
+    return CkptconvError(
+        f"the files of rank {one} and rank {two} hold the same rank's shards",
+        where=f"{paths[one]} and {paths[two].name}",
+        found=found,
+        wanted="one file per rank, each with its own shards",
+        hint="one is a copy of the other: copy the right one again from the node where it was written",
+    )
