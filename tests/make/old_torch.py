@@ -9,7 +9,7 @@ The folder is named after the running torch. It holds one sub-folder for each wa
 `truth_experts.safetensors`) and about.json. Newer releases, 2.14.1 and 2.15.0, are packed:
 
     NEW/bin/python tests/make/old_torch.py --out NEWDIR/torch_2_15
-    python -c "from make.pack import pack; ..."                # tests/make/pack.py
+    python tests/make/pack.py NEWDIR/torch_2_15 tests/fixtures
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class WithExperts(Model):
         super().__init__()
         self.experts = nn.Module()
         self.experts.gate_up_proj = nn.Parameter(torch.randn(6, 10, 7))
-        self.experts.down_proj = nn.Parameter(torch.randn(6, 7, 5))
+        self.experts.down_proj = nn.Parameter(torch.randn(6, 8, 5))
 
 
 def make(out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,12 @@ def assert_unharmed(folder: Path) -> None:
     assert itemsize(stand_in("torch", "float32").name) == 4
     x = tensor("float32", 3, 2)
     assert same_bits(saved(folder, {"x": x.t()}), "x", x.t())
+
+
+def edit_archive(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Write a .pt file again with another pickle and the same storages, as torch lays it out: stored, in the same order."""
+    with zipfile.ZipFile(path) as old:
+        entries = [(entry.filename, old.read(entry)) for entry in old.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for name, data in entries:
+            new.writestr(name, change(data) if name.endswith("/data.pkl") else data)
