@@ -95,21 +95,21 @@ def _are_copies(one: list[Piece], two: list[Piece], archives: dict[Piece, _Archi
 
 def _find(file: str, folders: Sequence[Path]) -> str:
     """The file's path. Raises CkptconvError where it is in no folder, or in two with different bytes."""
-    path, *others = [folder / file for folder in folders if (folder / file).is_file()] or [None]
-    for other in others:
-        if path is not None and other is not None and not filecmp.cmp(path, other, shallow=False):
-            raise CkptconvError(
-                f"{file} is there twice, with different bytes",
-                where=f"{path} and {other}",
-                hint="they are from different saves, or one is damaged; omit one of the folders",
-            )
-    if path is None:
+    paths = [folder / file for folder in folders if (folder / file).is_file()]
+    if not paths:
         raise Incomplete(
             f"{file} is missing from the checkpoint",
             where=folders[0],
             hint="copy it from the node where it was written, or name its folder with --also",
         )
-    return str(path)
+    for other in paths[1:]:
+        if not filecmp.cmp(paths[0], other, shallow=False):
+            raise CkptconvError(
+                f"{file} is there twice, with different bytes",
+                where=f"{paths[0]} and {other}",
+                hint="they are from different saves, or one is damaged; omit one of the folders",
+            )
+    return str(paths[0])
 
 
 def _archives(path: str, pieces: list[Piece], load: Load) -> list[tuple[Piece, _Archive]]:
