@@ -103,6 +103,8 @@ class Checkpoint:
     notes: findings that a user should see; they do not make the checkpoint wrong.
     naming: whose names the tensors have: "transformers" (a module's), "megatron", or "hub".
     trainer: what the trainer wrote about the model, one record per file; the plan compares it with config.json.
+    low_precision: by name, the trainer's own copy of a tensor in the dtype that it computed in. Casting the tensor gives
+    the copy's values, or the two are of different saves.
     stamps: what the files were before any of them was opened.
     """
 
@@ -122,6 +124,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     naming: str = "transformers"
     trainer: tuple[TrainerSettings, ...] = ()
+    low_precision: dict[str, View] = field(default_factory=dict)
     stamps: dict[str, FileState] = field(default_factory=dict)
 
     @property

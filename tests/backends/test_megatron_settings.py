@@ -301,6 +301,24 @@ def test_a_rank_file_of_a_run_with_other_settings_is_refused(tmp_path: Path) -> 
         open_checkpoint(run)
 
 
+@pytest.mark.parametrize(
+    ("case", "one", "two"),
+    [
+        ("qwen2_verl_legacy", "mp_rank_00_000", "mp_rank_01_000"),  # over TP
+        ("llama_mlm_legacy_vpp", "mp_rank_00_000", "mp_rank_00_001"),  # over PP
+        ("qwen3_moe_verl_legacy", "mp_rank_00_000", "mp_rank_01_001"),  # over TP and EP
+    ],
+)
+def test_a_rank_file_that_is_another_ranks_is_refused(case: str, one: str, two: str, tmp_path: Path) -> None:
+    run = copy_of(case, tmp_path)
+    first, second = (next(path for path in next(run.rglob(name)).glob("*.pt")) for name in (one, two))
+    shutil.copy(first, second)
+    with pytest.raises(CkptconvError, match="a copy of another rank's") as error:
+        open_checkpoint(run)
+    assert str(error.value.where) == str(second)
+    assert str(first) in str(error.value.found)
+
+
 @pytest.mark.parametrize("case", ["olmoe_mcb", "qwen2_mb"])
 def test_a_step_folder_of_another_iteration_is_refused(case: str, tmp_path: Path) -> None:
     run = copy_of(case, tmp_path)

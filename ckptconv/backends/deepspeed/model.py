@@ -9,6 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from ckptconv.backends.copied_files import refuse_copies
 from ckptconv.backends.deepspeed.files import shapes_of, table
 from ckptconv.backends.deepspeed.flat import Shapes, whole
 from ckptconv.errors import CkptconvError
@@ -27,6 +28,7 @@ class ModelFiles:
         self.main = files[min(files)]
         self.root = _root(self.main)
         self.step = _step(self.root)
+        self.skipped_steps = _count(self.root.get("skipped_steps")) or 0
         for file in files.values():
             if (step := _step(_root(file))) != self.step:
                 raise CkptconvError(
@@ -81,6 +83,16 @@ class ModelFiles:
         tied = {name: known[source] for name, source in shared.items() if source in known}
         return found | {name: tensor for name, tensor in tied.items() if name not in found}
 
+    def low_precision(self, trained: dict[str, View]) -> dict[str, View]:
+        """The module's own copies of the masters, in the dtype that it computed in; {} at stage 3, which has none."""
+        module = table(self.root.get("module"), "module", self.main)
+        records = {name: module.get(name) for name in trained} if not self.partitioned else {}
+        return {
+            name: self.main.view(record)
+            for name, record in records.items()
+            if isinstance(record, TensorRecord) and record.shape == trained[name].shape
+        }
+
     def _own(self, name: str, value: TensorRecord) -> StoredTensor:
         """A tensor that is whole in the model file: a buffer, a weight at stage 0, a frozen weight at stage 1."""
         if name not in items(self.root.get("buffer_names")):
@@ -103,6 +115,8 @@ class ModelFiles:
     def _frozen(self, module: dict[str, Any]) -> dict[str, StoredTensor]:
         """Parameters that no optimizer owns, where they are stated (stages 2 and 3): whole, or a piece a rank."""
         shapes = shapes_of(self.root.get("frozen_param_shapes"), "frozen_param_shapes", self.main)
+        if self.partitioned and len(self.files) > 1:
+            refuse_copies((file, _fragments(file)) for file in self.files.values())
         found = {}
         for name, shape in shapes.items():
             records = [
@@ -125,6 +139,12 @@ class ModelFiles:
         return found
 
 
+def _fragments(file: TorchZip) -> list[TensorRecord]:
+    """A rank's own parts of frozen parameters."""
+    held = table(_root(file).get("frozen_param_fragments"), "fragments", file)
+    return [record for record in held.values() if isinstance(record, TensorRecord)]
+
+
 def _root(file: TorchZip) -> dict[str, Any]:
     if not isinstance(file.root, dict) or not isinstance(file.root.get("module"), dict):
         raise CkptconvError(
@@ -136,8 +156,11 @@ def _root(file: TorchZip) -> dict[str, Any]:
 
 
 def _step(root: dict[str, Any]) -> int | None:
-    step = root.get("global_steps")
-    return step if type(step) is int else None
+    return _count(root.get("global_steps"))
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
 def _elements(value: Any) -> int:

@@ -12,12 +12,14 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptconv.backends.copied_files import refuse_copies
 from ckptconv.backends.deepspeed.files import Files, check_ranks, find, home
 from ckptconv.backends.deepspeed.flat import Partition, by_group, by_parameter, partition
 from ckptconv.backends.deepspeed.model import ModelFiles
+from ckptconv.backends.deepspeed.one_save import check_steps, steps_of
 from ckptconv.backends.deepspeed.universal import Universal, universal
 from ckptconv.backends.fsdp.shared_pickles import remembering
-from ckptconv.backends.runs import Place
+from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.json import read_table
 from ckptconv.formats.stand_ins import Inert
@@ -53,7 +55,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     tensors = model.tensors(masters.views, masters.placement)
     if masters.universal:
         masters.universal.check_names(tensors)
-    beside = (folders[0], folders[0].parent)
+    next_to_it = (folders[0], folders[0].parent)
     return Checkpoint(
         backend=NAME,
         layout=f"DeepSpeed {masters.layout}",
@@ -63,10 +65,11 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         tensors=tensors,
         step=place.step if place.step is not None else model.step,
         role=place.role,
-        assets=next((folder for folder in beside if (folder / "config.json").is_file()), None),
+        assets=with_config(*next_to_it),
         skipped=tuple(item for item in _skipped(files, model, masters, tensors) if item.nbytes),
-        lora=Lora(next((t for f in beside if (t := read_table(f / "adapter_config.json"))), {})),
+        lora=Lora(next((t for f in next_to_it if (t := read_table(f / "adapter_config.json"))), {})),
         extras={"deepspeed": {"version": model.root.get("ds_version")}},
+        low_precision=model.low_precision(masters.views),
         notes=(*Place(place.folder, place.step, place.role, place.others).notes(), *masters.notes),
     )
 
@@ -132,9 +135,12 @@ def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
     check_ranks(opened, world, "optim", files.folder)
     if files.partitioned:
         check_ranks(model.files, world, "model", files.folder)
+    refuse_copies((file, None) for file in opened.values())
     shapes = model.shapes
     if shapes is None:
         raise CkptconvError("the model file lists no partitioned parameters", where=model.main.path)
+    steps = {file.path: steps_of(file, states[rank]) for rank, file in opened.items()}
+    notes = check_steps(steps, model.step, model.skipped_steps, model.main.path)
     key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
     held = [partition(opened[rank], states[rank], key) for rank in range(world)]
     if stage == 3:
@@ -142,7 +148,9 @@ def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
     else:
         views = by_group(held, shapes, states[first].get("param_alignment_paddings"), model.main.path)
     pairs = tuple((opened[rank], held[rank]) for rank in range(world))
-    return _Masters(f"ZeRO-{stage} checkpoint", world, views, f"stage {stage}, flat", pairs)
+    # At stages 1 and 2 the module's own copy tells more: merge compares it with the masters.
+    said = tuple(notes) if stage == 3 else ()
+    return _Masters(f"ZeRO-{stage} checkpoint", world, views, f"stage {stage}, flat", pairs, notes=said)
 
 
 def _state(file: TorchZip) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ckptconv.backends.copied_files import refuse_copies
 from ckptconv.backends.megatron.experts import expert_ranks
 from ckptconv.backends.megatron.glu import uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
@@ -53,6 +54,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         raise CkptconvError("no mp_rank_* folders here", where=place.folder)
     found = _paths([home, *(_home(path) or path for path in also)])
     opened = {numbers: open_torch_zip(str(path)) for numbers, path in sorted(found.items())}
+    refuse_copies((file, None) for file in opened.values())
     ranks = _seated(opened)
     sizes = {axis: 1 + max(getattr(r.seat, axis) for r in ranks) for axis in ("tp", "pp", "ep")}
     check_one_save([(rank.seat, file) for rank, file in zip(ranks, opened.values(), strict=True)], home)

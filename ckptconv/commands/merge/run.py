@@ -24,6 +24,7 @@ from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
+from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
 from ckptconv.tensors.file_state import FileState, require_unchanged, stamps_of
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
@@ -180,6 +181,7 @@ def merge(
     small = small_files.choose(plan, folder, own)
     plan = replace(plan, notes=(*plan.notes, *small.notes))
     require_equal(checkpoint, everything=check_replicas)
+    require_casts(checkpoint, workers=count)
     check_target(target, [checkpoint.root], overwrite)
     check_room(target, plan.nbytes + small.nbytes)
     if events.on_plan:

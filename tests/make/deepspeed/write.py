@@ -3,8 +3,8 @@
 python -m torch.distributed.run --standalone --nproc-per-node W write.py CASE OUT
 
 The truth is what the runtime holds: `safe_get_full_fp32_param` for trained parameters, `GatheredParameters` for
-frozen ones. Values count up in steps of 2^-13, so that they differ in every element and still pack well; the bf16 and
-fp16 copies are of other values, so that a reader who takes them for the masters is found out.
+frozen ones. Values count up in steps of 2^-13, so that they differ in every element and still pack well; bf16 and fp16
+copies hold them rounded, as the runtime has them, so that a reader who takes them for the masters is found out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from cases import CASES, Case
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 from models import Experts, Odd, decay_groups, loss_of, pipeline, qwen2
 from safetensors.torch import save_file
+
+STEP = 7
 
 
 def settings(case: Case) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def train(case: Case, engine: Any, model: Any) -> None:
     for state in engine.optimizer.state.values():  # moments pack as badly as noise
         for key in ("exp_avg", "exp_avg_sq"):
             state[key].fill_(0.25)
+        state["step"].fill_(STEP)
     at = 0
     for _, param in model.named_parameters():
         shape = tuple(getattr(param, "ds_shape", param.shape))
@@ -67,7 +70,6 @@ def train(case: Case, engine: Any, model: Any) -> None:
         at += size
         if param.requires_grad and case.masters:
             set_master(case, param, values)
-            values = -values
         with gathered(case, param):
             param.data.copy_(values.to(param.dtype))
 
@@ -156,7 +158,7 @@ def main() -> None:
         train(case, engine, model)
     truth = {} if case.model == "pipeline" else truth_of(case, model)
     folder = out / "run" / case.folder
-    engine.global_steps = 7
+    engine.global_steps = STEP
     engine.save_checkpoint(str(folder), tag=case.tag, exclude_frozen_parameters=case.exclude_frozen)
     torch.distributed.barrier()
     if rank == 0:
