@@ -10,14 +10,15 @@ from support.plans import checkpoint, view
 from ckptconv.compute import Fuse, Shift
 from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
-from ckptconv.plan import NeedsReading, Options, make_plan
+from ckptconv.plan import NeedsReading, Options, make_plan, unread
 from ckptconv.plan.fuse import fuse
 from ckptconv.plan.ledger import used_by
 from ckptconv.plan.lora_mode import mode_of
+from ckptconv.plan.onto_base import weights_of_base
 from ckptconv.plan.records import Fill
 from ckptconv.plan.rename import rename
 from ckptconv.plan.stored import take_stock
-from ckptconv.plan.weights import Weights, choose_weights
+from ckptconv.plan.weights import Weights
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 Q = "model.layers.0.self_attn.q_proj"
@@ -87,10 +88,10 @@ def test_what_was_trained_whole_replaces_the_base_models_weight() -> None:
     trained = {f"base_model.model.{HEAD.removesuffix('.weight')}.modules_to_save.default.weight": (9, 8)}
     stored = take_stock(checkpoint({**PAIR, **trained}))
     base = checkpoint({f"{Q}.weight": (8, 8), HEAD: (9, 8)})
-    weights = choose_weights(stored, None, base)
+    weights = weights_of_base(stored, None, base, unread)
     assert weights.tensors[HEAD] is stored.parts.weights[HEAD]
     assert [(name, reason) for name, _, reason in weights.left] == [
-        (f"base: {HEAD}", "replaced by its trained copy (modules_to_save)")
+        (f"base: {HEAD}", "replaced by the adapter's copy of it")
     ]
     assert len(weights.stored) == 2
 
