@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+from collections.abc import Sequence
 from enum import Enum, IntEnum
 
 _MOST = 64  # items of a list that an error shows
@@ -126,6 +127,12 @@ def brief(value: object, depth: int = 2) -> str:
     else:
         text = str(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def listed(names: Sequence[object], most: int = 3) -> str:
+    """The first names of a list, and how many more there are: "a, b, c and 4 more"."""
+    more = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 class Incomplete(CkptconvError):

@@ -240,6 +240,7 @@ def command(
             writing.check,
             lambda said: sink.phase("Download", said),
             bars=sink.live,
+            on_receipt=lambda folder: sink.phase("Hashing", f"{folder}, to compare it with its receipt"),
         ),
         "ray": cluster,
     }
@@ -255,6 +256,8 @@ def command(
         return
     with writing:
         result = merge(source, target, step=step, **choices)
+    for note in result.notes:
+        sink.note(note)
     record = show.record(result)
     if not (pushing and json):  # one JSON document, of both
         sink.result(show.done(result), record, quiet=str(target))

@@ -29,6 +29,8 @@ def every_step(
         if step is None:
             break
         steps_done.append(step)
+        for note in step.merged.notes if step.merged is not None else ():
+            sink.note(note)
         if watch and sink.as_json:
             print(json.dumps(plain(_record(step))), flush=True)
         elif step.merged is not None and not sink.as_json:

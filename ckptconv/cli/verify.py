@@ -8,6 +8,9 @@ from typing import Annotated, Optional
 import typer
 
 from ckptconv.cli import options as o
+from ckptconv.errors import ExitCode
+
+_WORDS = {ExitCode.OK: "yes", ExitCode.NO: "no", ExitCode.FAILED: "not checked"}
 
 _USAGE = "ckptconv verify MODEL [--against DIR]"
 
@@ -111,6 +114,6 @@ def command(
         )
     export(show.screen(found, WIDTH), svg=svg, html=None, title=show.command(found))
     export(show.screen(found, WIDTH, most=1000), svg=None, html=html, title=show.command(found))
-    sink.result(show.screen(found, sink.out.width), show.record(found), quiet="yes" if found.ok else "no")
+    sink.result(show.screen(found, sink.out.width), show.record(found), quiet=_WORDS[found.code])
     if not found.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(int(found.code))

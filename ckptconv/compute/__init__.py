@@ -13,6 +13,7 @@ from ckptconv.compute.sources import (
     Source,
     views_of,
 )
+from ckptconv.compute.tiles import Filler, Tile, tiles_of
 
 __all__ = [
     "CAST_BLOCK",
@@ -21,10 +22,13 @@ __all__ = [
     "Computed",
     "Decomposed",
     "Dequantised",
+    "Filler",
     "Fuse",
     "Rewritten",
     "Scales",
     "Shift",
     "Source",
+    "Tile",
+    "tiles_of",
     "views_of",
 ]

@@ -7,10 +7,9 @@ renamed inside the work folder; a later run finds it and does not write it again
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from ckptconv.compute import Block, views_of
+from ckptconv.compute import Filler, Tile, tiles_of, views_of
+from ckptconv.copy.finished import Finished, Nonfinite, note, take_over
+from ckptconv.copy.hashing import HASH_BLOCK, combine
+from ckptconv.copy.nonfinite import Gathered, holds_nonfinite
 from ckptconv.copy.output_file import PAGE, OutputFile, block_buffer, in_place
 from ckptconv.errors import CkptconvError, cannot_write
 from ckptconv.plan import Output, Plan
@@ -28,21 +30,17 @@ from ckptconv.read.reader import SCRATCH, Array, Reader
 from ckptconv.read.workers import count, for_each
 from ckptconv.tensors.dtypes import itemsize
 
-HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
-HASH = "xxh3-128/4MiB"
 _STORED = 2 * HASH_BLOCK  # float32 masters of a bfloat16 block
 _PER_WORKER = HASH_BLOCK + PAGE + SCRATCH + _STORED
 
 
-class _Tile(NamedTuple):
-    """One block of one tensor: elements low..high-1, the number of its digest."""
+class _Task(NamedTuple):
+    """One tile of one tensor, and the number of the file that it goes into. A tile has a digest of its own."""
 
     file: int
     key: str
     output: Output
-    low: int
-    high: int
-    number: int
+    tile: Tile
 
 
 @dataclass(slots=True)
@@ -53,16 +51,24 @@ class _Target:
     file: OutputFile
     left: int = 0
     digests: dict[str, list[bytes]] = field(default_factory=dict)
+    nonfinite: dict[str, Gathered] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did: tensor name -> hash, bytes written and read, files that an earlier run had finished."""
+    """What a copy did.
+
+    hashes: tensor name -> hash. written, read: bytes. resumed: files of an earlier run that were taken over. damaged:
+    files of an earlier run that no longer had the bytes that it wrote, and were written again. nonfinite: the tensors
+    that hold NaN or Inf.
+    """
 
     hashes: dict[str, str]
     written: int
     read: int
-    resumed: tuple[str, ...]
+    resumed: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    nonfinite: tuple[Nonfinite, ...] = ()
 
 
 def buffer_memory(workers: int) -> int:
@@ -89,30 +95,31 @@ def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], No
     Raises CkptconvError for a full or unwritable disk and for sources that end early. KeyboardInterrupt passes
     through after the workers have stopped.
     """
-    hashes: dict[str, str] = {}
-    resumed = []
-    todo = []
-    for out in plan.files:
-        done = finished(work, out)
-        if done is None:
-            todo.append(out)
-        else:
-            hashes.update(done)
-            resumed.append(out.name)
-            if on_bytes:
+    earlier = take_over(plan, work, workers)
+    if on_bytes:
+        for out in plan.files:
+            if out.name in earlier.kept:
                 on_bytes(out.nbytes, out.name)
-    run = _Run(plan, work, todo, on_bytes)
+    run = _Run(plan, work, earlier.missing, on_bytes)
     run.go(workers)
-    return Copied(hashes | run.hashes, sum(out.nbytes for out in todo), run.read, tuple(resumed))
+    done = {**earlier.kept, **run.finished}
+    return Copied(
+        {key: digest for each in done.values() for key, digest in each.hashes.items()},
+        sum(out.nbytes for out in earlier.missing),
+        run.read,
+        tuple(earlier.kept),
+        earlier.damaged,
+        tuple(item for out in plan.files for item in done[out.name].nonfinite),
+    )
 
 
 class _Run:
-    """The state that the workers share; everything under one lock, held for microseconds."""
+    """The state that the workers share. What several of them change is changed under one lock, held for microseconds."""
 
     def __init__(
-        self, plan: Plan, work: Path, files: list[OutFile], on_bytes: Callable[[int, str], None] | None
+        self, plan: Plan, work: Path, files: Sequence[OutFile], on_bytes: Callable[[int, str], None] | None
     ) -> None:
-        self.hashes: dict[str, str] = {}
+        self.finished: dict[str, Finished] = {}
         self.read = 0
         self._plan, self._work, self._files, self._on_bytes = plan, work, files, on_bytes
         self._lock = threading.Lock()
@@ -121,29 +128,26 @@ class _Run:
 
     def go(self, workers: int) -> None:
         try:
-            for_each(self._all_tiles(), self._open_worker, workers)
+            for_each(self._all_tasks(), self._open_worker, workers)
         finally:
             for target in self._targets.values():
                 target.file.close()
 
-    def _all_tiles(self) -> Iterator[tuple[_Tile, _Target]]:
+    def _all_tasks(self) -> Iterator[tuple[_Task, _Target]]:
         for number, out in enumerate(self._files):
             target = self._targets[number] = self._create(out)
-            tiles = []
+            tasks = []
             for key in out.offsets:
                 output = self._plan.outputs[key]
-                step = HASH_BLOCK // itemsize(output.dtype)
                 numel = output.nbytes // itemsize(output.dtype)
-                lows = range(0, numel, step) if numel else range(1)
-                target.digests[key] = [b""] * len(lows)
-                tiles += [
-                    _Tile(number, key, output, low, min(low + step, numel), i) for i, low in enumerate(lows)
-                ]
-            target.left = len(tiles)
-            if not tiles:
+                tiles = list(tiles_of(numel, output.dtype, HASH_BLOCK))
+                target.digests[key] = [b""] * len(tiles)
+                tasks += [_Task(number, key, output, tile) for tile in tiles]
+            target.left = len(tasks)
+            if not tasks:
                 self._finish(number, target)
-            for tile in tiles:
-                yield tile, target
+            for task in tasks:
+                yield task, target
 
     def _create(self, out: OutFile) -> _Target:
         path = self._work / f"{out.name}.part"
@@ -154,59 +158,61 @@ class _Run:
             raise cannot_write(path, error) from error
 
     @contextmanager
-    def _open_worker(self) -> Iterator[Callable[[tuple[_Tile, _Target]], None]]:
+    def _open_worker(self) -> Iterator[Callable[[tuple[_Task, _Target]], None]]:
         """One thread's buffers and open files; what it yields writes a tile."""
-        blocks: dict[str, Block] = {}
-        buffer, scratch = block_buffer(HASH_BLOCK), np.empty(_STORED, np.uint8)
+        buffer = block_buffer(HASH_BLOCK)
         with Reader(drop_behind=self._large) as reader:
+            filler = Filler(reader, np.empty(_STORED, np.uint8))
 
-            def write(item: tuple[_Tile, _Target]) -> None:
-                tile, target = item
-                if tile.key not in blocks:
-                    blocks.clear()  # a block's tables are only needed while its tensor is written
-                    blocks[tile.key] = Block(tile.output.source, tile.output.dtype)
-                item_size = itemsize(tile.output.dtype)
-                offset = target.out.offsets[tile.key] + tile.low * item_size
-                out = in_place(buffer, offset, (tile.high - tile.low) * item_size)
+            def write(item: tuple[_Task, _Target]) -> None:
+                (_, key, output, (_, low, high)), target = item
+                item_size = itemsize(output.dtype)
+                offset = target.out.offsets[key] + low * item_size
+                out = in_place(buffer, offset, (high - low) * item_size)
                 try:
-                    blocks[tile.key].fill(reader, tile.low, tile.high, out, scratch)
+                    filler.fill(output.source, output.dtype, low, high, out)
                 except CkptconvError as error:
-                    error.where = error.where or tile.key
+                    error.where = error.where or key
                     raise
-                self._put(tile, target, out, offset)
+                self._put(item[0], target, out, offset)
 
             yield write
             with self._lock:
                 self.read += reader.nbytes
 
-    def _put(self, tile: _Tile, target: _Target, data: Array, offset: int) -> None:
+    def _put(self, task: _Task, target: _Target, data: Array, offset: int) -> None:
         digest = xxhash.xxh3_128_digest(data)
+        strange = holds_nonfinite(data, task.output.dtype)
         try:
             target.file.write(data, offset)
         except OSError as error:
             raise cannot_write(target.file.path, error) from error
         with self._lock:
-            target.digests[tile.key][tile.number] = digest
+            if strange:
+                found = target.nonfinite.setdefault(task.key, Gathered(task.key, task.output))
+                found.add(data, task.tile.low)
+            target.digests[task.key][task.tile.number] = digest
             target.left -= 1
             last = target.left == 0
             if self._on_bytes:
                 self._on_bytes(data.nbytes, target.out.name)
         if last:
-            self._finish(tile.file, target)
+            self._finish(task.file, target)
 
     def _finish(self, number: int, target: _Target) -> None:
+        """By the one thread that wrote the last tile; a file that is synced may keep it for a second."""
         hashes = {key: combine(digests) for key, digests in target.digests.items()}
-        final = self._work / target.out.name
+        finished = Finished(hashes, tuple(found.record() for found in target.nonfinite.values()))
         try:
             target.file.finish()
-            del self._targets[number]
-            record = _record(self._work, target.out.name)
-            record.parent.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps({"nbytes": target.out.nbytes, "hashes": hashes}))
-            os.replace(target.file.path, final)
+            with self._lock:
+                del self._targets[number]
+            note(self._work, target.out, finished)
+            os.replace(target.file.path, self._work / target.out.name)
         except OSError as error:
             raise cannot_write(target.file.path, error) from error
-        self.hashes.update(hashes)
+        with self._lock:
+            self.finished[target.out.name] = finished
 
 
 def _moved(plan: Plan) -> int:
@@ -219,41 +225,3 @@ def _moved(plan: Plan) -> int:
 def _memory() -> int:
     """The machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def combine(digests: list[bytes]) -> str:
-    """A tensor's hash from its blocks' digests: the digest itself, or the digest of all of them in order."""
-    return digests[0].hex() if len(digests) == 1 else xxhash.xxh3_128_hexdigest(b"".join(digests))
-
-
-def _record(work: Path, name: str) -> Path:
-    """Where it is noted that a file is finished: beside the work folder, which holds the model and nothing else."""
-    return work.with_name(f"{work.name}.done") / f"{name}.json"
-
-
-def hand_over(own: Path, work: Path, out: OutFile) -> None:
-    """Move a finished file and its note from one work folder into another, which is on the same disk and still there."""
-    record, final = _record(work, out.name), work / out.name
-    try:
-        for folder in (work.with_name(f"{work.name}.done"), record.parent, final.parent):
-            folder.mkdir(exist_ok=True)
-        os.replace(_record(own, out.name), record)
-        os.replace(own / out.name, final)
-    except OSError as error:
-        raise cannot_write(final, error) from error
-
-
-def finished(work: Path, out: OutFile) -> dict[str, str] | None:
-    """The hashes of a file that an earlier run of the same plan finished, else None."""
-    path = work / out.name
-    record = _record(work, out.name)
-    if not (path.is_file() and record.is_file() and path.stat().st_size == out.nbytes):
-        return None
-    try:
-        data = json.loads(record.read_text())
-        with open(path, "rb") as file:
-            same = file.read(len(out.header)) == out.header
-        hashes: dict[str, str] = data["hashes"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return hashes if same else None

@@ -10,13 +10,14 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 from ckptconv.compute import views_of
-from ckptconv.copy.run import Copied, copy, finished, hand_over
+from ckptconv.copy.finished import finished, hand_over
+from ckptconv.copy.run import Copied, copy
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import Plan
 from ckptconv.plan.shards import OutFile
@@ -55,7 +56,7 @@ def attempts(work: Path) -> Path:
     return work.with_name(f"{work.name}.attempts")
 
 
-def jobs(plan: Plan, files: list[OutFile], work: Path, workers: int, patience: float) -> Iterator[Job]:
+def jobs(plan: Plan, files: Sequence[OutFile], work: Path, workers: int, patience: float) -> Iterator[Job]:
     """A job for each of the plan's files that are asked for."""
     stamp, sizes = stamp_of(work), dict[str, int]()
     bare = replace(plan.checkpoint, tensors={}, files=(), skipped=(), lora=Lora(), extras={}, notes=())
@@ -78,7 +79,7 @@ def run(job: Job, machine: str) -> Copied:
     _require_work(job, machine)
     done = finished(job.work, job.out)
     if done is not None:
-        return Copied(done, 0, 0, ())  # by an attempt whose answer was lost
+        return Copied(done.hashes, 0, 0, nonfinite=done.nonfinite)  # by an attempt whose answer was lost
     _require_sources(job, machine)
     own = attempts(job.work) / uuid4().hex
     try:

@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ckptconv.copy.run import Copied, buffer_memory, finished
+from ckptconv.copy.finished import finished, take_over
+from ckptconv.copy.run import Copied, buffer_memory
 from ckptconv.engines import job
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import Plan
 from ckptconv.plan.shards import OutFile
+from ckptconv.read.workers import count
 from ckptconv.version import __version__
 
 PATIENCE = 10.0  # seconds for a file system to show what another machine wrote
@@ -125,16 +127,14 @@ class _Gathered:
     """What is done so far, and what the caller was told of it."""
 
     def __init__(self, plan: Plan, work: Path, on_bytes: OnBytes | None) -> None:
-        self.copied = Copied({}, 0, 0, ())
-        self.missing: list[OutFile] = []
         self._plan, self._work, self._on_bytes = plan, work, on_bytes
         self._reported: dict[str, int] = {}
+        earlier = take_over(plan, work, count())
+        self.missing = earlier.missing
+        self.copied = Copied({}, 0, 0, damaged=earlier.damaged)
         for out in plan.files:
-            hashes = finished(work, out)
-            if hashes is None:
-                self.missing.append(out)
-            else:
-                self.add(out, Copied(hashes, 0, 0, (out.name,)))
+            if known := earlier.kept.get(out.name):
+                self.add(out, Copied(known.hashes, 0, 0, (out.name,), nonfinite=known.nonfinite))
 
     def add(self, out: OutFile, copied: Copied) -> None:
         """One file that is done."""
@@ -144,6 +144,8 @@ class _Gathered:
             total.written + copied.written,
             total.read + copied.read,
             total.resumed + copied.resumed,
+            total.damaged,
+            total.nonfinite + copied.nonfinite,
         )
         self._tell(out.name, out.nbytes)
 

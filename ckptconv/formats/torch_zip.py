@@ -137,24 +137,46 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
     return TorchZip(path, load(pickled, f"{path}:{main.name}"), storages)
 
 
-def check_crcs(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str | None]]:
-    """Read every entry and compare its CRC-32: yields (bytes read, name of a damaged entry or None)."""
+class CheckedEntry(NamedTuple):
+    """What reading one entry against its CRC-32 came to.
+
+    nbytes: of the entry. is_checked: False where the file states no CRC for it, so that it was not read: torch writes 0
+    under `set_crc32_options(False)`, and for the storages that `skip_data` leaves to be filled in.
+    """
+
+    name: str
+    nbytes: int
+    is_checked: bool
+    is_damaged: bool
+
+
+def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
+    """Read every entry and compare its CRC-32.
+
+    Args:
+        path: a file that torch.save wrote.
+        block: bytes that are read at a time.
+    """
     buffer = memoryview(bytearray(block))
     with _opened(path) as handle:
         window, entries = _directory(path, handle, 0, os.fstat(handle).st_size)
         end = 0
         for entry in sorted(entries, key=lambda entry: entry.header):
             at, left, crc = data_start(window, entry), entry.nbytes, 0
+            is_checked = (
+                bool(entry.crc) or not entry.nbytes
+            )  # 0 is the CRC of nothing, and of nothing else here
             if at < end:
                 raise CkptconvError("two zip entries overlap", where=f"{path}:{entry.name}")
             end = at + left
-            while left:
+            while left and is_checked:
                 got = os.preadv(handle, [buffer[: min(block, left)]], at)
                 if not got:
                     break
                 crc = zlib.crc32(buffer[:got], crc)
                 at, left = at + got, left - got
-            yield entry.nbytes, entry.name if left or (entry.crc and crc != entry.crc) else None
+            is_damaged = is_checked and (left > 0 or crc != entry.crc)
+            yield CheckedEntry(entry.name, entry.nbytes, is_checked, is_damaged)
 
 
 def same_archive(one: str, two: str) -> bool:
@@ -235,4 +257,6 @@ def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvE
     return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]))
 
 
-__all__ = ["Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "same_archive", "torch_zip_at"]
+__all__ = [
+    "CheckedEntry", "Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "same_archive", "torch_zip_at",
+]  # fmt: skip

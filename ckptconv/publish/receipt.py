@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckptconv.compute import views_of
-from ckptconv.copy.run import HASH
+from ckptconv.copy.hashing import HASH
 from ckptconv.plan import Output, Plan
 from ckptconv.tensors.holders import Holders, Part
 from ckptconv.version import __version__

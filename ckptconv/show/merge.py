@@ -129,6 +129,7 @@ def record(result: Merged) -> dict[str, Any]:
         "resumed": list(result.resumed),
         "assets": list(result.assets),
         "checked_tensors": result.checked,
+        "found": list(result.notes),
         "balanced_bytes": plan.balanced,
         "rules": list(plan.rules),
         **data,

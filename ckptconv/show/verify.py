@@ -165,11 +165,15 @@ def _verdict(found: Verified) -> Text:
     tail = f"   {size(found.read)} read   {seconds(found.seconds)}"
     if not found.ok:
         bad = [layer.name for layer in found.layers if layer.ok is False]
-        return Text.assemble((f"{NO} ", "red"), (what, "bold"), f"   problems in: {', '.join(bad)}{tail}")
+        said = f"problems in: {', '.join(bad)}" if bad else "nothing could be checked"
+        return Text.assemble((f"{NO} ", "red"), (what, "bold"), f"   {said}{tail}")
     if found.against:
-        return Text.assemble(
-            (f"{OK} ", "green"), (what, "bold"), f"   {found.equal} of {found.compared} tensors equal{tail}"
+        said = (
+            f"{found.equal} of {found.compared} tensors equal"
+            if found.compared
+            else "no values were compared"
         )
+        return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {said}{tail}")
     return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {found.tensors} tensors{tail}")
 
 

@@ -5,7 +5,7 @@ A dtype is torch's name without the prefix: "float32", "bfloat16", "int64". Ever
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,27 @@ _STORAGES = {
 # What users and configs write -> the name here.
 _ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
+
+class FloatBits(NamedTuple):
+    """What a float's bits say, read as an unsigned number.
+
+    mask: all bits but the sign. first: the first magnitude that is not finite. infinity: the magnitude of Inf, 0 for a
+    dtype that has none.
+    """
+
+    mask: int
+    first: int
+    infinity: int
+
+
+FLOAT_BITS = {
+    "float16": FloatBits(0x7FFF, 0x7C00, 0x7C00),
+    "bfloat16": FloatBits(0x7FFF, 0x7F80, 0x7F80),
+    "float32": FloatBits(0x7FFF_FFFF, 0x7F80_0000, 0x7F80_0000),
+    "float64": FloatBits(0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000, 0x7FF0_0000_0000_0000),
+    "float8_e5m2": FloatBits(0x7F, 0x7C, 0x7C),
+    "float8_e4m3fn": FloatBits(0x7F, 0x7F, 0),
+}
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 

@@ -159,7 +159,7 @@ def test_a_file_saved_without_crcs_is_read(without_crcs: TorchZip) -> None:
 
 
 def test_a_file_saved_without_crcs_is_not_called_damaged(without_crcs: TorchZip) -> None:
-    assert [name for _, name in check_crcs(without_crcs.path) if name] == []
+    assert [entry.name for entry in check_crcs(without_crcs.path) if entry.is_damaged] == []
 
 
 def test_a_tensor_by_hand_is_read(tmp_path: Path) -> None:

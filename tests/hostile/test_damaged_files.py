@@ -206,7 +206,7 @@ def test_a_directory_that_has_the_same_bytes_again_and_again_is_not_read_that_of
     ends = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(entry) * count, len(body), 0)
     path.write_bytes(body + entry * count + ends)
     checking = check_crcs(str(path))
-    assert next(checking)[0] == size
+    assert next(checking).nbytes == size
     with pytest.raises(CkptconvError, match="overlap"):
         next(checking)
 
@@ -220,15 +220,15 @@ def test_a_storage_shorter_than_its_tensor_is_caught(good: Path) -> None:
 
 
 def test_crcs_are_checked_on_demand(good: Path) -> None:
-    assert [name for _, name in check_crcs(str(good)) if name] == []
+    assert [entry.name for entry in check_crcs(str(good)) if entry.is_damaged] == []
     start = open_torch_zip(str(good)).entries["1"].start
     raw = bytearray(good.read_bytes())
     raw[start] ^= 1
     good.write_bytes(raw)
     open_torch_zip(str(good))
     found = list(check_crcs(str(good), block=7))
-    assert [name for _, name in found if name] == ["good/data/1"]
-    assert sum(size for size, _ in found) >= 48 + 10
+    assert [entry.name for entry in found if entry.is_damaged] == ["good/data/1"]
+    assert sum(entry.nbytes for entry in found) >= 48 + 10
 
 
 def test_random_damage_is_refused_or_harmless(good: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ckptconv.compute import Added, Block, Computed, Decomposed, Dequantised, Fuse, Rewritten, Scales
-from ckptconv.copy.run import HASH_BLOCK
+from ckptconv.copy.hashing import HASH_BLOCK
 from ckptconv.read.reader import Reader
 from ckptconv.tensors.view import View, permute, split, stored, unflatten
 

@@ -65,12 +65,9 @@ def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
         view = cat([half for side in (0, 1) for half in (pair[side] for pair in halves)], 0)
         return StoredTensor(view, "gated Shard(0)", tuple(_gated_copies(copies, parts)))
     size = views[0].shape[dim]
-    offsets = [(tp * size if d == dim else 0 for d in range(len(views[0].shape))) for tp, _ in copies]
-    return StoredTensor(
-        cat(views, dim),
-        f"Shard({dim})",
-        tuple((tuple(o), v) for o, (_, v) in zip(offsets, copies, strict=True)),
-    )
+    dims = range(len(views[0].shape))
+    placed = tuple((tuple(tp * size if d == dim else 0 for d in dims), view) for tp, view in copies)
+    return StoredTensor(cat(views, dim), f"Shard({dim})", placed)
 
 
 def _gated_copies(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.merge import small_files
+from ckptconv.commands.merge.notes import notes_of
+from ckptconv.commands.merge.sources import require_honest_receipts, sources_of, states_of
 from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
@@ -26,7 +28,7 @@ from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
 from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
-from ckptconv.tensors.file_state import FileState, require_unchanged, stamps_of
+from ckptconv.tensors.file_state import FileState, require_unchanged
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
 from ckptconv.version import __version__
 
@@ -49,6 +51,7 @@ class Merged(Displayed):
         assets: files that were copied next to the weights.
         peak_memory: the process's largest resident size, in bytes.
         checked: tensors that were read again and found to be the source's.
+        notes: what was found while it was written, and only a person can judge: NaN, files that a killed run lost.
     """
 
     plan: Plan
@@ -61,6 +64,7 @@ class Merged(Displayed):
     assets: tuple[str, ...] = ()
     peak_memory: int = 0
     checked: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -87,6 +91,7 @@ class Events:
         None  # a repository is downloaded; bars: huggingface_hub's own, on stderr
     )
     bars: bool = False
+    on_receipt: Callable[[Path], None] | None = None  # a source's tensors are hashed, before they are copied
 
 
 def merge(
@@ -188,18 +193,19 @@ def merge(
         events.on_plan(plan)
     if dry_run:
         return Merged(plan, target, count, True, time.monotonic() - begun)
-    sources = _sources(plan)
+    sources, beside = sources_of(plan), states_of(small)
+    require_honest_receipts(sources, count, events.on_receipt)
     with work_folder(target, _fingerprint(plan, sources)) as work:
         check_target(
             target, [], overwrite
         )  # another merge may have ended between the first look and the lock
         require_unchanged(sources)
         copied = engine(plan, work, count, events.on_bytes)
-        require_unchanged(sources)
         try:
             names = small_files.write(work, plan, copied, small)
         except OSError as error:
             raise cannot_write(work, error) from error
+        require_unchanged({**sources, **beside})  # after the last byte, whatever engine read it
         checked = _check(plan, work, count, events) if verify else 0
         publish(work, target, overwrite)
     return Merged(
@@ -213,6 +219,7 @@ def merge(
         assets=tuple(names),
         peak_memory=_peak_memory(),
         checked=checked,
+        notes=tuple(notes_of(copied, plan)),
     )
 
 
@@ -245,12 +252,6 @@ def _peak_memory() -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _sources(plan: Plan) -> dict[str, FileState]:
-    """Every file that is read, and what it was before its header was read."""
-    views = (view for output in plan.outputs.values() for view in views_of(output.source))
-    return stamps_of({file for view in views for file in view.files}, plan.checkpoint.stamps)
 
 
 def _fingerprint(plan: Plan, sources: dict[str, FileState]) -> str:

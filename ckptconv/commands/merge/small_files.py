@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptconv.commands.merge.notes import nonfinite_notes
 from ckptconv.copy.run import Copied
 from ckptconv.hub.names import cached_name, model_name
 from ckptconv.models import quantised
@@ -83,6 +84,7 @@ def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str
     if index is not None and not plan.is_adapter:
         (work / shards.INDEX).write_bytes(index)
     record = receipt(plan, copied.hashes)
+    record["notes"] += nonfinite_notes(copied, plan)
     record["base_model"] = model_name(record["base_model"]) or cached_name(small.model)
     (work / RECEIPT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return [target for _, _, target in small.copies]

@@ -38,14 +38,19 @@ class ModelFolder:
 
 
 def check_folder(folder: Path) -> ModelFolder:
-    """Read config, index and every safetensors header. Raises CkptconvError where one is missing or wrong."""
+    """Read config, index and every safetensors header, and hash the tensors of a folder that has a receipt.
+
+    Raises CkptconvError where one is missing or wrong, or contradicts the receipt.
+    """
     from ckptconv.backends.huggingface import read as huggingface
     from ckptconv.backends.runs import Place
+    from ckptconv.publish.receipt_check import require_agreement
 
     try:
         config = _config(folder)
         _weights(folder)
         found = huggingface.read(Place(folder, None, None))
+        require_agreement(folder)
     except CkptconvError as error:
         raise _not_sent(error, folder) from error
     dtypes: dict[str, int] = {}

@@ -7,17 +7,17 @@ plain reads for the data. What this agrees on does not rest on the views that wr
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptconv.commands.verify.records import Layer, Problem
+from ckptconv.copy.hashing import Stretch
 from ckptconv.errors import CkptconvError
 from ckptconv.formats import json as json_text
-from ckptconv.formats.torch_zip import check_crcs, open_torch_zip
+from ckptconv.formats.torch_zip import CheckedEntry, check_crcs, open_torch_zip
 from ckptconv.plan.shards import INDEX
 from ckptconv.read import workers as threads
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -25,84 +25,88 @@ from ckptconv.tensors.checkpoint import Checkpoint
 OnRead = Callable[[int], None] | None
 
 
-class Stretch(NamedTuple):
-    """Where a tensor lies by its file's header: file, first byte, bytes."""
-
-    file: Path
-    start: int
-    nbytes: int
-
-
 @dataclass(slots=True)
 class Found:
-    """What checking one thing came to; `seen` says what was looked at."""
+    """What checking one thing came to.
+
+    seen: what was looked at, in words that count it. proves: what that shows where nothing is wrong. unchecked: stored
+    bytes that should have had a checksum and have none, so that a yes would claim too much.
+    """
 
     seen: list[str] = field(default_factory=list)
+    proves: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: Found) -> None:
         self.seen += other.seen
+        self.proves += [text for text in other.proves if text not in self.proves]
+        self.unchecked += other.unchecked
         self.problems += other.problems
         self.notes += other.notes
 
 
 def integrity_layer(found: Found) -> Layer:
-    """Layer integrity, of everything that was checked on both sides."""
-    proves = "the files are not corrupted: checksums, headers, index, receipt"
+    """Layer integrity, of everything that was checked on both sides. It is a yes only where nothing was left out."""
+    proves, notes = ", ".join(found.proves), (*found.unchecked, *found.notes)
     seen = "; ".join(found.seen)
-    problems, notes = tuple(found.problems), tuple(found.notes)
-    if not seen and not problems:
+    if found.problems:
+        return Layer("integrity", False, proves, seen, tuple(found.problems), notes)
+    if not seen:
         return Layer(
             "integrity", None, proves, "there are no checksums to check the files against", (), notes
         )
-    return Layer("integrity", not problems, proves, seen, problems, notes)
+    return Layer("integrity", None if found.unchecked else True, proves, seen, (), notes)
 
 
 def check_rank_files(checkpoint: Checkpoint, workers: int | None, on_read: OnRead = None) -> Found:
     """CRC-32 of every entry of every rank file; a damaged one is named by the tensors that lie in it."""
     paths = zip_files(checkpoint)
-    damaged: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
-    unchecked = [path for path in paths if not _has_crcs(path)]
+    checked: dict[str, list[CheckedEntry]] = {}
 
     @contextmanager
     def worker() -> Iterator[Callable[[str], None]]:
         def do(path: str) -> None:
-            bad, count = [], 0
-            for nbytes, entry in check_crcs(path):
-                count += 1
-                if entry is not None:
-                    bad.append(entry)
+            entries = checked[path] = []
+            for entry in check_crcs(path):
+                if entry.nbytes:
+                    entries.append(entry)
                 if on_read:
-                    on_read(nbytes)
-            counts[path], damaged[path] = count, bad
+                    on_read(entry.nbytes)
 
         yield do
 
-    threads.for_each([path for path in paths if path not in unchecked], worker, threads.count(workers))
+    threads.for_each(paths, worker, threads.count(workers))
     found = Found()
-    if counts:
-        found.seen.append(f"{sum(counts.values()):,} checksums in {len(counts):,} rank files")
-    if unchecked:
-        found.notes.append(
-            f"{len(unchecked):,} rank files were saved without CRCs: their bytes cannot be checked"
+    total = sum(map(len, checked.values()))
+    count = sum(entry.is_checked for entries in checked.values() for entry in entries)
+    if count:
+        of_all = f" of {total:,}" if count < total else ""
+        found.seen.append(f"{count:,}{of_all} checksums in {len(paths):,} {_files('rank file', paths)}")
+        found.proves.append("no byte changed since torch.save wrote it")
+    if count < total:
+        without = [path for path in paths if not all(entry.is_checked for entry in checked[path])]
+        found.unchecked.append(
+            f"{total - count:,} entries in {len(without):,} {_files('rank file', without)} were saved without a CRC: "
+            "their bytes cannot be checked"
         )
+    others = [file.path for file in checkpoint.files if file.path not in checked]
+    if paths and others:
+        found.unchecked.append(f"{len(others):,} {_files('other file', others)} have no checksums")
     for path in paths:
-        if damaged.get(path):
-            found.problems += _damage(checkpoint, path, damaged[path])
+        if damaged := [entry.name for entry in checked[path] if entry.is_damaged]:
+            found.problems += _damage(checkpoint, path, damaged)
     return found
+
+
+def _files(word: str, paths: Sequence[object]) -> str:
+    return word if len(paths) == 1 else f"{word}s"
 
 
 def zip_files(checkpoint: Checkpoint) -> list[str]:
     """The rank files that are .pt containers."""
     return [file.path for file in checkpoint.files if file.path.endswith((".pt", ".pth", ".bin"))]
-
-
-def _has_crcs(path: str) -> bool:
-    """False where torch was told to leave them out (torch.serialization.set_crc32_options): all are zero."""
-    with zipfile.ZipFile(path) as archive:
-        return any(info.CRC for info in archive.infolist())
 
 
 def _damage(checkpoint: Checkpoint, path: str, entries: list[str]) -> Iterator[Problem]:
@@ -143,6 +147,7 @@ def check_folder(folder: Path) -> tuple[Found, dict[str, Stretch]]:
         places.update(held)
     if paths:
         found.seen.append(f"{len(paths):,} header{'s' if len(paths) > 1 else ''}")
+        found.proves.append("the headers are sound")
     if index is not None:
         _index(index, places, found)
     return found, places
@@ -217,6 +222,7 @@ def _index(index: Mapping[str, Any], places: Mapping[str, Stretch], found: Found
     if stated is not None and stated != total:
         found.problems.append(Problem(INDEX, f"total_size is {stated:,}, the tensors have {total:,} bytes"))
     found.seen.append(f"an index of {len(weight_map):,} names")
+    found.proves.append("the index matches the files")
 
 
 def read_json(path: Path, found: Found) -> dict[str, Any] | None:

@@ -87,6 +87,8 @@ def _dtypes(side: Side) -> Layer:
     notes = []
     if stated and floats and not side.planned and all(output.dtype != stated for output in floats):
         notes.append(f"config.json says {stated}: loading casts every weight")
+    if not side.tensors:
+        return Layer("dtypes", None, proves, "there are no tensors")
     return Layer("dtypes", True, proves, structure.dtype_counts(side.tensors.values()), (), tuple(notes))
 
 

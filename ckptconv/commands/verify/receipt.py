@@ -1,25 +1,24 @@
-"""The receipt's hashes against the files' bytes, read plainly from where the headers place them."""
+"""The receipt's hashes against the files' bytes, read plainly from where safetensors' own reader places them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import xxhash
-
-from ckptconv.commands.verify.integrity import Found, OnRead, Stretch, read_file, read_json
+from ckptconv.commands.verify.integrity import Found, OnRead, read_file, read_json
 from ckptconv.commands.verify.records import Problem
-from ckptconv.copy.run import HASH, HASH_BLOCK, combine
-from ckptconv.errors import CkptconvError
+from ckptconv.copy.hashing import HASH, Stretch
 from ckptconv.publish.receipt import RECEIPT
-from ckptconv.read import workers as threads
+from ckptconv.publish.receipt_check import compare, is_receipt, key_of
+
+_HINT = "the file was changed or damaged after it was written"
 
 
 def receipt_files(folder: Path) -> list[Path]:
     """The files whose tensors a folder's receipt has hashes for."""
-    receipt = read_json(folder / RECEIPT, Found()) or {}
-    return [folder / name for name in receipt.get("files", {}) if (folder / name).is_file()]
+    receipt = read_json(folder / RECEIPT, Found())
+    files = receipt["files"] if receipt is not None and is_receipt(receipt) else {}
+    return [folder / name for name in files if (folder / name).is_file()]
 
 
 def check_receipt(
@@ -32,74 +31,22 @@ def check_receipt(
         if not found.problems:
             found.notes.append(f"no {RECEIPT} here: the hashes of its tensors are not known")
         return found
+    if not is_receipt(receipt):
+        found.problems.append(Problem(RECEIPT, "is not a receipt that ckptconv wrote", str(folder / RECEIPT)))
+        return found
     if receipt.get("hash") != HASH:
         found.notes.append(f"{RECEIPT} has hashes of an unknown kind: {receipt.get('hash')}")
         return found
-    stated = {name: entry.get("hash") for name, entry in receipt.get("tensors", {}).items()}
     placed = dict(places)
-    for name, nbytes in receipt.get("files", {}).items():
-        path = folder / name
-        if not path.is_file():
-            found.problems.append(
-                Problem(name, "the receipt names this file, and it is not here", str(folder))
-            )
-        elif path.stat().st_size != nbytes:
-            found.problems.append(
-                Problem(name, f"has {path.stat().st_size:,} bytes, the receipt says {nbytes:,}")
-            )
-        elif path.parent != folder:
-            placed.update(
-                {f"{Path(name).parent.as_posix()}/{key}": at for key, at in read_file(path, found).items()}
-            )
-    hashes = _hashes({name: placed[name] for name in stated if name in placed}, workers, on_read)
-    hint = "the file was changed or damaged after it was written"
-    for name, wanted in stated.items():
-        if name not in placed:
-            found.problems.append(Problem(name, "the receipt has it, no file does"))
-        elif hashes[name] != wanted:
-            found.problems.append(
-                Problem(name, "its bytes are not those of the receipt's hash", placed[name].file.name, hint)
-            )
+    for name in receipt["files"]:
+        if (folder / name).parent != folder and (folder / name).is_file():
+            placed.update({key_of(name, key): at for key, at in read_file(folder / name, found).items()})
+    compared = compare(receipt, folder, placed, workers, on_read)
     found.problems += [
-        Problem(name, "the receipt does not know it", placed[name].file.name)
-        for name in placed
-        if name not in stated
+        Problem(each.name, each.what, each.where, _HINT if each.what.startswith("its bytes") else "")
+        for each in compared.wrong
     ]
-    found.seen.append(f"{len(hashes):,} hashes")
+    if compared.hashes:
+        found.seen.append(f"{compared.hashes:,} hashes")
+        found.proves.append("the tensors are those of the receipt")
     return found
-
-
-def _hashes(places: Mapping[str, Stretch], workers: int | None, on_read: OnRead) -> dict[str, str]:
-    hashes: dict[str, str] = {}
-
-    @contextmanager
-    def worker() -> Iterator[Callable[[tuple[str, Stretch]], None]]:
-        buffer = memoryview(bytearray(HASH_BLOCK))
-
-        def do(task: tuple[str, Stretch]) -> None:
-            name, place = task
-            hashes[name] = _hash(place, buffer, on_read)
-
-        yield do
-
-    threads.for_each(places.items(), worker, threads.count(workers))
-    return hashes
-
-
-def _hash(place: Stretch, buffer: memoryview, on_read: OnRead) -> str:
-    digests: list[bytes] = []
-    left = place.nbytes
-    with open(place.file, "rb", buffering=0) as file:
-        file.seek(place.start)
-        while left or not digests:
-            size, got = min(left, HASH_BLOCK), 0
-            while got < size:
-                n = file.readinto(buffer[got:size])
-                if not n:
-                    raise CkptconvError("the file became shorter while it was read", where=place.file)
-                got += n
-            digests.append(xxhash.xxh3_128_digest(buffer[:size]))
-            left -= size
-            if on_read:
-                on_read(size)
-    return combine(digests)

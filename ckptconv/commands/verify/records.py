@@ -120,13 +120,16 @@ class Verified(Displayed):
 
     @property
     def ok(self) -> bool:
-        """True when no layer says no. A layer that could not be checked does not."""
-        return all(layer.ok is not False for layer in self.layers)
+        """True when a layer says yes and none says no. A layer that could not be checked says neither."""
+        states = {layer.ok for layer in self.layers}
+        return True in states and False not in states
 
     @property
     def code(self) -> ExitCode:
-        """The exit code that a command makes of it."""
-        return ExitCode.OK if self.ok else ExitCode.NO
+        """The exit code that a command makes of it: FAILED where nothing could be checked."""
+        if self.ok:
+            return ExitCode.OK
+        return ExitCode.NO if any(layer.ok is False for layer in self.layers) else ExitCode.FAILED
 
     def layer(self, name: str) -> Layer | None:
         """The layer of that name, or None where it was not part of this verification."""

@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from ckptconv.read.reader import Array
-
-
-class _Bits(NamedTuple):
-    """A float dtype's bits: all but the sign, the first magnitude that is not finite, infinity (0: none)."""
-
-    mask: int
-    first: int
-    infinity: int
-
-
-_FLOATS = {
-    "float16": _Bits(0x7FFF, 0x7C00, 0x7C00),
-    "bfloat16": _Bits(0x7FFF, 0x7F80, 0x7F80),
-    "float32": _Bits(0x7FFF_FFFF, 0x7F80_0000, 0x7F80_0000),
-    "float64": _Bits(0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000, 0x7FF0_0000_0000_0000),
-    "float8_e5m2": _Bits(0x7F, 0x7C, 0x7C),
-    "float8_e4m3fn": _Bits(0x7F, 0x7F, 0),
-}
+from ckptconv.tensors.dtypes import FLOAT_BITS
 
 
 @dataclass(slots=True)
@@ -49,7 +31,7 @@ class Sanity:
 
     def add(self, raw: Array, at: int, dtype: str) -> None:
         """A piece's raw bits; `at`: the flat index of its first element. Floats only."""
-        bits = _FLOATS.get(dtype)
+        bits = FLOAT_BITS.get(dtype)
         if bits is None or not raw.size:
             return
         magnitude = raw & raw.dtype.type(bits.mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import prod
 
 import numpy as np
 
@@ -13,16 +14,24 @@ from ckptconv.read.reader import raw_dtype
 from ckptconv.tensors.dtypes import to_numpy
 
 
-def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = ()) -> Layer:
+def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = (), may_be_empty: bool = False) -> Layer:
     """Layer sanity: NaN, Inf, matrices of one value, layers twice. A norm of ones or a bias of zeros is normal.
 
-    tied: names that repeat another by the config's word.
+    Args:
+        tasks: what was read.
+        tied: names that repeat another by the config's word.
+        may_be_empty: the model's class or the reference gives every tensor the shape that it has; without such a
+            witness a tensor of no elements is a fault (PEFT's save_pretrained under ZeRO-3 writes such ones).
     """
     problems, flat = [], {"zeros": 0, "ones": 0, "one value": 0}
     unused = []
     for task in tasks:
         tally, seen = task.tally, task.tally.sanity
-        if seen.nan or seen.inf:
+        if not prod(tally.shape):
+            if not may_be_empty:
+                hint = "was it saved without its values, as under ZeRO-3 without gathering them?"
+                problems.append(Problem(tally.name, "has no elements", f"shape {list(tally.shape)}", hint))
+        elif seen.nan or seen.inf:
             parts = [f"{n:,} {word}" for n, word in ((seen.nan, "NaN"), (seen.inf, "Inf")) if n]
             where = f"first in row {tally.row_of(seen.first):,}" + _held(tally, seen.first)
             problems.append(Problem(tally.name, f"holds {' and '.join(parts)}", where))
@@ -50,7 +59,9 @@ def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = ()) -> Layer:
     notes += equal
     floats = sum(task.tally.sanity.one is not None for task in tasks)
     proves = "no NaN/Inf, no constant matrix, no duplicated layer"
-    found = f"{floats:,} float tensors" + (f", {len(problems):,} of them strange" if problems else "")
+    if not floats and not problems:
+        return Layer("sanity", None, proves, "not checked: there are no float tensors", (), tuple(notes))
+    found = f"{floats:,} float tensors" + (f", {len(problems):,} strange" if problems else "")
     return Layer("sanity", not problems, proves, found, tuple(problems), tuple(notes))
 
 

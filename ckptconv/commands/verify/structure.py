@@ -109,6 +109,8 @@ def names_layer(
     if hint:
         problems[0] = Problem(problems[0].name, problems[0].what, hint=hint)
     proves = f"no tensor of {reference} is missing, none is extra"
+    if not expected and not problems:
+        return Layer("names", None, proves, "there are no tensors on either side", (), tuple(notes))
     return Layer("names", not problems, proves, found, tuple(problems), tuple(notes))
 
 
@@ -157,6 +159,8 @@ def wider(a: str, b: str) -> str:
 
 
 def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -> Layer:
+    if not pairs:
+        return Layer("dtypes", None, "", "no name is on both sides")
     differ = [(name, a.dtype, b.dtype) for name, a, b in pairs if a.dtype != b.dtype]
     if ours.as_stored or theirs.as_stored:
         proves = "the training weights are compared after rounding to the model's dtype"
@@ -177,7 +181,7 @@ def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -
     problems = tuple(Problem(name, f"is {a}, the reference's is {b}") for name, a, b in differ)
     found = f"{len(pairs) - len(differ):,} of {len(pairs):,}"
     if not problems:
-        found += f": {dtype_counts(b for _, _, b in pairs)}" if pairs else ""
+        found += f": {dtype_counts(b for _, _, b in pairs)}"
     return Layer("dtypes", not problems, "every tensor has the reference's dtype", found, problems)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ckptconv.commands.verify.records import Difference, Slice
 from ckptconv.commands.verify.sanity import Sanity
-from ckptconv.copy.run import combine
+from ckptconv.copy.hashing import combine
 from ckptconv.read.reader import Array
 from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.holders import Holders

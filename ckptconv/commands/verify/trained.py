@@ -19,7 +19,7 @@ def tasks_for(ours: Side, base: Side, tasks: Sequence[Task]) -> list[Task]:
     dtypes = {task.tally.name: task.tally.dtype for task in tasks}
     found = []
     for pair in structure.match(ours, base).matches:
-        if pair.theirs is not None and pair.name in dtypes:
+        if pair.theirs is not None and pair.name in dtypes and pair.theirs.source.numel:
             tally = Tally(pair.name, pair.theirs.shape, dtypes[pair.name], False)
             found.append(Task(pair.theirs, None, tally, look=False))
     return found

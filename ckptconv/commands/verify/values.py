@@ -19,9 +19,10 @@ from ckptconv.commands.verify.tally import Tally
 from ckptconv.compute import CAST_BLOCK, Block, views_of
 from ckptconv.plan import Output
 from ckptconv.read import workers as threads
-from ckptconv.read.reader import Array, Reader, raw_dtype
+from ckptconv.read.reader import Array, Reader, raw_dtype, same_place
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.holders import Holders
+from ckptconv.tensors.view import View
 
 BLOCK = 4 << 20  # bytes of each of a thread's two buffers
 _MOST = 8  # threads where none are asked for: each has 20 MB of buffers
@@ -59,7 +60,8 @@ def tasks_for(ours: Side, theirs: Side | None, found: Matched | None) -> list[Ta
     for pair in found.matches:
         a, b = pair.ours, pair.theirs
         dtype = a.dtype if b is None else compared_in(ours, theirs, a, b)
-        tally = Tally(pair.name, a.shape, dtype, b is not None, _holders(ours, theirs, a, b))
+        compared = b is not None and a.source.numel > 0
+        tally = Tally(pair.name, a.shape, dtype, compared, _holders(ours, theirs, a, b))
         tasks.append(Task(a, b, tally))
     return tasks
 
@@ -158,8 +160,20 @@ def values_layer(tasks: Sequence[Task], differences: Sequence[Difference], atol:
     notes += _moved_layers(differences)
     notes += _rounding({task.tally.name: task for task in compared}, differences)
     if not compared:
-        return Layer("values", None, proves, "no tensor has a counterpart of the same shape")
+        return Layer(
+            "values", None, proves, "no tensor has a counterpart of the same shape with elements in it"
+        )
+    if all(_is_one(task) for task in compared):
+        return Layer(
+            "values", None, proves, "both sides are the same bytes of the same files: nothing was compared"
+        )
     return Layer("values", not differences, proves, found, tuple(map(_problem, differences)), tuple(notes))
+
+
+def _is_one(task: Task) -> bool:
+    """True where target and reference are read from the same bytes."""
+    ours, theirs = task.ours.source, None if task.theirs is None else task.theirs.source
+    return isinstance(ours, View) and isinstance(theirs, View) and same_place(ours, theirs)
 
 
 def _moved_layers(differences: Sequence[Difference]) -> list[str]:

@@ -27,6 +27,7 @@ from support.helpers import (
     state,
     tensors,
 )
+from support.stopped import KILLED, kill_at
 
 from ckptconv.commands.merge.run import Events, merge
 from ckptconv.errors import CkptconvError
@@ -127,19 +128,6 @@ def test_a_killed_merge_is_resumed_by_the_same_command(slow: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"out", "alone"}
 
 
-KILLED = """
-import os, signal, sys
-from ckptconv.commands.merge.run import Events, merge
-left = int(sys.argv[3])
-def on_bytes(nbytes, file):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-merge(sys.argv[1], sys.argv[2], dtype="keep", max_shard_size="10KB", workers=1, events=Events(on_bytes=on_bytes))
-"""
-
-
 @pytest.mark.parametrize("after", [1, 7, 26])
 def test_a_merge_killed_at_any_tensor_gives_the_same_bytes_after_all(
     made: Made, tmp_path: Path, after: int
@@ -151,12 +139,6 @@ def test_a_merge_killed_at_any_tensor_gives_the_same_bytes_after_all(
     merge(run, tmp_path / "out", dtype="keep", max_shard_size="10KB")
     merge(run, tmp_path / "alone", dtype="keep", max_shard_size="10KB")
     assert state(tmp_path / "out") == state(tmp_path / "alone")
-
-
-def kill_at(run: Path, target: Path, after: int) -> Path:
-    words = [sys.executable, "-c", KILLED, str(run), str(target), str(after)]
-    assert subprocess.run(words, env=environment(), timeout=60, check=False).returncode == -signal.SIGKILL
-    return target.parent / f".{target.name}.ckptconv-partial"
 
 
 def test_what_a_killed_merge_left_is_not_used_for_another_plan(made: Made, tmp_path: Path) -> None:

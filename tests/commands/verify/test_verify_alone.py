@@ -8,7 +8,8 @@ import pytest
 from support.verify_tools import NORM, Made, Q, edit_config, only_wrong, problems, rewrite, states
 
 from ckptconv.commands.merge.run import merge
-from ckptconv.commands.verify import verify
+from ckptconv.commands.verify import Layer, Verified, verify
+from ckptconv.errors import ExitCode
 from ckptconv.plan import Options
 
 
@@ -124,3 +125,32 @@ def test_strange_values(made: Made, copied: Callable[..., Path]) -> None:
     sanity = result.layer("sanity")
     assert sanity is not None
     assert len(sanity.notes) == 2, "norms of ones and biases of zeros are normal"
+
+
+def test_an_adapter_whose_tensors_have_no_elements_is_a_no(made: Made, copied: Callable[..., Path]) -> None:
+    """PEFT's save_pretrained under ZeRO-3 writes shape [0] where the parameters were not gathered."""
+    from safetensors.numpy import load_file, save_file
+
+    out = copied("lora_w4", "adapter")
+    weights = out / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: np.empty(0, np.float32) for name in tensors}, weights, metadata={"format": "pt"})
+    result = verify(out)
+    only_wrong(result, "sanity")
+    assert set(problems(result, "sanity")) == set(tensors)
+    assert "has no elements" in next(iter(problems(result, "sanity").values()))
+    only_wrong(verify(out, against=out), "sanity")
+
+
+def test_a_yes_needs_something_that_was_checked() -> None:
+    unchecked = Layer("integrity", None, "", "there is nothing to check the files against")
+    assert not Verified(Path("x"), None, (unchecked,)).ok
+    assert Verified(Path("x"), None, (unchecked,)).code is ExitCode.FAILED
+    assert Verified(Path("x"), None, (unchecked, Layer("sanity", True, "", "1 float tensor"))).ok
+
+
+def test_a_folder_compared_with_itself_is_not_called_equal(made: Made) -> None:
+    hub = made("fsdp2_w4") / "hub"
+    result = verify(hub, against=hub)
+    assert states(result)["values"] is None
+    assert (result.compared, result.equal) == (0, 0)

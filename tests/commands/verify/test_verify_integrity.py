@@ -1,9 +1,11 @@
 """Damaged files are found by checksums, header laws, index and receipt."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.verify_tools import NORM, Made, Q, only_wrong, poke, problems, views
 
@@ -41,7 +43,35 @@ def test_rank_files_saved_without_crcs(tmp_path: Path) -> None:
     files = (RankFile(0, str(path), path.stat().st_size),)
     found = check_rank_files(Checkpoint("fsdp", "", tmp_path, 1, files, {}), None)
     assert not found.problems
-    assert "cannot be checked" in found.notes[0]
+    assert "cannot be checked" in found.unchecked[0]
+    assert not found.seen, "nothing was checked, so nothing is counted"
+
+
+def test_records_without_a_crc_are_not_counted_as_checked(tmp_path: Path) -> None:
+    """torch.serialization.skip_data writes no CRC for the storages, whose bytes are filled in afterwards."""
+    import torch
+
+    from ckptconv.formats.torch_zip import open_torch_zip
+
+    state = {"model.embed_tokens.weight": torch.ones(8, 4), "model.norm.weight": torch.ones(4)}
+    path = tmp_path / "pytorch_model.bin"
+    with torch.serialization.skip_data():
+        torch.save(state, path)
+    with open(path, "r+b") as file:
+        for entry in open_torch_zip(str(path)).entries.values():
+            file.seek(entry.start)
+            file.write(np.linspace(1, 2, entry.nbytes // 4, dtype=np.float32).tobytes())
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    layer = verify(tmp_path).layer("integrity")
+    assert layer is not None
+    assert layer.ok is None
+    stated = [info for info in zipfile.ZipFile(path).infolist() if info.file_size]
+    held = sum(bool(info.CRC) for info in stated)
+    assert 0 < held == len(stated) - 2
+    assert layer.found == f"{held} of {len(stated)} checksums in 1 rank file"
+    assert layer.notes == (
+        "2 entries in 1 rank file were saved without a CRC: their bytes cannot be checked",
+    )
 
 
 def test_a_truncated_model_folder_is_a_no(made: Made, copied: Callable[..., Path]) -> None:

@@ -1,0 +1,62 @@
+"""The files that a merge rests on: what they were before they were read, and whether their receipts are true."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ckptconv.commands.merge.small_files import SmallFiles
+from ckptconv.compute import views_of
+from ckptconv.plan import Plan
+from ckptconv.publish.receipt import RECEIPT
+from ckptconv.publish.receipt_check import require_agreement
+from ckptconv.tensors.file_state import FileState, stamp, stamps_of
+
+# Files that say how a checkpoint's tensors are cut, or what they are.
+_SAYS_HOW = re.compile(
+    r"(?:^|/)(?:\.metadata|metadata\.json|common\.pt|config\.json|\w+_config\.json|run_config\.yaml|[^/]+\.index\.json)$"
+)
+
+
+def sources_of(plan: Plan) -> dict[str, FileState]:
+    """Every file that the plan rests on, and what it was before its header was read.
+
+    Those that are read, all that hold tensors of the checkpoint (replicas, and what is left out), and those that say how
+    the tensors are cut. Raises CkptconvError where one that is read has gone.
+    """
+    checkpoint = plan.checkpoint
+    filled = (view for output in plan.outputs.values() for view in views_of(output.source))
+    read = {file for view in filled for file in view.files}
+    held = {file.path for file in checkpoint.files}
+    for tensor in checkpoint.tensors.values():
+        held.update(tensor.view.files)
+        held.update(file for _, copy in tensor.replicas for file in copy.files)
+    cuts = {file for file in checkpoint.stamps if _SAYS_HOW.search(file)}
+    return stamps_of(read | ((held | cuts) & checkpoint.stamps.keys()), checkpoint.stamps)
+
+
+def states_of(small: SmallFiles) -> dict[str, FileState]:
+    """The files that are copied next to the weights, and config.json, as they are now."""
+    paths = [folder / name for folder, name, _ in small.copies]
+    config = small.model / "config.json" if small.model is not None else None
+    if config is not None and config.is_file():
+        paths.append(config)
+    return {str(path): stamp(path) for path in paths}
+
+
+def require_honest_receipts(
+    sources: Iterable[str], workers: int, on_receipt: Callable[[Path], None] | None = None
+) -> None:
+    """Raise where a folder that is read has a receipt of its own, and its files are not what the receipt states.
+
+    Args:
+        sources: the files that are read.
+        workers: threads that hash.
+        on_receipt: called with a folder before its tensors are hashed, which reads all of them.
+    """
+    for folder in dict.fromkeys(Path(file).parent for file in sources):
+        if (folder / RECEIPT).is_file():
+            if on_receipt:
+                on_receipt(folder)
+            require_agreement(folder, workers)

@@ -1,0 +1,83 @@
+"""The receipt's hash of a tensor: XXH3-128 of each block of its bytes, and of these digests in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from ckptconv.errors import CkptconvError
+from ckptconv.read import workers as threads
+
+HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
+HASH = "xxh3-128/4MiB"
+
+
+class Stretch(NamedTuple):
+    """Where a tensor's bytes are: file, first byte, number of bytes."""
+
+    file: Path
+    start: int
+    nbytes: int
+
+
+def combine(digests: list[bytes]) -> str:
+    """A tensor's hash from its blocks' digests: the digest itself, or the digest of all of them in order."""
+    return digests[0].hex() if len(digests) == 1 else xxhash.xxh3_128_hexdigest(b"".join(digests))
+
+
+def hash_stretches(
+    places: Mapping[str, Stretch], workers: int | None = None, on_read: Callable[[int], None] | None = None
+) -> dict[str, str]:
+    """Read bytes from files and hash them as the receipt does.
+
+    Args:
+        places: name -> where its bytes are.
+        workers: threads; None for one per core. Each has a buffer of HASH_BLOCK bytes.
+        on_read: called with the bytes of each block that was read, from any thread.
+
+    Returns:
+        name -> hash, for every name.
+
+    Raises:
+        CkptconvError: a file cannot be read, or ends too early.
+    """
+    hashes: dict[str, str] = {}
+
+    @contextmanager
+    def worker() -> Iterator[Callable[[tuple[str, Stretch]], None]]:
+        buffer = memoryview(bytearray(HASH_BLOCK))
+
+        def do(task: tuple[str, Stretch]) -> None:
+            name, place = task
+            try:
+                hashes[name] = _hash(place, buffer, on_read)
+            except OSError as error:
+                raise CkptconvError(f"cannot be read: {error.strerror}", where=place.file) from error
+
+        yield do
+
+    threads.for_each(places.items(), worker, threads.count(workers))
+    return hashes
+
+
+def _hash(place: Stretch, buffer: memoryview, on_read: Callable[[int], None] | None) -> str:
+    digests: list[bytes] = []
+    left = place.nbytes
+    with open(place.file, "rb", buffering=0) as file:
+        file.seek(place.start)
+        while left or not digests:
+            size, got = min(left, HASH_BLOCK), 0
+            while got < size:
+                n = file.readinto(buffer[got:size])
+                if not n:
+                    raise CkptconvError("the file became shorter while it was read", where=place.file)
+                got += n
+            digests.append(xxhash.xxh3_128_digest(buffer[:size]))
+            left -= size
+            if on_read:
+                on_read(size)
+    return combine(digests)

@@ -1,0 +1,54 @@
+"""NaN and Inf in what is written: looked for in every block while it is in a core's cache.
+
+Measured on blocks of 4 MiB: 0.1 ms a block, beside 0.07 ms for its hash and 1 to 3 ms for reading, casting and writing it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptconv.copy.finished import Nonfinite
+from ckptconv.plan import Output
+from ckptconv.read.reader import Array, raw_dtype
+from ckptconv.tensors.dtypes import FLOAT_BITS
+from ckptconv.tensors.holders import Holders
+from ckptconv.tensors.view import View
+
+
+def holds_nonfinite(data: Array, dtype: str) -> bool:
+    """True where a block holds NaN or Inf; False for dtypes that have neither.
+
+    Two maxima over the bits, without a copy: of positive floats the largest signed number has the largest magnitude, of
+    negative ones the largest unsigned number.
+    """
+    bits = FLOAT_BITS.get(dtype)
+    if bits is None or not data.size:
+        return False
+    raw = data.view(raw_dtype(dtype))
+    positive = int(raw.view(f"i{raw.itemsize}").max())
+    return positive >= bits.first or int(raw.max()) >= bits.first + bits.mask + 1
+
+
+class Gathered:
+    """What was seen of one tensor. Not for several threads at once."""
+
+    def __init__(self, key: str, output: Output) -> None:
+        self._key, self._output, self._count = key, output, 0
+        view = output.source if isinstance(output.source, View) else None
+        self._files = () if view is None else view.files
+        numbers = {file: number for number, file in enumerate(self._files)}
+        self._holders = None if view is None else Holders.of_view(view, output.shape, numbers)
+        self._seen: set[int] = set()
+
+    def add(self, data: Array, low: int) -> None:
+        """A block that holds some; `low`: the flat index of its first element."""
+        bits = FLOAT_BITS[self._output.dtype]
+        raw = data.view(raw_dtype(self._output.dtype))
+        places = np.flatnonzero((raw & raw.dtype.type(bits.mask)) >= bits.first)
+        self._count += len(places)
+        if self._holders is not None:
+            self._seen |= self._holders.of(places + low, self._seen)
+
+    def record(self) -> Nonfinite:
+        files = tuple(self._files[number] for number in sorted(self._seen))
+        return Nonfinite(self._key, self._count, self._output.source.numel, files)

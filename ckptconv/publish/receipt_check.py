@@ -1,0 +1,138 @@
+"""A receipt against the files that it stands for: what contradicts it has been changed or damaged since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ckptconv.copy.hashing import HASH, Stretch, hash_stretches
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.json import read_json
+from ckptconv.formats.safetensors import read_header
+from ckptconv.publish.receipt import RECEIPT
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """One thing that the receipt states otherwise. name: of the tensor or file. where: the file."""
+
+    name: str
+    what: str
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison came to. hashes: how many tensors were read and hashed."""
+
+    hashes: int
+    wrong: tuple[Contradiction, ...]
+
+
+def require_agreement(folder: Path, workers: int | None = None) -> int:
+    """Hash every tensor of a folder that has a receipt, and compare.
+
+    Args:
+        folder: a model folder or an adapter's. One without a receipt, or with hashes of another kind, is not judged.
+        workers: threads; None for one per core.
+
+    Returns:
+        How many tensors were hashed.
+
+    Raises:
+        CkptconvError: the receipt cannot be read, or contradicts a file.
+    """
+    path = folder / RECEIPT
+    hint = f"copy or convert the folder again; if you changed it on purpose: rm {path}"
+    if not path.is_file():
+        return 0
+    receipt = read_json(path)
+    if not is_receipt(receipt):
+        raise CkptconvError(
+            f"{RECEIPT} is not a receipt that ckptconv wrote",
+            where=path,
+            hint=hint,
+        )
+    if receipt.get("hash") != HASH:
+        return 0
+    found = compare(receipt, folder, _places(receipt, folder), workers)
+    if found.wrong:
+        first, more = found.wrong[0], len(found.wrong) - 1
+        raise CkptconvError(
+            f"{RECEIPT} contradicts the files next to it",
+            where=folder,
+            found=f"{first.name}: {first.what}" + (f", and {more:,} more contradictions" if more else ""),
+            wanted="the bytes whose hashes the receipt lists",
+            hint=hint,
+        )
+    return found.hashes
+
+
+def is_receipt(data: Any) -> bool:
+    """True where a JSON document has the parts of a receipt that are compared."""
+    if not isinstance(data, dict):
+        return False
+    tensors, files = data.get("tensors"), data.get("files")
+    return (
+        isinstance(tensors, dict)
+        and isinstance(files, dict)
+        and all(isinstance(entry, dict) for entry in tensors.values())
+        and all(type(nbytes) is int for nbytes in files.values())
+    )
+
+
+def compare(
+    receipt: Mapping[str, Any],
+    folder: Path,
+    places: Mapping[str, Stretch],
+    workers: int | None = None,
+    on_read: Callable[[int], None] | None = None,
+) -> Compared:
+    """Compare files and hashes.
+
+    Args:
+        receipt: one that `is_receipt`, with hashes of the kind HASH.
+        places: tensor -> where its bytes are, by the headers of the files; a tensor of a file in a subfolder has the
+            subfolder before its name.
+        on_read: called with the bytes that were read, from any thread.
+    """
+    wrong = []
+    for name, nbytes in receipt["files"].items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(Contradiction(name, "the receipt names this file, and it is not here", str(folder)))
+        elif path.stat().st_size != nbytes:
+            size = f"has {path.stat().st_size:,} bytes, the receipt states {nbytes:,}"
+            wrong.append(Contradiction(name, size, str(path)))
+    stated = {name: entry.get("hash") for name, entry in receipt["tensors"].items()}
+    hashes = hash_stretches({name: places[name] for name in stated if name in places}, workers, on_read)
+    for name, wanted in stated.items():
+        if name not in places:
+            wrong.append(Contradiction(name, "the receipt has it, no file does"))
+        elif hashes[name] != wanted:
+            what = "its bytes are not those of the receipt's hash"
+            wrong.append(Contradiction(name, what, places[name].file.name))
+    wrong += [
+        Contradiction(name, "the receipt does not know it", places[name].file.name)
+        for name in places
+        if name not in stated
+    ]
+    return Compared(len(hashes), tuple(wrong))
+
+
+def key_of(file: str, name: str) -> str:
+    """A tensor's key in the receipt, from its file's path in the folder and its name there."""
+    parent = PurePosixPath(file).parent.as_posix()
+    return name if parent == "." else f"{parent}/{name}"
+
+
+def _places(receipt: Mapping[str, Any], folder: Path) -> dict[str, Stretch]:
+    places = {}
+    for file in receipt["files"]:
+        if (folder / file).is_file():
+            for name, view in read_header(folder / file)[0].items():
+                start = view.chunks[0].start if view.chunks else 0
+                places[key_of(file, name)] = Stretch(folder / file, start, view.nbytes)
+    return places
