@@ -68,14 +68,18 @@ def require_equal(checkpoint: Checkpoint, *, everything: bool = True, workers: i
 def worth_reading(checkpoint: Checkpoint) -> set[str]:
     """The tensors whose copies are read by default.
 
-    Those whose checksums differ, those that only equal bytes make copies, and small ones: at most 1 MiB per tensor and
-    64 MiB in all. Not those whose checksums in the files are equal, which the reader of the metadata has compared.
+    Small ones, at most 1 MiB per tensor and 64 MiB in all; those whose checksums in the files differ; and those that only
+    equal bytes make copies, unless their checksums are equal, which the backend has compared. Of Megatron's rank files only
+    what is whole on every rank, such as norms: there are untrained models of Megatron-LM whose expert parallel ranks hold
+    tensor parallel parts that differ.
     """
     names, left = set(), SMALL_IN_ALL
     for name, tensor in checkpoint.tensors.items():
-        if not tensor.replicas or tensor.equal is True:
+        if not tensor.replicas:
             continue
-        if tensor.equal is False or tensor.implied:
+        if checkpoint.naming == "megatron" and tensor.placement:
+            continue
+        if tensor.equal is False or (tensor.implied and tensor.equal is None):
             names.add(name)
         elif tensor.view.nbytes <= SMALL and tensor.replica_bytes <= left:
             names.add(name)

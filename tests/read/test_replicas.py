@@ -10,7 +10,7 @@ from ckptconv.backends import open_checkpoint
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.verify import verify
 from ckptconv.errors import CkptconvError
-from ckptconv.read.replicas import deviations, require_equal
+from ckptconv.read.replicas import deviations, require_equal, worth_reading
 from ckptconv.tensors.checkpoint import Checkpoint
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -82,4 +82,33 @@ def test_verify_and_merge_tell_it(made: Made, tmp_path: Path) -> None:
     with pytest.raises(CkptconvError, match="copies of"):
         merge(folder, tmp_path / "out", check_replicas=True)
     assert not (tmp_path / "out").exists()
-    merge(folder, tmp_path / "out")
+
+
+# --- what merge compares by default
+
+
+def test_a_small_replica_that_differs_stops_a_merge_without_any_flag(made: Made, tmp_path: Path) -> None:
+    """The files' checksums are as they were, so only reading finds it."""
+    run = shutil.copytree(made("hsdp_w4"), tmp_path / "run")
+    rank, _ = drift(open_checkpoint(run), NORM, 0, 1)
+    with pytest.raises(CkptconvError, match=f"copies of {NORM} differ") as error:
+        merge(run, tmp_path / "out")
+    assert f"rank {rank} and rank" in str(error.value.found)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("apart", "refused"), [(0, False), (1, True)])
+def test_large_plain_tensors_of_all_ranks_are_compared_by_checksum(
+    tmp_path: Path, apart: int, refused: bool
+) -> None:
+    """No mesh says that they are copies, and they are larger than what is read by default."""
+    import torch
+
+    whole = torch.randn(600, 1000)
+    for rank in range(2):
+        torch.save({"w": whole + rank * apart}, tmp_path / f"model_world_size_2_rank_{rank}.pt")
+    checkpoint = open_checkpoint(tmp_path)
+    assert worth_reading(checkpoint) == ({"w"} if refused else set())
+    if refused:
+        with pytest.raises(CkptconvError, match="copies of w differ"):
+            require_equal(checkpoint, everything=False)

@@ -182,8 +182,8 @@ def test_max_memory_bounds_the_buffers_and_too_little_is_refused(made: Made, tmp
     assert "--max-memory" in str(error.value.hint)
 
 
-def test_replicas_that_differ_are_found_when_asked(tmp_path: Path) -> None:
-    """HSDP's copies are compared in bytes only then: it doubles the reading."""
+@pytest.mark.parametrize("check_replicas", [False, True])
+def test_plain_tensors_that_differ_between_ranks_are_refused(tmp_path: Path, check_replicas: bool) -> None:
     import torch
 
     role = tmp_path / "run" / "global_step_1" / "actor"
@@ -191,8 +191,7 @@ def test_replicas_that_differ_are_found_when_asked(tmp_path: Path) -> None:
     (role / "huggingface" / "config.json").write_text('{"model_type": "odd"}')
     for rank in range(2):
         torch.save({"w": torch.tensor([1.0, 2.0, 3.0 + rank])}, role / f"model_world_size_2_rank_{rank}.pt")
-    merge(tmp_path / "run", tmp_path / "unchecked")
     with pytest.raises(CkptconvError, match="copies of w differ") as error:
-        merge(tmp_path / "run", tmp_path / "checked", check_replicas=True)
+        merge(tmp_path / "run", tmp_path / "checked", check_replicas=check_replicas)
     assert "first at [2]" in str(error.value.found)
     assert not (tmp_path / "checked").exists()
