@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,16 @@ def test_an_optimizer_behind_the_model_is_reported(tmp_path: Path) -> None:
         later(optim(folder, rank), 5)
     (note,) = open_checkpoint(folder).notes
     assert "counts 5 steps, the model file 7" in note
+
+
+def test_a_file_whose_time_lies_apart_is_reported(tmp_path: Path) -> None:
+    folder = step_folder("z3_bf16_w4", tmp_path)
+    for path in folder.iterdir():
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert open_checkpoint(folder).notes == ()
+    os.utime(optim(folder, 2), (1_700_090_000, 1_700_090_000))
+    (note,) = open_checkpoint(folder).notes
+    assert optim(folder, 2).name in note
 
 
 # --- one rank's file twice

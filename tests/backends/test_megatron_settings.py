@@ -328,3 +328,30 @@ def test_a_step_folder_of_another_iteration_is_refused(case: str, tmp_path: Path
         open_checkpoint(wrong)
     assert "iter_0000030" in str(error.value.wanted)
     assert step.name in str(error.value.hint)
+
+
+# --- copies on several ranks
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("qwen2_mlm_legacy", "final_layernorm.weight"),
+        ("qwen2_verl_legacy", "linear_qkv.layer_norm_weight"),
+        ("qwen3_moe_verl_legacy", "router.weight"),
+        ("critic_verl_legacy", "output_layer.weight"),
+    ],
+)
+def test_a_norm_that_differs_between_ranks_is_refused_by_default(
+    case: str, name: str, tmp_path: Path
+) -> None:
+    run = copy_of(case, tmp_path)
+    copied = {n: t for n, t in open_checkpoint(run).tensors.items() if n.endswith(name) and t.replicas}
+    _, copy = next(iter(copied.values())).replicas[-1]
+    with Path(copy.files[0]).open("r+b") as file:
+        file.seek(copy.chunks[0].start)
+        file.write(b"\x11\x22")
+    error = refused(
+        run, unpacked(f"megatron/{case}") / "hf", tmp_path, f"copies of .*{re.escape(name)} differ"
+    )
+    assert str(error.where) == copy.files[0]

@@ -20,6 +20,7 @@ from ckptconv.backends.deepspeed.one_save import check_steps, steps_of
 from ckptconv.backends.deepspeed.universal import Universal, universal
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.backends.runs import Place, with_config
+from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.json import read_table
 from ckptconv.formats.stand_ins import Inert
@@ -70,7 +71,13 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         lora=Lora(next((t for f in next_to_it if (t := read_table(f / "adapter_config.json"))), {})),
         extras={"deepspeed": {"version": model.root.get("ds_version")}},
         low_precision=model.low_precision(masters.views),
-        notes=(*Place(place.folder, place.step, place.role, place.others).notes(), *masters.notes),
+        notes=(
+            *Place(place.folder, place.step, place.role, place.others).notes(),
+            *masters.notes,
+            # Apart from each other: the optimizer files are written after the model files, and take longer.
+            *apart(list(files.model.values())),
+            *apart(list(files.optim.values())),
+        ),
     )
 
 
