@@ -86,9 +86,7 @@ def test_the_runs_own_model_comes_before_shards_in_its_steps(
 def test_a_newest_checkpoint_without_weights(run: Path) -> None:
     (run / "checkpoint-11" / "model.safetensors").unlink()
     ran = cli("inspect", run)
-    assert_one_error(
-        ran, "step 11 is the runis the newest of the run, but has no weights", names=["--step 10"]
-    )
+    assert_one_error(ran, "step 11 is the newest of the run, but has no weights", names=["--step 10"])
     assert cli("inspect", run, "--step", "10").code == 0
 
 
