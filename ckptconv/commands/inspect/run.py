@@ -1,4 +1,4 @@
-"""inspect: what a checkpoint holds and who stores what, from metadata alone."""
+"""inspect: what a checkpoint holds and which rank stores what, from metadata alone."""
 
 from __future__ import annotations
 

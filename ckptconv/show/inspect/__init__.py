@@ -1,4 +1,4 @@
-"""An Inspection as a screen: the facts, who stores what, the tensors, and what to do next."""
+"""An Inspection as a screen: the facts, which rank stores what, the tensors, and what to do next."""
 
 from __future__ import annotations
 
