@@ -16,8 +16,8 @@ ROOT = Path(ckptconv.__file__).parent.parent
 # construction -> how to write it instead
 IN_ALL_TEXT = {
     r"\bleave \S+ (\S+ )?away\b": "remove --flag",
-    r"\b(?:is|was) no (?:table|text|order|number|tensor|zip|picture|model folder|list|JSON)\b": "is not a ...",
-    r"\bare no (?:numbers|texts|tensors|files)\b": "are not ...",
+    r"(?<!there )\b(?:is|was) no (?:table|text|order|number|tensor|zip|picture|model folder|list|JSON)\b": "is not a ...",
+    r"(?<!there )\bare no (?:numbers|texts|tensors|files)\b": "are not ...",
     r"\ban? (?:file|task|line|page|bar|thread) an? (?:rank|task|tensor|file|step|phase|command|core)\b": "one ... per ...",
     r"(?<!there )\bis no file\b": "is not a file",
     r"\bthere is no order by\b": "cannot sort by",
