@@ -172,8 +172,7 @@ class _Run:
                 try:
                     filler.fill(output.source, output.dtype, low, high, out)
                 except CkptconvError as error:
-                    error.where = error.where or key
-                    raise
+                    raise error.within(where=key) from error
                 self._put(item[0], target, out, offset)
 
             yield write

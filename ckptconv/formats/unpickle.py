@@ -39,8 +39,7 @@ def safe_load(data: bytes, where: str) -> Any:
         check_pickle(data)
         return _load(data)
     except CkptconvError as error:
-        error.where = error.where or where
-        raise
+        raise error.within(where=where) from error
     except (MemoryError, RecursionError) as error:
         raise CkptconvError("a pickle asks for more memory than a checkpoint needs", where=where) from error
     except Exception as error:

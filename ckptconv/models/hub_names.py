@@ -159,9 +159,7 @@ def _convert(key: str, group: _Group[T], config: Config) -> list[tuple[str, Name
     try:
         pieces = to_hub_layout(layouts, [Piece.of(value) for _, value in sources])
     except CkptconvError as error:
-        raise CkptconvError(
-            error.what, where=sources[0][0], found=error.found, wanted=error.wanted, hint=error.hint
-        ) from error
+        raise error.within(where=sources[0][0]) from error
     trained = tuple(name for name, _ in sources)
     names = expanded(key, targets, len(pieces))
     return [

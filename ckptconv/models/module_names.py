@@ -111,13 +111,7 @@ def _joined(
     try:
         pieces = to_trained_layout(layouts, [Piece.of(tensors[name]) for name in names])
     except CkptconvError as error:
-        raise CkptconvError(
-            error.what,
-            where=f"{names[0]} and its like",
-            found=error.found,
-            wanted=error.wanted,
-            hint=error.hint,
-        ) from error
+        raise error.within(where=f"{names[0]} and its like") from error
     assert rule.load is not None
     targets = hub_names.expanded(key, rule.load.targets, len(pieces))
     each = len(names) == len(pieces)

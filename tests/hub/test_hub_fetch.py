@@ -189,3 +189,20 @@ def test_which_words_are_repositories(tmp_path: Path) -> None:
 def test_a_models_name_holds_no_path(said: str | None, name: str | None) -> None:
     assert model_name(said) == name
     assert cached_name(said) in (None, name)
+
+
+@pytest.mark.parametrize("hub", ["lfs"], indirect=True)
+def test_open_and_merge_take_a_repository(hub: Hub, repo: str, folder: Path, tmp_path: Path) -> None:
+    """As inspect and verify do; D12 of the review."""
+    import ckptconv
+
+    opened = ckptconv.open(repo)
+    assert {name: tensor.numpy().tobytes() for name, tensor in opened.items()} == {
+        name: tensor.numpy().tobytes() for name, tensor in ckptconv.open(folder).items()
+    }
+    merge(f"{repo}@main", tmp_path / "out")
+    assert_equal(tensors(tmp_path / "out"), tensors(folder))
+    assert json.loads((tmp_path / "out" / "ckptconv.json").read_text()).keys() >= {"tensors", "source"}
+    for keywords in ({"step": 7}, {"also": [tmp_path]}):
+        error = refused(ckptconv.open, repo, **keywords)
+        assert error.kind is ckptconv.Kind.USAGE

@@ -200,8 +200,7 @@ def _tensor(
             raise CkptconvError("the metadata has no dtype for it", where=name)
         view = place(_shape(name, entry, folder), dtype, parts)
     except CkptconvError as error:
-        error.where = f"{name} in {error.where or folder}"
-        raise
+        raise error.within(inside=name, where=folder) from error
     return StoredTensor(view, f"{len(parts)} chunks" if len(parts) > 1 else "")
 
 

@@ -97,8 +97,7 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
     except CkptconvError as error:
         if missing:
             raise incomplete(missing, world_size, folder) from error
-        error.where = f"{name} in {error.where or folder}"
-        raise
+        raise error.within(inside=name, where=folder) from error
     if size == 1:
         return StoredTensor(views[0], first.placement, tuple(copies.views), copies.equal, copies.implied)
     said = f"{first.placement}, {_EXPERTS} {size} along dim 0"

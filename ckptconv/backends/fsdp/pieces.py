@@ -104,8 +104,7 @@ class Reader:
                 else:
                     pieces += ((name, piece) for piece in _others(file, value))
             except CkptconvError as error:
-                error.where = f"{name} in {path if error.where is None else error.where}"
-                raise
+                raise error.within(inside=name, where=path) from error
         return sum(entry.nbytes for entry in file.entries.values()), pieces
 
 

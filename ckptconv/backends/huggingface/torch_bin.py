@@ -50,8 +50,7 @@ def read_state_dict(path: Path) -> StateDict:
         try:
             tensors[name] = file.view(value)
         except CkptconvError as error:
-            error.where = f"{name} in {error.where or path}"
-            raise
+            raise error.within(inside=name, where=path) from error
         used.setdefault(value.storage.key, set()).add(tensors[name])
     said = [f"in {path.name}, the model is taken from {'.'.join(keys)!r}"] if keys else []
     if beside or others:
