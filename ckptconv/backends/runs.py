@@ -21,6 +21,8 @@ _STEP = re.compile(
 )
 _NUMBER = re.compile(r"^[0-9]{1,18}$")
 _ROLES = ("actor", "critic")  # looked at in this order, then every other subfolder by name
+_TRAINED = ("trained", "train", "default", "policy", "actor")  # names of an adapter that training changes
+_REFERENCE = ("reference", "ref", "reference_adapter", "ref_adapter")
 _BELOW = ("checkpoint", "checkpoints")  # where torchtitan and accelerate keep the steps of a run
 # What a run says of its latest step: verl and Megatron its number, DeepSpeed its folder's name.
 _LATEST = ("latest_checkpointed_iteration.txt", "latest")
@@ -96,7 +98,7 @@ def locate(path: Path, is_mine: Callable[[Path], bool], step: int | None = None)
     matches = [child for child in _children(path) if is_mine(child)]
     if not matches:
         return None
-    first, *others = matches
+    first, *others = _ranked(matches)
     return Place(first, here, first.name, tuple(other.name for other in others))
 
 
@@ -132,6 +134,30 @@ def _choose(run: Path, steps: dict[int, Path], wanted: int | None) -> int:
                 )
             return int(number)
     return max(steps)
+
+
+def _ranked(matches: list[Path]) -> list[Path]:
+    """The folders of several adapters, the trained one first; other folders as they are.
+
+    TRL saves the adapters of DPO under their names, "trained" or "train" and "reference", PEFT's own is "default".
+
+    Raises:
+        CkptconvError: for adapters whose names do not say which one was trained.
+    """
+    adapters = [path for path in matches if (path / "adapter_config.json").is_file()]
+    if len(adapters) < 2 or len(adapters) < len(matches):
+        return matches
+    trained = [path for path in adapters if path.name in _TRAINED]
+    rest = [path for path in adapters if path.name not in (*_TRAINED, *_REFERENCE)]
+    likely = trained or rest
+    if len(likely) != 1:
+        raise CkptconvError(
+            "several adapters are in this folder",
+            where=adapters[0].parent,
+            found=", ".join(path.name for path in adapters),
+            hint="name the adapter's folder",
+        )
+    return [likely[0], *(path for path in matches if path != likely[0])]
 
 
 def _children(path: Path) -> Iterator[Path]:

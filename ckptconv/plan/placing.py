@@ -112,18 +112,18 @@ def _place(
 ) -> lora.Placement:
     plain = [each for each in parts.factors if not each.parameters]
     found = lora.place(plain, rename, lora.is_fan_in_fan_out(meta, config))
-    stacks = tuple(placed for each in parts.stacks for placed in _of_stack(each, rename, meta, fits))
+    stacks = tuple(placed for each in parts.stacks for placed in _of_stack(each, rename, meta, config, fits))
     return replace(found, placed=found.placed + stacks)
 
 
 def _of_stack(
-    factors: lora.Factors, rename: lora.Rename, meta: Config, fits: Fits
+    factors: lora.Factors, rename: lora.Rename, meta: Config, config: Config, fits: Fits
 ) -> tuple[lora.Placed, ...]:
-    """PEFT's names do not say which parameter of the experts an update is of, nor older ones which way: the shapes do."""
+    """PEFT's names do not say which parameter of the experts an update is of: the shapes do."""
     possible = []
     for parameter in factors.parameters:
         rank = lora.rank_of(factors, meta, parameter)
-        for turned in (False, True):
+        for turned in lora.ways_of_stacks(meta, config):
             try:
                 placed = lora.place_experts(factors, parameter, rank, turned, rename)
             except CkptconvError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,61 @@ def test_experts_are_merged_whichever_way_they_are_stored(targets: list[str], tm
         torch.testing.assert_close(tensor, trained.merged[name], rtol=1e-6, atol=2e-6)
     merge(trained.adapter, tmp_path / "again", lora="adapter")
     assert same(models.loaded(AutoModelForCausalLM, trained.base, tmp_path / "again"), trained.merged)
+
+
+def test_square_experts_are_told_by_the_version_of_peft(tmp_path: Path) -> None:
+    """Since 0.19 PEFT takes Qwen3-MoE's stacks as (E, out, in), up to 0.18 as (E, in, out): A and B change places."""
+    square = models.qwen3_moe(width=20)
+    trained = models.train(square, tmp_path, target_modules=["q_proj"], target_parameters=EXPERTS[1:])
+    merge(trained.adapter, tmp_path / "out", base=trained.base)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, trained.merged[name], rtol=1e-6, atol=2e-6)
+    edit_json(trained.adapter / "adapter_config.json", peft_version="0.18.1")
+    merge(trained.adapter, tmp_path / "old", base=trained.base)
+    old = AutoModelForCausalLM.from_pretrained(tmp_path / "old").state_dict()
+    name = "model.layers.0.mlp.experts.down_proj"
+    began = AutoModelForCausalLM.from_pretrained(trained.base).state_dict()[name]
+    turned = (model.state_dict()[name] - began).transpose(1, 2)
+    torch.testing.assert_close(old[name] - began, turned, rtol=1e-4, atol=1e-5)
+    edit_json(trained.adapter / "adapter_config.json", peft_version=None)
+    with pytest.raises(CkptconvError, match="cannot tell which stacked parameter"):
+        merge(trained.adapter, tmp_path / "unknown", base=trained.base)
+
+
+def test_an_update_that_is_zero_is_reported(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, target_modules=["q_proj", "embed_tokens"])
+    done = merge(trained.adapter, tmp_path / "good", base=trained.base)
+    assert not any("zero" in note for note in done.plan.notes)
+    file = trained.adapter / "adapter_model.safetensors"
+    stored = load_file(file)
+    for name, tensor in stored.items():
+        if name.endswith("layers.0.self_attn.q_proj.lora_B.weight"):
+            tensor[: len(tensor) // 2 + 1] = 0
+    save_file(stored, file)
+    done = merge(trained.adapter, tmp_path / "half", base=trained.base)
+    assert any("mostly zero in 1 of 3 modules: model.layers.0" in note for note in done.plan.notes)
+    save_file({n: t * (0 if "lora_B" in n or "embedding_A" in n else 1) for n, t in stored.items()}, file)
+    done = merge(trained.adapter, tmp_path / "none", base=trained.base)
+    assert any("every LoRA update is zero (3 modules)" in note for note in done.plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"), [(("reference", "trained"), "trained"), (("aa", "ref"), "aa"), (("one", "two"), None)]
+)
+def test_of_several_adapters_the_trained_one_is_taken(
+    names: tuple[str, str], taken: str | None, tmp_path: Path
+) -> None:
+    trained = models.train(models.qwen2(), tmp_path, target_modules=["q_proj"])
+    for name in names:
+        Path(shutil.copytree(trained.adapter, tmp_path / "run" / "checkpoint-3" / name))
+    if taken is None:
+        with pytest.raises(CkptconvError, match="several adapters") as refused:
+            merge(tmp_path / "run", tmp_path / "out", base=trained.base)
+        assert refused.value.found == "one, two"
+        return
+    done = merge(tmp_path / "run", tmp_path / "out", base=trained.base)
+    assert done.plan.checkpoint.root.name == taken
 
 
 def test_experts_that_the_hub_stacks_too(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1))
 
 
-def qwen3_moe() -> PreTrainedModel:
+def qwen3_moe(width: int = 12) -> PreTrainedModel:
     sizes = {
         "vocab_size": 41,
         "hidden_size": 20,
@@ -57,7 +57,7 @@ def qwen3_moe() -> PreTrainedModel:
         "num_hidden_layers": 2,
         "head_dim": 8,
     }
-    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": width}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts, **ATTENTION))
 
 

@@ -17,6 +17,7 @@ from ckptconv.backends import open_checkpoint
 from ckptconv.commands.merge import small_files
 from ckptconv.commands.merge.notes import notes_of
 from ckptconv.commands.merge.sources import require_honest_receipts, sources_of, states_of
+from ckptconv.commands.merge.zero_updates import zero_updates
 from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
@@ -184,7 +185,7 @@ def merge(
     plan, folder = plan_and_assets(checkpoint, options, config, base)
     own = (checkpoint.assets or checkpoint.root) if base is not None and config is None else None
     small = small_files.choose(plan, folder, own)
-    plan = replace(plan, notes=(*plan.notes, *small.notes))
+    plan = replace(plan, notes=(*plan.notes, *small.notes, *zero_updates(checkpoint)))
     require_equal(checkpoint, everything=check_replicas)
     require_casts(checkpoint, workers=count)
     check_target(target, [checkpoint.root], overwrite)

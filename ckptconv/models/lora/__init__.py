@@ -11,7 +11,7 @@ from ckptconv.models.lora.factors import Factors
 from ckptconv.models.lora.kinds import check_config, is_adapter_config
 from ckptconv.models.lora.names import Separated, is_of_an_adapter, separate
 from ckptconv.models.lora.place import Placed, Placement, Rename, place, place_experts
-from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, scale
+from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, scale, ways_of_stacks
 from ckptconv.models.lora.tokens import Tokens, check_bounds
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "stack_tensors",
     "token_tensors",
     "trained_tensors",
+    "ways_of_stacks",
 ]

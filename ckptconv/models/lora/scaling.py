@@ -10,6 +10,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.models.lora.factors import Factors
 
+_TRANSPOSED = ("gpt_oss", "openai_privacy_filter")  # experts with is_transposed
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # transformers.pytorch_utils.Conv1D
 
 
@@ -56,6 +57,25 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parame
 def is_fan_in_fan_out(meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """True where weights are (in, out): what PEFT's config says, and the model types built of Conv1D."""
     return bool(meta.get("fan_in_fan_out")) or config.get("model_type") in _CONV1D
+
+
+def ways_of_stacks(meta: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Whether PEFT took the stacked experts (E, x, y) as (E, in, out) (True), as (E, out, in), or perhaps either.
+
+    Up to 0.18 PEFT took every stack as (E, in, out). Since 0.19 it asks transformers' `is_transposed`, which only the
+    experts of a few models have (Aria's only in newer versions); square experts cannot be told apart otherwise.
+
+    Source: peft/tuners/lora/layer.py,
+    ParamWrapper.update_layer; transformers/integrations/moe.py, use_experts_implementation.
+    """
+    if config.get("model_type") in _TRANSPOSED:
+        return (True,)
+    stated = re.match(r"(\d+)\.(\d+)\.(\d+)(\.dev)?", str(meta.get("peft_version")))
+    if stated is None or stated[4]:
+        return (False, True)
+    if (int(stated[1]), int(stated[2])) < (0, 19):
+        return (True,)
+    return (False, True) if str(config.get("model_type")).startswith("aria") else (False,)
 
 
 def of_module(patterns: Any, module: str, default: Any) -> Any:
