@@ -81,16 +81,20 @@ class Merged(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """What a caller may want to hear while a merge runs."""
+    """What a caller may want to hear while a merge runs. Worker threads call on_bytes.
+
+    Args:
+        on_plan: called with the plan, before anything is written.
+        on_bytes: called with (bytes written just now, the file's name), and again while `verify` reads them.
+        on_check: with `verify`: called with (plan, None) as it begins, and with the number of tensors at its end.
+        on_fetch: called with a sentence when a repository is downloaded.
+        bars: whether huggingface_hub may draw its own bars on stderr.
+    """
 
     on_plan: Callable[[Plan], None] | None = None
     on_bytes: Callable[[int, str], None] | None = None
-    on_check: Callable[[Plan, int | None], None] | None = (
-        None  # as it begins, and with the tensors at its end
-    )
-    on_fetch: Callable[[str], None] | None = (
-        None  # a repository is downloaded; bars: huggingface_hub's own, on stderr
-    )
+    on_check: Callable[[Plan, int | None], None] | None = None
+    on_fetch: Callable[[str], None] | None = None
     bars: bool = False
     on_receipt: Callable[[Path], None] | None = None  # a source's tensors are hashed, before they are copied
 

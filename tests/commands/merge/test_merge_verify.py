@@ -99,9 +99,9 @@ def test_the_folder_of_before_stays(made: Made, tmp_path: Path, monkeypatch: pyt
 
 
 def test_headers_and_index_are_checked(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckptconv.commands.merge import run as command
+    from ckptconv.commands.merge import small_files
 
-    small = command._write_small_files
+    small = small_files.write
 
     def wrong(work: Path, *rest: Any) -> list[str]:
         names = small(work, *rest)
@@ -109,7 +109,7 @@ def test_headers_and_index_are_checked(made: Made, tmp_path: Path, monkeypatch: 
         index.write_text(index.read_text().replace('"lm_head.weight"', '"lm_head.wait"'))
         return names
 
-    monkeypatch.setattr(command, "_write_small_files", wrong)
+    monkeypatch.setattr(small_files, "write", wrong)
     with pytest.raises(CkptconvError, match="does not match the checkpoint") as raised:
         merge(made("fsdp2_w4"), tmp_path / "out", verify=True, options=Options(max_shard_size="20KB"))
     assert "lm_head.wait is said to be in" in str(raised.value)
