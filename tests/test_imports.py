@@ -39,7 +39,7 @@ LAW: dict[str, set[str]] = {
     "compute": {"read", "tensors"},
     "plan": {"compute", "models", "tensors"},
     "copy": {"compute", "plan", "read", "tensors"},
-    "publish": {"compute", "copy", "formats", "plan", "read", "tensors"},
+    "publish": {"backends", "compute", "copy", "formats", "plan", "read", "tensors"},
     "engines": {"compute", "copy", "plan", "publish", "read", "tensors"},
     "hub": {"backends", "formats", "publish", "tensors"},
     "commands": set(),

@@ -1,31 +1,19 @@
-"""Bytes on disk -> Checkpoint. One file a layout; `open_checkpoint` finds the one whose signs are there."""
+"""Bytes on disk -> Checkpoint. One package per trainer's layout; `open_checkpoint` finds the one that reads a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
+from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.huggingface import read as huggingface
-from ckptconv.backends.runs import Place, is_step, latest_step, locate, steps_of
+from ckptconv.backends.locate import locate
+from ckptconv.backends.runs import Place, is_step, run_of, steps_of
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import Checkpoint
-from ckptconv.tensors.file_state import stamps_under
+from ckptconv.tensors.file_state import FileState, stamps_under
 from ckptconv.tensors.source_spec import Step, Where, spec_of
-
-# In the order in which their signs are looked for: a trainer's shards come before the Hugging Face files beside them.
-BACKENDS = {
-    "fsdp": "fsdp.read",
-    "megatron_fsdp": "megatron.fsdp",
-    "megatron": "megatron.torch_dist",
-    "megatron_legacy": "megatron.rank_files",
-    "dcp": "dcp.read",
-    "deepspeed": "deepspeed.read",
-    "hf_shards": "dcp.hf_shards",
-    "huggingface": "huggingface.read",
-}
 
 
 def open_checkpoint(
@@ -42,61 +30,58 @@ def open_checkpoint(
         backend, step, also: see `SourceSpec`.
 
     Raises:
-        CkptconvError: where there is no checkpoint, or only part of one, or one that contradicts itself.
+        Incomplete: a file of the checkpoint is missing.
+        CkptconvError: no backend reads the folder, several models in it are equally likely, or its files are wrong.
     """
     spec = spec_of(source, backend, step, also)
     return _open(spec.path, spec.backend, spec.step, spec.also)
 
 
 def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Path]) -> Checkpoint:
+    known = backends(backend)
     if not root.exists():
         raise CkptconvError("no such folder", where=root, kind=Kind.NOT_A_CHECKPOINT)
-    if backend is not None and backend not in BACKENDS:
-        raise CkptconvError(f"unknown backend {backend!r}", wanted=", ".join(BACKENDS), kind=Kind.USAGE)
     if not root.is_dir():
         return huggingface.read_file(root)
-    if step == "latest":
-        step = latest_step(root)
-    elif backend is None and not is_step(root) and steps_of(root) and huggingface.is_mine(root):
-        backend = huggingface.NAME  # the run's own model, which it ended with, before the shards of a step
-    for module in _modules(backend):
-        place = locate(root, module.is_mine, step)
-        if place is not None:
-            others = [_other(folder, module, place) for folder in also]
-            before = stamps_under([place.folder, *others], leave=is_step)
-            try:
-                return replace(module.read(place, others), stamps=before)
-            except CkptconvError as error:
-                raise error.within(kind=Kind.DAMAGED) from error
-            except OSError as error:
-                raise CkptconvError(
-                    f"cannot be read: {error.strerror or error}",
-                    where=error.filename or place.folder,
-                    kind=Kind.ENVIRONMENT,
-                ) from error
-    raise _nothing(root, backend, step)
+    found = locate(root, known, step)
+    if found is None:
+        raise _nothing(root, known, backend, step)
+    reader, place = found
+    others = [_other(folder, reader, place) for folder in also]
+    before = stamps_under([place.folder, *others], leave=is_step)
+    try:
+        return replace(reader.read(place, others), stamps=before)
+    except CkptconvError as error:
+        raise error.within(kind=Kind.DAMAGED) from error
+    except OSError as error:
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}",
+            where=error.filename or place.folder,
+            kind=Kind.ENVIRONMENT,
+        ) from error
 
 
-def _modules(backend: str | None) -> list[ModuleType]:
-    return [
-        import_module(f"ckptconv.backends.{BACKENDS[name]}") for name in ([backend] if backend else BACKENDS)
-    ]
+def state_of(path: Path, backend: str | None = None) -> dict[str, FileState]:
+    """Every file of the checkpoint that `open_checkpoint` would read, as it is now; {} where it would find none."""
+    found = locate(path, backends(backend))
+    return stamps_under([found[1].folder], leave=is_step) if found else {}
 
 
-def _other(folder: str | Path, module: ModuleType, first: Place) -> Path:
+def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
     """The same step and role in another folder."""
     root = Path(folder)
     if not root.is_dir():
         raise CkptconvError("no such folder", where=root, hint="--also names a folder with rank files")
-    if not module.is_mine(root) and (steps := steps_of(root)):
+    if not backend.is_mine(root) and (steps := steps_of(run_of(root))):
         if first.step not in steps:
             raise _another_step(root, first.step)
         root = steps[first.step]
     if first.role and (root / first.role).is_dir():
         root = root / first.role
-    place = locate(root, module.is_mine)
-    if place is None:
+    found = locate(root, [backend])
+    if found is None:
         raise CkptconvError("no rank files here", where=root, hint="--also names a folder with rank files")
+    place = found[1]
     if place.step is not None and place.step != first.step:
         raise _another_step(root, first.step)
     return place.folder
@@ -108,13 +93,10 @@ def _another_step(root: Path, step: int | None) -> CkptconvError:
     )
 
 
-def _unfinished(run: Path, steps: dict[int, Path], backend: str | None) -> CkptconvError:
+def _unfinished(run: Path, steps: dict[int, Path], known: Sequence[Backend]) -> CkptconvError:
     """The newest step of a run holds no weights: the save was cut off, or its files are elsewhere."""
     newest = max(steps)
-    older = (
-        n for n in sorted(steps, reverse=True) if any(locate(steps[n], m.is_mine) for m in _modules(backend))
-    )
-    whole = next(older, None)
+    whole = next((n for n in sorted(steps, reverse=True) if locate(steps[n], known)), None)
     return CkptconvError(
         f"step {newest} is the newest of the run, but has no weights in a known format",
         where=steps[newest],
@@ -124,20 +106,18 @@ def _unfinished(run: Path, steps: dict[int, Path], backend: str | None) -> Ckptc
     )
 
 
-def _nothing(root: Path, backend: str | None, step: int | None) -> CkptconvError:
+def _nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step | None) -> CkptconvError:
     names = sorted(path.name for path in root.iterdir())
     if not names:
         return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
-    if step is None and (steps := steps_of(root)):
-        return _unfinished(root, steps, backend)
+    if not isinstance(step, int) and (steps := steps_of(run_of(root))):
+        return _unfinished(root, steps, known)
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    what = f"no {backend} checkpoint here" if backend else "no checkpoint found here"
     return CkptconvError(
-        what,
+        f"no {name} checkpoint here" if name else "no checkpoint found here",
         where=root,
         found=shown,
-        wanted="model_world_size_W_rank_R.pt (verl FSDP), .metadata or mp_rank_TT_PPP/ (Megatron, torch DCP), "
-        "mp_rank_00_model_states.pt (DeepSpeed), *.safetensors or pytorch_model*.bin",
+        wanted=", ".join(dict.fromkeys(backend.SIGN for backend in known)),
         hint="pass the folder of the run, or of a step or role in it",
         kind=Kind.NOT_A_CHECKPOINT,
     )

@@ -1,45 +1,47 @@
-"""From the folder that a user names to the folder that holds rank files: run, step, role.
+"""From the folder that a user names to the folder that a backend reads: run, step, role.
 
-verl: RUN/latest_checkpointed_iteration.txt, RUN/global_step_N/{actor,critic}/ (verl/utils/checkpoint/checkpoint_manager.py).
-Megatron-LM: RUN/iter_0000010/. torchtitan: RUN/step-N/. The HF Trainer: RUN/checkpoint-N/.
-accelerate: RUN/checkpoints/checkpoint_N/. DeepSpeed: RUN/latest, RUN/global_stepN/.
-NeMo-Automodel: RUN/epoch_E_step_N/. NeMo-RL: RUN/step_N/ROLE/. torchtitan's own folder: RUN/checkpoint/step-N/.
+RUN/MARK names the latest step, RUN/STEP/ holds one, RUN/STEP/ROLE/ one of its models; RUN/BELOW/ may hold the steps.
+What trainers call these is in their conventions (`conventions.Trainer`), which each backend's package declares.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError
+from ckptconv.backends import registry
+from ckptconv.backends.conventions import Rank, StepName
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import settings_text
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.source_spec import Step
 
-_STEP = re.compile(
-    r"^(?:global_step_|global_step|iter_|step-|(?:epoch_\d+_)?step_|checkpoint-|checkpoint_)(\d+)$"
-)
 _NUMBER = re.compile(r"^[0-9]{1,18}$")
-_ROLES = ("actor", "critic")  # looked at in this order, then every other subfolder by name
-_TRAINED = ("trained", "train", "default", "policy", "actor")  # names of an adapter that training changes
-_REFERENCE = ("reference", "ref", "reference_adapter", "ref_adapter")
-_BELOW = ("checkpoint", "checkpoints")  # where torchtitan and accelerate keep the steps of a run
-# What a run says of its latest step: verl and Megatron its number, DeepSpeed its folder's name.
-_LATEST = ("latest_checkpointed_iteration.txt", "latest")
+_SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder that a backend can read. others: role folders beside it that were not taken; steps: those under it."""
+    """A folder that a backend can read.
+
+    Args:
+        step, role: of the folder, None where no name says them.
+        others: role folders next to it that were not taken.
+        steps: the steps under it, where it is the run's own model that is taken.
+        remarks: further findings of the search that a user should see.
+    """
 
     folder: Path
     step: int | None
     role: str | None
     others: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """What a user should hear of it: which roles and steps lie beside what is read."""
+        """What a user should see: which roles and steps are next to what is read, and the remarks."""
         notes = []
         if self.others:
             notes.append(
@@ -51,7 +53,24 @@ class Place:
                 f"the run's final model is read; it also saved {len(self.steps)} intermediate ones "
                 f"(step {last}: --step N converts one)"
             )
-        return notes
+        return [*notes, *self.remarks]
+
+
+@dataclass(frozen=True, slots=True)
+class StepFolder:
+    """One step of a run. number: of the name, or of a file in the folder; None where neither has it."""
+
+    path: Path
+    name: StepName
+    number: int | None
+
+
+def step_of(path: Path) -> StepName | None:
+    """The step that a folder's name names, or None. A bare number counts only next to the mark of a run."""
+    name = registry.step_named(path.name)
+    if name is not None and name.needs_mark and not any((path.parent / mark).is_file() for mark in _marks()):
+        return None
+    return name
 
 
 def with_config(*folders: Path) -> Path | None:
@@ -60,110 +79,167 @@ def with_config(*folders: Path) -> Path | None:
 
 
 def is_step(path: Path) -> bool:
-    """True for a folder that is named like a step of a run."""
-    return _STEP.match(path.name) is not None
+    """True for a step's folder, by its name."""
+    return step_of(path) is not None
+
+
+def step_folders(run: Path) -> list[StepFolder]:
+    """The step folders of a run, the latest one last: by step, then epoch and version, then by name."""
+    found = [
+        StepFolder(path, name, _counted(path) if name.number is None else name.number)
+        for path in run.iterdir()
+        if path.is_dir() and (name := step_of(path)) is not None
+    ]
+    return sorted(found, key=lambda step: (step.name.is_newest, step.name.order, step.path.name))
 
 
 def steps_of(run: Path) -> dict[int, Path]:
-    """The step folders of a run, by step."""
-    found = ((_STEP.match(path.name), path) for path in sorted(run.iterdir()) if path.is_dir())
-    return {int(match.group(1)): path for match, path in found if match}
+    """The numbered step folders of a run, by step; of several folders of one step, the latest."""
+    found = ((step.name.number, step.path) for step in step_folders(run))
+    return {number: path for number, path in found if number is not None}
 
 
-def locate(path: Path, is_mine: Callable[[Path], bool], step: int | None = None) -> Place | None:
-    """The folder under path (run, step or role) that a backend recognises, or None.
+def run_of(path: Path) -> Path:
+    """The folder that holds the steps of a run: `path`, or the folder in it where trainers put them.
 
-    A model in the run's own folder, as trainers leave it at the end, comes before its steps.
-    Raises CkptconvError when the step that was asked for, or that the run calls its latest, is not there.
+    Raises CkptconvError where two folders in it hold steps.
     """
-    own = _STEP.match(path.name) or _STEP.match(path.parent.name)
-    here = int(own.group(1)) if own else None
-    steps = steps_of(path)
-    if not steps and not is_mine(path):
-        below_it = (path / name for name in _BELOW if (path / name).is_dir())
-        path = next((folder for folder in below_it if steps_of(folder)), path)
-        steps = steps_of(path)
-    if is_mine(path) and (step in (None, here) or not steps):
-        if step not in (None, here):
-            raise CkptconvError(f"step {step} is not in this folder", where=path, hint="remove --step")
-        below = tuple(sorted(n for n, folder in steps.items() if is_mine(folder)))
-        return Place(path, here, path.name if path.name in _ROLES else None, steps=below)
-    if steps:
-        here = _choose(path, steps, step)
-        path = steps[here]
-        if is_mine(path):
-            return Place(path, here, None)
-    elif step is not None and step != here:
-        raise CkptconvError(f"step {step} is not in this folder", where=path, hint="name the run's folder")
-    matches = [child for child in _children(path) if is_mine(child)]
-    if not matches:
-        return None
-    first, *others = _ranked(matches)
-    return Place(first, here, first.name, tuple(other.name for other in others))
+    if step_folders(path):
+        return path
+    names = dict.fromkeys(name for trainer in registry.trainers() for name in trainer.below)
+    below = [path / name for name in names if (path / name).is_dir() and step_folders(path / name)]
+    if len(below) > 1:
+        raise several("folders of steps", below, path)
+    return below[0] if below else path
 
 
-def latest_step(path: Path) -> int:
-    """The step that a run calls its latest, else the highest. Raises CkptconvError for a folder without steps."""
-    below_it = (path / name for name in _BELOW if (path / name).is_dir())
-    run = next((folder for folder in (path, *below_it) if steps_of(folder)), None)
-    if run is None:
-        raise CkptconvError(
-            "no steps in this folder", where=path, hint="omit --step, or name the run's folder"
-        )
-    return _choose(run, steps_of(run), None)
+def choose(run: Path, wanted: Step | None) -> tuple[StepFolder, tuple[str, ...]]:
+    """The step that is asked for, or the run's latest: the one that its mark names, else the last one by order.
 
-
-def _choose(run: Path, steps: dict[int, Path], wanted: int | None) -> int:
-    """The step asked for, or the run's own latest, or the highest number."""
-    listed = ", ".join(map(str, sorted(steps)))
-    if wanted is not None:
-        if wanted not in steps:
-            raise CkptconvError(f"no step {wanted} in this run", where=run, found=f"steps {listed}")
-        return wanted
-    for latest in (run / name for name in _LATEST):
-        text = settings_text(latest).strip()
-        match = _STEP.match(text)
-        number = match.group(1) if match else text
-        if _NUMBER.match(number):
-            if int(number) not in steps:
-                raise CkptconvError(
-                    f"the run calls step {number} its latest, but has no folder for it",
-                    where=latest,
-                    found=f"steps {listed}",
-                    hint=f"choose one: --step {max(steps)}",
-                )
-            return int(number)
-    return max(steps)
-
-
-def _ranked(matches: list[Path]) -> list[Path]:
-    """The folders of several adapters, the trained one first; other folders as they are.
-
-    TRL saves the adapters of DPO under their names, "trained" or "train" and "reference", PEFT's own is "default".
-
-    Raises:
-        CkptconvError: for adapters whose names do not say which one was trained.
+    Returns the step, and remarks on it. Raises CkptconvError where it is not there, or two folders are equally it.
     """
-    adapters = [path for path in matches if (path / "adapter_config.json").is_file()]
-    if len(adapters) < 2 or len(adapters) < len(matches):
-        return matches
-    trained = [path for path in adapters if path.name in _TRAINED]
-    rest = [path for path in adapters if path.name not in (*_TRAINED, *_REFERENCE)]
-    likely = trained or rest
-    if len(likely) != 1:
+    steps = step_folders(run)
+    if isinstance(wanted, int):
+        named = [step for step in steps if step.name.number == wanted]
+        same = named or [step for step in steps if step.number == wanted]
+        if not same:
+            listed = ", ".join(map(str, dict.fromkeys(s.number for s in steps if s.number is not None)))
+            raise CkptconvError(
+                f"no step {wanted} in this run", where=run, found=f"steps {listed}", kind=Kind.USAGE
+            )
+        return _last(same, run)
+    marked = _marked(run, steps)
+    if marked is None:
+        chosen, remarks = _last(steps, run)
+    elif marked.number is None:
+        chosen, remarks = marked, ()
+    else:
+        chosen, remarks = _last([step for step in steps if step.number == marked.number], run)
+    later = [n for n in steps_of(run) if chosen.number is not None and n > chosen.number]
+    if later:
+        listed = ", ".join(map(str, later[:_SHOWN]))
+        remarks = (*remarks, f"the run calls step {chosen.number} its latest, and also holds step {listed}")
+    return chosen, remarks
+
+
+def mark_of(run: Path) -> Path | None:
+    """The file that names the run's latest step, or None. `latest` may be a link to a step's folder, which is no file."""
+    return next((run / name for name in _marks() if (run / name).is_file()), None)
+
+
+def marked_number(run: Path) -> int | None:
+    """The step that a run calls its latest, whether or not its folder is here; None where no mark has a number."""
+    numbers = (_number_in(settings_text(run / name).strip()) for name in _marks())
+    return max((number for number in numbers if number is not None), default=None)
+
+
+def rank_of(role: str) -> Rank:
+    """How near a role folder is to the model that was trained."""
+    ranks = (trainer.roles[role] for trainer in registry.trainers() if role in trainer.roles)
+    return next(ranks, Rank.OTHER)
+
+
+def is_role(name: str) -> bool:
+    """True for a name that some trainer gives to a role's folder."""
+    return any(name in trainer.roles for trainer in registry.trainers())
+
+
+def _counted(step: Path) -> int | None:
+    """The step that a file in the folder counts."""
+    for trainer in registry.trainers():
+        for file, key in trainer.counters:
+            try:
+                root = open_torch_zip(str(step / file)).root if (step / file).is_file() else None
+            except CkptconvError:  # nothing depends on it
+                continue
+            if isinstance(root, dict) and type(root.get(key)) is int:
+                return int(root[key])
+    return None
+
+
+def _marks() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(mark for trainer in registry.trainers() for mark in trainer.marks))
+
+
+def _marked(run: Path, steps: Sequence[StepFolder]) -> StepFolder | None:
+    """The step that the run's marks name. Raises CkptconvError where it is not there, or two marks disagree."""
+    named: dict[Path, StepFolder] = {}
+    for mark in (run / name for name in _marks()):
+        if mark.is_symlink() and mark.is_dir():
+            text = mark.readlink().name
+        else:
+            text = settings_text(mark).strip()
+        number = _number_in(text)
+        by_name = [folder for folder in steps if folder.path.name == text]
+        by_number = [folder for folder in steps if number is not None and folder.number == number]
+        if by_name or by_number:
+            named[mark] = (by_name or by_number)[-1]
+        elif number is not None:
+            listed = ", ".join(map(str, sorted(steps_of(run))))
+            raise CkptconvError(
+                f"the run calls step {number} its latest, but has no folder for it",
+                where=mark,
+                found=f"steps {listed}",
+                hint=f"choose one: --step {max(steps_of(run), default=0)}",
+            )
+    if len({step.number for step in named.values()}) > 1:
         raise CkptconvError(
-            "several adapters are in this folder",
-            where=adapters[0].parent,
-            found=", ".join(path.name for path in adapters),
-            hint="name the adapter's folder",
+            "the run's marks disagree on its latest step",
+            where=run,
+            found=", ".join(f"{mark.name}: {step.path.name}" for mark, step in named.items()),
+            hint="choose one: --step N",
         )
-    return [likely[0], *(path for path in matches if path != likely[0])]
+    return next(iter(named.values()), None)
 
 
-def _children(path: Path) -> Iterator[Path]:
-    for role in _ROLES:
-        if (path / role).is_dir():
-            yield path / role
-    for child in sorted(path.iterdir()):
-        if child.is_dir() and child.name not in _ROLES:
-            yield child
+def _number_in(mark: str) -> int | None:
+    """The step in a mark's text: a number, or the name of a step's folder."""
+    if _NUMBER.match(mark):
+        return int(mark)
+    step = registry.step_named(mark)
+    return step.number if step else None
+
+
+def _last(steps: Sequence[StepFolder], run: Path) -> tuple[StepFolder, tuple[str, ...]]:
+    """The last of some steps. Raises CkptconvError where another is equal to it by every number in its name."""
+    *others, last = steps
+    key = (last.name.is_newest, last.name.order)
+    equal = [step.path for step in others if (step.name.is_newest, step.name.order) == key]
+    if equal:
+        raise several(f"folders of step {last.number}", [*equal, last.path], run)
+    same = [step.path.name for step in others if step.number is not None and step.number == last.number]
+    remarks = (f"step {last.number} is taken from {last.path.name}; also there: {', '.join(same)}",)
+    return last, remarks if same else ()
+
+
+def several(what: str, folders: Iterable[Path], parent: Path) -> CkptconvError:
+    """The error for a choice that only a person can make."""
+    paths = sorted(folders)
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return CkptconvError(
+        f"there are several {what} here, and none is more likely than the others",
+        where=parent,
+        found=", ".join(path.name for path in paths[:_SHOWN]) + more,
+        hint=f"name the one that you want, for example {paths[0]}",
+        kind=Kind.USAGE,
+    )

@@ -35,9 +35,14 @@ def every_step(
             print(json.dumps(plain(_record(step))), flush=True)
         elif step.merged is not None and not sink.as_json:
             sink.result(show.done(step.merged), None, quiet=str(step.target))
-        if step.error is not None:
-            word = "waiting for" if step.waiting else "skipped"
-            sink.note(f"{word} step {step.number}: {step.error}")
+        if step.again:
+            sink.note(
+                f"{step.name} changed after it was converted: {'converted' if step.merged else 'tried'} again"
+            )
+        if step.waiting:
+            sink.note(f"Waiting for {step.name}: {step.reason}")
+        elif step.error is not None:
+            sink.note(f"skipped {step.name}: {step.error}")
     if not steps_done:
         sink.note("OUT has every step already")
     if sink.as_json:
@@ -47,7 +52,7 @@ def every_step(
         raise CkptconvError(
             f"{len(failed)} of {len(steps_done)} steps could not be converted",
             where=run,
-            found="step " + ", ".join(str(step.number) for step in failed),
+            found=", ".join(step.name for step in failed),
             code=max(step.error.code for step in failed if step.error is not None),
         )
 

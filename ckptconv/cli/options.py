@@ -17,8 +17,7 @@ Backend = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="Checkpoint format, if auto-detection is wrong: fsdp, dcp, deepspeed, megatron, megatron_legacy, "
-        "megatron_fsdp, hf_shards, huggingface.",
+        help="Checkpoint format, if auto-detection is wrong: fsdp, megatron, dcp, deepspeed, huggingface.",
     ),
 ]
 
@@ -36,7 +35,7 @@ Step = Annotated[
         "--step",
         parser=_step,
         metavar="N",
-        help="Training step to read, or latest. Default: the one that the run marks as its latest, else the highest.",
+        help="Training step to read, or latest. Default: the model that the run ended with, else the latest step.",
     ),
 ]
 Also = Annotated[

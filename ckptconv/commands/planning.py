@@ -76,7 +76,7 @@ def require_base(checkpoint: Checkpoint, options: Options) -> None:
         CkptconvError: with a hint that names the base that the config states.
     """
     settings = checkpoint.lora.settings
-    wanted = options.lora or ("merge" if checkpoint.backend == "huggingface" else "adapter")
+    wanted = options.lora or ("merge" if not checkpoint.is_sharded else "adapter")
     if wanted == "adapter" or not lora.is_adapter_config(settings) or not _is_alone(checkpoint):
         return
     name = settings.get("base_model_name_or_path")

@@ -28,6 +28,7 @@ from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import View, contiguous_strides, stored
 
 _RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of files that torch.save wrote
 _MAX_PICKLE = 1 << 30
 Load = Callable[[bytes, str], Any]  # a pickle's bytes, and where they are for errors -> its object
 # A tensor with strides of 0 is larger than its storage; past this it is a bomb. No trainer's mask comes near.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ckptconv.backends.registry import is_trainers
 from ckptconv.errors import CkptconvError, cannot_write
 from ckptconv.formats.json import read_json
 
@@ -30,22 +31,16 @@ _WEIGHTS = (
     ".npz",
     ".tflite",
 )
-_TRAINERS = ("latest", "latest_universal", "zero_to_fp32.py", "zero_to_torch.py", "trainer_state.json")
 # With peft installed, transformers takes a folder with this file for an adapter (PreTrainedModel.from_pretrained,
 # find_adapter_config_file) and looks for adapter_model.safetensors.
 _ADAPTERS = ("adapter_config.json", "lora_train_meta.json")
-_NOT_COPIED = ("ckptconv.json", ".gitattributes", *_ADAPTERS, *_TRAINERS)
+_NOT_COPIED = ("ckptconv.json", ".gitattributes", *_ADAPTERS)
 # By these alone vLLM and others take a model for a quantised one: GPTQ's, AWQ's and ModelOpt's.
 QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # sentence-transformers keeps each module after the transformer in a folder NUMBER_CLASS, some with weights of their own
 # (SentenceTransformer.save, modules.json); the transformer's own weights are in the folder above.
 _MODULE = re.compile(r"^[1-9]\d*_[A-Za-z]\w*$")
 _MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# What else lies in a run's folder whose config.json is used: its steps, its logs, a trainer's maps of names.
-_RUNS = re.compile(
-    r"^(?:(?:global_step_?|iter_|step-|(?:epoch_\d+_)?step_|checkpoint[-_])\d+|checkpoints?|sharded|runs|wandb|logs|"
-    r"pytorch_model_fsdp_\d+|optim(?:izer)?s?(?:_\d+)?)$|^fqn_to_\w+_mapping\.json$"
-)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -99,7 +94,7 @@ def left_with_weights(folder: Path) -> list[str]:
     """
     found = []
     for child in sorted(folder.iterdir()):
-        if _RUNS.match(child.name) or child.name.startswith(".") or child.is_symlink() or not child.is_dir():
+        if is_trainers(child.name) or child.name.startswith(".") or child.is_symlink() or not child.is_dir():
             continue
         if any((child / name).is_file() for name in ("config.json", "adapter_config.json")):
             found += [
@@ -125,7 +120,7 @@ def is_asset(path: str) -> bool:
     if is_module_weight(PurePosixPath(path)):
         return True
     hidden = any(folder.startswith(".") for folder in folders)
-    return not hidden and not any(map(_RUNS.match, (*folders, name))) and _belongs(Path(name))
+    return not hidden and not any(map(is_trainers, (*folders, name))) and _belongs(Path(name))
 
 
 def copy_asset(source: Path, target: Path) -> None:
@@ -164,7 +159,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if _RUNS.match(path.name):
+        if is_trainers(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
             if not path.name.startswith("."):

@@ -7,6 +7,7 @@ from typing import Any
 from ckptconv.compute import views_of
 from ckptconv.copy.hashing import HASH
 from ckptconv.plan import Output, Plan
+from ckptconv.tensors.file_state import fingerprint
 from ckptconv.tensors.holders import Holders, Part
 from ckptconv.version import __version__
 
@@ -43,6 +44,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
             "role": source.role,
             "world_size": source.world_size,
             "mesh": [str(mesh) for mesh in source.meshes],
+            "fingerprint": fingerprint(source.stamps),
         },
         "base_model": (plan.config or {}).get("_name_or_path") or None,
         "dtype": {"policy": plan.dtype_said, "casts": [list(cast) for cast in plan.casts]},

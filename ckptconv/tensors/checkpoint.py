@@ -105,6 +105,7 @@ class Checkpoint:
     trainer: what the trainer wrote about the model, one record per file; the plan compares it with config.json.
     low_precision: by name, the trainer's own copy of a tensor in the dtype that it computed in. Casting the tensor gives
     the copy's values, or the two are of different saves.
+    is_sharded: False for a whole model, whose files no rank wrote.
     stamps: what the files were before any of them was opened.
     """
 
@@ -125,6 +126,7 @@ class Checkpoint:
     naming: str = "transformers"
     trainer: tuple[TrainerSettings, ...] = ()
     low_precision: dict[str, View] = field(default_factory=dict)
+    is_sharded: bool = True
     stamps: dict[str, FileState] = field(default_factory=dict)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
@@ -50,6 +51,16 @@ def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict
                 except OSError:
                     continue
     return found
+
+
+def fingerprint(stamps: Mapping[str, FileState]) -> str:
+    """One hash over the names, sizes and times of files; it stays the same where their folder is moved or renamed."""
+    files = sorted(stamps)
+    top = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(repr((os.path.relpath(file, top), stamps[file].nbytes, stamps[file].changed)).encode())
+    return digest.hexdigest()
 
 
 def require_unchanged(stamps: Mapping[str, FileState]) -> None:

@@ -13,9 +13,10 @@ import torch
 from support.helpers import edit_config, own_copy, rank_file
 
 from ckptconv.backends import open_checkpoint
+from ckptconv.backends.base import backends
+from ckptconv.backends.locate import locate
 from ckptconv.backends.megatron.lora import lora_settings
 from ckptconv.backends.megatron.settings import read_settings
-from ckptconv.backends.runs import locate
 from ckptconv.commands.inspect import inspect
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.merge.steps import merge_steps
@@ -268,7 +269,7 @@ def test_a_huge_mark_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "global_step_1").mkdir()
     with (tmp_path / "latest").open("wb") as file:
         file.truncate(1 << 36)
-    assert locate(tmp_path, lambda _: False) is None
+    assert locate(tmp_path, backends()) is None
 
 
 @pytest.mark.parametrize("world", [10**12, 1 << 21])

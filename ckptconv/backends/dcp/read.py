@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckptconv.backends.base import nothing_said
 from ckptconv.backends.dcp.homes import (
     assets_of,
     by_accelerate,
@@ -26,6 +27,9 @@ from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
 
 NAME = "dcp"
+SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
+IS_SHARDED = True
+saved_by = nothing_said
 
 
 def is_mine(folder: Path) -> bool:

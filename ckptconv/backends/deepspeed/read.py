@@ -8,10 +8,12 @@ accelerate's NAME/pytorch_model/. Contents: deepspeed/runtime/engine.py (`_commo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptconv.backends.base import Fact
 from ckptconv.backends.copied_files import refuse_copies
 from ckptconv.backends.deepspeed.files import Files, check_ranks, find, home
 from ckptconv.backends.deepspeed.flat import Partition, by_group, by_parameter, partition
@@ -29,6 +31,8 @@ from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, Sto
 from ckptconv.tensors.view import View
 
 NAME = "deepspeed"
+SIGN = "mp_rank_00_model_states.pt (DeepSpeed)"
+IS_SHARDED = True
 
 
 def is_mine(folder: Path) -> bool:
@@ -72,13 +76,20 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         extras={"deepspeed": {"version": model.root.get("ds_version")}},
         low_precision=model.low_precision(masters.views),
         notes=(
-            *Place(place.folder, place.step, place.role, place.others).notes(),
+            *replace(place, steps=()).notes(),
             *masters.notes,
             # Apart from each other: the optimizer files are written after the model files, and take longer.
             *apart(list(files.model.values())),
             *apart(list(files.optim.values())),
         ),
     )
+
+
+def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """DeepSpeed's version."""
+    version = (checkpoint.extras.get("deepspeed") or {}).get("version")
+    if isinstance(version, str):
+        yield Fact("DeepSpeed", version, "the model file")
 
 
 class _Masters(NamedTuple):

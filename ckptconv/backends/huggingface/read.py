@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptconv.backends.base import nothing_said
 from ckptconv.backends.huggingface.torch_bin import read_state_dict
 from ckptconv.backends.huggingface.weight_files import (
     ADAPTER_CONFIG,
@@ -28,6 +29,9 @@ from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, Sto
 from ckptconv.tensors.view import View
 
 NAME = "huggingface"
+SIGN = "*.safetensors or pytorch_model*.bin"
+IS_SHARDED = False
+saved_by = nothing_said
 _TRAINER_STATE = "trainer_state.json"
 
 
@@ -110,6 +114,7 @@ def assemble(
         skipped=skipped,
         lora=Lora(read_table(small / ADAPTER_CONFIG), True) if chosen.is_adapter else Lora(),
         notes=notes,
+        is_sharded=IS_SHARDED,
         naming="hub" if has_config or chosen.is_adapter else "transformers",
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_object, read_tensors
+from ckptconv.backends.megatron import evidence
 from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
 from ckptconv.backends.megatron.names import canonical, not_a_weight, numbered
 from ckptconv.backends.megatron.settings import Stated, namespace, read_settings
@@ -22,6 +23,9 @@ from ckptconv.errors import CkptconvError
 from ckptconv.tensors.checkpoint import Checkpoint, Mesh, StoredTensor
 
 NAME = "megatron_fsdp"
+SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
+IS_SHARDED = True
+saved_by = evidence.saved_by
 _MODEL = re.compile(r"^model\.(?:module\.)+(.+)$")
 _MARK = re.compile(rb"model\d*\.(?:module\.)+[\w.]*\.(?:linear_qkv|linear_proj|linear_fc[12])\.")
 _CHUNK = re.compile(r"^model\d+\.module\.")

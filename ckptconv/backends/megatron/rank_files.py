@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.copied_files import refuse_copies
+from ckptconv.backends.megatron import evidence
 from ckptconv.backends.megatron.experts import expert_ranks
 from ckptconv.backends.megatron.glu import uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
@@ -28,6 +29,9 @@ from ckptconv.tensors.checkpoint import Checkpoint, Lora, Mesh, RankFile, Skippe
 from ckptconv.tensors.view import View
 
 NAME = "megatron_legacy"
+SIGN = "mp_rank_TT_PPP/ (Megatron rank files)"
+IS_SHARDED = True
+saved_by = evidence.saved_by
 _FOLDER = re.compile(r"^mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?$")
 _FILES = ("model_optim_rng.pt", "model.pt")
 _CHUNK = re.compile(r"^model(\d*)$")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
+from ckptconv.backends.megatron import evidence
 from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
 from ckptconv.backends.megatron.names import canonical, not_a_weight
@@ -23,6 +24,9 @@ from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
 
 NAME = "megatron"
+SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
+IS_SHARDED = True
+saved_by = evidence.saved_by
 _CONTENTS = "ckpt_contents.json"
 _HOMES = ("", "dist_ckpt", "model/dist_ckpt")
 

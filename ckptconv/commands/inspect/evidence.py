@@ -1,4 +1,4 @@
-"""What small files beside a checkpoint say of who saved it: the trainer, its version, how far it had come."""
+"""What small files next to a checkpoint say of who saved it: the trainer, its version, and the step."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ckptconv.backends.base import backend_of
 from ckptconv.commands.inspect.records import Evidence
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
-from ckptconv.formats.stand_ins import Inert
-from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.formats.torch_zip import SUFFIXES as ZIP_SUFFIXES
 from ckptconv.formats.zip_directory import NotAZip, Window, read_directory
 from ckptconv.tensors.checkpoint import Checkpoint
 
 _HEAD = 1 << 13  # of a .distcp, which holds an archive for each tensor: the first one
 _SHOWN = 60  # letters of a value
-# Of Megatron's arguments (common.pt, rank files), those that say how it was trained.
-_ARGS = {
-    "world_size": "world size",
-    "tensor_model_parallel_size": "tp",
-    "pipeline_model_parallel_size": "pp",
-    "virtual_pipeline_model_parallel_size": "vpp",
-    "context_parallel_size": "cp",
-    "expert_model_parallel_size": "ep",
-    "expert_tensor_parallel_size": "etp",
-}
 
 
 def evidence_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[Evidence, ...]:
@@ -36,8 +26,7 @@ def evidence_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[Evidenc
     homes = [path for path in (root, checkpoint.assets, root.parent) if path is not None]
     found: dict[str, Evidence] = {}
     for source in (
-        _deepspeed(checkpoint),
-        _megatron(checkpoint),
+        _saved_by(checkpoint),
         _beside(homes),
         _config(config),
         _torch(checkpoint),
@@ -57,36 +46,9 @@ def step_of(evidence: tuple[Evidence, ...]) -> int | None:
     return None
 
 
-def _deepspeed(checkpoint: Checkpoint) -> Iterator[Evidence]:
-    version = (checkpoint.extras.get("deepspeed") or {}).get("version")
-    if isinstance(version, str):
-        yield Evidence("DeepSpeed", _short(version), "the model file")
-
-
-def _megatron(checkpoint: Checkpoint) -> Iterator[Evidence]:
-    if checkpoint.backend not in ("megatron", "megatron_fsdp"):
-        return
-    shards = Path(checkpoint.files[0].path).parent if checkpoint.files else checkpoint.root
-    if (shards / "run_config.yaml").is_file():
-        yield Evidence("trainer", "Megatron-Bridge", "run_config.yaml")
-    name = next(
-        (name for name in ("common.pt", "model_optim_rng.pt") if (shards / name).is_file()), "common.pt"
-    )
-    root = _root(shards / name)
-    if type(root.get("iteration")) is int and root["iteration"]:
-        yield Evidence("Megatron", f"iteration {root['iteration']}", name)
-    args = root.get("args")
-    stated = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
-    said = [f"{word} {stated[key]}" for key, word in _ARGS.items() if type(stated.get(key)) is int]
-    yield Evidence("arguments", ", ".join(said), name)
-
-
-def _root(path: Path) -> dict[Any, Any]:
-    try:
-        root = open_torch_zip(str(path)).root if path.is_file() else {}
-    except CkptconvError:
-        return {}
-    return root if isinstance(root, dict) else {}
+def _saved_by(checkpoint: Checkpoint) -> Iterator[Evidence]:
+    for fact in backend_of(checkpoint).saved_by(checkpoint):
+        yield Evidence(fact.what, _short(fact.value), fact.file)
 
 
 def _beside(homes: list[Path]) -> Iterator[Evidence]:
@@ -117,7 +79,7 @@ def _config(config: dict[str, Any]) -> Iterator[Evidence]:
 def _torch(checkpoint: Checkpoint) -> Iterator[Evidence]:
     """torch 2.8 has `.format_version` in its archives, which 2.4 and 2.6 did not write (measured)."""
     path = Path(checkpoint.files[0].path) if checkpoint.files else None
-    if path is None or path.suffix not in (".pt", ".bin", ".pth", ".distcp"):
+    if path is None or path.suffix not in (*ZIP_SUFFIXES, ".distcp"):
         return
     try:
         with path.open("rb") as file:

@@ -19,7 +19,7 @@ _MANY = 20_000  # slices; a plan of more takes over a second
 def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: Step | None = None) -> Next:
     """The command to type and what it would write. step: the step that the user asked for."""
     here = shlex.quote(str(path)) + (f" --step {step}" if step is not None else "")
-    if checkpoint.backend == "huggingface" and config and not checkpoint.lora.is_folder:
+    if not checkpoint.is_sharded and config and not checkpoint.lora.is_folder:
         return Next(f"ckptconv verify {here}")
     command = f"ckptconv merge {here} MODEL"
     options = Options()

@@ -147,6 +147,7 @@ class Inspection(Displayed):
     path: Path
     layout: str
     backend: str
+    is_sharded: bool
     root: Path
     step: int | None
     role: str | None

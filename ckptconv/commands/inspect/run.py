@@ -89,6 +89,7 @@ def describe(
         path=path,
         layout=checkpoint.layout,
         backend=checkpoint.backend,
+        is_sharded=checkpoint.is_sharded,
         root=checkpoint.root,
         step=checkpoint.step if checkpoint.step is not None else step_of(evidence),
         role=checkpoint.role,

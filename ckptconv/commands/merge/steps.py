@@ -1,8 +1,9 @@
-"""merge --all-steps and --watch: every step of a run that is whole and not converted yet.
+"""merge --all-steps and --watch: every step of a run that is whole and not converted yet, or changed since it was.
 
-A step counts as written when the run's own mark says so (`latest_checkpointed_iteration.txt`, `latest`), or, where a
-trainer leaves no mark, when nothing in its folder has changed for a while. The merge itself refuses what is incomplete,
-and such a step is tried again when something in it has changed.
+A step counts as written when the run's own mark says so (`latest_checkpointed_iteration.txt`, `latest`) and no file of
+the step is younger than the mark, or, where a trainer leaves no mark, when nothing in its folder has changed for a while.
+The receipt of a model holds a fingerprint of the files that it was made from, so a step that is saved again is converted
+again.
 """
 
 from __future__ import annotations
@@ -10,32 +11,57 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends import steps_of
+from ckptconv.backends import state_of
+from ckptconv.backends.registry import trainers
+from ckptconv.backends.runs import StepFolder, mark_of, marked_number, run_of, step_folders
 from ckptconv.commands.merge.run import Merged, merge
 from ckptconv.errors import CkptconvError, Incomplete
-from ckptconv.formats.json import settings_text
+from ckptconv.formats.json import read_table
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.target import tidy
+from ckptconv.tensors.file_state import fingerprint
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written
+SAVED_AGAIN = (
+    120.0  # the same for a step with files younger than the mark, which may be in the middle of another save
+)
 POLL = 5.0  # seconds between two looks
-_MARKS = ("latest_checkpointed_iteration.txt", "latest")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What became of one step: `merged`, or why not. waiting: it is still being written."""
+    """What became of one step.
 
-    number: int
+    Args:
+        number: None for a folder without one, such as "last.ckpt".
+        merged: what the merge did, None where there was none.
+        error: why the step is not converted.
+        waiting: it is still being written; with `watch` it is looked at again.
+        again: it had been converted before, and its files changed since.
+    """
+
+    number: int | None
     source: Path
     target: Path
     merged: Merged | None = None
     error: CkptconvError | None = None
     waiting: bool = False
+    again: bool = False
+
+    @property
+    def name(self) -> str:
+        """ "step 2", or the folder's name where it has no number."""
+        return self.source.name if self.number is None else f"step {self.number}"
+
+    @property
+    def reason(self) -> str:
+        """Why it waits: "rank 1 of 4 is not there yet"."""
+        what = self.error.what if self.error else ""
+        return re.sub(r"\b(is|are) missing(?: from the checkpoint)?$", r"\1 not there yet", what)
 
 
 def merge_steps(
@@ -47,73 +73,119 @@ def merge_steps(
     sleep: Callable[[float], None] = time.sleep,
     **choices: Any,
 ) -> Iterator[Step]:
-    """Convert each step of `run` into `root`/its folder's name, oldest first; steps that are there already are left.
+    """Convert each step of `run` into `root`/its folder's name, oldest first.
 
-    watch: go on for ever, with each new step once it is whole. overwrite: also convert what is there already, once.
-    choices: as `merge` takes them. A step that fails is told and does not stop the others.
-    Raises CkptconvError where the run holds no steps, without `watch`.
+    A step that is converted already is skipped, unless its files changed since. A step that fails is reported and does
+    not stop the others; it is tried again when something in its folder changes.
+
+    Args:
+        run: the run's folder.
+        root: the folder in which the models appear.
+        watch: go on for ever, with each new step once it is whole. A step that waits is reported once per reason.
+        overwrite: also convert, once, what is converted already.
+        sleep: called with the seconds between two looks.
+        choices: as `merge` takes them.
+
+    Raises:
+        CkptconvError: the run holds no steps, without `watch`; or `root` is inside the run.
     """
-    run, root = Path(run), Path(root)
-    if not run.is_dir():
-        raise CkptconvError("no such folder", where=run)
-    if root.resolve() == run.resolve() or run.resolve() in root.resolve().parents:
+    top, root = Path(run), Path(root)
+    if not top.is_dir():
+        raise CkptconvError("no such folder", where=top)
+    if root.resolve() == top.resolve() or top.resolve() in root.resolve().parents:
         raise CkptconvError("OUT lies inside the run", where=root, hint="choose another folder")
-    done: set[int] = set()
-    failed: dict[int, object] = {}
+    done: dict[Path, str] = {}  # step -> fingerprint of what was converted
+    failed: dict[Path, object] = {}  # step -> its files when it failed
+    waiting: dict[Path, str] = {}  # step -> the reason that was reported
     while True:
-        steps = steps_of(run)
-        if not steps and not watch:
-            raise CkptconvError("no steps in this folder", where=run, hint="name the run's folder")
-        for number, source in sorted(steps.items()):
-            target = root / source.name
-            if number in done or (number in failed and failed[number] == _state(source)):
+        folders = _steps(run_of(top))
+        if not folders and not watch:
+            raise CkptconvError("no steps in this folder", where=top, hint="name the run's folder")
+        for folder in folders:
+            source, target = folder.path, root / folder.path.name
+            if source in failed and failed[source] == _state(source):
                 continue
-            if (target / RECEIPT).is_file() and not overwrite:
+            state = _fingerprint(source, choices.get("backend"))
+            before = done.get(source) or (None if overwrite else _converted_from(target, state))
+            if before is not None and state in ("", before):
                 tidy(target)
-                done.add(number)
+                done[source] = state
                 continue
-            step = _convert(run, number, source, target, choices | {"overwrite": overwrite})
+            step = Step(folder.number, source, target, again=before is not None)
+            step = _convert(step, choices | {"overwrite": overwrite or step.again}, watch)
             if step.merged is not None:
-                done.add(number)
-            elif not step.waiting:
-                failed[number] = _state(source)
-            elif watch:
+                done[source] = state
+            elif step.waiting and watch and waiting.get(source) == step.reason:
                 continue
+            if step.waiting:
+                waiting[source] = step.reason
+            elif step.error is not None:
+                failed[source] = _state(source)
             yield step
         if not watch:
             return
         sleep(POLL)
 
 
-def _convert(run: Path, number: int, source: Path, target: Path, choices: dict[str, Any]) -> Step:
-    why = _unfinished(run, number, source)
-    if why is not None:
-        return Step(number, source, target, error=Incomplete(why, where=source), waiting=True)
+def _steps(run: Path) -> list[StepFolder]:
+    """The steps, oldest first. A link to another step ("last.ckpt") is not converted twice."""
+    folders = step_folders(run)
+    paths = {folder.path.resolve() for folder in folders if not folder.path.is_symlink()}
+    return [f for f in folders if not (f.path.is_symlink() and f.path.resolve() in paths)]
+
+
+def _converted_from(target: Path, now: str) -> str | None:
+    """The fingerprint of the files that a model was made from; None without a model.
+
+    A receipt of an older ckptconv has none: the model is taken to be made from what is there now.
+    """
+    if not (target / RECEIPT).is_file():
+        return None
     try:
-        return Step(number, source, target, merged=merge(source, target, **choices))
+        source = read_table(target / RECEIPT).get("source")
+    except CkptconvError:
+        return now
+    stated = source.get("fingerprint") if isinstance(source, dict) else None
+    return stated if isinstance(stated, str) else now
+
+
+def _fingerprint(source: Path, backend: str | None) -> str:
+    try:
+        return fingerprint(state_of(source, backend))
+    except (CkptconvError, OSError):  # the merge says what is wrong
+        return ""
+
+
+def _convert(step: Step, choices: dict[str, Any], watch: bool) -> Step:
+    why = _unfinished(step)
+    if why is not None:
+        return replace(step, error=Incomplete(why, where=step.source), waiting=True)
+    try:
+        return replace(step, merged=merge(step.source, step.target, **choices))
     except CkptconvError as error:
-        return Step(number, source, target, error=error)
+        return replace(step, error=error, waiting=watch and isinstance(error, Incomplete))
     except FileNotFoundError as error:
-        gone = CkptconvError(f"{error.filename} disappeared while it was read", where=source)
-        return Step(number, source, target, error=gone)
+        gone = CkptconvError(f"{error.filename} disappeared while it was read", where=step.source)
+        return replace(step, error=gone)
 
 
-def _unfinished(run: Path, number: int, source: Path) -> str | None:
+def _unfinished(step: Step) -> str | None:
     """Why a step cannot be taken yet, or None."""
-    mark = _marked(run)
-    if mark is not None:
-        return None if number <= mark else f"the run has not marked step {number} as written yet"
-    if time.time() - max((when for _, _, when in _state(source)), default=0.0) < SETTLED:
-        return f"step {number} changed a moment ago: it may still be being written"
-    return None
-
-
-def _marked(run: Path) -> int | None:
-    """The step that the run calls its latest; None where it has no such mark."""
-    for name in _MARKS:
-        found = re.search(r"(\d{1,18})\s*$", settings_text(run / name).strip()[-100:])
-        if found:
-            return int(found[1])
+    source, run = step.source, step.source.parent
+    for pattern in (pattern for trainer in trainers() for pattern in trainer.saving):
+        sign = run / pattern.format(folder=source.name) if "{" in pattern else source / pattern
+        if sign.exists():
+            return f"its trainer is still saving {step.name}: {sign.name} is there"
+    mark, number = mark_of(run), marked_number(run)
+    changed = max((when for _, _, when in _state(source)), default=0.0)
+    settled = time.time() - changed
+    if mark is None or number is None or step.number is None:
+        if settled < SETTLED:
+            return f"{step.name} changed a moment ago: it may still be being written"
+    elif step.number > number:
+        return f"the run has not marked {step.name} as written yet"
+    elif changed > mark.stat().st_mtime and settled < SAVED_AGAIN:
+        return f"files of {step.name} are younger than {mark.name}: it may be being saved again"
     return None
 
 

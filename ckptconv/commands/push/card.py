@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ckptconv.backends.registry import trainer_named
 from ckptconv.commands.push import loading
 from ckptconv.commands.push.folder import ModelFolder
 from ckptconv.hub.names import model_name
@@ -16,8 +17,6 @@ README = "README.md"
 _MARK = "<!-- made by ckptconv push, sha256 of the text above: {} -->"
 # A repository's name on the Hub; a base model that is a local folder stays out of the front matter.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Words of a layout that name who wrote it, the trainer before the library that it uses.
-_TRAINERS = ("verl", "torchtitan", "NeMo", "accelerate", "DeepSpeed", "Megatron")
 _PATH = re.compile(r"(?:^|[\s(\"'])(?:~?/|[A-Za-z]:\\)")
 
 
@@ -52,8 +51,7 @@ def trainer_of(source: Mapping[str, Any]) -> str | None:
     said = source.get("trainer")
     if isinstance(said, str) and said:
         return said
-    layout = str(source.get("layout") or "")
-    return next((name for name in _TRAINERS if name in layout), None)
+    return trainer_named(str(source.get("layout") or ""))
 
 
 def is_untouched(card: str) -> bool:

@@ -17,7 +17,7 @@ from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.copy.hashing import Stretch
 from ckptconv.errors import CkptconvError
 from ckptconv.formats import json as json_text
-from ckptconv.formats.torch_zip import CheckedEntry, check_crcs, open_torch_zip
+from ckptconv.formats.torch_zip import SUFFIXES, CheckedEntry, check_crcs, open_torch_zip
 from ckptconv.plan.shards import INDEX
 from ckptconv.read import workers as threads
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -106,7 +106,7 @@ def _files(word: str, paths: Sequence[object]) -> str:
 
 def zip_files(checkpoint: Checkpoint) -> list[str]:
     """The rank files that are .pt containers."""
-    return [file.path for file in checkpoint.files if file.path.endswith((".pt", ".pth", ".bin"))]
+    return [file.path for file in checkpoint.files if file.path.endswith(SUFFIXES)]
 
 
 def _damage(checkpoint: Checkpoint, path: str, entries: list[str]) -> Iterator[Problem]:

@@ -62,7 +62,7 @@ class Side:
     @property
     def of_trainer(self) -> bool:
         """True for what ranks wrote."""
-        return self.checkpoint.backend != huggingface.NAME
+        return self.checkpoint.is_sharded
 
     @property
     def is_folder(self) -> bool:
@@ -112,7 +112,7 @@ def open_side(
     """
     checkpoint = open_checkpoint(source)
     folder = beside.config if beside.config is not None else checkpoint.assets
-    if checkpoint.backend == huggingface.NAME and (folder is None or _is_safetensors(checkpoint)):
+    if not checkpoint.is_sharded and (folder is None or _is_safetensors(checkpoint)):
         found = assets.read_config(folder) if folder is not None else None
         tensors = {name: _as_it_is(name, tensor.view) for name, tensor in checkpoint.tensors.items()}
         adapter = checkpoint.lora.settings

@@ -20,7 +20,7 @@ def screen(found: Inspection, width: int, depth: int | None = None) -> Renderabl
     parts: list[RenderableType] = [facts(found), Text()]
     if found.tree is not None:
         return Group(*parts, tree(found.tree, width, depth), *end(found))
-    if found.backend != "huggingface":
+    if found.is_sharded:
         parts += [*shard_map(found, width), Text()]
     return Group(*parts, tensors(found, width), *end(found))
 

@@ -39,7 +39,7 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
     if found.heads:
         more = len(found.heads) - _HEADS
         rows.append(("head", ", ".join(found.heads[:_HEADS]) + (f" and {more} more" if more > 0 else "")))
-    if found.backend != "huggingface":
+    if found.is_sharded:
         rows.append(_mesh(found))
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, _, nbytes in found.dtypes)
     files = sum(len(rank.files) for rank in found.ranks)

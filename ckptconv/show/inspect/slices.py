@@ -24,7 +24,7 @@ def slices(found: Inspection, width: int) -> RenderableType:
     lines: list[RenderableType] = [Text(f"{names} tensor{'s' * (names != 1)} of {found.tensors}", "dim")]
     for match in matches[:_MATCHES]:
         lines += [Text(), _title(match), Text()]
-        if found.backend == "huggingface" and len(match.parts) == 1:
+        if not found.is_sharded and len(match.parts) == 1:
             lines.append(_file(match.parts[0], found))
         else:
             picture = split(match, width)

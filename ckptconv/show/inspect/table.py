@@ -16,7 +16,7 @@ _WIDE, _WIDER = 100, 140
 def tensors(found: Inspection, width: int) -> RenderableType:
     """One row per name pattern; more columns on a wide terminal."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", show_edge=False)
-    sharded = found.backend != "huggingface"
+    sharded = found.is_sharded
     table.add_column("tensor", overflow="fold", ratio=1)
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)

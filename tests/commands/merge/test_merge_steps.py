@@ -73,7 +73,7 @@ def test_without_a_mark_a_step_that_just_changed_is_not_taken(run: Path, tmp_pat
     (run / MARK).unlink()
     os.utime(next((run / "global_step_2").rglob("model_world_size_4_rank_3.pt")))
     assert outcomes(list(merge_steps(run, tmp_path / "out"))) == [(1, "merged"), (2, "waiting")]
-    age(run)
+    age(run / "global_step_2")
     assert outcomes(list(merge_steps(run, tmp_path / "out"))) == [(2, "merged")]
 
 
@@ -81,15 +81,16 @@ def test_an_incomplete_step_is_told_and_the_others_are_converted(run: Path, tmp_
     (run / "global_step_1" / "actor" / "model_world_size_4_rank_2.pt").unlink()
     ran = cli("merge", run, tmp_path / "out", "--all-steps")
     assert ran.code == 2  # as a merge of that step alone
-    assert "step 1: rank 2 of 4 is missing" in ran.err
+    assert "skipped step 1: rank 2 of 4 is missing" in ran.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["global_step_2"]
 
 
 def test_a_step_that_fails_is_told_at_the_end_with_its_exit_code(run: Path, tmp_path: Path) -> None:
     (run / "global_step_1" / "actor" / "huggingface" / "config.json").write_text("{")
+    age(run)
     ran = cli("merge", run, tmp_path / "out", "--all-steps")
     assert ran.code == 2
-    assert "step 1: config.json cannot be read" in ran.err
+    assert "skipped step 1: config.json cannot be read" in ran.err
     assert "1 of 2 steps could not be converted" in ran.err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["global_step_2"]
 
@@ -104,9 +105,8 @@ def test_json_lists_the_steps(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [["--step", "1"], ["--push", "me/model"], ["--also", "."]])
 def test_what_goes_with_one_step_only_is_refused(run: Path, tmp_path: Path, more: list[str]) -> None:
-    assert_one_error(
-        cli("merge", run, tmp_path / "out", "--all-steps", *more), says="cannot be combined with --step"
-    )
+    ran = cli("merge", run, tmp_path / "out", "--all-steps", *more)
+    assert_one_error(ran, says="cannot be combined with --step, --also or --push")
     assert not (tmp_path / "out").exists()
 
 
@@ -115,6 +115,128 @@ def test_a_folder_without_steps_and_a_target_in_the_run_are_refused(run: Path, t
         list(merge_steps(run / "global_step_1", tmp_path / "out"))
     with pytest.raises(CkptconvError, match="OUT lies inside the run"):
         list(merge_steps(run, run / "models"))
+
+
+# --- a step that is saved again
+
+
+def rewrite(step: Path) -> None:
+    """A rank file of the step is written again."""
+    file = next(step.rglob("model_world_size_4_rank_3.pt"))
+    file.write_bytes(file.read_bytes())
+
+
+def test_a_step_that_changed_since_it_was_converted_is_converted_again(run: Path, tmp_path: Path) -> None:
+    list(merge_steps(run, tmp_path / "out"))
+    before = state(tmp_path / "out" / "global_step_1")
+    shutil.rmtree(run / "global_step_2")
+    shutil.copytree(run / "global_step_1", run / "global_step_2")
+    age(run / "global_step_2", 1800)
+    os.utime(run / MARK)
+    (step,) = merge_steps(run, tmp_path / "out")
+    assert (step.number, step.again, step.merged is not None) == (2, True, True)
+    weights = "model.safetensors"
+    assert state(tmp_path / "out" / "global_step_2")[weights] == before[weights]
+    assert not list(merge_steps(run, tmp_path / "out"))
+
+
+def test_a_run_that_was_moved_is_not_converted_again(run: Path, tmp_path: Path) -> None:
+    list(merge_steps(run, tmp_path / "out"))
+    assert not list(merge_steps(run.rename(tmp_path / "elsewhere"), tmp_path / "out"))
+
+
+def test_a_model_without_a_fingerprint_in_its_receipt_is_left_alone(run: Path, tmp_path: Path) -> None:
+    list(merge_steps(run, tmp_path / "out"))
+    receipt = tmp_path / "out" / "global_step_1" / "ckptconv.json"
+    data = json.loads(receipt.read_text())
+    del data["source"]["fingerprint"]
+    receipt.write_text(json.dumps(data))
+    assert not list(merge_steps(run, tmp_path / "out"))
+
+
+def test_a_step_with_files_younger_than_the_mark_waits(run: Path, tmp_path: Path) -> None:
+    list(merge_steps(run, tmp_path / "out"))
+    rewrite(run / "global_step_2")
+    (step,) = merge_steps(run, tmp_path / "out")
+    assert outcomes([step]) == [(2, "waiting")]
+    assert step.reason == f"files of step 2 are younger than {MARK}: it may be being saved again"
+    os.utime(run / MARK)  # the save ended
+    (step,) = merge_steps(run, tmp_path / "out")
+    assert (outcomes([step]), step.again) == ([(2, "merged")], True)
+
+
+def test_a_copied_run_whose_mark_came_first_is_taken_once_it_is_quiet(run: Path, tmp_path: Path) -> None:
+    age(run / "global_step_2", 1800)  # younger than the mark, and long ago
+    assert outcomes(list(merge_steps(run, tmp_path / "out"))) == [(1, "merged"), (2, "merged")]
+
+
+@pytest.mark.parametrize("sign", ["global_step_2-unfinished", "global_step_2/.incomplete"])
+def test_a_step_that_its_trainer_marks_as_unfinished_waits(sign: str, run: Path, tmp_path: Path) -> None:
+    (run / sign).touch()
+    found = list(merge_steps(run, tmp_path / "out"))
+    assert outcomes(found) == [(1, "merged"), (2, "waiting")]
+    assert "its trainer is still saving step 2" in found[1].reason
+
+
+def test_a_watched_step_that_is_saved_again_is_converted_again(run: Path, tmp_path: Path) -> None:
+    found: list[Step] = []
+    todo: list[Callable[[], object]] = [
+        lambda: rewrite(run / "global_step_1"),  # in the middle of a save
+        lambda: os.utime(run / MARK),
+        lambda: None,
+    ]
+
+    def sleep(_: float) -> None:
+        if not todo:
+            raise Stop
+        todo.pop(0)()
+
+    with contextlib.suppress(Stop):
+        for step in merge_steps(run, tmp_path / "out", watch=True, sleep=sleep):
+            found.append(step)
+    assert outcomes(found) == [(1, "merged"), (2, "merged"), (1, "waiting"), (1, "merged")]
+    assert [step.again for step in found] == [False, False, True, True]
+
+
+def test_the_screen_says_what_a_step_waits_for(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (run / "global_step_2" / "actor" / "model_world_size_4_rank_1.pt").unlink()
+    watching = subprocess.Popen(
+        command("merge", run, out, "--watch"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert watching.stderr is not None
+    lines = []
+    for line in watching.stderr:
+        lines.append(line.decode())
+        if "Waiting for" in lines[-1]:
+            break
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=60)
+    assert "Waiting for step 2: rank 1 of 4 is not there yet" in lines[-1]
+    assert [path.name for path in out.iterdir()] == ["global_step_1"]
+
+
+@pytest.mark.parametrize(
+    "names", [("ep0-ba9", "ep0-ba10", "ep0-ba100"), ("epoch=0-step=9.ckpt", "last.ckpt")]
+)
+def test_steps_of_other_trainers_are_converted_in_their_order(
+    names: tuple[str, ...], run: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "checkpoints"
+    for name in names:
+        shutil.copytree(run / "global_step_1", other / name)
+    found = list(merge_steps(tmp_path / "other", tmp_path / "out"))
+    assert [step.target.name for step in found if step.merged] == list(names)
+
+
+def test_a_link_to_the_last_step_is_not_converted_twice(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run / "global_step_1", other / "epoch=0-step=9.ckpt")
+    (other / "last.ckpt").symlink_to("epoch=0-step=9.ckpt")
+    assert [step.number for step in merge_steps(other, tmp_path / "out")] == [9]
 
 
 class Stop(Exception):
@@ -141,7 +263,7 @@ def test_watch_takes_each_new_step_once_and_only_when_it_is_whole(tmp_path: Path
     seen_at: dict[int, int] = {}
 
     def sleep(_: float) -> None:
-        for step in found:
+        for step in (step for step in found if step.merged):
             seen_at.setdefault(step.number, len(todo))
         if len(seen_at) == 2:
             raise Stop
@@ -150,8 +272,9 @@ def test_watch_takes_each_new_step_once_and_only_when_it_is_whole(tmp_path: Path
     with contextlib.suppress(Stop):
         for step in merge_steps(run, tmp_path / "out", watch=True, sleep=sleep):
             found.append(step)
-    assert outcomes(found) == [(1, "merged"), (2, "merged")]
+    assert outcomes([step for step in found if not step.waiting]) == [(1, "merged"), (2, "merged")]
     assert seen_at[2] == 0  # not before the mark
+    assert [step.reason for step in found if step.waiting] == ["the run has not marked step 2 as written yet"]
 
 
 def test_watch_without_a_mark_waits_until_the_rank_files_are_whole(tmp_path: Path) -> None:
@@ -171,7 +294,8 @@ def test_watch_without_a_mark_waits_until_the_rank_files_are_whole(tmp_path: Pat
         found.append(step)
         if step.merged:
             break
-    assert outcomes(found) == [(1, "failed"), (1, "merged")]
+    assert outcomes(found) == [(1, "waiting"), (1, "merged")]
+    assert found[0].reason == "rank 1 of 4 is not there yet"
     assert len(todo) == 1
 
 

@@ -1,0 +1,89 @@
+"""What a backend is: a module that recognises a trainer's folder, reads it, and tells who saved it.
+
+docs/adding-a-backend.md shows a complete one. The modules are listed in `registry.LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from ckptconv.backends.registry import LAYOUTS, NAMES
+from ckptconv.backends.runs import Place
+from ckptconv.errors import CkptconvError
+from ckptconv.tensors.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What a file says of who saved a checkpoint: ("Megatron", "iteration 10", "common.pt")."""
+
+    what: str
+    value: str
+    file: str
+
+
+class Backend(Protocol):
+    """A module of a backend's package."""
+
+    NAME: str
+    """The layout's name, which becomes `Checkpoint.backend`."""
+    SIGN: str
+    """The files that it looks for, as an error says them: "model_world_size_W_rank_R.pt (verl FSDP)"."""
+    IS_SHARDED: bool
+    """False for whole models, which come after ranks' shards where both are in one step."""
+
+    def is_mine(self, folder: Path) -> bool:
+        """True for a folder that holds this layout, itself or where its trainers put it, whole or not."""
+        ...
+
+    def read(self, place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+        """Read the metadata of every file, and no weights.
+
+        Args:
+            place: the folder for which `is_mine` is true, and the step and role that its name says.
+            also: more folders of the same checkpoint, from other nodes' disks.
+
+        Raises:
+            Incomplete: a file is missing.
+            CkptconvError: the files contradict each other or break their format.
+        """
+        ...
+
+    def saved_by(self, checkpoint: Checkpoint) -> Iterable[Fact]:
+        """What files next to the weights say of the trainer, nearest first. It never raises."""
+        ...
+
+
+def backends(name: str | None = None) -> tuple[Backend, ...]:
+    """The backends in the order in which a folder is offered to them; with a name, those of that package.
+
+    The name of one layout in a package ("megatron_fsdp", as `Checkpoint.backend` has it) is taken as well.
+    Raises CkptconvError for a name that no package has.
+    """
+    loaded = {layout: _load(*layout) for layout in LAYOUTS}
+    if name is None:
+        return tuple(loaded.values())
+    package = tuple(backend for (package, _), backend in loaded.items() if package == name)
+    layouts = {backend.NAME: backend for backend in loaded.values()}
+    found = package or ((layouts[name],) if name in layouts else ())
+    if not found:
+        raise CkptconvError(f"unknown backend {name!r}", wanted=", ".join(NAMES))
+    return found
+
+
+def backend_of(checkpoint: Checkpoint) -> Backend:
+    """The backend that read a checkpoint."""
+    return next(backend for backend in backends() if checkpoint.backend == backend.NAME)
+
+
+def nothing_said(checkpoint: Checkpoint) -> tuple[Fact, ...]:
+    """The `saved_by` of a layout whose files do not say who saved them."""
+    return ()
+
+
+def _load(package: str, module: str) -> Backend:
+    return cast(Backend, import_module(f"ckptconv.backends.{package}.{module}"))

@@ -1,0 +1,95 @@
+"""What trainers call things: one frozen record per trainer, declared in the package of the backend that reads its files.
+
+Everything that looks at names in a run reads these records: the search for steps and roles (`runs`), the files that are
+not a model's (`publish.assets`), `merge --all-steps`, and the trainer's name on a model card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from functools import cache
+
+_HOLE = re.compile(r"\{(\w+)\}|\*")
+
+
+class Rank(IntEnum):
+    """Which of several models in one step is the one that was trained. A folder without a known name is OTHER."""
+
+    TRAINED = 0
+    OTHER = 1
+    VALUE = 2
+    REFERENCE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """The names that one trainer uses. All are names of files and folders, without a path.
+
+    Args:
+        name: the trainer's name, as its checkpoints' `layout` and a model card spell it.
+        steps: names of step folders. `{step}` is the number of the step, `{epoch}` and `{version}` are further numbers
+            that order folders of the same step, and `*` is any text: "epoch={epoch}-step={step}*".
+        newest: names of step folders that hold the latest step, with or without `{step}`: "last.ckpt".
+        marks: files in a run's folder that hold the latest step: its number, or its folder's name.
+        below: folders of a run that hold its steps.
+        roles: names of role folders inside a step, and which of them is the trained model.
+        not_assets: files and folders that lie next to a model and are not part of it, as shell patterns (`fnmatch`).
+        counters: (file of torch.save, key) in a step folder that hold its step, for names without a number.
+        saving: files that are there only while a step is written, as shell patterns; `{folder}` is the step's name.
+    """
+
+    name: str
+    steps: tuple[str, ...] = ()
+    newest: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
+    roles: Mapping[str, Rank] = field(default_factory=dict)
+    not_assets: tuple[str, ...] = ()
+    counters: tuple[tuple[str, str], ...] = ()
+    saving: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepName:
+    """What a folder's name says. number: None for "last.ckpt". order: numbers that order the folders of a run.
+
+    needs_mark: the name is a bare number, which is a step only where the run has a mark of its latest step.
+    """
+
+    number: int | None
+    order: tuple[int, ...]
+    is_newest: bool = False
+    needs_mark: bool = False
+
+
+def step_name(name: str, trainers: tuple[Trainer, ...]) -> StepName | None:
+    """The step that a folder's name names, or None. Names of the latest step are tried first, over all trainers."""
+    for is_newest in (True, False):
+        for trainer in trainers:
+            for pattern in trainer.newest if is_newest else trainer.steps:
+                match = _compiled(pattern).match(name)
+                if match is not None:
+                    numbers = {hole: int(text) for hole, text in match.groupdict().items()}
+                    order = tuple(numbers.get(hole, -1) for hole in ("step", "epoch", "version"))
+                    return StepName(numbers.get("step"), order, is_newest, pattern == "{step}")
+    return None
+
+
+def fits(name: str, patterns: tuple[str, ...]) -> bool:
+    """True where one of some shell patterns matches a name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern with holes as a regular expression; digits never go on after a hole."""
+    parts, end = [], 0
+    for hole in _HOLE.finditer(pattern):
+        parts.append(re.escape(pattern[end : hole.start()]))
+        parts.append(rf"(?P<{hole[1]}>[0-9]{{1,18}})(?![0-9])" if hole[1] else ".*")
+        end = hole.end()
+    return re.compile("^" + "".join(parts) + re.escape(pattern[end:]) + r"\Z", re.DOTALL)

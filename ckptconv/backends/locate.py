@@ -1,0 +1,101 @@
+"""Which folder of a run is read, and by which backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ckptconv.backends.base import Backend
+from ckptconv.backends.runs import (
+    Place,
+    choose,
+    is_role,
+    run_of,
+    several,
+    step_folders,
+    step_of,
+)
+from ckptconv.backends.runs import rank_of as role_rank
+from ckptconv.errors import CkptconvError, Kind
+from ckptconv.tensors.source_spec import Step
+
+Located = tuple[Backend, Place]
+
+
+def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) -> Located | None:
+    """The folder under `path` (a run, step or role folder) that is read, and the backend that reads it, or None.
+
+    A folder's own model comes before those in its subfolders: without a step, the model that a run ended with comes
+    before the run's steps. Of several roles in a step the trained model comes first (`conventions.Rank`).
+
+    Raises CkptconvError where the step that is asked for, or that the run calls its latest, is not there, and where
+    several models are equally likely to be meant.
+    """
+    own = step_of(path) or step_of(path.parent)
+    number = own.number if own else None
+    here = _claim(path, backends)
+    run = path if own or here else run_of(path)
+    steps = step_folders(run)
+    is_other = step is not None and step not in ("latest", number)
+    if not steps and not here and not own and (found := _role_above(path, backends, step)):
+        return found
+    if not steps and is_other:
+        hint = "remove --step" if here else "name the run's folder"
+        raise CkptconvError(f"step {step} is not in this folder", where=path, hint=hint, kind=Kind.USAGE)
+    if not steps and not own and step == "latest":
+        hint = "omit --step, or name the run's folder"
+        raise CkptconvError("no steps in this folder", where=path, hint=hint, kind=Kind.USAGE)
+    if here and not (steps and (is_other or step == "latest")):
+        below = {s.number for s in steps if s.number is not None and _claim(s.path, backends)}
+        role = path.name if is_role(path.name) else None
+        return here, Place(path, number, role, steps=tuple(sorted(below)))
+    if not steps:
+        return _role_in(path, backends, number)
+    chosen, remarks = choose(run, step)
+    backend = _claim(chosen.path, backends)
+    if backend:
+        return backend, Place(chosen.path, chosen.number, None, remarks=remarks)
+    return _role_in(chosen.path, backends, chosen.number, remarks)
+
+
+def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> Located | None:
+    """The trained model where role folders hold the steps, as OpenRLHF and AReaL have it: RUN/ROLE/STEP/."""
+    roles = [p for p in path.iterdir() if p.is_dir() and is_role(p.name) and step_folders(p)]
+    if not roles:
+        return None
+    first, *others = sorted(roles, key=lambda role: (role_rank(role.name), role.name))
+    equal = [role for role in others if role_rank(role.name) == role_rank(first.name)]
+    if equal:
+        raise several("models", [first, *equal], path)
+    found = locate(first, backends, step)
+    if found is None:
+        return None
+    backend, place = found
+    names = tuple(role.name for role in others)
+    return backend, replace(place, role=place.role or first.name, others=(*place.others, *names))
+
+
+def _claim(folder: Path, backends: Sequence[Backend]) -> Backend | None:
+    """The first backend that reads a folder itself."""
+    return next((backend for backend in backends if backend.is_mine(folder)), None)
+
+
+def _role_in(
+    step: Path, backends: Sequence[Backend], number: int | None, remarks: tuple[str, ...] = ()
+) -> Located | None:
+    """The trained model among the subfolders of a step; ranks' shards come before whole models of the same rank."""
+    folders = [path for path in sorted(step.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    claimed = [(path, backend) for path in folders if (backend := _claim(path, backends))]
+    if not claimed:
+        return None
+
+    def order(found: tuple[Path, Backend]) -> tuple[int, bool]:
+        path, backend = found
+        return role_rank(path.name), not backend.IS_SHARDED
+
+    (role, backend), *others = sorted(claimed, key=order)
+    equal = [path for path, other in others if order((path, other)) == order((role, backend))]
+    if equal:
+        raise several("models", [role, *equal], step)
+    return backend, Place(role, number, role.name, tuple(path.name for path, _ in others), remarks=remarks)

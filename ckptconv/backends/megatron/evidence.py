@@ -1,0 +1,48 @@
+"""What Megatron's own files say of the trainer: its iteration and its arguments, and whether it was Megatron-Bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ckptconv.backends.base import Fact
+from ckptconv.errors import CkptconvError
+from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.checkpoint import Checkpoint
+
+# Of Megatron's arguments (common.pt, rank files), those that say how it was trained.
+_ARGS = {
+    "world_size": "world size",
+    "tensor_model_parallel_size": "tp",
+    "pipeline_model_parallel_size": "pp",
+    "virtual_pipeline_model_parallel_size": "vpp",
+    "context_parallel_size": "cp",
+    "expert_model_parallel_size": "ep",
+    "expert_tensor_parallel_size": "etp",
+}
+
+
+def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """As `Backend.saved_by`."""
+    shards = Path(checkpoint.files[0].path).parent if checkpoint.files else checkpoint.root
+    if (shards / "run_config.yaml").is_file():
+        yield Fact("trainer", "Megatron-Bridge", "run_config.yaml")
+    names = ("common.pt", "model_optim_rng.pt")
+    name = next((name for name in names if (shards / name).is_file()), names[0])
+    root = _root(shards / name)
+    if type(root.get("iteration")) is int and root["iteration"]:
+        yield Fact("Megatron", f"iteration {root['iteration']}", name)
+    args = root.get("args")
+    stated = args.state if isinstance(args, Inert) and isinstance(args.state, dict) else {}
+    sizes = [f"{word} {stated[key]}" for key, word in _ARGS.items() if type(stated.get(key)) is int]
+    yield Fact("arguments", ", ".join(sizes), name)
+
+
+def _root(path: Path) -> dict[Any, Any]:
+    try:
+        root = open_torch_zip(str(path)).root if path.is_file() else {}
+    except CkptconvError:
+        return {}
+    return root if isinstance(root, dict) else {}
