@@ -43,7 +43,7 @@ def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) ->
     if not steps and is_other:
         hint = "remove --step" if here else "name the run's folder"
         raise CkptconvError(f"step {step} is not in this folder", where=path, hint=hint, kind=Kind.USAGE)
-    if not steps and not own and step == "latest":
+    if not steps and step == "latest":
         hint = "omit --step, or name the run's folder"
         raise CkptconvError("no steps in this folder", where=path, hint=hint, kind=Kind.USAGE)
     if here and not (steps and (is_other or step == "latest")):
