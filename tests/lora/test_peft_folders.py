@@ -166,7 +166,7 @@ def test_of_several_adapters_the_trained_one_is_taken(
     for name in names:
         Path(shutil.copytree(trained.adapter, tmp_path / "run" / "checkpoint-3" / name))
     if taken is None:
-        with pytest.raises(CkptconvError, match="several adapters") as refused:
+        with pytest.raises(CkptconvError, match="several models") as refused:
             merge(tmp_path / "run", tmp_path / "out", base=trained.base)
         assert refused.value.found == "one, two"
         return
