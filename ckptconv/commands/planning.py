@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.errors import CkptconvError
-from ckptconv.hub.names import repo_of
+from ckptconv.hub.names import cached_name, repo_of
 from ckptconv.models import lora
 from ckptconv.plan import Equal, Options, Plan, make_plan
+from ckptconv.plan.stored import take_stock
 from ckptconv.publish import assets
 from ckptconv.read.reader import same_values
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -49,7 +52,9 @@ def plan_and_assets(
     equal: Equal = same_values,
 ) -> tuple[Plan, Path | None]:
     """The plan, and the folder that the tokenizer and other small files come from; see `plan_for`."""
-    based = open_checkpoint(base, backend="huggingface") if base is not None else None
+    holds_base = options.lora in ("adapter", "both") and take_stock(checkpoint).parts.holds_base
+    # A checkpoint that holds its base needs the name alone, for the adapter's config.
+    based = None if base is None or holds_base else open_checkpoint(base, backend="huggingface")
     if config is not None:
         folder: Path | None = Path(config)
     else:
@@ -62,7 +67,17 @@ def plan_and_assets(
             hint="pass the base model: --config DIR or --config org/name",
         )
     plan = make_plan(checkpoint, found, options, based, equal)
+    if base is not None:
+        plan = replace(plan, texts={name: _with_base(text, base) for name, text in plan.texts.items()})
     return plan, folder if folder is None or folder.is_dir() else folder.parent
+
+
+def _with_base(settings: Any, base: str | Path) -> Any:
+    """adapter_config.json that names its base: the repository given as --base, or its folder where it names none."""
+    key = "base_model_name_or_path"
+    if not isinstance(settings, dict) or key not in settings:
+        return settings
+    return {**settings, key: cached_name(base) or settings[key] or str(base)}
 
 
 def require_base(checkpoint: Checkpoint, options: Options) -> None:

@@ -206,6 +206,15 @@ def test_a_base_that_is_on_the_hub_only_is_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_exported_adapter_names_the_base_that_the_user_named(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, target_modules=["q_proj"])
+    cache = tmp_path / "hub" / "models--org--name" / "snapshots" / "abc"
+    shutil.copytree(trained.base, cache)
+    merge(trained.adapter, tmp_path / "out", base=cache, lora="both")
+    settings = json.loads((tmp_path / "out" / "lora_adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "org/name"
+
+
 def test_a_base_of_another_width_is_refused(tmp_path: Path) -> None:
     trained = models.train(models.qwen2(), tmp_path / "one", target_modules=["q_proj"])
     other = models.train(models.qwen3_moe(), tmp_path / "two", target_modules=["q_proj"])

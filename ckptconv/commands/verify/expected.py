@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptconv.commands.verify.records import Problem
 from ckptconv.errors import CkptconvError
-from ckptconv.models import facts, mtp
+from ckptconv.models import facts, mtp, quantised
 from ckptconv.models.hub_names import taken_either_way, to_hub
 from ckptconv.tensors.view import Shape
 
@@ -56,7 +56,13 @@ class NotChecked:
 
 def expect(config: Mapping[str, Any], present: Iterable[str]) -> Expected | NotChecked | Problem:
     """The tensors of the model that the config describes, under the names that fit `present` best."""
-    if config.get("quantization_config"):
+    method, present = quantised.method_of(config), list(present)
+    if method and not quantised.any_quantised((name, "") for name in present):
+        return Problem(
+            "config.json",
+            f"has a quantization_config ({method}), and no scales of quantised weights are stored",
+        )
+    if method:
         return NotChecked("the model is quantised, and its tensors are the quantiser's")
     found = class_of(config)
     if not isinstance(found, str):
