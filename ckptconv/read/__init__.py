@@ -1,1 +1,1 @@
-"""From views to elements, in bounded memory."""
+"""Reads the elements of views in bounded memory."""

@@ -1,4 +1,4 @@
-"""The stored files while they are read: a bounded number of them open, every short read gone on with or named."""
+"""Reads the stored files: a bounded number of them is open, and a short read is continued or reported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ _OPEN_FILES = 128
 
 
 class Files:
-    """Fills memory from files. One per thread.
+    """Fills memory from files. Each thread has its own.
 
-    drop_behind: tell the kernel that what was read will not be read again, so that it need not look for pages to
-    give up while the output is written. For what does not fit in memory anyway.
+    Args:
+        drop_behind: tell the kernel to drop pages from its cache once they were read, so that it does not have to search
+            for pages to evict while the output is written. Use it for checkpoints that do not fit in memory.
     """
 
     def __init__(self, drop_behind: bool = False) -> None:
@@ -22,11 +23,22 @@ class Files:
         self._handles: OrderedDict[str, int] = OrderedDict()
 
     def close(self) -> None:
+        """Close all files."""
         while self._handles:
             os.close(self._handles.popitem()[1])
 
     def fill(self, file: str, start: int, memory: memoryview, keep: bool = False) -> None:
-        """All of `memory` from a byte of a file. keep: there is more in these pages, which will be read later."""
+        """Read from a file until `memory` is full.
+
+        Args:
+            file: the path.
+            start: the byte of the file to begin at.
+            memory: where the bytes go.
+            keep: do not drop these pages, since other bytes in them will be read later.
+
+        Raises:
+            CkptconvError: the file cannot be read, or it ends too early.
+        """
         handle = self._handles.get(file)
         if handle is None:
             handle = self._open(file)
@@ -49,7 +61,7 @@ class Files:
             self.forget(file, start, want)
 
     def forget(self, file: str, start: int, nbytes: int) -> None:
-        """Let the kernel give up these pages; only whole ones, and only of a file that is open."""
+        """Let the kernel drop the whole pages in this range of bytes, if the file is open."""
         if file in self._handles:
             os.posix_fadvise(self._handles[file], start, nbytes, os.POSIX_FADV_DONTNEED)
 

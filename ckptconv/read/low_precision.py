@@ -1,7 +1,8 @@
-"""A trainer's low-precision copies of its float32 masters: casting the masters must give the copies' values.
+"""Compares master weights with the trainer's low-precision copies: a cast of the masters must give the copies' values.
 
-Masters of one step next to a module of another are not told apart by names, shapes or sizes. A small tensor is compared
-whole; of a large one, a block in each part that one rank wrote: a part of another step differs nearly everywhere.
+Names, shapes and sizes do not show that the masters are from one step and the module's weights from another. A small
+tensor is compared completely. Of a large tensor, one block is compared in each part that one rank wrote, because a part
+from another step differs nearly everywhere.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.view import View, contiguous_strides
 
-_WHOLE = 1 << 18  # elements of a tensor that is compared throughout
-_BLOCK = 1 << 14  # elements that are compared in each part of a larger one
-_LEAST = 1 << 10  # and no fewer, however many parts there are
-_BUDGET = 1 << 26  # elements in all that parts share
+_WHOLE = 1 << 18  # tensors of at most this many elements are compared completely
+_BLOCK = 1 << 14  # elements that are compared in each part of a larger tensor
+_LEAST = 1 << 10  # the minimum per part, however many parts there are
+_BUDGET = 1 << 26  # elements that the parts of all large tensors share
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -38,9 +39,14 @@ class _Task(NamedTuple):
 
 
 def require_casts(checkpoint: Checkpoint, *, workers: int | None = None) -> None:
-    """Compare the trainer's low-precision copies with the masters, as far as the module's docstring says.
+    """Compare the trainer's low-precision copies with the masters, to the extent that the module's docstring gives.
 
-    Raises CkptconvError for the first tensor whose copy does not have the masters' values.
+    Args:
+        checkpoint: its `low_precision` holds the copies.
+        workers: threads; None for one per core and one more.
+
+    Raises:
+        CkptconvError: names the first tensor whose copy does not have the masters' values.
     """
     tasks = [
         _Task(number, name, tensor.view, copy)
@@ -77,7 +83,7 @@ def _comparable(masters: View, copy: View) -> bool:
 
 
 def _compare(task: _Task, block: int, reader: Reader) -> CkptconvError | None:
-    """The error for the first block that differs."""
+    """The error for the first block that differs, or None."""
     masters, copies = prepare(task.masters), prepare(task.copy)
     wide, narrow = to_numpy(task.masters.dtype), to_numpy(task.copy.dtype)
     for low, high in _intervals(task.masters, block):
@@ -85,8 +91,8 @@ def _compare(task: _Task, block: int, reader: Reader) -> CkptconvError | None:
         two = np.empty(high - low, raw_dtype(task.copy.dtype))
         reader.interval(masters, low, high, one)
         reader.interval(copies, low, high, two)
-        values, found = one.view(wide), two.view(narrow)
-        differs = _differs(values, found)
+        values, copy = one.view(wide), two.view(narrow)
+        differs = _differs(values, copy)
         if not differs.any():
             continue
         at = int(np.argmax(differs))
@@ -94,7 +100,7 @@ def _compare(task: _Task, block: int, reader: Reader) -> CkptconvError | None:
         return CkptconvError(
             f"the module's own copy of {task.name} does not have the optimizer's values",
             where=task.copy.files[0],
-            found=f"{float(found[at]):g} at {index}; {int(differs.sum()):,} of {high - low:,} elements differ",
+            found=f"{float(copy[at]):g} at {index}; {int(differs.sum()):,} of {high - low:,} elements differ",
             wanted=f"{float(values[at]):g} in {task.copy.dtype}, as in {task.masters.files[0]}",
             hint="the files are of different saves: copy all of one step again; to convert the module's own copy, move the "
             "optimizer files (or the folder zero/) out of this folder",
@@ -102,34 +108,32 @@ def _compare(task: _Task, block: int, reader: Reader) -> CkptconvError | None:
     return None
 
 
-def _differs(values: Array, found: Array) -> Array:
-    """Where the masters, rounded, are not the copy. Some kernels for offloaded masters cut bfloat16 off, all of it."""
+def _differs(values: Array, copy: Array) -> Array:
+    """True at each element where the rounded master is not the copy.
+
+    Some kernels for offloaded masters truncate to bfloat16 and do not round, so a block that is truncated throughout passes.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        rounded = values.astype(found.dtype)
-    nan = np.isnan(values.astype(np.float32)) & np.isnan(found.astype(np.float32))
-    differs = (rounded != found) & ~nan
-    if (
-        differs.any()
-        and values.dtype == np.float32
-        and found.dtype.itemsize == 2
-        and found.dtype != np.float16
-    ):
-        cut = (values.view(np.uint32) >> 16).astype(np.uint16)
-        if np.array_equal(cut, found.view(np.uint16)):
+        rounded = values.astype(copy.dtype)
+    nan = np.isnan(values.astype(np.float32)) & np.isnan(copy.astype(np.float32))
+    differs = (rounded != copy) & ~nan
+    if differs.any() and values.dtype == np.float32 and copy.dtype.itemsize == 2 and copy.dtype != np.float16:
+        truncated = (values.view(np.uint32) >> 16).astype(np.uint16)
+        if np.array_equal(truncated, copy.view(np.uint16)):
             return np.zeros_like(differs)
     return differs
 
 
 def _intervals(view: View, block: int) -> list[tuple[int, int]]:
-    """Elements of the flattened tensor to compare: all of a small one, else a block around each part's middle."""
+    """The intervals of the flattened tensor to compare: all of a small tensor, else a block around each part's middle."""
     if view.numel <= _WHOLE:
         return [(0, view.numel)]
     steps = contiguous_strides(view.shape, 1)
-    found = []
+    intervals = []
     for chunk in view.chunks:
         middle = sum(
             (o + n // 2) * step for o, n, step in zip(chunk.offsets, chunk.sizes, steps, strict=True)
         )
         low = max(0, min(middle - block // 2, view.numel - block))
-        found.append((low, min(low + block, view.numel)))
-    return sorted(set(found))
+        intervals.append((low, min(low + block, view.numel)))
+    return sorted(set(intervals))

@@ -1,8 +1,8 @@
-"""From a view to its elements: bounded preads into the caller's buffer, never a whole file, never a mapping.
+"""Reads the elements of a view with bounded preads into the caller's buffer, never a whole file, never a mapping.
 
-What lies in one piece both in its file and in the tensor is a run, and costs one pread a block. Every
-other chunk (a column shard, a transpose) is a box: `gather` says how it is read into one scratch buffer, from which it
-goes to its places. A cast happens on the way, while the elements are in a core's cache.
+Elements that are contiguous in the file and in the tensor form a run, which costs one pread per block. Every other
+chunk (a column shard, a transpose) is a box: `gather` decides how it is read into one scratch buffer, from which its
+elements are copied to their positions. A cast is part of that copy, while the elements are in a core's cache.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import numpy as np
 from ckptconv.read.files import Files
 from ckptconv.read.gather import RAW, Array, Cast, arrange, groups, overlap, put
 from ckptconv.tensors.dtypes import itemsize, to_numpy
-from ckptconv.tensors.view import Chunk, Shape, View, boxes_of_interval, contiguous_strides
+from ckptconv.tensors.intervals import boxes_of_interval
+from ckptconv.tensors.view import Chunk, Shape, View, contiguous_strides
 
-_SPAN = 2 << 20  # bytes read at a time of a box
-_PACKED = 1 << 20  # bytes of it on their way
-SCRATCH = _SPAN + _PACKED  # a reader's buffers
-CAST_BLOCK = 1 << 16  # elements; source and target together stay in a core's cache
-_LONG = 64 << 10  # contiguous bytes that are worth a read of their own
+_SPAN = 2 << 20  # bytes of a box that are read at a time
+_PACKED = 1 << 20  # bytes of scratch in which they are transposed
+SCRATCH = _SPAN + _PACKED  # bytes of a reader's buffers
+CAST_BLOCK = 1 << 16  # elements per cast; source and target together stay in a core's cache
+_LONG = 64 << 10  # from this many contiguous bytes on, a run gets its own read
 _RUNS = (
     1 << 16
 )  # most contiguous runs kept per chunk; with more (stride-0 expands) the chunk is read as a box
 
-Part = tuple[Shape, Shape, Array]  # offsets and sizes of a box, and the memory that it belongs to
+Part = tuple[Shape, Shape, Array]  # offsets and sizes of a box, in elements, and the memory that it fills
 
 
 class Run(NamedTuple):
@@ -43,10 +44,16 @@ class Run(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A view prepared for reading: runs sorted by position, the other chunks by their first row.
+    """A view prepared for reading.
 
-    ends: ends[i] is the largest end row of boxes[: i + 1], for bisection.
-    turned: some box is not row-major in its file.
+    Args:
+        shape: of the view.
+        item: bytes per element.
+        runs: the contiguous runs, sorted by position in the flattened tensor.
+        starts: the first position of each run, for bisection.
+        boxes: the other chunks, sorted by their first row.
+        ends: ends[i] is the largest end row of boxes[: i + 1], for bisection.
+        turned: some box is not row-major in its file.
     """
 
     shape: Shape
@@ -59,7 +66,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(view: View) -> Prepared:
-    """Sort a view's chunks into runs and boxes; done once per tensor."""
+    """Sort the chunks of a view into runs and boxes. Call it once per tensor."""
     item = itemsize(view.dtype)
     steps = contiguous_strides(view.shape, 1)
     runs, boxes = [], []
@@ -80,14 +87,14 @@ def prepare(view: View) -> Prepared:
 
 
 def _is_turned(sizes: Shape, strides: Shape) -> bool:
-    """The dim that moves fastest in memory is not the one that moves fastest in the file."""
+    """True if the dim that varies fastest in memory is not the one that varies fastest in the file."""
     steps = [stride for size, stride in zip(sizes, strides, strict=True) if size > 1]
     return bool(steps) and steps[-1] > min(steps)
 
 
 def _outer_dims(chunk: Chunk, shape: Shape, item: int) -> int:
-    """How many of a chunk's first dims have to be walked, so that what is left is one piece in the file and the tensor."""
-    step, whole = item, True  # whole: every dim to the right is covered entirely
+    """The number of leading dims to iterate over, so that the rest is contiguous in the file and in the tensor."""
+    step, whole = item, True  # whole: the chunk covers every dim to the right completely
     for dim in reversed(range(len(shape))):
         size = chunk.sizes[dim]
         if size != 1 and (not whole or chunk.strides[dim] != step):
@@ -98,14 +105,18 @@ def _outer_dims(chunk: Chunk, shape: Shape, item: int) -> int:
 
 
 class Reader:
-    """Reads views with a bounded number of open files and one scratch buffer. One per thread.
+    """Reads views with a bounded number of open files and one scratch buffer. Each thread has its own.
 
-    nbytes: what was asked for so far. drop_behind: what was read will not be read again (see `files`).
+    `nbytes` counts the bytes of the elements that callers have asked for so far.
+
+    Args:
+        scratch: bytes of buffers for boxes and casts.
+        drop_behind: no byte will be read again (see `Files`).
     """
 
     def __init__(self, scratch: int = SCRATCH, drop_behind: bool = False) -> None:
         self._files = Files(drop_behind)
-        packed = max(scratch - 8, 0) // 24 * 8  # whole elements of any dtype; a third
+        packed = max(scratch - 8, 0) // 24 * 8  # a third, in whole elements of any dtype
         self._scratch, self._packed = np.empty(scratch - packed, np.uint8), np.empty(packed, np.uint8)
         self._memory = memoryview(self._scratch)
         self.nbytes = 0
@@ -117,7 +128,18 @@ class Reader:
         self._files.close()
 
     def interval(self, prepared: Prepared, low: int, high: int, out: Array, cast: Cast | None = None) -> None:
-        """Fill `out` with elements low..high-1 of the flattened tensor: raw unsigned ones, or what `cast` makes of them."""
+        """Fill `out` with the elements low..high-1 of the flattened tensor.
+
+        Args:
+            prepared: the view.
+            low: the first element.
+            high: one past the last element.
+            out: high-low elements: of `raw_dtype` without a cast, else of the dtype that the cast writes.
+            cast: the conversion, or None to copy the stored bytes.
+
+        Raises:
+            CkptconvError: a file cannot be read, or it ends too early.
+        """
         item = prepared.item
         if prepared.runs:
             at = max(bisect_right(prepared.starts, low) - 1, 0)
@@ -147,7 +169,7 @@ class Reader:
         shape, parts = prepared.shape, []
         for linear, offsets, sizes in boxes_of_interval(low, high, shape):
             parts.append((offsets, sizes, out[linear - low : linear - low + prod(sizes)].reshape(sizes)))
-        # A part of a row costs about as much as the row, so it is read with the rows beside it where these are short.
+        # A part of a short row costs about as much as the whole row, so the interval is extended to whole rows.
         most = (high - low) // (16 if prepared.turned else 64)
         width = _short_rows(shape, most) if len(parts) > 1 else 1
         if width > 1:
@@ -177,7 +199,7 @@ class Reader:
         parts: list[Part],
         cast: Cast | None,
     ) -> None:
-        """Read a box of a chunk, and put every element in its place in the parts."""
+        """Read a box of a chunk, and copy every element to its position in the parts."""
         raw = parts[0][2].dtype if cast is None else cast.stored
         gather = arrange(sizes, strides, raw.itemsize, len(self._scratch))
         if gather.group != sizes:
@@ -202,7 +224,7 @@ class Reader:
                 put(_cut(values, begin, *shared), _cut(out, offsets, *shared), gather, cast, self._packed)
 
     def _forget(self, prepared: Prepared, chunk: Chunk, low: int, high: int) -> None:
-        """Drop what was read with gaps, once the interval holds the last element of its chunk."""
+        """Drop the pages of a chunk that was read with gaps, once the interval includes the chunk's last element."""
         steps = contiguous_strides(prepared.shape, 1)
         last = sum((o + n - 1) * step for o, n, step in zip(chunk.offsets, chunk.sizes, steps, strict=True))
         if low <= last < high:
@@ -211,7 +233,7 @@ class Reader:
 
 
 def _short_rows(shape: Shape, most: int) -> int:
-    """Elements of the largest rows (of a few of the last dims) that have at most so many; at least 1."""
+    """The number of elements in the last few dims, as many dims as have at most `most` elements; at least 1."""
     width = 1
     for size in reversed(shape):
         if width * size > most:
@@ -238,7 +260,18 @@ def raw_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def read_numpy(view: View, reader: Reader | None = None) -> Array:
-    """The whole tensor as a numpy array of its own dtype (ml_dtypes' for bfloat16); it must fit in memory."""
+    """Read a whole tensor, which must fit in memory.
+
+    Args:
+        view: the tensor.
+        reader: reads the files; None for one that is closed at the end.
+
+    Returns:
+        An array of the view's shape and dtype (from ml_dtypes for bfloat16 and float8).
+
+    Raises:
+        CkptconvError: a file cannot be read, or it ends too early.
+    """
     out = np.empty(view.numel, raw_dtype(view.dtype))
     if view.numel:
         if reader is None:
@@ -250,12 +283,21 @@ def read_numpy(view: View, reader: Reader | None = None) -> Array:
 
 
 def same_place(a: View, b: View) -> bool:
-    """True when two views are made of the same stored bytes in the same order; equal without reading."""
+    """True if two views consist of the same stored bytes in the same order, so that they are equal without reading."""
     return a.shape == b.shape and a.dtype == b.dtype and sorted(a.chunks) == sorted(b.chunks)
 
 
 def same_values(a: View, b: View, block: int = 1 << 20) -> bool:
-    """True when two views hold the same bytes; streams both, block by block."""
+    """True if two views hold the same bytes. Both are streamed.
+
+    Args:
+        a: a view.
+        b: another.
+        block: elements that are compared at a time.
+
+    Raises:
+        CkptconvError: a file cannot be read, or it ends too early.
+    """
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if same_place(a, b):

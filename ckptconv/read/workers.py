@@ -1,4 +1,4 @@
-"""A few threads over one list of tasks: reading, hashing and numpy all run outside Python's lock."""
+"""Runs a list of tasks on a few threads. Reading, hashing and numpy release the GIL, so threads are enough."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _STOPS = {signal.SIGINT, signal.SIGTERM}
 
 
 def count(wanted: int | None = None) -> int:
-    """How many threads to use: as many as asked for, else one a core and one more, since one waits for the disk; never
-    more than 16 by itself."""
+    """The number of threads to use: the wanted number if one is given, else at most 16, one per core and one more.
+
+    The one more keeps the cores busy while a thread waits for the disk.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, wanted or min(cores + 1, _MOST))
 
@@ -26,10 +28,16 @@ def count(wanted: int | None = None) -> int:
 def for_each(
     tasks: Iterable[T], open_worker: Callable[[], AbstractContextManager[Callable[[T], None]]], workers: int
 ) -> None:
-    """Do every task once. Each thread enters its own `open_worker()`, which holds its buffers and files.
+    """Do every task once, each on one of several threads.
 
-    The first error stops all threads and is raised here. KeyboardInterrupt passes through once they have
-    stopped.
+    Args:
+        tasks: the tasks; threads take them in order.
+        open_worker: each thread enters its own; it owns the thread's buffers and files, and yields the function that does
+            one task.
+        workers: the number of threads.
+
+    Raises:
+        BaseException: the first error of a thread, once all threads have stopped. KeyboardInterrupt is raised then too.
     """
     todo, lock, stop = iter(tasks), threading.Lock(), threading.Event()
     errors: list[BaseException] = []
@@ -49,7 +57,7 @@ def for_each(
         finally:
             ended.set()
 
-    # Events, not Thread.join: up to Python 3.12 a join that Ctrl-C interrupts takes the running thread for ended.
+    # We wait for events, not with Thread.join: up to Python 3.12 a join that Ctrl-C interrupts marks the thread as ended.
     started: list[threading.Event] = []
     try:
         with _held(_STOPS):

@@ -1,1 +1,1 @@
-"""What a tensor is, as places in files and without data: views, boxes, dtypes, the Checkpoint record."""
+"""Tensors as positions in files, without data: views, boxes, dtypes and the Checkpoint record."""

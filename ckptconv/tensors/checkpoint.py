@@ -16,7 +16,14 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 @dataclass(frozen=True, slots=True)
 class RankFile:
-    """One file that one rank wrote. seat: the rank's coordinate in the mesh, (("pp", 0), ("tp", 1)), where it is known."""
+    """One file that one rank wrote.
+
+    Args:
+        rank: the global rank that wrote it.
+        path: the file.
+        nbytes: its size in bytes.
+        seat: the rank's coordinate along each mesh dim, such as (("pp", 0), ("tp", 1)); () if it is not known.
+    """
 
     rank: int
     path: str
@@ -26,7 +33,12 @@ class RankFile:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """A DeviceMesh: sizes and names of its dims. Names are free text; () where a trainer gives none."""
+    """A DeviceMesh.
+
+    Args:
+        shape: the number of ranks along each dim.
+        names: the name of each dim, as the trainer chose it; () if the trainer stores no names.
+    """
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
@@ -38,14 +50,16 @@ class Mesh:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor of the checkpoint: the view that is used, and its other copies.
+    """A tensor of the checkpoint: the view that is used, and its replicas.
 
-    placement: how it was cut, in the trainer's words ("Shard(0)"), "" for a plain tensor.
-    replicas: other copies, whole or in parts; each is a view in its own right with the same shape and dtype
-    as the part it repeats, and stands beside the offsets where that part begins.
-    equal: what the files' own checksums say of the replicas, without a byte read: all are equal to the bytes
-    that are used (True), one is not (False), or nothing (None).
-    implied: no mesh says that they are replicas, so that nothing but equal bytes makes them so.
+    Args:
+        view: the whole tensor; its chunks name the copy of each part that goes into the model.
+        placement: how the trainer sharded it, in the trainer's words ("Shard(0)"); "" for a plain tensor.
+        replicas: (offsets, view) for each further copy of the tensor or of a part of it. The view has the shape and dtype
+            of the part that it repeats; the offsets, in elements, say where that part begins in the tensor.
+        equal: whether the checksums in the files' headers prove the replicas equal to the used bytes (True) or
+            different from them (False); None if the files have no checksums to compare.
+        implied: True if no mesh declares the replicas: they count as replicas only if their bytes are equal.
     """
 
     view: View
@@ -56,12 +70,19 @@ class StoredTensor:
 
     @property
     def replica_bytes(self) -> int:
+        """Bytes of all replicas together."""
         return sum(view.nbytes for _, view in self.replicas)
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something that was not read, and why: optimizer files, other roles, padding."""
+    """Something in the folder that the backend does not read: optimizer files, other roles, padding.
+
+    Args:
+        what: a file, a folder or a group of tensors.
+        nbytes: its size in bytes.
+        reason: why it is not read, for the user.
+    """
 
     what: str
     nbytes: int
@@ -70,7 +91,12 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """What a trainer wrote about the model it trained. values: by the trainer's own names; where: the file."""
+    """What a trainer wrote about the model that it trained.
+
+    Args:
+        values: the settings, by the trainer's own names.
+        where: the file that holds them.
+    """
 
     values: Mapping[str, Any]
     where: str
@@ -78,11 +104,11 @@ class TrainerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """What the files next to the tensors say of LoRA.
+    """What the files next to the tensors state about LoRA.
 
     Args:
-        settings: adapter_config.json, verl's lora_train_meta.json, or what Megatron-Bridge's run_config.yaml says in
-            their words; empty where there is none.
+        settings: the content of adapter_config.json or of verl's lora_train_meta.json, or Megatron-Bridge's
+            run_config.yaml translated to the same keys; empty if there is no such file.
         is_folder: the tensors are those of PEFT's adapter_model.safetensors, which never holds the whole base model,
             though it may repeat some of its weights.
     """
@@ -93,20 +119,29 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A trainer's checkpoint as data: every tensor with the places where its bytes lie.
+    """A trainer's checkpoint as data: every tensor, and where its bytes are in the files.
 
-    backend: the room that read it; layout: what a user calls it; root: the folder that holds the rank files.
-    world_size: ranks that took part in the save; files: the rank files, in rank order.
-    assets: the folder with config.json and the tokenizer, None where there is none.
-    lora: what the files next to the tensors say of LoRA.
-    extras: other facts that a later step may need (trainer settings), plain data.
-    notes: findings that a user should see; they do not make the checkpoint wrong.
-    naming: whose names the tensors have: "transformers" (a module's), "megatron", or "hub".
-    trainer: what the trainer wrote about the model, one record per file; the plan compares it with config.json.
-    low_precision: by name, the trainer's own copy of a tensor in the dtype that it computed in. Casting the tensor gives
-    the copy's values, or the two are of different saves.
-    is_sharded: False for a whole model, whose files no rank wrote.
-    stamps: what the files were before any of them was opened.
+    Args:
+        backend: the name of the backend that read it, such as "fsdp".
+        layout: the format in words, for the user.
+        root: the folder that holds the rank files.
+        world_size: the number of ranks that took part in the save.
+        files: the rank files, in rank order.
+        tensors: the tensors by name, in the trainer's order.
+        meshes: the device meshes over which tensors are sharded.
+        step: the training step; None if the folder does not tell.
+        role: the model's role in the step, such as "actor"; None if there are no roles.
+        assets: the folder with config.json and the tokenizer; None if there is none.
+        skipped: what the backend did not read, with reasons.
+        lora: what the files next to the tensors state about LoRA.
+        extras: further facts for later steps, as plain data.
+        notes: findings for the user that do not make the checkpoint wrong.
+        naming: whose names the tensors have: "transformers" (the module's), "megatron" or "hub".
+        trainer: what the trainer wrote about the model, one record per file; the plan compares it with config.json.
+        low_precision: name -> the trainer's own copy of the tensor in the dtype that it computed in. A cast of the
+            tensor must give the values of the copy; otherwise the two are from different saves.
+        is_sharded: False for a whole model, whose files no rank wrote.
+        stamps: file -> its state before any file was opened.
     """
 
     backend: str
@@ -131,10 +166,10 @@ class Checkpoint:
 
     @property
     def rank_of(self) -> dict[str, int]:
-        """file -> the rank that wrote it."""
+        """Map each file's path to the rank that wrote it."""
         return {file.path: file.rank for file in self.files}
 
 
 def starred(name: str) -> str:
-    """A name with `*` for its numbers, as the names of equal tensors are shown."""
+    """Replace the numbers in a name with `*`, to group the tensors of different layers."""
     return _NUMBER.sub("*", name)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# name -> (bytes an element, safetensors' name). Source: safetensors README, "Format"; torch.Storage classes.
+# name -> (bytes per element, safetensors' name). Source: safetensors README, "Format"; torch.Storage classes.
 _TABLE: dict[str, tuple[int, str]] = {
     "float64": (8, "F64"),
     "float32": (4, "F32"),
@@ -44,15 +44,17 @@ _STORAGES = {
     "ComplexFloatStorage": "complex64",
     "UntypedStorage": "uint8",
 }
-# What users and configs write -> the name here.
+# Spellings that users and configs use -> the name in this module.
 _ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 class FloatBits(NamedTuple):
-    """What a float's bits say, read as an unsigned number.
+    """The bit patterns of a float dtype, as unsigned integers.
 
-    mask: all bits but the sign. first: the first magnitude that is not finite. infinity: the magnitude of Inf, 0 for a
-    dtype that has none.
+    Args:
+        mask: all bits except the sign; pattern & mask is the magnitude.
+        first: the smallest magnitude that is not finite.
+        infinity: the magnitude of Inf; 0 for a dtype without Inf.
     """
 
     mask: int
@@ -72,44 +74,44 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def known(name: str) -> bool:
-    """True for a dtype that can be planned."""
+    """True if the table has this dtype, so that a plan can use it."""
     return name in _TABLE
 
 
 def itemsize(name: str) -> int:
-    """Bytes an element."""
+    """Bytes per element."""
     return _TABLE[name][0]
 
 
 def to_safetensors(name: str) -> str:
-    """The code that a safetensors header uses."""
+    """The code of a dtype in a safetensors header, such as "BF16"."""
     return _TABLE[name][1]
 
 
 def from_safetensors(code: str) -> str | None:
-    """The dtype of a safetensors code, or None for one that is not known."""
+    """The dtype of a safetensors code, or None for an unknown code."""
     return _BY_SAFETENSORS.get(code)
 
 
 def from_storage(class_name: str) -> str | None:
-    """The dtype of a torch storage class such as "BFloat16Storage", or None."""
+    """The dtype of a torch storage class such as "BFloat16Storage", or None for an unknown class."""
     return _STORAGES.get(class_name)
 
 
 def from_text(text: object) -> str | None:
-    """The dtype that a config or a flag names ("torch.bfloat16", "bf16"), or None."""
+    """The dtype that a config or a flag names ("torch.bfloat16", "bf16"), or None for an unknown name."""
     name = str(text).removeprefix("torch.").lower()
     name = _ALIASES.get(name, name)
     return name if name in _TABLE else None
 
 
 def is_float(name: str) -> bool:
-    """True for the floats that a dtype policy may cast (not fp8, which needs its scales)."""
+    """True for the floats that a dtype policy may cast. float8 is not one of them, because its codes need scales."""
     return name in FLOATS
 
 
 def to_numpy(name: str) -> np.dtype[Any]:
-    """The numpy dtype, from ml_dtypes where numpy has none of its own."""
+    """The numpy dtype; it comes from ml_dtypes for the formats that numpy lacks."""
     if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"):
         import ml_dtypes
 

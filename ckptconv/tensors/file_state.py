@@ -1,4 +1,4 @@
-"""Whether files stayed as they were while they were read: a merge of two states of a checkpoint is no model."""
+"""Check that files did not change while they were read: a merge of two states of a checkpoint would be wrong."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from ckptconv.errors import CkptconvError
 class FileState(NamedTuple):
     """The facts that change when a file is written or replaced.
 
-    inode: 0 on network and FUSE file systems, whose inode numbers are not stable.
+    Args:
+        nbytes: the size in bytes.
+        changed: the time of the last change, in nanoseconds since 1970.
+        inode: the inode number; 0 on network and FUSE file systems, whose inode numbers are not stable.
     """
 
     nbytes: int
-    changed: int  # nanoseconds
+    changed: int
     inode: int
 
     def __str__(self) -> str:
@@ -28,29 +31,52 @@ class FileState(NamedTuple):
 
 
 def stamp(file: str | Path) -> FileState:
-    """A file's stamp. Raises OSError."""
+    """The present state of a file.
+
+    Raises:
+        OSError: the file cannot be looked at.
+    """
     stat = os.stat(file)
-    on_disk = os.major(stat.st_dev) != 0  # a network's or FUSE's file systems have no device of their own
+    on_disk = os.major(stat.st_dev) != 0  # network and FUSE file systems have no block device
     return FileState(stat.st_size, stat.st_mtime_ns, stat.st_ino if on_disk else 0)
 
 
 def stamps_of(files: Iterable[str], known: Mapping[str, FileState]) -> dict[str, FileState]:
-    """The stamps of files, as they are known from before their headers were read, or as they are now."""
+    """The state of each file: the known one, which was taken before its header was read, else the present one.
+
+    Args:
+        files: paths.
+        known: file -> state.
+
+    Returns:
+        file -> state, sorted by path.
+
+    Raises:
+        CkptconvError: a file without a known state has disappeared.
+    """
     return {file: known.get(file) or _present(file) for file in sorted(files)}
 
 
 def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict[str, FileState]:
-    """Every file under some folders but those to leave; what cannot be looked at is left out."""
-    found = {}
+    """The states of all files under some folders, without those that cannot be looked at.
+
+    Args:
+        folders: where to look, subfolders included.
+        leave: True for a file or subfolder to skip.
+
+    Returns:
+        file -> state.
+    """
+    states = {}
     for folder in folders:
         for parent, below, names in os.walk(folder):
             below[:] = [name for name in below if not leave(Path(parent, name))]
             for name in names:
                 try:
-                    found[os.path.join(parent, name)] = stamp(os.path.join(parent, name))
+                    states[os.path.join(parent, name)] = stamp(os.path.join(parent, name))
                 except OSError:
                     continue
-    return found
+    return states
 
 
 def fingerprint(stamps: Mapping[str, FileState]) -> str:
@@ -64,7 +90,11 @@ def fingerprint(stamps: Mapping[str, FileState]) -> str:
 
 
 def require_unchanged(stamps: Mapping[str, FileState]) -> None:
-    """Raises CkptconvError, with the first file that is not what it was."""
+    """Check that every file still has the state that was noted.
+
+    Raises:
+        CkptconvError: names the first file that changed or disappeared.
+    """
     for file, was in stamps.items():
         now = _present(file)
         if now != was:

@@ -20,13 +20,13 @@ class SourceSpec:
         path: a folder (run, step, role or model), a file of weights, or a repository on the Hub: "org/name",
             "org/name@revision", "hf://org/name". A path that exists wins over a repository of that name.
         backend: the checkpoint's format, such as "fsdp"; detected when omitted.
-        step: of a run; "latest" for the one that the run marks as its latest, else its highest. When omitted, the
-            model in the run's own folder comes first, then the latest step.
-        also: more folders of the same checkpoint, for rank files that are on several disks.
+        step: the step of a run; "latest" takes the step that the run marks as its latest, or the highest if none is
+            marked. When omitted, the model in the run's own folder comes first, then the latest step.
+        also: more folders of the same checkpoint, if its rank files are on several disks.
         revision: a branch, tag or commit of a repository.
 
     Raises:
-        CkptconvError: for a step that is not a number, and a single path in place of a list.
+        CkptconvError: `step` is not a number, or `also` is a single path and not a list.
 
     Example:
         >>> spec = SourceSpec("checkpoints/run", step="latest")
@@ -59,11 +59,11 @@ class SourceSpec:
             object.__setattr__(self, field.name, value)
 
     def at(self, path: Path) -> SourceSpec:
-        """The same in a folder: where a repository was downloaded to, for example."""
+        """The same record with another path, such as the folder to which a repository was downloaded."""
         return replace(self, path=path, revision=None)
 
 
-Where = str | Path | SourceSpec  # what the public functions take
+Where = str | Path | SourceSpec  # the type of a source in the public functions
 
 
 def spec_of(
@@ -73,7 +73,15 @@ def spec_of(
     also: Sequence[str | Path] = (),
     revision: str | None = None,
 ) -> SourceSpec:
-    """The record for a path and keywords. Raises CkptconvError where a record is given together with keywords."""
+    """The record for a source and keywords.
+
+    Args:
+        source: a path, or a SourceSpec, which is returned as it is.
+        backend: see `SourceSpec`, as for the other keywords.
+
+    Raises:
+        CkptconvError: a SourceSpec is given together with keywords, or a value is not valid.
+    """
     if not isinstance(source, SourceSpec):
         return SourceSpec(source, backend, step, also, revision)
     given = {"backend": backend, "step": step, "also": also or None, "revision": revision}

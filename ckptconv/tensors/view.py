@@ -1,10 +1,10 @@
-"""A tensor as the places where its elements lie, and the five moves on it. No data is touched here.
+"""A tensor as the positions of its elements in files, and the five moves on it. This module touches no data.
 
 `stored, narrow, cat, permute, unflatten` each rewrite the list of chunks and nothing else, so any re-slicing of a
-model is a rewrite of small tuples. `narrow, cat, permute, unflatten` (and what is made of them: `split, select,
+model is a rewrite of small tuples. `narrow, cat, permute, unflatten` and the functions built on them (`split, select,
 stack, squeeze`) accept numpy arrays and torch tensors as well, so one rule serves views and real tensors alike.
 
-There is no `flatten`: a plan's output is C-contiguous, so merging dims is a label that the plan puts on at the end.
+There is no `flatten`: a plan's output is C-contiguous, so the plan merges dims by writing another shape at the end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ckptconv.errors import CkptconvError
 from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.intervals import boxes_of_interval
 from ckptconv.tensors.tiling import check_tiling
 
 Shape = tuple[int, ...]
@@ -24,10 +25,14 @@ T = TypeVar("T")  # a View, a numpy array or a torch tensor
 
 
 class Chunk(NamedTuple):
-    """A box of a view, and where its elements lie.
+    """A box of a view, and where its elements are stored.
 
-    offsets, sizes: the box, in elements of the view. file, start: the first element's file and byte.
-    strides: bytes from one element to the next along each dim (0 where one element serves all).
+    Args:
+        offsets: the first corner of the box, in elements of the view.
+        sizes: the size of the box along each dim, in elements.
+        file: the file that holds the elements.
+        start: the byte of that file at which the first element begins.
+        strides: bytes from one element to the next along each dim; 0 for an expanded dim.
     """
 
     offsets: Shape
@@ -39,7 +44,13 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor: shape, dtype (a name from `dtypes`) and the chunks that tile it exactly once."""
+    """A tensor without data.
+
+    Args:
+        shape: elements along each dim.
+        dtype: a name from `dtypes`, such as "bfloat16".
+        chunks: boxes that tile the tensor exactly once, each with the position of its bytes.
+    """
 
     shape: Shape
     dtype: str
@@ -47,20 +58,22 @@ class View:
 
     @property
     def numel(self) -> int:
+        """The number of elements."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """The size in bytes."""
         return self.numel * itemsize(self.dtype)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files it is read from, in the order of first use."""
+        """The files that hold its elements, in the order of first use."""
         return tuple(dict.fromkeys(chunk.file for chunk in self.chunks))
 
 
 def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
-    """Byte strides of a C-contiguous tensor with `item` bytes an element."""
+    """Byte strides of a C-contiguous tensor with `item` bytes per element."""
     strides, step = [], item
     for size in reversed(shape):
         strides.append(step)
@@ -70,7 +83,7 @@ def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
 
 @lru_cache(maxsize=4096)  # thousands of files hold the same few shapes
 def _byte_strides(shape: Shape, stride: Shape | None, item: int) -> Shape | None:
-    """Strides in bytes; None where a size or a stride is negative."""
+    """Strides in bytes; None if a size or a stride is negative."""
     strides = contiguous_strides(shape, item) if stride is None else tuple(step * item for step in stride)
     return None if any(number < 0 for number in shape + strides) else strides
 
@@ -78,7 +91,18 @@ def _byte_strides(shape: Shape, stride: Shape | None, item: int) -> Shape | None
 def stored(
     file: str, start: int, shape: Sequence[int], dtype: str, stride: Sequence[int] | None = None
 ) -> View:
-    """Move 1: a tensor as it lies in a file. stride: in elements, as torch counts; C-contiguous when not given."""
+    """Move 1: a tensor as it is stored in a file.
+
+    Args:
+        file: the path.
+        start: the byte at which the first element begins.
+        shape: elements along each dim.
+        dtype: a name from `dtypes`.
+        stride: elements from one index to the next along each dim, as in torch; C-contiguous when omitted.
+
+    Raises:
+        CkptconvError: a size, stride or offset is negative, or shape and stride have different lengths.
+    """
     shape = tuple(shape)
     strides = _byte_strides(shape, None if stride is None else tuple(stride), itemsize(dtype))
     if start < 0 or strides is None:
@@ -91,7 +115,7 @@ def stored(
 
 
 def narrow(x: T, dim: int, start: int, length: int) -> T:
-    """Move 2: elements start .. start+length-1 along dim."""
+    """Move 2: take the elements start .. start+length-1 along dim. Raises CkptconvError if they are out of range."""
     array: Any = x
     _check_dim(array, dim)
     size = array.shape[dim]
@@ -108,7 +132,7 @@ def narrow(x: T, dim: int, start: int, length: int) -> T:
         low = chunk.offsets[dim]
         begin, stop = max(low, start), min(low + chunk.sizes[dim], end)
         if not start and 0 < chunk.sizes[dim] == stop - begin:
-            chunks.append(chunk)  # as it is
+            chunks.append(chunk)  # nothing is cut off, so the chunk stays the same
         elif begin < stop:
             chunks.append(
                 Chunk(
@@ -124,7 +148,10 @@ def narrow(x: T, dim: int, start: int, length: int) -> T:
 
 
 def cat(parts: Sequence[T], dim: int) -> T:
-    """Move 3: tensors one after another along dim; all other dims and the dtype are the same."""
+    """Move 3: concatenate tensors along dim.
+
+    Raises CkptconvError if the dtypes or the sizes of another dim differ.
+    """
     first: Any = parts[0]
     _check_dim(first, dim)
     if not isinstance(first, View):
@@ -148,7 +175,10 @@ def cat(parts: Sequence[T], dim: int) -> T:
 
 
 def permute(x: T, dims: Sequence[int]) -> T:
-    """Move 4: dims in another order; new dim i is old dim dims[i]."""
+    """Move 4: reorder the dims; new dim i is old dim dims[i].
+
+    Raises CkptconvError if `dims` is not a permutation of the tensor's dims.
+    """
     array: Any = x
     if sorted(dims) != list(range(len(array.shape))):
         raise CkptconvError(f"{list(dims)} is not a permutation of {len(array.shape)} dims")
@@ -163,7 +193,11 @@ def permute(x: T, dims: Sequence[int]) -> T:
 
 
 def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
-    """Move 5: one dim becomes several, row-major. A chunk cut in mid-row becomes at most 2n-1 boxes."""
+    """Move 5: split one dim into several dims of the given sizes, in row-major order.
+
+    A chunk that begins or ends within a row becomes several boxes, at most 2n-1 for n new dims.
+    Raises CkptconvError if the product of `sizes` is not the size of the dim.
+    """
     array: Any = x
     _check_dim(array, dim)
     sizes = tuple(sizes)
@@ -173,7 +207,7 @@ def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
     if not isinstance(x, View):
         return array.reshape(shape)
     chunks = []
-    inner: dict[int, Shape] = {}  # by stride: most chunks have the same
+    inner: dict[int, Shape] = {}  # stride -> strides of the new dims; most chunks share one stride
     for chunk in x.chunks:
         low, stride = chunk.offsets[dim], chunk.strides[dim]
         if stride not in inner:
@@ -193,7 +227,16 @@ def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
 
 
 def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int], View]]) -> View:
-    """A tensor from parts at given offsets (a mesh's shards); they must tile it exactly once, or an error says why."""
+    """Assemble a tensor from parts, such as the shards of a mesh.
+
+    Args:
+        shape: elements along each dim of the whole tensor.
+        dtype: the dtype of the tensor and of every part.
+        parts: (offsets, view) of each part, the offsets in elements.
+
+    Raises:
+        CkptconvError: a part has another dtype or number of dims, or the parts do not tile the tensor exactly once.
+    """
     shape = tuple(shape)
     chunks: list[Chunk] = []
     for offsets, part in parts:
@@ -212,7 +255,7 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
 
 
 def squeeze(x: T, dim: int) -> T:
-    """Drop a dim of one element."""
+    """Drop a dim of size 1. Raises CkptconvError if the dim has another size."""
     array: Any = x
     _check_dim(array, dim)
     if array.shape[dim] != 1:
@@ -228,31 +271,31 @@ def squeeze(x: T, dim: int) -> T:
 
 
 def select(x: T, dim: int, index: int) -> T:
-    """One element along dim, and the dim is gone."""
+    """Take one index along dim, and drop the dim."""
     return squeeze(narrow(x, dim, index, 1), dim)
 
 
 def unbind(x: T, dim: int) -> list[T]:
-    """Every element along dim, and the dim is gone. One pass over the chunks, however many elements there are."""
+    """Split into one tensor per index along dim, without that dim. This takes one pass over the chunks."""
     array: Any = x
     _check_dim(array, dim)
     size = array.shape[dim]
     if not isinstance(x, View):
         return [select(x, dim, index) for index in range(size)]
-    found: list[list[Chunk]] = [[] for _ in range(size)]
+    by_index: list[list[Chunk]] = [[] for _ in range(size)]
     for c in x.chunks:
         offsets, sizes = c.offsets[:dim] + c.offsets[dim + 1 :], c.sizes[:dim] + c.sizes[dim + 1 :]
         strides, step = c.strides[:dim] + c.strides[dim + 1 :], c.strides[dim]
         for index in range(c.sizes[dim]):
-            found[c.offsets[dim] + index].append(
+            by_index[c.offsets[dim] + index].append(
                 Chunk(offsets, sizes, c.file, c.start + index * step, strides)
             )
     shape = x.shape[:dim] + x.shape[dim + 1 :]
-    return [View(shape, x.dtype, tuple(chunks)) for chunks in found]  # type: ignore[misc]
+    return [View(shape, x.dtype, tuple(chunks)) for chunks in by_index]  # type: ignore[misc]
 
 
 def split(x: T, dim: int, lengths: Sequence[int]) -> list[T]:
-    """Consecutive parts along dim; the lengths must add up to it."""
+    """Split into consecutive parts along dim. Raises CkptconvError if the lengths do not add up to the dim's size."""
     array: Any = x
     _check_dim(array, dim)
     if sum(lengths) != array.shape[dim]:
@@ -265,41 +308,13 @@ def split(x: T, dim: int, lengths: Sequence[int]) -> list[T]:
 
 
 def stack(parts: Sequence[T], dim: int) -> T:
-    """Tensors of one shape along a new dim."""
+    """Stack tensors of one shape along a new dim."""
     return cat([_unsqueeze(part, dim) for part in parts], dim)
-
-
-def boxes_of_interval(low: int, high: int, sizes: Shape) -> list[tuple[int, Shape, Shape]]:
-    """The boxes of a row-major lattice that hold positions low..high-1, as (first position, offsets, sizes)."""
-    if not sizes:
-        return [(0, (), ())] if low < high else []
-    if len(sizes) == 1:
-        return [(low, (low,), (high - low,))]
-    inner = prod(sizes[1:])
-    boxes: list[tuple[int, Shape, Shape]] = []
-    row, last = low // inner, (high - 1) // inner
-    whole_from, whole_to = -(-low // inner), high // inner
-    if row == last and whole_from >= whole_to:  # within one row
-        return _in_row(row, low, high, sizes, inner)
-    if low % inner:
-        boxes += _in_row(row, low, (row + 1) * inner, sizes, inner)
-    if whole_to > whole_from:
-        offsets = (whole_from,) + (0,) * (len(sizes) - 1)
-        boxes.append((whole_from * inner, offsets, (whole_to - whole_from, *sizes[1:])))
-    if high % inner:
-        boxes += _in_row(last, last * inner, high, sizes, inner)
-    return boxes
-
-
-def _in_row(row: int, low: int, high: int, sizes: Shape, inner: int) -> list[tuple[int, Shape, Shape]]:
-    base = row * inner
-    found = boxes_of_interval(low - base, high - base, sizes[1:])
-    return [(base + at, (row, *offsets), (1, *box)) for at, offsets, box in found]
 
 
 def _unsqueeze(x: T, dim: int) -> T:
     array: Any = x
-    if dim == len(array.shape):  # a new last dim: split the last one into (n, 1)
+    if dim == len(array.shape):  # for a new last dim, the present last one becomes (n, 1)
         if dim == 0:
             return _scalar_to_vector(x)
         return unflatten(x, dim - 1, (array.shape[dim - 1], 1))
@@ -326,7 +341,7 @@ def _put(values: Shape, dim: int, value: int) -> Shape:
 
 
 def _library(array: Any) -> Any:
-    """numpy or torch, by where the array comes from, without importing the other."""
+    """The library that the array is from, numpy or torch; the other one is not imported."""
     from importlib import import_module
 
     return import_module(type(array).__module__.split(".")[0])

@@ -16,7 +16,8 @@ from hypothesis.strategies import DataObject
 from ckptconv.read.reader import Reader, prepare, raw_dtype, read_numpy
 from ckptconv.tensors import view as algebra
 from ckptconv.tensors.dtypes import itemsize, to_numpy
-from ckptconv.tensors.view import View, boxes_of_interval, check_tiling, place, stored
+from ckptconv.tensors.intervals import boxes_of_interval
+from ckptconv.tensors.view import View, check_tiling, place, stored
 
 FILE_BYTES = 1 << 14
 DTYPES = (
