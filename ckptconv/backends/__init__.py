@@ -10,7 +10,7 @@ from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.huggingface import read as huggingface
 from ckptconv.backends.locate import locate
 from ckptconv.backends.runs import Place, is_step, run_of, steps_of
-from ckptconv.errors import CkptconvError, Kind
+from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.file_state import FileState, stamps_under
 from ckptconv.tensors.source_spec import Step, Where, spec_of
@@ -112,11 +112,10 @@ def _nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step 
         return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if not isinstance(step, int) and (steps := steps_of(run_of(root))):
         return _unfinished(root, steps, known)
-    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return CkptconvError(
         f"no {name} checkpoint here" if name else "no checkpoint found here",
         where=root,
-        found=shown,
+        found=listed(names, 6),
         wanted=", ".join(dict.fromkeys(backend.SIGN for backend in known)),
         hint="pass the folder of the run, or of a step or role in it",
         kind=Kind.NOT_A_CHECKPOINT,

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
 
+from ckptconv.errors import listed
+
 _LONG = 600  # seconds; the ranks of one save wait for each other, and give up after about as long
 _TIMES = 10  # how many times longer than the groups themselves took the time between them must be
 _SKEW = 60  # seconds that the clocks of two nodes may differ, and that closing a file may take
@@ -60,8 +62,7 @@ def _span(times: Sequence[tuple[float, str]]) -> float:
 
 
 def _names(times: Sequence[tuple[float, str]]) -> str:
-    names = sorted(name for _, name in times)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return listed(sorted(name for _, name in times))
 
 
 def _when(times: Sequence[tuple[float, str]]) -> str:

@@ -9,7 +9,7 @@ from ckptconv.backends import open_checkpoint
 from ckptconv.backends.huggingface.read import NAME, assemble
 from ckptconv.backends.huggingface.weight_files import CONFIG, SMALL, Chosen, beside, choose
 from ckptconv.backends.runs import Place
-from ckptconv.errors import CkptconvError, Kind
+from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.json import read_table
 from ckptconv.hub.fetch import Say, download, local_or_hub
 from ckptconv.hub.headers import headers
@@ -58,22 +58,22 @@ def open_repo(repo: RepoName) -> Checkpoint:
     if is_offline():
         found = open_checkpoint(local_or_hub(f"hf://{repo}"), backend=NAME)
         return replace(found, root=Path(repo.name), layout=_said(found, repo, found.root.name))
-    listed = listing(repo)
-    small = _small_files(listed)
-    chosen = choose(small, listed.top)
+    contents = listing(repo)
+    small = _small_files(contents)
+    chosen = choose(small, contents.top)
     if chosen is None:
-        raise _no_model(listed)
+        raise _no_model(contents)
     if not all(name.endswith(".safetensors") for name in chosen.names):
-        raise _torch_only(listed, chosen, small)
-    skipped, notes = beside(listed.top, chosen)
+        raise _torch_only(contents, chosen, small)
+    skipped, notes = beside(contents.top, chosen)
     root = Path(repo.name)
-    missing = next((name for name in chosen.names if name not in listed.files), None)
+    missing = next((name for name in chosen.names if name not in contents.files), None)
     if missing is not None:
         raise CkptconvError("a shard named in the index is missing", where=repo, wanted=missing)
-    opened = headers(listed, chosen.names)
+    opened = headers(contents, chosen.names)
     place = Place(root, None, None)
     found = assemble(root, chosen, opened, small, place, tuple(skipped), tuple(notes))
-    return replace(found, layout=_said(found, repo, listed.commit))
+    return replace(found, layout=_said(found, repo, contents.commit))
 
 
 def _said(found: Checkpoint, repo: RepoName, commit: str) -> str:
@@ -81,34 +81,33 @@ def _said(found: Checkpoint, repo: RepoName, commit: str) -> str:
     return f"{what} on the Hub, {repo.revision or 'main'} at {commit[:8]}"
 
 
-def _small_files(listed: Listing) -> Path:
+def _small_files(contents: Listing) -> Path:
     """The folder in huggingface_hub's cache with config.json and the indexes."""
-    names = [name for name in SMALL if name in listed.files]
-    return download(listed.repo, names, listed.commit) if names else Path()
+    names = [name for name in SMALL if name in contents.files]
+    return download(contents.repo, names, contents.commit) if names else Path()
 
 
-def _no_model(listed: Listing) -> CkptconvError:
-    names = sorted(listed.files)
-    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _no_model(contents: Listing) -> CkptconvError:
+    names = sorted(contents.files)
     return CkptconvError(
         "this repository has no model weights",
-        where=listed.repo,
-        found=shown or "no files",
+        where=contents.repo,
+        found=listed(names, 6) or "no files",
         wanted="model.safetensors, its index, or adapter_model.safetensors",
     )
 
 
-def _torch_only(listed: Listing, chosen: Chosen, small: Path) -> CkptconvError:
+def _torch_only(contents: Listing, chosen: Chosen, small: Path) -> CkptconvError:
     """What the list of files tells of torch.save files, whose tensors have no header to read."""
     config = read_table(small / CONFIG)
-    total = sum(listed.files.get(name, 0) for name in chosen.names)
+    total = sum(contents.files.get(name, 0) for name in chosen.names)
     files = chosen.names[0] if len(chosen.names) == 1 else f"{len(chosen.names)} files {chosen.names[0]} ..."
     tensors = f", {len(chosen.expected):,} tensors" if chosen.expected else ""
     model = ", ".join(map(str, config.get("architectures") or [])) or config.get("model_type") or "unknown"
     return CkptconvError(
         "this repository has only torch.save files, whose contents cannot be listed without a download",
-        where=listed.repo,
+        where=contents.repo,
         found=f"{files}, {total / 1e9:,.2f} GB{tensors}; model {model}",
         wanted="safetensors",
-        hint=f"hf download {listed.repo.name}, then inspect the folder that it prints",
+        hint=f"hf download {contents.repo.name}, then inspect the folder that it prints",
     )

@@ -7,7 +7,6 @@ Source of the order of things: transformers, core_model_loading.rename_source_ke
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.operations import layouts_of, readable, targets_of
 from ckptconv.models.rules import Piece, to_trained_layout
 from ckptconv.models.table import Config, TableRule, rules_of
+from ckptconv.tensors.names import natural
 from ckptconv.tensors.view import stored
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
@@ -93,9 +93,7 @@ def _joined(
     key: str, rule: TableRule, group: _Group, tensors: Mapping[str, T], config: Config
 ) -> list[tuple[str, Named[T]]]:
     """One application of a rule, backwards: its Hub tensors, expert by expert, become the module's."""
-    names = [
-        name for index in range(len(rule.targets)) for name in sorted(group.get(index, ()), key=_natural)
-    ]
+    names = [name for index in range(len(rule.targets)) for name in sorted(group.get(index, ()), key=natural)]
     counts = [len(group.get(index, ())) for index in range(len(rule.targets))]
     if 0 in counts or ("*" in rule.targets[0] and len(set(counts)) > 1):
         raise CkptconvError(
@@ -135,8 +133,3 @@ def _check_way_back(tensors: Mapping[str, T], found: Mapping[str, Named[T]], con
         found=odd[0],
         hint=_HINT,
     )
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Names in the order of the numbers in them."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

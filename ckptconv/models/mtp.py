@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ckptconv.models.family import text_of
+
 # DeepSeek, GLM, MiMo; Qwen3.5; what transformers calls the first.
 _KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 _OWN = r"(^|\.)mtp(_layers)?\."
@@ -15,7 +17,7 @@ _OWN = r"(^|\.)mtp(_layers)?\."
 
 def patterns(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Regular expressions for their names: names of their own, or layers after the last that the config counts."""
-    layers = _text(config).get("num_hidden_layers")
+    layers = text_of(config).get("num_hidden_layers")
     if not isinstance(layers, int):
         return (_OWN,)
     numbers = "|".join(str(layers + i) for i in range(stated(config)))
@@ -24,7 +26,7 @@ def patterns(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def stated(config: Mapping[str, Any]) -> int:
     """How many the config counts."""
-    found = [_text(config).get(key) for key in _KEYS]
+    found = [text_of(config).get(key) for key in _KEYS]
     return max([count for count in found if isinstance(count, int)], default=0)
 
 
@@ -40,8 +42,3 @@ def set_none(config: dict[str, Any]) -> str | None:
     return (
         f"{' and '.join(dict.fromkeys(changed))} is set to 0: no MTP layers are written" if changed else None
     )
-
-
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config

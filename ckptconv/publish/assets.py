@@ -13,14 +13,12 @@ from typing import Any
 from ckptconv.backends.registry import is_trainers
 from ckptconv.errors import CkptconvError, cannot_write
 from ckptconv.formats.json import read_json
+from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 
 _WEIGHTS = (
     ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
+    *TORCH_SUFFIXES,
     ".distcp",
-    ".ckpt",
     ".pkl",
     ".h5",
     ".msgpack",

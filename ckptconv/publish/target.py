@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError, Kind, cannot_write
+from ckptconv.errors import CkptconvError, Kind, cannot_write, listed
 from ckptconv.publish.durable import exchange, fsync_folder, fsync_tree, undisturbed
 from ckptconv.publish.locks import locked
 
@@ -55,7 +55,7 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
         raise CkptconvError(
             "OUT already exists",
             where=target,
-            found=_listed(names),
+            found=listed(sorted(names), 5),
             hint="use --overwrite to replace it (the old model is kept until the new one is complete)",
             kind=Kind.TARGET,
         )
@@ -66,14 +66,10 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
         raise CkptconvError(
             "OUT exists and is not a model folder, so it will not be overwritten",
             where=target,
-            found=_listed(names),
+            found=listed(sorted(names), 5),
             hint="did you swap DIR and OUT?",
             kind=Kind.TARGET,
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _existing_parent(target: Path) -> Path:

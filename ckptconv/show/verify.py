@@ -128,7 +128,7 @@ def _hints(found: Verified, most: int) -> list[RenderableType]:
     for item in found.differences:
         part = not _is_all(item)  # of all of a tensor, all ranks store a slice
         if item.moved is None and (item.looks_like or (item.slices and part)):
-            groups.setdefault((_place(item), item.stored_rank, item.looks_like), []).append(item)
+            groups.setdefault((item.where, item.stored_rank, item.looks_like), []).append(item)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -147,17 +147,6 @@ def _hints(found: Verified, most: int) -> list[RenderableType]:
 
 def _is_all(item: Difference) -> bool:
     return len(item.slices) > 1 and all(item.rows) and all(item.columns)
-
-
-def _place(item: Difference) -> str:
-    text = _span("row", item.first_row, item.last_row)
-    if item.columns and (item.first_column, item.last_column) != (0, item.shape[-1] - 1):
-        text += ", " + _span("column", item.first_column, item.last_column)
-    return text
-
-
-def _span(word: str, first: int, last: int) -> str:
-    return f"{word} {first}" if first == last else f"{word}s {first}–{last}"
 
 
 def _verdict(found: Verified) -> Text:

@@ -34,7 +34,6 @@ class DcpFiles:
     tensors: dict[str, StoredTensor]
     files: tuple[RankFile, ...]
     skipped: tuple[Skipped, ...]
-    names: tuple[str, ...]
 
     @property
     def paths(self) -> list[Path]:
@@ -81,19 +80,19 @@ def read_metadata(folder: Path) -> DcpMetadata:
     return DcpMetadata(folder, table, paths, dict(_infos(places, folder)))
 
 
-def read_dcp(folder: Path, also: Sequence[Path], why_not: Callable[[str], str | None]) -> DcpFiles:
-    """Read the metadata, and the archive header of every tensor that is wanted.
-
-    why_not: for a name, the reason to leave it out ("optimizer"), or None. also: folders with more of the files.
-    Raises CkptconvError for a save that never finished, a missing file, and archives that contradict the metadata.
-    """
-    return read_tensors(read_metadata(folder), also, why_not)
-
-
 def read_tensors(
     metadata: DcpMetadata, also: Sequence[Path], why_not: Callable[[str], str | None]
 ) -> DcpFiles:
-    """The same with metadata that was read before."""
+    """Read the archive header of every tensor that is wanted.
+
+    Args:
+        metadata: from `read_metadata`.
+        also: other folders that hold some of the files.
+        why_not: for a name, the reason to leave it out ("optimizer"), or None.
+
+    Raises:
+        CkptconvError: a save that never finished, a missing file, an archive that contradicts the metadata.
+    """
     folder, infos = metadata.folder, metadata.infos
     left_out: dict[str, list[int]] = {}
     wanted: dict[str, list[Piece]] = {}
@@ -112,7 +111,6 @@ def read_tensors(
         tensors={name: _tensor(name, metadata.table[name], wanted[name], views, folder) for name in wanted},
         files=tuple(sorted(map(_rank_file, used), key=lambda file: (file.rank, file.path))),
         skipped=tuple(Skipped(f"{n} entries", size, reason) for reason, (n, size) in left_out.items()),
-        names=tuple(metadata.table),
     )
 
 

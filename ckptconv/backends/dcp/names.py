@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.backends.dcp.states import Keys, states_of
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, listed
 
 # What a whole model has at its top, beside or in place of its base model: heads, and the base model's usual name.
 _WHOLE = {
@@ -179,8 +179,7 @@ def _leave_out(
                 raise CkptconvError(
                     "some stored parameters do not belong to the model",
                     where=where,
-                    found=", ".join(weights[:4])
-                    + (f" and {len(weights) - 4} more" if len(weights) > 4 else ""),
+                    found=listed(weights, 4),
                     hint='save only the model: dcp.save({"model": model.state_dict()})',
                 )
             notes.append(

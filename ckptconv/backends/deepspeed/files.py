@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.runs import steps_of
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, listed
 from ckptconv.formats.bounds import check_name, is_file_name, whole_numbers
 from ckptconv.formats.bounds import check_ranks as check_most
 from ckptconv.formats.json import settings_text
@@ -87,12 +87,9 @@ def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path) -> No
     check_most(world, folder)
     missing = sorted(set(range(world)) - held)
     if missing:
-        shown = ", ".join(map(str, missing[:8])) + (
-            f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        )
         one = len(missing) == 1
         raise Incomplete(
-            f"the {kind} file{'' if one else 's'} of rank {shown} of {world} {'is' if one else 'are'} missing",
+            f"the {kind} file{'' if one else 's'} of rank {listed(missing, 8)} of {world} {'is' if one else 'are'} missing",
             where=folder,
             found=f"{len(held)} of {world} files",
             wanted=f"…zero_pp_rank_{missing[0]}_mp_rank_00_{kind}_states.pt",

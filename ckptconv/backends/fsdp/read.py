@@ -60,8 +60,7 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         Skipped("storage padding", max(held - used, 0), "belongs to no tensor"),
     ]
     seats = _seats(reader.meshes)
-    config = read_table(place_.folder / "fsdp_config.json")
-    version = config.get("FSDP_version")
+    version = read_table(place_.folder / "fsdp_config.json").get("FSDP_version")
     return Checkpoint(
         backend=NAME,
         layout=f"verl FSDP{version or ''}, one file per rank",
@@ -80,7 +79,6 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         ),
         skipped=tuple(item for item in skipped if item.nbytes),
         lora=Lora(_lora_meta(folders)),
-        extras={"fsdp_config": config},
         notes=tuple(notes),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError, brief
+from ckptconv.errors import CkptconvError, brief, listed
 from ckptconv.formats.bounds import check_name
 from ckptconv.formats.stand_ins import Inert, Storage, TensorRecord, WrapperRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
@@ -54,7 +54,9 @@ def read_state_dict(path: Path) -> StateDict:
         used.setdefault(value.storage.key, set()).add(tensors[name])
     said = [f"in {path.name}, the model is taken from {'.'.join(keys)!r}"] if keys else []
     if beside or others:
-        said.append(f"{path.name} has other entries that are not read: {_listed([*beside, *others])}")
+        said.append(
+            f"{path.name} has other entries that are not read: {listed([brief(name) for name in (*beside, *others)], 8)}"
+        )
     return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(said))
 
 
@@ -68,7 +70,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
             raise CkptconvError(
                 "the file holds several state dicts" if len(found) > 1 else "the file holds no state dict",
                 where=path,
-                found=_listed(list(root)) or "an empty dict",
+                found=listed([brief(key) for key in root], 8) or "an empty dict",
                 wanted=f"tensors by name, or one dict of them under {', '.join(_KEYS)}",
                 hint="save only the model's state dict: torch.save(model.state_dict(), FILE)",
             )
@@ -135,8 +137,3 @@ def _skipped(file: TorchZip, used: dict[str, set[View]], name: str) -> list[Skip
         Skipped(f"unused parts of storages in {name}", padding, "belongs to no tensor"),
     ]
     return [item for item in found if item.nbytes]
-
-
-def _listed(names: list[Any]) -> str:
-    shown = ", ".join(map(brief, names[:8]))
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

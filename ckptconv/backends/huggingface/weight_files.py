@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, listed
 from ckptconv.formats.bounds import check_name, check_ranks, is_file_name
 from ckptconv.formats.json import read_table
+from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.tensors.checkpoint import Skipped
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -26,7 +27,7 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FULL = ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_0.bin")  # accelerate's FULL_STATE_DICT
 RANK_SHARD = re.compile(r"^shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors$")  # one rank's part: hf_shards.py
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.(?:safetensors|bin)$")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl")
+_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".pkl")
 
 # What trainers leave beside a model: transformers/trainer.py, accelerate/utils/constants.py.
 _STATE = re.compile(
@@ -88,9 +89,8 @@ def beside(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], lis
     skipped += [Skipped(name, nbytes, "not part of the model") for name, nbytes in others.items()]
     if not others:
         return skipped, []
-    shown = ", ".join(list(others)[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     taken = chosen.names[0] if len(chosen.names) == 1 else f"{chosen.names[0]} and its like"
-    return skipped, [f"{taken} is read; also in the folder but not read: {shown}"]
+    return skipped, [f"{taken} is read; also in the folder but not read: {listed(list(others), 4)}"]
 
 
 def one_file(path: Path) -> Chosen:
@@ -102,7 +102,7 @@ def one_file(path: Path) -> Chosen:
             where=path,
             hint=f"name the folder that holds all {int(match['count'])}",
         )
-    if path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise CkptconvError(
             "not a known weight file name",
             where=path,

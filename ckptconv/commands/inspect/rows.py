@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -10,9 +9,9 @@ from typing import Any, TypeVar
 from ckptconv.commands.inspect.records import Match, Node, Row, Slice
 from ckptconv.errors import CkptconvError
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor, starred
+from ckptconv.tensors.names import natural
 
 T = TypeVar("T")
-_DIGITS = re.compile(r"(\d+)")
 
 
 def slices_of(tensor: StoredTensor, rank_of: dict[str, int]) -> tuple[Slice, ...]:
@@ -45,11 +44,6 @@ def rows_of(checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]) -> tup
         )
         for (pattern, shape, dtype, placement, _), names in groups.items()
     )
-
-
-def natural(name: str) -> list[Any]:
-    """A key by which layers.2 comes before layers.10."""
-    return [(1, int(text), "") if text.isdigit() else (0, 0, text) for text in _DIGITS.split(name) if text]
 
 
 # As `ls` has them: names from the first letter, sizes and shapes from the largest.

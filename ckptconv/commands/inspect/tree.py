@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from ckptconv.commands.inspect.records import Node
-from ckptconv.commands.inspect.rows import natural, ordered
+from ckptconv.commands.inspect.rows import ordered
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.names import natural
 
 _Nested = dict[str, Any]
 

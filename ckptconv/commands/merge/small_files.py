@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckptconv.commands.merge.notes import nonfinite_notes
 from ckptconv.copy.run import Copied
+from ckptconv.errors import listed
 from ckptconv.hub.names import cached_name, model_name
 from ckptconv.models import quantised
 from ckptconv.plan import Plan, shards
@@ -131,8 +132,7 @@ def _modules(names: Sequence[str], plan: Plan, model: Path | None) -> list[str]:
     ]
     behind = assets.left_with_weights(model)
     if behind:
-        shown = ", ".join(behind[:3]) + (f" and {len(behind) - 3} more" if len(behind) > 3 else "")
-        notes.append(f"not copied, since it is not part of the model's own weights: {shown}")
+        notes.append(f"not copied, since it is not part of the model's own weights: {listed(behind)}")
     return notes
 
 

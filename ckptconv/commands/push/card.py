@@ -10,6 +10,7 @@ from typing import Any
 from ckptconv.backends.registry import trainer_named
 from ckptconv.commands.push import loading
 from ckptconv.commands.push.folder import ModelFolder
+from ckptconv.errors import listed
 from ckptconv.hub.names import model_name
 from ckptconv.version import __version__
 
@@ -126,11 +127,7 @@ def _left_out(receipt: Mapping[str, Any]) -> str:
         for item in items if isinstance(items, list) else ():
             if isinstance(item, Mapping):
                 reasons.setdefault(str(item.get("reason")), []).append(str(item.get("name")))
-    return "; ".join(f"{_first(names)} ({reason})" for reason, names in reasons.items())
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return "; ".join(f"{listed(names)} ({reason})" for reason, names in reasons.items())
 
 
 def _notes(receipt: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, listed
 from ckptconv.formats.json import read_json
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
@@ -95,11 +95,10 @@ def check_structure(folder: Path) -> None:
     found = [problem for layer in layers if layer.ok is False for problem in layer.problems]
     problems = [p for p in found if not (p.name.endswith("bias") and p.what.startswith("missing"))]
     if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise CkptconvError(
             "the tensors do not match the model named in config.json; nothing was uploaded",
             where=folder,
-            found=f"{problems[0].name} {problems[0].what}{more}",
+            found=listed([f"{problem.name} {problem.what}" for problem in problems], 1),
             hint=f"ckptconv verify {folder}",
         )
 

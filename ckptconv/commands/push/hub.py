@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +80,7 @@ def upload(api: HfApi, job: Job, parcel: Parcel) -> CommitInfo:
             if path == README and parcel.card is not None:
                 target.write_text(parcel.card, encoding="utf-8")
             else:
-                _link((parcel.root / path).resolve(), target)
+                target.symlink_to((parcel.root / path).resolve())
         return api.upload_folder(
             repo_id=job.repo_id,
             folder_path=stage,
@@ -135,10 +134,3 @@ def _read_card(api: HfApi, job: Job) -> str:
 def _pulls(api: HfApi, job: Job) -> frozenset[int]:
     found = api.get_repo_discussions(job.repo_id, author=job.user, discussion_type="pull_request")
     return frozenset(pull.num for pull in found if pull.author == job.user)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.symlink_to(source)
-    except OSError:  # Windows without the right to make symbolic links
-        os.link(source, target)

@@ -34,7 +34,6 @@ class Expected:
     shapes: dict[str, Shape]
     tied: dict[str, str]
     names: str
-    may_miss: tuple[str, ...]
     ignored: tuple[str, ...]
     either_way: dict[str, tuple[int, int]]
 
@@ -157,7 +156,6 @@ def _best_names(architecture: str, model: Any, config: dict[str, Any], present: 
         shapes,
         tied,
         names,
-        tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()),
         (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *mtp.patterns(config)),
         taken_either_way(shapes, config) if names == "Hub" else {},
     )

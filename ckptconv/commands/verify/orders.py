@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ckptconv.commands.verify.records import span
 from ckptconv.read.reader import Array
 
 Place = tuple[str, int]  # a tensor of the reference, and a row of it
@@ -77,9 +78,5 @@ def _run(name: str, word: str, run: Run, cuts: Mapping[tuple[int, int], int]) ->
     ours, theirs = cuts.get((run.first, run.length)), cuts.get((run.source, run.length))
     if run.name == name and ours is not None and theirs is not None and ours != theirs:
         return f"in the place of rank {ours}'s slice stands rank {theirs}'s"
-    here, there = _span(word, run.first, run.length), _span(word, run.source, run.length)
+    here, there = (span(word, first, first + run.length - 1) for first in (run.first, run.source))
     return f"{here} {'are' if run.length > 1 else 'is'} the reference's {'' if run.name == name else run.name + ' '}{there}"
-
-
-def _span(word: str, first: int, length: int) -> str:
-    return f"{word} {first:,}" if length == 1 else f"{word}s {first:,}–{first + length - 1:,}"

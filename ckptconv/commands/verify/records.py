@@ -14,6 +14,11 @@ PROMPT = "The capital of France is"
 LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # a tensor's layer, up to the first number, and the rest
 
 
+def span(word: str, first: int, last: int) -> str:
+    """("row", 3, 1200) -> "rows 3–1,200"; one of them is "row 3"."""
+    return f"{word} {first:,}" if first == last else f"{word}s {first:,}–{last:,}"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong. name: the tensor or file. where: its rows, rank or file. hint: what to do."""
@@ -80,6 +85,14 @@ class Difference:
     columns: tuple[bool, ...] = ()
     looks_like: str = ""
     equals: str = ""
+
+    @property
+    def where(self) -> str:
+        """The rows that differ; and the columns, where not all of them do."""
+        text = span("row", self.first_row, self.last_row)
+        if self.columns and (self.first_column, self.last_column) != (0, self.shape[-1] - 1):
+            text += ", " + span("column", self.first_column, self.last_column)
+        return text
 
     @property
     def moved(self) -> tuple[str, str] | None:

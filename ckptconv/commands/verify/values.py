@@ -215,17 +215,11 @@ def _problem(found: Difference) -> Problem:
         what += f", by up to {found.max_abs:.3g}"
     if found.nonfinite:
         what += f", {found.nonfinite:,} of them NaN or Inf on one side"
-    where = _span("row", found.first_row, found.last_row)
-    if found.columns and (found.first_column, found.last_column) != (0, found.shape[-1] - 1):
-        where += ", " + _span("column", found.first_column, found.last_column)
+    where = found.where
     if found.slices:
         ranks = ", ".join(str(part.rank) for part in found.slices)
         where += f", stored by rank{'s' if len(found.slices) > 1 else ''} {ranks}"
     return Problem(found.name, what, where, found.looks_like)
-
-
-def _span(word: str, first: int, last: int) -> str:
-    return f"{word} {first:,}" if first == last else f"{word}s {first:,}–{last:,}"
 
 
 def _holders(ours: Side, theirs: Side | None, a: Output, b: Output | None) -> Holders | None:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.inspect import Inspection, Next
+from ckptconv.errors import listed
 from ckptconv.show.sink import NO, OK
 from ckptconv.show.units import count, size
 
@@ -37,8 +38,7 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
         rows.append(("saved", " · ".join(said)))
     rows.append(("model", _model(found)))
     if found.heads:
-        more = len(found.heads) - _HEADS
-        rows.append(("head", ", ".join(found.heads[:_HEADS]) + (f" and {more} more" if more > 0 else "")))
+        rows.append(("head", listed(found.heads, _HEADS)))
     if found.is_sharded:
         rows.append(_mesh(found))
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, _, nbytes in found.dtypes)

@@ -104,7 +104,7 @@ def test_as_stored_by_name_by_size_and_by_shape() -> None:
 
 
 def test_numbers_in_names_are_sorted_as_numbers() -> None:
-    from ckptconv.commands.inspect.rows import natural
+    from ckptconv.tensors.names import natural
 
     names = ["layers.10.a", "layers.2.a", "layers.2.b", "embed", "layers.x"]
     assert sorted(names, key=natural) == ["embed", "layers.2.a", "layers.2.b", "layers.10.a", "layers.x"]
