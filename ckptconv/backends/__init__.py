@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.huggingface import read as huggingface
 from ckptconv.backends.locate import locate
+from ckptconv.backends.roots import one_model
 from ckptconv.backends.runs import Place, is_step, run_of, steps_of
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Pat
     others = [_other(folder, reader, place) for folder in also]
     before = stamps_under([place.folder, *others], leave=is_step)
     try:
-        return replace(reader.read(place, others), stamps=before)
+        return one_model(replace(reader.read(place, others), stamps=before))
     except CkptconvError as error:
         raise error.within(kind=Kind.DAMAGED) from error
     except OSError as error:

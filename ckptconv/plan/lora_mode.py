@@ -24,10 +24,6 @@ def mode_of(stored: Stored, options: Options, base: Checkpoint | None) -> tuple[
         given = "--lora" if options.lora is not None else "--lora-alpha"
         if options.lora is not None or options.lora_alpha is not None:
             raise CkptconvError("this checkpoint has no LoRA weights", hint=f"omit {given}")
-        if base is not None:
-            raise CkptconvError(
-                "--base is only for checkpoints that hold only LoRA weights", hint="omit --base"
-            )
         return "none", ()
     if not parts.holds_base and base is None:
         if options.lora in ("merge", "both"):

@@ -30,7 +30,7 @@ def make_plan(
         checkpoint: what a backend found.
         config: the model's config.json, parsed; None where it is not known.
         options: the user's choices.
-        base: a model folder, for a checkpoint that holds LoRA tensors alone.
+        base: a model folder, for LoRA tensors alone or for frozen parameters that were not saved.
         equal: says whether two stored tensors hold the same bytes. It is asked about a head and an embedding that the
             config ties and that are stored apart: nothing else in a plan depends on stored values.
 

@@ -13,9 +13,11 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
 from ckptconv.models import quantised as names
-from ckptconv.models.config import check_fit, corrected
+from ckptconv.models.config import corrected
 from ckptconv.plan import dtype_policy, placing, quantised, shards
 from ckptconv.plan.align import align
+from ckptconv.plan.complete import completed
+from ckptconv.plan.fit import require_fit
 from ckptconv.plan.fuse import fuse, rewrite
 from ckptconv.plan.ledger import used_by
 from ckptconv.plan.onto_base import weights_of_base
@@ -37,7 +39,7 @@ def plan_model(
         stored: the checkpoint's tensors.
         config: the model's config.json; None where it is not known.
         options: the user's choices.
-        base: the model that LoRA stored alone is merged into.
+        base: the model that LoRA stored alone is merged into, or that frozen parameters are taken from.
         equal: compares two stored tensors; see `tied.tie`.
 
     Returns:
@@ -46,6 +48,8 @@ def plan_model(
     Raises:
         CkptconvError: where the tensors do not become the model that the config describes.
     """
+    frozen = base if not stored.parts.factors and not stored.parts.tokens else None
+    base = None if frozen is not None else base
     if base is not None:
         parts, base = align(stored.parts, base)
         stored = replace(stored, parts=parts)
@@ -54,6 +58,8 @@ def plan_model(
     tied = (
         tie(renamed.tensors, renamed.config, equal) if base is None else Tied(renamed.tensors, renamed.config)
     )
+    if frozen is not None:
+        tied, weights = _complete(tied, weights, frozen)
     placement = _place(stored, weights, tied, base is not None)
     tokens, twins = _tokens(stored.parts, (*weights.left, *tied.left), equal)
     updated = [each.weight for each in placement.placed]
@@ -79,6 +85,15 @@ def plan_model(
         rules=renamed.rules,
     )
     return part, weights
+
+
+def _complete(tied: Tied, weights: Weights, base: Checkpoint) -> tuple[Tied, Weights]:
+    """What the checkpoint lacks, from the base model; the ledger counts only what is taken."""
+    tensors, added, note = completed(tied.tensors, tied.config, base)
+    return (
+        replace(tied, tensors=tensors),
+        replace(weights, stored=added, notes=(*weights.notes, note)),
+    )
 
 
 def _place(stored: Stored, weights: Weights, tied: Tied, on_base: bool) -> lora.Placement:
@@ -136,10 +151,11 @@ def _checked(
         return None, ()
     shapes = {name: output.shape for name, output in outputs.items()}
     config, dropped = _without_quantiser(config, outputs)
-    check_fit(config, shapes, checkpoint.root)
     most = dtype_policy.most((output.dtype, output.nbytes) for output in outputs.values())
     notes = [*dropped]
-    return corrected(config, shapes, most, notes), tuple(notes)
+    config = corrected(config, shapes, most, notes)
+    require_fit(config, shapes, checkpoint.root, notes)
+    return config, tuple(notes)
 
 
 def _without_quantiser(

@@ -74,7 +74,27 @@ def choose_model(
     paths: stored name -> the keys that lead to it. shapes: its shape, None for what is no tensor.
     Raises CkptconvError where no model is stored, or several that nothing ranks, or tensors whose part is not known.
     """
-    why_not = states_of(paths)
+    return choose_root(paths, shapes, where, states_of(paths))
+
+
+def choose_root(
+    paths: Mapping[str, Keys],
+    shapes: Mapping[str, tuple[int, ...] | None],
+    where: Path,
+    why_not: dict[str, str],
+) -> Chosen:
+    """Tell one model's names from those of the models next to it, and take off their prefix.
+
+    Args:
+        paths: Stored name -> the keys that lead to it; one key where the trainer's state dict is flat.
+        shapes: Stored name -> its shape, None for what is not a tensor.
+        where: The checkpoint's folder, for messages.
+        why_not: Stored name -> why it is not part of any model.
+
+    Raises:
+        CkptconvError: where several models are stored and their names do not rank them.
+    """
+    why_not = dict(why_not)
     tensors = [name for name in paths if name not in why_not and shapes[name] is not None]
     keys = {
         ".".join(map(str, paths[name][:depth])) + "."

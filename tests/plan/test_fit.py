@@ -1,0 +1,165 @@
+"""The planned tensors against the class that config.json names."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models import facts, skeleton
+from ckptconv.models.hub_names import to_hub
+from ckptconv.plan.fit import misfit_of, require_fit
+
+Shapes = dict[str, tuple[int, ...]]
+SAMPLE = [
+    "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM", "MixtralForCausalLM",
+    "Qwen3NextForCausalLM", "GptOssForCausalLM", "MllamaForConditionalGeneration", "LongcatFlashForCausalLM",
+    "MiMoV2FlashForCausalLM", "Qwen2_5_VLForConditionalGeneration",
+]  # fmt: skip
+
+
+def built(architecture: str, **changes: Any) -> tuple[dict[str, Any], Shapes]:
+    """A config and the Hub's names and shapes of a model, from transformers itself."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, architecture)
+    with torch.device("meta"):
+        model = cls._from_config(cls.config_class(**changes))
+    config = {**model.config.to_dict(), "architectures": [architecture]}
+    renamed = to_hub(model.state_dict(), config)
+    ties = set(model.all_tied_weights_keys or {})
+    shapes = {n: tuple(t.shape) for n, t in renamed.tensors.items() if not ties & set(t.sources)}
+    return config, shapes
+
+
+def refusal(config: dict[str, Any], shapes: Shapes) -> str:
+    with pytest.raises(CkptconvError, match=r"names are not|does not belong|are missing") as error:
+        require_fit(config, shapes, Path("run"), [])
+    return f"{error.value.what} {error.value.found} {error.value.wanted}"
+
+
+def small(architecture: str) -> tuple[dict[str, Any], Shapes]:
+    changes: dict[str, Any] = {"num_hidden_layers": 4}
+    if architecture in ("MllamaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"):
+        changes = {}
+    if architecture == "LongcatFlashForCausalLM":
+        changes = {"num_layers": 2, "n_routed_experts": 4}
+    return built(architecture, **changes)
+
+
+@pytest.mark.parametrize("architecture", SAMPLE)
+def test_a_model_of_transformers_passes_in_silence_and_its_damage_does_not(architecture: str) -> None:
+    config, shapes = small(architecture)
+    notes: list[str] = []
+    require_fit(config, shapes, Path("run"), notes)
+    assert notes == []
+    chosen = random.Random(architecture)
+    for name in chosen.sample([n for n in shapes if "experts" not in n], 5):
+        assert refusal(config, {n: s for n, s in shapes.items() if n != name})
+    assert refusal(config, {f"teacher.{name}": shape for name, shape in shapes.items()})
+    layers = [n for n in shapes if ".layers.0." in n]
+    assert refusal(config, {n: s for n, s in shapes.items() if n not in layers})
+
+
+def test_a_bias_that_the_config_switches_on_is_wanted() -> None:
+    config, shapes = built("LlamaForCausalLM", num_hidden_layers=2, attention_bias=True)
+    assert "self_attn.q_proj.bias" in refusal(config, {n: s for n, s in shapes.items() if "bias" not in n})
+    config, shapes = built("LlamaForCausalLM", num_hidden_layers=2)
+    extra = {"model.layers.0.self_attn.q_proj.bias": (4096,)}
+    assert "attention_bias is false" in refusal(config, shapes | extra)
+
+
+def test_layers_follow_the_layer_types() -> None:
+    config, shapes = built("Qwen3NextForCausalLM", num_hidden_layers=4)
+    without = {n: s for n, s in shapes.items() if not n.startswith("model.layers.0.linear_attn.")}
+    assert "layers.0.linear_attn" in refusal(config, without)
+
+
+def test_a_missing_expert_is_named() -> None:
+    config, shapes = built("Qwen3MoeForCausalLM", num_hidden_layers=2, num_experts=4)
+    without = {n: s for n, s in shapes.items() if ".experts.2." not in n}
+    assert "model.layers.0.mlp.experts.2" in refusal(config, without)
+
+
+def test_the_head_may_be_absent_only_where_it_is_tied() -> None:
+    config, shapes = built("Qwen2ForCausalLM", num_hidden_layers=2, tie_word_embeddings=False)
+    without = {n: s for n, s in shapes.items() if n != "lm_head.weight"}
+    assert "lm_head.weight" in refusal(config, without)
+    require_fit({**config, "tie_word_embeddings": True}, without, Path("run"), [])
+
+
+def test_head_dim_is_taken_from_the_config_where_it_is_stated() -> None:
+    config, shapes = built("LlamaForCausalLM", num_hidden_layers=1, head_dim=24, num_key_value_heads=8)
+    require_fit(config, shapes, Path("run"), [])
+    assert "num_key_value_heads" in refusal({**config, "num_key_value_heads": 16}, shapes)
+
+
+def test_an_unknown_class_is_reported_and_not_refused() -> None:
+    notes: list[str] = []
+    require_fit(
+        {"model_type": "odd", "architectures": ["OddForCausalLM"]}, {"a.weight": (2, 3)}, Path("run"), notes
+    )
+    assert len(notes) == 1
+    assert "OddForCausalLM" in notes[0]
+
+
+def test_the_data_is_small_and_one_class_is_read_quickly() -> None:
+    assert skeleton._DATA.stat().st_size < 1_500_000
+    times = []
+    for _ in range(5):
+        skeleton.load.cache_clear()
+        begun = time.process_time()
+        assert skeleton.load("DeepseekV3ForCausalLM") is not None
+        times.append(time.process_time() - begun)
+    assert min(times) < 0.03
+
+
+def test_the_default_classes_of_the_common_model_types_are_known() -> None:
+    known = set(skeleton.known())
+    for kind in (
+        "llama",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "deepseek_v3",
+        "mixtral",
+        "gemma3",
+        "gpt_oss",
+        "glm4_moe",
+    ):
+        assert facts.default_architecture({"model_type": kind}) in known, kind
+
+
+def every_class() -> Iterator[str]:
+    return iter(skeleton.known())
+
+
+@pytest.mark.skipif(
+    not os.environ.get("CKPTCONV_SLOW"), reason="CKPTCONV_SLOW=1: every class, about twenty minutes"
+)
+def test_every_class_that_can_be_built_fits_its_own_config() -> None:
+    import transformers
+
+    wrong, count = [], 0
+    for architecture in every_class():
+        if not hasattr(transformers, architecture):
+            continue
+        try:
+            config, shapes = built(architecture)
+        except Exception:  # a default config that is not a model
+            continue
+        found = skeleton.load(architecture)
+        assert found is not None
+        count += 1
+        misfit = misfit_of(found, config, shapes)
+        if misfit:
+            wrong.append((architecture, misfit.foreign[:2], misfit.missing[:2], misfit.wrong[:2]))
+    assert wrong == []
+    assert count > 300

@@ -1,0 +1,167 @@
+"""Writes skeletons.zip from the installed transformers: `python tools/make_skeletons.py [--cache DIR] [--jobs N]`.
+
+Takes about half an hour on two cores. With --cache the builds of each class are kept, and a second run goes on there.
+The module skeletons.builds builds the classes, skeletons.derive finds what follows which key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).parents[1] / "ckptconv/models/skeletons.zip"
+_SECONDS = 150  # for one class; a config class with hundreds of keys takes longest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--no-builds", action="store_true", help="use the builds that the cache has")
+    arguments = parser.parse_args()
+    cache = arguments.cache or Path(tempfile.mkdtemp())
+    steps = (derive,) if arguments.no_builds else (build, derive)
+    for step in steps:
+        with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+            pool.starmap(step, [(job, arguments.jobs, cache) for job in range(arguments.jobs)])
+    pack(cache)
+
+
+def build(job: int, jobs: int, cache: Path) -> None:
+    """Build the classes of one job. Classes with one config class are in one job: keys without effect are tried once."""
+    import zlib
+
+    import make_table
+    from skeletons.builds import Builder, aliases
+
+    _quiet()
+    cache.mkdir(exist_ok=True, parents=True)
+    for cls in sorted(make_table._model_classes(), key=_rank):
+        name, config_class = cls.__name__, cls.config_class.__name__
+        kept, keys = cache / f"{name}.pkl", cache / f"_eff_{config_class}.pkl"
+        if zlib.crc32(config_class.encode()) % jobs != job or kept.exists():
+            continue
+        known = pickle.loads(keys.read_bytes()) if keys.exists() else None
+        builder = Builder(cls)
+        signal.signal(signal.SIGALRM, _too_long)
+        signal.alarm(_SECONDS)
+        try:
+            effective = builder.run(
+                lambda path, known=known: known is None or path in {*known, ("num_labels",)}
+            )
+            found = list(aliases(builder._config({})))
+        except Exception as error:  # a class that cannot be built from its defaults, in whatever way
+            print(f"{name}: {type(error).__name__}", file=sys.stderr, flush=True)
+            continue
+        finally:
+            signal.alarm(0)
+        if known is None:
+            keys.write_bytes(pickle.dumps(effective))
+        ignored = list(getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ())
+        package, prefix = cls.__module__.split(".")[2], getattr(cls, "base_model_prefix", "") or ""
+        kept.write_bytes(
+            pickle.dumps((package, name, builder.builds, builder.optional, found, ignored, prefix))
+        )
+
+
+def derive(job: int, jobs: int, cache: Path) -> None:
+    """Skeletons from the builds of one job's classes, each in a file of its own; what is there already stays."""
+    import zlib
+
+    import make_table
+    from skeletons.builds import _plain
+    from skeletons.derive import skeleton
+
+    _quiet()
+    gc.disable()  # builds are many small tuples without circles
+    classes = {cls.__name__: cls for cls in make_table._model_classes()}
+    for file in sorted(cache.glob("[!_]*.pkl")):
+        made = file.with_suffix(".json")
+        if zlib.crc32(file.name.encode()) % jobs != job or made.exists():
+            continue
+        package, name, builds, optional, aliases, ignored, prefix = pickle.loads(file.read_bytes())
+        config_class = classes[name].config_class
+        arguments = make_table._CONFIG_ARGUMENTS.get(config_class.__name__, {})
+        defaults = _plain(config_class(**arguments).to_dict())
+        try:
+            record = skeleton(builds, optional, ignored, prefix, defaults)
+        except (RuntimeError, KeyError, IndexError) as error:  # names that no pattern covers
+            print(f"{name}: {error!r}", file=sys.stderr, flush=True)
+            continue
+        used = {tuple(path) for path, *_ in record["keys"]}
+        record["aliases"] = [[list(path), other] for path, other in aliases if path in used]
+        made.write_text(json.dumps({"package": package, "record": record}))
+
+
+def pack(cache: Path) -> None:
+    """The archive, with one member per package."""
+    from importlib.metadata import version
+
+    packages: dict[str, dict[str, Any]] = defaultdict(dict)
+    for file in sorted(cache.glob("[!_]*.json")):
+        made = json.loads(file.read_text())
+        packages[made["package"]][file.stem] = made["record"]
+    with zipfile.ZipFile(OUT, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        listed = {name: package for package in sorted(packages) for name in sorted(packages[package])}
+        _write(archive, "classes.json", {"transformers": version("transformers"), "classes": listed})
+        for package, records in sorted(packages.items()):
+            _write(archive, f"{package}.json", _shared(records))
+    print(f"{OUT.name}: {len(listed):,} classes, {OUT.stat().st_size:,} bytes")
+
+
+def _shared(records: dict[str, Any]) -> dict[str, Any]:
+    """The package's classes with their expressions in one list."""
+    exprs: dict[str, int] = {}
+
+    def index(expression: Any) -> int:
+        return -1 if expression is None else exprs.setdefault(json.dumps(expression), len(exprs))
+
+    for record in records.values():
+        record["stacks"] = [[context, index(count), form] for context, count, form in record["stacks"]]
+        record["keys"] = [
+            [p, default, index(derived), follows] for p, default, derived, follows in record["keys"]
+        ]
+        record["groups"] = [
+            [stack, when, [[p, kind, [*map(index, dims or ())]] for p, kind, dims in members]]
+            for stack, when, members in record["groups"]
+        ]
+    return {"classes": records, "exprs": [json.loads(text) for text in exprs]}
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: Any) -> None:
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the same bytes from the same data
+    info.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(info, json.dumps(data, separators=(",", ":"), sort_keys=True), compresslevel=9)
+
+
+def _rank(cls: Any) -> tuple[int, str]:
+    """Whole models with a head first: their keys are those of the others."""
+    ends = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    return (not cls.__name__.endswith(ends), cls.__name__)
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError
+
+
+def _quiet() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    main()

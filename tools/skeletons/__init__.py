@@ -1,0 +1,1 @@
+"""Writes ckptconv/models/skeletons.zip: which tensors every transformers class has, as rules over its config."""
