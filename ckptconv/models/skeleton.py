@@ -166,8 +166,8 @@ class Values:
     def __init__(self, skeleton: Skeleton, config: Mapping[str, Any]) -> None:
         self._skeleton, self._config = skeleton, config
 
-    def of(self, path: tuple[str, ...], depth: int = 0) -> Any:
-        """The value of a key; None where it is not certain."""
+    def of(self, path: tuple[str, ...], depth: int = 0, *, stated: bool = False) -> Any:
+        """The value of a key; None where it is not certain. stated: the class's default does not count."""
         default, derived, follows = self._skeleton.keys.get(path, (None, None, True))
         names = (path[-1], *self._skeleton.aliases.get(path, ()))
         for part in self._parts(path[:-1]):
@@ -176,7 +176,7 @@ class Values:
                     return part[name]
         if follows:
             return self.number(derived, depth + 1) if derived and depth < 3 else None
-        return default
+        return None if stated else default
 
     def _parts(self, path: Iterable[str]) -> list[Mapping[str, Any]]:
         """The part of the config that a path leads to. Older configs hold the text model's keys at the top."""
@@ -210,7 +210,7 @@ class Values:
         return int(total)
 
     def _feature(self, kind: str, path: tuple[str, ...], depth: int) -> int | float | None:
-        value = self.of(path, depth)
+        value = self.of(path, depth, stated=True)
         if kind == "v":
             return value if type(value) in (int, float) else None
         if not isinstance(value, list | dict):

@@ -20,7 +20,7 @@ _BESIDE = re.compile(
     r"^(v_head|value_head)\.|^lora_adapter/|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|position_ids$|^score\.weight$"
 )
 # A critic of verl or Megatron has a score without the bias that transformers gives it, which begins at zero.
-_MAY_MISS = ("score.bias",)
+_ROUTER_BIAS = "e_score_correction_bias"
 _QUANTISED = re.compile(r"(scale|scales|_scale_inv|SCB|weight_format|absmax|quant_map|qweight|qzeros|g_idx)$")
 
 
@@ -62,6 +62,8 @@ def require_fit(
         check_fit(config, shapes, where)
         notes.append(unknown_class(config))
         return
+    if config.get("quantization_config"):
+        return  # the names and shapes are the quantiser's
     misfit = misfit_of(skeleton, config, shapes)
     if not misfit:
         return
@@ -91,6 +93,9 @@ def misfit_of(skeleton: Skeleton, config: Mapping[str, Any], shapes: Mapping[str
         if not found.weight:
             break
     assert best is not None
+    if best.wrong:
+        either = hub_names.taken_either_way([name for name, *_ in best.wrong], dict(config))
+        best.wrong = [each for each in best.wrong if each[0] not in either]
     return best
 
 
@@ -141,7 +146,7 @@ def _compared(skeleton: Skeleton, config: Mapping[str, Any], shapes: Mapping[str
         if pattern not in sizes:
             sizes[pattern] = tuple(values.number(each) for each in member[0].dims)
         _compare_dims(name, shape, member[0], sizes[pattern], values, found)
-    _Whole(skeleton, values, present, _may_be_tied(config), found).check()
+    _Whole(skeleton, values, present, _may_be_tied(config), found, "score.weight" in shapes).check()
     return found
 
 
@@ -180,9 +185,11 @@ class _Whole:
         present: Mapping[str, set[Numbers]],
         tied: bool,
         found: Misfit,
+        has_score: bool,
     ) -> None:
         self._skeleton, self._values, self._tied, self._found = skeleton, values, tied, found
         self._present = dict(present)
+        self._has_score = has_score
         self._instances: dict[str, set[Numbers]] = {"": {()}}
         for stack in skeleton.stacks[1:]:
             star = f"{stack.context}.*"
@@ -236,7 +243,9 @@ class _Whole:
         for member, instances in zip(group.members, held, strict=True):
             if member.kind == "optional" or (member.kind == "tied" and self._tied):
                 continue
-            if member.pattern in _MAY_MISS:
+            if member.pattern == "score.bias" or member.pattern.endswith(_ROUTER_BIAS):
+                continue
+            if self._has_score and member.pattern.endswith("lm_head.weight"):
                 continue
             if instances == wanted:
                 continue

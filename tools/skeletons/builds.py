@@ -68,7 +68,11 @@ class Builder:
                 self.builds.append(build)
                 if build.shapes != first.shapes or build.tied != first.tied:
                     effective.add(path)
-                if not isinstance(value, str | list) and not (value is None and path not in effective):
+                if (
+                    candidate is not None
+                    and not isinstance(value, str | list)
+                    and not (value is None and path not in effective)
+                ):
                     break
         switches = [(p, v) for p, v in _leaves(config) if p in effective and isinstance(v, bool)]
         together: dict[str, Any] = {}
@@ -102,6 +106,8 @@ class Builder:
         if isinstance(value, bool):
             yield not value
         elif isinstance(value, int):
+            if path[-1].endswith("rank"):
+                yield None
             if value > 0:
                 yield from (2 * value, value + 1, *((value // 2, value - 1) if value > 1 else (0,)))
             elif value == 0:
