@@ -23,6 +23,7 @@ from ckptconv.version import __version__
 if TYPE_CHECKING:
     from ckptconv.commands.inspect import Inspection, inspect
     from ckptconv.commands.merge.run import Merged, merge
+    from ckptconv.commands.progress import Progress
     from ckptconv.commands.push.run import Pushed, push
     from ckptconv.commands.verify import Difference, Layer, Problem, Verified, verify
     from ckptconv.lazy import LazyCheckpoint, LazyTensor, open
@@ -43,6 +44,7 @@ __all__ = [
     "Options",
     "Plan",
     "Problem",
+    "Progress",
     "Pushed",
     "SourceSpec",
     "Verified",
@@ -65,6 +67,7 @@ _HOMES = {
     "Options": "ckptconv.plan",
     "Plan": "ckptconv.plan",
     "Problem": "ckptconv.commands.verify",
+    "Progress": "ckptconv.commands.progress",
     "Pushed": "ckptconv.commands.push.run",
     "SourceSpec": "ckptconv.tensors.source_spec",
     "Verified": "ckptconv.commands.verify",

@@ -26,7 +26,7 @@ def test_the_examples_of_the_documentation_run(
     own_copy(made("fsdp2_w4"), tmp_path / "checkpoints" / "run")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "api.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "docs/api.md", "exec"), names)

@@ -177,11 +177,12 @@ def command(
     """
     from ckptconv.cli.merge_steps import every_step
     from ckptconv.cli.push import push_and_show
-    from ckptconv.commands.merge.run import Events, merge
+    from ckptconv.commands.merge.run import merge
     from ckptconv.commands.push.run import check_push
     from ckptconv.errors import CkptconvError
     from ckptconv.plan import Options
     from ckptconv.show import merge as show
+    from ckptconv.show.progress import ProgressShown
     from ckptconv.show.sink import Sink
 
     chosen: dict[str, Any] = {  # words from the command line: Options says which ones it accepts
@@ -201,7 +202,7 @@ def command(
     target = default or o.one_of(out, target_dir, "OUT", "--target_dir", _USAGE)
     sink = Sink(as_json=json, quiet=quiet)
 
-    writing = show.Writing(sink)
+    shown = ProgressShown(sink)
     pushing = bool(upload) and not dry_run
 
     def on_plan(plan: show.Plan) -> None:
@@ -219,8 +220,8 @@ def command(
             sink.note(note)
         if pushing:
             check_push(target, str(upload), private=private)  # now, not after hours of writing
-        if not dry_run:
-            writing.start(plan)
+        if not dry_run and not sink.live:  # else a bar says it
+            sink.phase("Writing", show.written(plan))
 
     choices: dict[str, Any] = {
         "options": Options(**chosen),
@@ -234,14 +235,9 @@ def command(
         "workers": workers,
         "check_replicas": check_replicas,
         "verify": verify,
-        "events": Events(
-            on_plan,
-            writing.on_bytes,
-            writing.check,
-            lambda said: sink.phase("Download", said),
-            bars=sink.live,
-            on_receipt=lambda folder: sink.phase("Hashing", f"{folder}, to compare it with its receipt"),
-        ),
+        "on_plan": on_plan,
+        "on_progress": shown,
+        "bars": sink.live,
         "ray": cluster,
     }
     if all_steps or watch:
@@ -252,12 +248,11 @@ def command(
                 if upload
                 else None,
             )
-        every_step(sink, writing, source, target, watch, choices)
+        every_step(sink, shown, source, target, watch, choices)
         return
-    with writing:
+    with shown:
         result = merge(source, target, step=step, **choices)
-    for note in result.notes:
-        sink.note(note)
+    show.notes(sink, result)
     record = show.record(result)
     if not (pushing and json):  # one JSON document, of both
         sink.result(show.done(result), record, quiet=str(target))

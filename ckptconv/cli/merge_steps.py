@@ -9,11 +9,12 @@ from typing import Any
 from ckptconv.commands.merge.steps import Step, merge_steps
 from ckptconv.errors import CkptconvError
 from ckptconv.show import merge as show
+from ckptconv.show.progress import ProgressShown
 from ckptconv.show.sink import Sink, plain
 
 
 def every_step(
-    sink: Sink, writing: show.Writing, run: Path, root: Path, watch: bool, choices: dict[str, Any]
+    sink: Sink, shown: ProgressShown, run: Path, root: Path, watch: bool, choices: dict[str, Any]
 ) -> None:
     """Convert step by step and report each. As JSON: one list at the end, or with `watch` one line per step.
 
@@ -24,13 +25,13 @@ def every_step(
         sink.phase("Watching", f"{run}, until Ctrl-C")
     steps = merge_steps(run, root, watch=watch, **choices)
     while True:
-        with writing:
+        with shown:
             step = next(steps, None)
         if step is None:
             break
         steps_done.append(step)
-        for note in step.merged.notes if step.merged is not None else ():
-            sink.note(note)
+        if step.merged is not None:
+            show.notes(sink, step.merged)
         if watch and sink.as_json:
             print(json.dumps(plain(_record(step))), flush=True)
         elif step.merged is not None and not sink.as_json:

@@ -96,8 +96,10 @@ def push_and_show(
     """
     from ckptconv.commands.push.run import push
     from ckptconv.show import push as show
+    from ckptconv.show.progress import ProgressShown
 
-    result = push(folder, repo, on_progress=show.listener(sink), bars=sink.live, **options)
+    with ProgressShown(sink) as shown:
+        result = push(folder, repo, on_progress=shown, bars=sink.live, **options)
     sink.result(
         show.done(result), result if merged is None else {**merged, "pushed": result}, quiet=result.url
     )

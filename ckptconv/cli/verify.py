@@ -84,9 +84,10 @@ def command(
 
     Example: ckptconv verify MODEL --against checkpoints/run
     """
-    from ckptconv.commands.verify import PROMPT, Events, verify
+    from ckptconv.commands.verify import PROMPT, verify
     from ckptconv.show import verify as show
     from ckptconv.show.export import WIDTH, check_export, export
+    from ckptconv.show.progress import ProgressShown
     from ckptconv.show.sink import Sink
 
     target = o.one_of(directory, local_dir, "MODEL", "--local_dir", _USAGE)
@@ -94,7 +95,7 @@ def command(
         against = o.one_of(against, test_hf_dir, "--against", "--test_hf_dir", _USAGE)
     check_export(svg=svg, html=html)
     sink = Sink(as_json=json, quiet=quiet)
-    with show.Checking(sink) as checking:
+    with ProgressShown(sink) as shown:
         found = verify(
             target,
             against=against,
@@ -110,7 +111,8 @@ def command(
             config=config,
             workers=workers,
             revision=revision,
-            events=Events(checking.on_bytes, checking.on_phase, checking.on_fetch, bars=sink.live),
+            on_progress=shown,
+            bars=sink.live,
         )
     export(show.screen(found, WIDTH), svg=svg, html=None, title=show.command(found))
     export(show.screen(found, WIDTH, most=1000), svg=None, html=html, title=show.command(found))

@@ -194,7 +194,8 @@ class _Run:
             target.left -= 1
             last = target.left == 0
             if self._on_bytes:
-                self._on_bytes(data.nbytes, target.out.name)
+                header = len(target.out.header) if last else 0
+                self._on_bytes(data.nbytes + header, target.out.name)
         if last:
             self._finish(task.file, target)
 

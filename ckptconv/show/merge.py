@@ -1,4 +1,4 @@
-"""A merge on the screen: phases, the bar, the plan of a dry run, the last line."""
+"""A merge on the screen: phases, the plan of a dry run, what was found, the last line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.text import Text
 from ckptconv.commands.merge.run import Merged
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import receipt
-from ckptconv.show.bar import Bar
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, size
 
@@ -45,7 +44,12 @@ def files(plan: Plan) -> str:
 def planned(plan: Plan) -> str:
     """How many tensors become how many."""
     stored = len(plan.checkpoint.tensors)
-    return f"{stored} tensors → {len(plan.outputs)} tensors, {size(plan.nbytes)} in {files(plan)}"
+    return f"{stored} tensors → {len(plan.outputs)} tensors, {written(plan)}"
+
+
+def written(plan: Plan) -> str:
+    """How much a plan writes: "2.0 GB in 3 files"."""
+    return f"{size(plan.nbytes)} in {files(plan)}"
 
 
 def done(result: Merged) -> RenderableType:
@@ -136,40 +140,10 @@ def record(result: Merged) -> dict[str, Any]:
     }
 
 
-class Writing:
-    """The bar while a plan is copied, and while the output is read again."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._bar = Bar(sink, "Writing", names=True)
-
-    def start(self, plan: Plan) -> None:
-        """Draw a new bar for a plan."""
-        self._start(plan, "Writing", f"{size(plan.nbytes)} in {files(plan)}")
-
-    def check(self, plan: Plan, tensors: int | None) -> None:
-        """The second pass, over the output. tensors: how many were equal; None when the pass begins."""
-        if tensors is None:
-            self._start(plan, "Checking")
-            return
-        self._bar.end()
-        self._sink.phase(
-            "Checked", f"{files(plan)}: all {tensors:,} tensors match the checkpoint bit for bit"
-        )
-
-    def _start(self, plan: Plan, word: str, said: str = "") -> None:
-        self._bar.end()
-        self._bar = Bar(self._sink, word, names=True)
-        self._bar.begin(plan.nbytes)
-        if said and not self._sink.live:
-            self._sink.phase(word, said)
-
-    def on_bytes(self, nbytes: int, file: str) -> None:
-        """Report that more bytes of a file were written or re-read."""
-        self._bar.add(nbytes, file)
-
-    def __enter__(self) -> Writing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.end()
+def notes(sink: Sink, result: Merged) -> None:
+    """Report what the merge found while it wrote and checked."""
+    if result.checked:
+        text = f"{files(result.plan)}: all {result.checked:,} tensors match the checkpoint bit for bit"
+        sink.phase("Checked", text)
+    for note in result.notes:
+        sink.note(note)

@@ -1,24 +1,13 @@
-"""A push on the screen: one line per phase, and the URL."""
+"""A push on the screen: the URL and what was uploaded."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ckptconv.commands.push.run import Pushed
-from ckptconv.show.sink import OK, Sink
+from ckptconv.show.sink import OK
 from ckptconv.show.units import size
-
-
-def listener(sink: Sink) -> Callable[[int, int, str], None]:
-    """The function that push calls between its phases."""
-
-    def heard(done: int, total: int, what: str) -> None:
-        sink.phase("Pushing", f"{what} ({size(done)} of {size(total)})" if total else what)
-
-    return heard
 
 
 def done(result: Pushed) -> RenderableType:

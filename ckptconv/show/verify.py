@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.verify import Difference, Layer, Verified
-from ckptconv.show.bar import Bar
 from ckptconv.show.ranks import colour
-from ckptconv.show.sink import NO, OK, Sink, plain
+from ckptconv.show.sink import NO, OK, plain
 from ckptconv.show.units import seconds, shape, size
 
 _RANKS = 8
@@ -164,29 +163,3 @@ def _verdict(found: Verified) -> Text:
         )
         return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {said}{tail}")
     return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {found.tensors} tensors{tail}")
-
-
-class Checking:
-    """The bar while values are read, and the names of the phases."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink, self._bar = sink, Bar(sink, "Checking")
-
-    def on_bytes(self, done: int, total: int) -> None:
-        """Called by the workers with bytes read so far and in all."""
-        self._bar.at(done, total)
-
-    def on_fetch(self, text: str) -> None:
-        """A repository is downloaded."""
-        self._sink.phase("Download", text)
-
-    def on_phase(self, text: str) -> None:
-        """A step of the behaviour layer: loading and running take longer than they show."""
-        self._bar.end()
-        self._sink.phase("Running", text)
-
-    def __enter__(self) -> Checking:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.end()

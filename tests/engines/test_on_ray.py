@@ -13,7 +13,8 @@ import pytest
 from support.helpers import command, environment, process, state, unpacked
 from support.ray_tools import Machines, finished_files, until, writers
 
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.progress import Progress
 from ckptconv.errors import CkptconvError
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
@@ -45,7 +46,7 @@ def meanwhile(harm: Callable[[], None], merging: Callable[[], None]) -> None:
 
 
 def test_a_worker_is_killed(machines: Machines, connected: str, source: Path, tmp_path: Path) -> None:
-    target, told = tmp_path / "far", list[int]()
+    target, told = tmp_path / "far", list[Progress]()
 
     def kill() -> None:
         (worker,) = until(lambda: writers(target))
@@ -53,13 +54,13 @@ def test_a_worker_is_killed(machines: Machines, connected: str, source: Path, tm
         assert until(lambda: set(writers(target)) - {worker}), "Ray begins it again"
 
     def merging() -> None:
-        merge(source, target, ray=connected, events=Events(on_bytes=lambda nbytes, _: told.append(nbytes)))
+        merge(source, target, ray=connected, on_progress=told.append)
 
     with machines.going_wrong(slow=0.1):
         meanwhile(kill, merging)
     merged = merge(source, tmp_path / "local")
     assert state(target) == state(tmp_path / "local")
-    assert sum(told) == merged.plan.nbytes
+    assert told[-1].done == merged.plan.nbytes
 
 
 def test_a_node_is_lost(machines: Machines, connected: str, source: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.helpers import state, unpacked
 
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.progress import Progress
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 
@@ -25,12 +26,13 @@ def test_the_result_is_the_same(
     connected: str, made: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
     source, size, lora = CHECKPOINTS[kind]
-    told: list[int] = []
-    events = Events(on_bytes=lambda nbytes, _: told.append(nbytes))
+    told: list[Progress] = []
     local = merge(source(made), tmp_path / "local", max_shard_size=size, lora=lora)
-    far = merge(source(made), tmp_path / "far", max_shard_size=size, lora=lora, ray=connected, events=events)
+    far = merge(
+        source(made), tmp_path / "far", max_shard_size=size, lora=lora, ray=connected, on_progress=told.append
+    )
     assert len(far.plan.files) > 2
     assert state(tmp_path / "far") == state(tmp_path / "local")
-    assert sum(told) == far.plan.nbytes
+    assert told[-1].done == told[-1].total == far.plan.nbytes
     assert far.read == local.read
     assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "local"]

@@ -21,7 +21,7 @@ from support.helpers import (
     state,
 )
 
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]
@@ -88,7 +88,7 @@ def test_a_rank_file_cut_after_it_was_planned(made: Made, tmp_path: Path, place:
         os.truncate(rank_file(run, 2), 2_000)
 
     with pytest.raises(CkptconvError) as error:
-        merge(run, place / "out", events=Events(on_plan=cut))
+        merge(run, place / "out", on_plan=cut)
     assert "model_world_size_4_rank_2.pt" in str(error.value)
     assert state(place) == before
 

@@ -25,7 +25,7 @@ from support.helpers import (
     tensors,
 )
 
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]
@@ -92,7 +92,7 @@ def test_a_full_target_is_found_before_the_first_byte(large: Path, place: Path) 
     with mounted(place / "disk", "size=1m") as disk:
         begun: list[object] = []
         with pytest.raises(CkptconvError, match="not enough free space"):
-            merge(large, disk / "out", dtype="keep", events=Events(on_bytes=lambda *a: begun.append(a)))
+            merge(large, disk / "out", dtype="keep", on_progress=begun.append)
         assert begun == []
         ran = cli("merge", large, disk / "out", "--dtype", "keep")
         assert_one_error(ran, r"not enough free space", names=("bytes free", disk))

@@ -23,7 +23,8 @@ from support.helpers import (
     tensors,
 )
 
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.progress import Progress
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]
@@ -56,12 +57,13 @@ def test_a_crash_leaves_neither_junk_nor_half_a_model(made: Made, tmp_path: Path
     merge(made("fsdp2_w4"), tmp_path / "out")
     before = state(tmp_path)
 
-    def crash(*_: object) -> None:
-        raise RuntimeError("crash")
+    def crash(step: Progress) -> None:
+        if step.done:
+            raise RuntimeError("crash")
 
     for variant in ("fsdp2_tied_w4", "lora_w4"):
         with pytest.raises(RuntimeError, match="crash"):
-            merge(made(variant), tmp_path / "out", overwrite=True, events=Events(on_bytes=crash))
+            merge(made(variant), tmp_path / "out", overwrite=True, on_progress=crash)
         assert state(tmp_path) == before
 
 
@@ -73,7 +75,7 @@ def test_a_full_disk_is_not_found_after_20_minutes(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1_000))
     read: list[object] = []
     with pytest.raises(CkptconvError, match="not enough free space") as error:
-        merge(made("fsdp2_w4"), tmp_path / "out", events=Events(on_bytes=lambda *a: read.append(a)))
+        merge(made("fsdp2_w4"), tmp_path / "out", on_progress=read.append)
     assert error.value.found == "1,000 bytes free"
     assert (read, list(tmp_path.iterdir())) == ([], [])
 
@@ -84,7 +86,7 @@ def test_errors_do_not_come_only_after_loading_everything(made: Made, tmp_path: 
     edit_config(run, vocab_size=999)
     read: list[object] = []
     with pytest.raises(CkptconvError, match="does not match these tensors"):
-        merge(run, tmp_path / "out", events=Events(lambda plan: read.append(plan), lambda *a: read.append(a)))
+        merge(run, tmp_path / "out", on_plan=read.append, on_progress=read.append)
     assert read == []
     assert not (tmp_path / "out").exists()
 
@@ -98,9 +100,12 @@ def test_consolidation_is_not_single_threaded(tmp_path: Path) -> None:
     whole = torch.randn(3_000, 4_000, generator=torch.Generator().manual_seed(2))
     run = save_ws1({"one": whole, "two": whole[:999]}, {"model_type": "odd"}, tmp_path / "run")
     seen: set[int] = set()
-    merge(
-        run, tmp_path / "many", workers=4, events=Events(on_bytes=lambda *_: seen.add(threading.get_ident()))
-    )
+
+    def look(step: Progress) -> None:
+        if step.done:
+            seen.add(threading.get_ident())
+
+    merge(run, tmp_path / "many", workers=4, on_progress=look)
     merge(run, tmp_path / "one", workers=1)
     assert len(seen) > 1
     assert state(tmp_path / "many") == state(tmp_path / "one")

@@ -11,14 +11,14 @@ from support.helpers import environment
 
 KILLED = """
 import os, signal, sys
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
 left = int(sys.argv[3])
-def on_bytes(nbytes, file):
+def on_progress(step):
     global left
-    left -= 1
+    left -= step.done > 0
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-merge(sys.argv[1], sys.argv[2], dtype="keep", max_shard_size="10KB", workers=1, events=Events(on_bytes=on_bytes))
+merge(sys.argv[1], sys.argv[2], dtype="keep", max_shard_size="10KB", workers=1, on_progress=on_progress)
 """
 
 

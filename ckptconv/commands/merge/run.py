@@ -19,6 +19,7 @@ from ckptconv.commands.merge.notes import notes_of
 from ckptconv.commands.merge.sources import require_honest_receipts, sources_of, states_of
 from ckptconv.commands.merge.zero_updates import zero_updates
 from ckptconv.commands.planning import plan_and_assets, require_base
+from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
 from ckptconv.display import Displayed
@@ -79,26 +80,6 @@ class Merged(Displayed):
         return buffer_memory(self.workers)
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
-    """What a caller may want to hear while a merge runs. Worker threads call on_bytes.
-
-    Args:
-        on_plan: called with the plan, before anything is written.
-        on_bytes: called with (bytes written just now, the file's name), and again while `verify` reads them.
-        on_check: with `verify`: called with (plan, None) as it begins, and with the number of tensors at its end.
-        on_fetch: called with a sentence when a repository is downloaded.
-        bars: whether huggingface_hub may draw its own bars on stderr.
-    """
-
-    on_plan: Callable[[Plan], None] | None = None
-    on_bytes: Callable[[int, str], None] | None = None
-    on_check: Callable[[Plan, int | None], None] | None = None
-    on_fetch: Callable[[str], None] | None = None
-    bars: bool = False
-    on_receipt: Callable[[Path], None] | None = None  # a source's tensors are hashed, before they are copied
-
-
 def merge(
     source: Where,
     target: str | Path,
@@ -123,7 +104,9 @@ def merge(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     ray: str | None = None,
-    events: Events = Events(),
+    on_plan: Callable[[Plan], None] | None = None,
+    on_progress: OnProgress | None = None,
+    bars: bool = False,
 ) -> Merged:
     """Convert a checkpoint into a Hugging Face model folder.
 
@@ -147,7 +130,9 @@ def merge(
         workers: threads; the number of cores and one more when omitted.
         ray: a Ray cluster to copy on in place of this machine, "auto" or "HOST:PORT". workers and max_memory are then
             those of one task.
-        events: what to call while it runs.
+        on_plan: called with the plan, before anything is written; what it raises stops the merge.
+        on_progress: called with a `Progress` while it runs, from worker threads.
+        bars: whether huggingface_hub may draw its own bars on stderr.
 
     Returns:
         The plan, and what was written.
@@ -174,8 +159,9 @@ def merge(
     target = Path(target)
     count = workers_for(max_memory, workers)
     engine = _engine(ray)
-    spec = fetched(spec, events.on_fetch, events.bars)
-    fetch = partial(local_or_hub, say=events.on_fetch, bars=events.bars)
+    say = teller(on_progress, "download")
+    spec = fetched(spec, say, bars)
+    fetch = partial(local_or_hub, say=say, bars=bars)
     config, base = config and fetch(config, weights=False), base and fetch(base)
     if ray is not None:  # the nodes have working folders of their own
         also = [_absolute(path) for path in spec.also]
@@ -194,24 +180,24 @@ def merge(
     require_casts(checkpoint, workers=count)
     check_target(target, [checkpoint.root], overwrite)
     check_room(target, plan.nbytes + small.nbytes)
-    if events.on_plan:
-        events.on_plan(plan)
+    if on_plan:
+        on_plan(plan)
     if dry_run:
         return Merged(plan, target, count, True, time.monotonic() - begun)
     sources, beside = sources_of(plan), states_of(small)
-    require_honest_receipts(sources, count, events.on_receipt)
+    require_honest_receipts(sources, count, teller(on_progress, "hash"))
     with work_folder(target, _fingerprint(plan, sources)) as work:
         check_target(
             target, [], overwrite
         )  # another merge may have ended between the first look and the lock
         require_unchanged(sources)
-        copied = engine(plan, work, count, events.on_bytes)
+        copied = engine(plan, work, count, Meter(on_progress, "write", plan.nbytes).add)
         try:
             names = small_files.write(work, plan, copied, small)
         except OSError as error:
             raise cannot_write(work, error) from error
         require_unchanged({**sources, **beside})  # after the last byte, whatever engine read it
-        checked = _check(plan, work, count, events) if verify else 0
+        checked = _check(plan, work, count, on_progress) if verify else 0
         publish(work, target, overwrite)
     return Merged(
         plan=plan,
@@ -228,14 +214,11 @@ def merge(
     )
 
 
-def _check(plan: Plan, work: Path, workers: int, events: Events) -> int:
+def _check(plan: Plan, work: Path, workers: int, on_progress: OnProgress | None) -> int:
     from ckptconv.commands.merge.check import check_written
 
-    told = events.on_check or (lambda *_: None)
-    told(plan, None)
-    checked = check_written(plan, work, workers, events.on_bytes)
-    told(plan, checked)
-    return checked
+    nbytes = sum(output.nbytes for output in plan.outputs.values())  # without the headers
+    return check_written(plan, work, workers, Meter(on_progress, "check", nbytes).add)
 
 
 def _engine(ray: str | None) -> Callable[[Plan, Path, int, OnBytes | None], Copied]:

@@ -46,17 +46,17 @@ def states_of(small: SmallFiles) -> dict[str, FileState]:
 
 
 def require_honest_receipts(
-    sources: Iterable[str], workers: int, on_receipt: Callable[[Path], None] | None = None
+    sources: Iterable[str], workers: int, say: Callable[[str], None] | None = None
 ) -> None:
     """Raise where a folder that is read has a receipt of its own, and its files are not what the receipt states.
 
     Args:
         sources: the files that are read.
         workers: threads that hash.
-        on_receipt: called with a folder before its tensors are hashed, which reads all of them.
+        say: called with a sentence before a folder's tensors are hashed, which reads all of them.
     """
     for folder in dict.fromkeys(Path(file).parent for file in sources):
         if (folder / RECEIPT).is_file():
-            if on_receipt:
-                on_receipt(folder)
+            if say:
+                say(f"{folder}, to compare it with its receipt")
             require_agreement(folder, workers)

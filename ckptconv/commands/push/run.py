@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
+from ckptconv.commands.progress import OnProgress, Progress
 from ckptconv.commands.push.card import README, model_card
 from ckptconv.commands.push.errors import Job, explain
 from ckptconv.commands.push.folder import check_folder, check_structure, choose_files, is_wanted
@@ -20,7 +21,6 @@ from ckptconv.hub.quiet import quiet
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
 
 
@@ -75,7 +75,7 @@ def push(
     token: str | None = None,
     dry_run: bool = False,
     endpoint: str | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     bars: bool = False,
 ) -> Pushed:
     """Upload a Hugging Face model folder to the Hub; the same call again resumes it.
@@ -91,9 +91,8 @@ def push(
         token: of the Hub; None for the one that huggingface_hub finds.
         dry_run: check the folder and list the files, without a request.
         endpoint: of another Hub; None for the one that huggingface_hub finds.
-        on_progress: called once per phase with (bytes done, bytes in all, what), no finer: huggingface_hub has no hook
-            for it.
-        bars: let huggingface_hub draw its own bars on stderr.
+        on_progress: called with a `Progress` once per step, no finer: huggingface_hub has no hook for it.
+        bars: whether huggingface_hub may draw its own bars on stderr.
 
     Returns:
         The page to look at, and what was sent.
@@ -105,12 +104,12 @@ def push(
         >>> ckptconv.push("model", "org/name", private=True).url
         'https://huggingface.co/org/name'
     """
-    say = on_progress or (lambda done, total, what: None)
+    say = on_progress or (lambda step: None)
     root = Path(folder).expanduser()
     if not root.is_dir() and Path(repo_id).is_dir():
         hint = f"the folder comes first: ckptconv push {repo_id} {folder}"
         raise CkptconvError("no such folder", where=root, hint=hint)
-    say(0, 0, f"checking {root}")
+    say(Progress("upload", what=f"checking {root}"))
     model = check_folder(root)
     files = choose_files(root, include, exclude)
     job = Job(
@@ -194,26 +193,27 @@ def _ready(job: Job, token: str | None, online: bool) -> Job:
     return replace(job, token=token)
 
 
-def _send(job: Job, parcel: Parcel, say: Progress, bars: bool) -> Pushed:
+def _send(job: Job, parcel: Parcel, say: OnProgress, bars: bool) -> Pushed:
     from ckptconv.commands.push import hub
 
     api = hub.connect(job)
     with quiet(bars):
-        say(0, parcel.nbytes, f"checking your token and write access on {job.endpoint}")
+        say(Progress("upload", 0, parcel.nbytes, f"checking your token and write access on {job.endpoint}"))
         job = _explained(job, lambda: hub.sign_in(api, job))
     check_structure(parcel.root)  # takes seconds, so a bad token is told before; and it sets the bars anew
     with quiet(bars):
         target = _explained(job, lambda: hub.open_repo(api, job))
         if target.keeps_card:
             parcel = parcel.without_card()
-        say(0, parcel.nbytes, f"uploading {len(parcel.files)} files to {job.repo_id}")
+        say(Progress("upload", 0, parcel.nbytes, f"uploading {len(parcel.files)} files to {job.repo_id}"))
         commit = _explained(
             job,
             lambda: hub.upload(api, job, parcel),
             left=lambda: hub.left_open(api, job, target),
         )
     uploaded = commit.oid != target.commit
-    say(parcel.nbytes, parcel.nbytes, "uploaded" if uploaded else "nothing changed")
+    said = "uploaded" if uploaded else "nothing changed"
+    say(Progress("upload", parcel.nbytes, parcel.nbytes, said))
     return _record(job, parcel, commit, created=target.created, uploaded=uploaded)
 
 

@@ -5,14 +5,14 @@ Read in bounded memory; loaded only where the behaviour is asked for.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values
 from ckptconv.commands.verify.diagnose import looks_like
 from ckptconv.commands.verify.records import PROMPT, Difference, Layer, Problem, Verified
@@ -33,19 +33,6 @@ from ckptconv.read.replicas import deviations
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
-    """What a caller may want to hear: bytes (done, all) as they are read, each part of the behaviour layer, downloads.
-
-    bars: huggingface_hub may draw its own on stderr for the latter.
-    """
-
-    on_bytes: Callable[[int, int], None] | None = None
-    on_phase: Callable[[str], None] | None = None
-    on_fetch: Callable[[str], None] | None = None
-    bars: bool = False
-
-
 def verify(
     target: Where,
     *,
@@ -63,7 +50,8 @@ def verify(
     dtype: Dtype = "auto",
     workers: int | None = None,
     revision: str | None = None,
-    events: Events = Events(),
+    on_progress: OnProgress | None = None,
+    bars: bool = False,
 ) -> Verified:
     """Check a model folder or a trainer's checkpoint, on its own or against a reference of either kind.
 
@@ -87,7 +75,8 @@ def verify(
         dtype: the dtype policy for a trainer's checkpoint; see `Options`. "auto" takes the dtypes of the other side.
         workers: threads; the number of cores and one more when omitted.
         revision: of the reference; of the target where there is none.
-        events: what to call while it runs.
+        on_progress: called with a `Progress` while it runs, from worker threads.
+        bars: whether huggingface_hub may draw its own bars on stderr.
 
     Returns:
         Every layer of checks with its answer, and every tensor that differs.
@@ -104,13 +93,14 @@ def verify(
     Options(dtype=dtype)  # a wrong word is refused before work begins
     reference = None if against is None else _spec(against, revision)
     asked = _spec(target, revision if against is None else None)
-    here = fetched(asked, events.on_fetch, events.bars)
-    there = None if reference is None else fetched(reference, events.on_fetch, events.bars)
+    say = teller(on_progress, "download")
+    here = fetched(asked, say, bars)
+    there = None if reference is None else fetched(reference, say, bars)
     if there is not None and is_model_folder(here.path):
         there = _with(there, backend, step, also)
     else:
         here = _with(here, backend, step, also)
-    fetch = partial(local_or_hub, say=events.on_fetch, bars=events.bars)
+    fetch = partial(local_or_hub, say=say, bars=bars)
     beside = Beside(
         None if config is None else fetch(config, weights=False), dtype, None if base is None else fetch(base)
     )
@@ -130,7 +120,7 @@ def verify(
     )
     tasks = values.tasks_for(ours, theirs, found)
     also_read = [] if beginning is None else trained.tasks_for(ours, beginning, tasks)
-    meter = _Meter(_all_bytes(ours, theirs, [*tasks, *also_read]), events.on_bytes)
+    meter = Meter(on_progress, "read", _all_bytes(ours, theirs, [*tasks, *also_read]))
     layers += _replicas(ours, theirs, workers, meter)
     layers.append(_integrity(ours, theirs, workers, meter))
     values.read([*tasks, *also_read], atol=atol, rtol=rtol, workers=workers, on_read=meter.add)
@@ -147,7 +137,8 @@ def verify(
     if logits:
         from ckptconv.commands.verify.behaviour import behaviour_layer
 
-        layers.append(behaviour_layer(ours, theirs, prompt, device, bool(atol or rtol), events.on_phase))
+        running = teller(on_progress, "run")
+        layers.append(behaviour_layer(ours, theirs, prompt, device, bool(atol or rtol), running))
     return _result(
         asked,
         reference,
@@ -184,7 +175,7 @@ def _result(
     return Verified(target.path, reference, tuple(layers), seconds=time.monotonic() - begun, **facts)
 
 
-def _differences(tasks: Sequence[values.Task], workers: int | None, meter: _Meter) -> tuple[Difference, ...]:
+def _differences(tasks: Sequence[values.Task], workers: int | None, meter: Meter) -> tuple[Difference, ...]:
     """Every tensor that differs, with what that looks like."""
     if not any(task.tally.count for task in tasks):
         return ()
@@ -194,19 +185,6 @@ def _differences(tasks: Sequence[values.Task], workers: int | None, meter: _Mete
         replace(d, looks_like=forms[d.name].said, equals=forms[d.name].equals) if d.name in forms else d
         for d in found
     )
-
-
-class _Meter:
-    """Bytes done of all, told to the caller from whichever thread read them."""
-
-    def __init__(self, total: int, on_bytes: Callable[[int, int], None] | None) -> None:
-        self.done, self._total, self._on_bytes, self._lock = 0, total, on_bytes, threading.Lock()
-
-    def add(self, nbytes: int) -> None:
-        with self._lock:
-            self.done += nbytes
-            if self._on_bytes:
-                self._on_bytes(self.done, max(self._total, self.done))
 
 
 def _all_bytes(ours: Side, theirs: Side | None, tasks: Sequence[values.Task]) -> int:
@@ -220,7 +198,7 @@ def _all_bytes(ours: Side, theirs: Side | None, tasks: Sequence[values.Task]) ->
     return total
 
 
-def _replicas(ours: Side, theirs: Side | None, workers: int | None, meter: _Meter) -> list[Layer]:
+def _replicas(ours: Side, theirs: Side | None, workers: int | None, meter: Meter) -> list[Layer]:
     """Layer replicas, where a side has any."""
     problems, copies, tensors = [], 0, 0
     for side in (ours, theirs):
@@ -240,7 +218,7 @@ def _replicas(ours: Side, theirs: Side | None, workers: int | None, meter: _Mete
     return [Layer("replicas", not problems, proves, found, tuple(problems))]
 
 
-def _integrity(ours: Side, theirs: Side | None, workers: int | None, meter: _Meter) -> Layer:
+def _integrity(ours: Side, theirs: Side | None, workers: int | None, meter: Meter) -> Layer:
     found = integrity.Found()
     for side, word in ((ours, ""), (theirs, "the reference: ")):
         if side is None:

@@ -29,7 +29,7 @@ from support.helpers import (
 )
 from support.stopped import KILLED, kill_at
 
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
 from ckptconv.publish import target as target_room
 
@@ -82,17 +82,17 @@ def test_a_stopped_merge_leaves_the_target_as_it_was(
 INTERRUPTED = """
 import signal, sys, threading, time
 from pathlib import Path
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
 left, written = 3, False
-def on_bytes(nbytes, file):
+def on_progress(step):
     global left, written
-    left -= 1
+    left -= step.done > 0
     if left == 0:
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.5)  # the disk is slow
         written = True
 try:
-    merge(sys.argv[1], sys.argv[2], max_shard_size="10KB", workers=1, events=Events(on_bytes=on_bytes))
+    merge(sys.argv[1], sys.argv[2], max_shard_size="10KB", workers=1, on_progress=on_progress)
 except KeyboardInterrupt:
     print(written, sorted(path.name for path in Path(sys.argv[2]).parent.iterdir()))
 """
@@ -184,9 +184,7 @@ def test_a_second_merge_into_the_same_target_is_refused(made: Made, tmp_path: Pa
         inside.set()
         assert go.wait(60)
 
-    first = threading.Thread(
-        target=lambda: merge(made("fsdp2_w4"), tmp_path / "out", events=Events(on_bytes=wait))
-    )
+    first = threading.Thread(target=lambda: merge(made("fsdp2_w4"), tmp_path / "out", on_progress=wait))
     first.start()
     assert inside.wait(60)
     ran = cli("merge", made("fsdp2_w4"), tmp_path / "out")

@@ -16,7 +16,8 @@ from support.helpers import (
     tensors,
 )
 
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.progress import Progress
 from ckptconv.errors import CkptconvError
 
 Made = Callable[[str], Path]
@@ -100,11 +101,12 @@ def test_an_overwrite_that_fails_leaves_the_old_model(made: Made, tmp_path: Path
     merge(made("fsdp2_w4"), tmp_path / "out")
     before = state(tmp_path)
 
-    def fail(*_: object) -> None:
-        raise CkptconvError("on the way")
+    def fail(step: Progress) -> None:
+        if step.done:
+            raise CkptconvError("on the way")
 
     with pytest.raises(CkptconvError, match="on the way"):
-        merge(made("fsdp2_tied_w4"), tmp_path / "out", overwrite=True, events=Events(on_bytes=fail))
+        merge(made("fsdp2_tied_w4"), tmp_path / "out", overwrite=True, on_progress=fail)
     assert state(tmp_path) == before
 
 
@@ -158,7 +160,7 @@ def test_a_target_that_appears_during_the_merge_is_not_replaced(made: Made, tmp_
         (target / "config.json").write_text("somebody else's")
 
     with pytest.raises(CkptconvError, match="already exists"):
-        merge(made("fsdp2_w4"), target, events=Events(on_bytes=appear))
+        merge(made("fsdp2_w4"), target, on_progress=appear)
     assert state(tmp_path) == {"out": "", "out/config.json": hashlib.sha256(b"somebody else's").hexdigest()}
 
 

@@ -17,7 +17,8 @@ from support.helpers import assert_equal, cli, own_copy, tensors, unpacked
 from support.stopped import kill_at
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.progress import Progress
 from ckptconv.commands.push.folder import check_folder
 from ckptconv.errors import CkptconvError
 from ckptconv.models.rules import Grouped
@@ -127,16 +128,14 @@ def test_a_folder_whose_receipt_contradicts_it_is_not_pushed(made: Made, tmp_pat
         check_folder(out)
 
 
-def last_byte(total: int, then: Callable[[], None]) -> Events:
-    """Events that call `then` once all has been written."""
-    left = [total]
+def last_byte(then: Callable[[], None]) -> Callable[[Progress], None]:
+    """Calls `then` once all has been written."""
 
-    def on_bytes(nbytes: int, file: str) -> None:
-        left[0] -= nbytes
-        if left[0] == 0:
+    def on_progress(step: Progress) -> None:
+        if step.done == step.total:
             then()
 
-    return Events(on_bytes=on_bytes)
+    return on_progress
 
 
 @pytest.mark.parametrize("which", ["used", "replica", "config.json"])
@@ -150,11 +149,9 @@ def test_a_file_that_changes_under_the_last_byte_stops_the_merge(
     assert used
     assert copies
     path = {"used": min(used), "replica": min(copies)}.get(which) or str(next(run.rglob("config.json")))
-    plan = merge(run, tmp_path / "dry", dry_run=True).plan
-    total = sum(output.nbytes for output in plan.outputs.values())
-    events = last_byte(total, lambda: os.utime(path, (1, 1)))
+    change = last_byte(lambda: os.utime(path, (1, 1)))
     with pytest.raises(CkptconvError, match="changed while it was read") as error:
-        merge(run, tmp_path / "out", events=events)
+        merge(run, tmp_path / "out", on_progress=change)
     assert error.value.where == path
     assert not (tmp_path / "out").exists()
 

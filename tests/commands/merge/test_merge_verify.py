@@ -10,7 +10,8 @@ import pytest
 from support.helpers import cli
 
 from ckptconv.commands.merge.check import _boxes
-from ckptconv.commands.merge.run import Events, merge
+from ckptconv.commands.merge.run import merge
+from ckptconv.commands.progress import Progress
 from ckptconv.copy import output_file
 from ckptconv.errors import CkptconvError, ExitCode
 from ckptconv.plan import Options
@@ -30,17 +31,10 @@ Q = "model.layers.1.self_attn.q_proj.weight"
     ],
 )
 def test_what_was_written_is_the_source(made: Made, tmp_path: Path, variant: str, options: Options) -> None:
-    seen, config = {"checks": 0, "bytes": 0}, None
+    seen: list[Progress] = []
+    config = None
     if variant == "buffers_w2":
         config = made(variant) / "global_step_7" / "actor" / "huggingface"
-
-    def on_check(_: object, tensors: int | None) -> None:
-        if tensors is None:
-            seen["checks"] += 1
-            seen["bytes"] = 0
-
-    def on_bytes(nbytes: int, _: str) -> None:
-        seen["bytes"] += nbytes
 
     result = merge(
         made(variant),
@@ -48,11 +42,16 @@ def test_what_was_written_is_the_source(made: Made, tmp_path: Path, variant: str
         options=options,
         config=config if config and config.is_dir() else None,
         verify=True,
-        events=Events(on_check=on_check, on_bytes=on_bytes),
+        on_progress=seen.append,
     )
     assert result.checked == len(result.plan.outputs)
-    assert seen["checks"] == 1
-    assert seen["bytes"] == sum(output.nbytes for output in result.plan.outputs.values()), "every byte"
+    writes = [step for step in seen if step.phase == "write"]
+    assert writes[-1].done == writes[-1].total == result.plan.nbytes
+    checks = [step for step in seen if step.phase == "check"]
+    assert [step.done for step in checks].count(0) == 1
+    nbytes = sum(output.nbytes for output in result.plan.outputs.values())
+    assert checks[-1].done == checks[-1].total == nbytes, "every byte"
+    assert {step.what for step in checks[1:]} == {Path(file.name).name for file in result.plan.files}
 
 
 def flip(monkeypatch: pytest.MonkeyPatch, file: str, place: Callable[[int], int]) -> None:

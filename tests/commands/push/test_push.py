@@ -12,6 +12,7 @@ from support.hub.refused import refused
 from support.hub.store import File
 
 from ckptconv.commands.merge.run import merge
+from ckptconv.commands.progress import Progress
 from ckptconv.commands.push.run import Pushed
 
 pytest_plugins = ["support.hub.fixture"]
@@ -39,8 +40,8 @@ def test_creates_the_repository_and_sends_every_byte(
     hub: Hub, send: Push, folder: Path, tmp_path: Path
 ) -> None:
     before = contents(folder)
-    steps: list[tuple[int, int, str]] = []
-    done = send(on_progress=lambda *step: steps.append(step))
+    steps: list[Progress] = []
+    done = send(on_progress=steps.append)
     assert done.created
     assert done.uploaded
     assert done.url == f"{hub.url}/alice/tiny"
@@ -54,8 +55,8 @@ def test_creates_the_repository_and_sends_every_byte(
     assert contents(folder) == before, "the user's folder must stay as it was"
     assert TOKEN.encode() not in got["README.md"]
     assert dict(done.files) == {name: len(data) for name, data in got.items() if name != ".gitattributes"}
-    assert done.nbytes == sum(dict(done.files).values()) == steps[-1][0] == steps[-1][1]
-    assert [what.split()[0] for _, _, what in steps] == ["checking", "checking", "uploading", "uploaded"]
+    assert done.nbytes == sum(dict(done.files).values()) == steps[-1].done == steps[-1].total
+    assert [step.what.split()[0] for step in steps] == ["checking", "checking", "uploading", "uploaded"]
 
 
 LOAD = """

@@ -10,7 +10,8 @@ import pytest
 from support.verify_tools import Made, Q, edit_config, only_wrong, problems, rewrite, states
 
 from ckptconv.commands.merge.run import merge
-from ckptconv.commands.verify import Events, Layer, Verified, verify
+from ckptconv.commands.progress import Progress
+from ckptconv.commands.verify import Layer, Verified, verify
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import Options
 
@@ -77,12 +78,11 @@ def test_perplexity_and_greedy_text_are_transformers_own(made: Made) -> None:
 
 
 def test_the_same_model_from_ranks_and_from_a_folder(made: Made, merged_once: Callable[[str], Path]) -> None:
-    phases: list[str] = []
-    result = verify(
-        merged_once("fsdp2_w4"), against=made("fsdp2_w4"), logits=True, events=Events(on_phase=phases.append)
-    )
+    steps: list[Progress] = []
+    result = verify(merged_once("fsdp2_w4"), against=made("fsdp2_w4"), logits=True, on_progress=steps.append)
     only_wrong(result)
     assert "logits equal bit for bit in bfloat16, 12 of 12 likeliest tokens agree" in behaviour(result).found
+    phases = [step.what for step in steps if step.phase == "run"]
     assert any("temporary folder" in phase for phase in phases)
     assert sum("with transformers" in phase for phase in phases) == 2
 

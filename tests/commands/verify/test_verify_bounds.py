@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from support.verify_tools import Made
 
-from ckptconv.commands.verify import Events, values, verify
+from ckptconv.commands.progress import Progress
+from ckptconv.commands.verify import values, verify
 
 
 def test_progress_is_told_to_the_end(made: Made) -> None:
-    told: list[tuple[int, int]] = []
-    result = verify(
-        made("hsdp_w4"),
-        against=made("hsdp_w4") / "hub",
-        events=Events(on_bytes=lambda *pair: told.append(pair)),
-    )
-    done = [one for one, _ in told]
+    told: list[Progress] = []
+    result = verify(made("hsdp_w4"), against=made("hsdp_w4") / "hub", on_progress=told.append)
+    assert {step.phase for step in told} == {"read"}
+    done = [step.done for step in told]
     assert done == sorted(done)
-    assert done[-1] == result.read
-    assert result.read <= told[-1][1] <= result.read * 1.1, "zip directories and headers are the difference"
+    assert (done[0], done[-1]) == (0, result.read)
+    total = told[-1].total
+    assert total is not None
+    assert result.read <= total <= result.read * 1.1, "zip directories and headers are the difference"
 
 
 def test_a_reference_needs_neither_torch_nor_transformers(made: Made) -> None:

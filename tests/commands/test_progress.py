@@ -1,0 +1,77 @@
+"""The record that merge, verify and push report while they run, and the bar that shows it."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from rich.console import Console
+from support.helpers import REPO
+
+from ckptconv.commands.progress import Meter, Phase, Progress
+from ckptconv.show import progress as show
+from ckptconv.show.sink import Sink
+
+
+def test_a_meter_counts_what_several_threads_do() -> None:
+    told: list[Progress] = []
+    meter = Meter(told.append, "write", 4000)
+    threads = [threading.Thread(target=lambda: [meter.add(1, "a") for _ in range(1000)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [step.done for step in told] == list(range(4001))
+    assert told[-1] == Progress("write", 4000, 4000, "a")
+
+
+def test_the_total_grows_with_what_is_read_beyond_it() -> None:
+    told: list[Progress] = []
+    Meter(told.append, "read", 10).add(12)
+    assert (told[-1].done, told[-1].total) == (12, 12)
+
+
+def test_the_documentation_and_the_screen_know_every_phase() -> None:
+    text = (REPO / "docs" / "api.md").read_text(encoding="utf-8")
+    for phase in get_args(Phase):
+        assert f"| `{phase}` |" in text
+    assert {*show._LINES, *show._BARS} == set(get_args(Phase))
+
+
+class Terminal(Sink):
+    """A terminal that keeps what is drawn."""
+
+    live = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = io.StringIO()
+        self.err = Console(file=self.drawn, force_terminal=True, width=100)  # type: ignore[assignment]
+
+
+def test_a_bar_names_the_file_and_a_line_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    sink = Terminal()
+    with show.ProgressShown(sink) as shown:
+        shown(Progress("download", what="org/name: 3 files"))
+        shown(Progress("write", 0, 100))
+        monkeypatch.setattr(show, "_REDRAWN", 0.0)
+        shown(Progress("write", 50, 100, "model.safetensors"))
+        shown(Progress("run", what="with transformers"))
+        assert shown._bar is None
+        shown(Progress("upload", 100, 100, "uploaded"))
+    text = sink.drawn.getvalue()
+    assert "org/name: 3 files" in text
+    assert "Writing" in text
+    assert text.index("with transformers") > text.index("Writing")
+    assert "uploaded (100 B of 100 B)" in text
+
+
+def test_elsewhere_no_bar_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shown = show.ProgressShown(Sink())
+    shown(Progress("write", 0, 100))
+    shown(Progress("write", 100, 100, str(tmp_path)))
+    assert capsys.readouterr().err == ""
