@@ -7,8 +7,9 @@ from typing import Any
 from ckptconv.compute import views_of
 from ckptconv.copy.hashing import HASH
 from ckptconv.plan import Output, Plan
+from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.file_state import fingerprint
-from ckptconv.tensors.holders import Holders, Part
+from ckptconv.tensors.holders import Holders
 from ckptconv.version import __version__
 
 RECEIPT = "ckptconv.json"
@@ -18,7 +19,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
     """ckptconv.json: where every tensor came from, its hash, what was dropped and why. No path of this machine."""
     source = plan.checkpoint
     rank_of = source.rank_of
-    cuts: dict[tuple[Part, ...], int] = {}
+    cuts: dict[tuple[Slice, ...], int] = {}
     tensors = {
         key: {
             "dtype": output.dtype,
@@ -53,12 +54,12 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "dropped": [{"name": d.name, "bytes": d.nbytes, "reason": d.reason} for d in plan.dropped],
         "skipped": [{"name": s.what, "bytes": s.nbytes, "reason": s.reason} for s in source.skipped],
         "notes": list(plan.notes),
-        "cuts": [[list(part) for part in parts] for parts in cuts],
+        "cuts": [[[part.rank, part.offsets, part.sizes] for part in parts] for parts in cuts],
         "tensors": tensors,
     }
 
 
-def _cut(output: Output, rank_of: dict[str, int], cuts: dict[tuple[Part, ...], int]) -> dict[str, int]:
+def _cut(output: Output, rank_of: dict[str, int], cuts: dict[tuple[Slice, ...], int]) -> dict[str, int]:
     """Which rank stored which box of it, as a number in `cuts`: most tensors are cut like many others."""
     parts = Holders.of_view(views_of(output.source)[0], output.shape, rank_of).parts()
     return {"cut": cuts.setdefault(parts, len(cuts))} if len(parts) > 1 else {}

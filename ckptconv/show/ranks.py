@@ -131,12 +131,7 @@ def is_flat(row: Row) -> bool:
     """True for a tensor whose slices are runs of elements: it is said, or boxes of several dims are one after another."""
     if row.placement or len(row.cut_dims) < 2:
         return "flat" in row.placement
-    return all(_in_one_piece(piece, row) for piece in row.slices if not piece.copy)
-
-
-def _in_one_piece(piece: Slice, row: Row) -> bool:
-    first = next((d for d, size in enumerate(piece.sizes) if size > 1), len(piece.sizes))
-    return piece.sizes[first + 1 :] == row.shape[first + 1 :]
+    return all(piece.box.is_contiguous_in(row.shape) for piece in row.slices if not piece.copy)
 
 
 def picture(row: Row, width: int = 32) -> Text:

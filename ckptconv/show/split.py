@@ -129,7 +129,5 @@ def _interval(part: Part, shape: Sequence[int]) -> tuple[int, int]:
     """The first and the last position that a run holds; of a box, one that lies in one piece."""
     if part.run:
         return part.run
-    begin = 0
-    for offset, length in zip(part.offsets, shape, strict=True):
-        begin = begin * length + offset
-    return begin, begin + prod(part.sizes) - 1
+    begin = part.box.position_in(tuple(shape))
+    return begin, begin + part.box.volume - 1

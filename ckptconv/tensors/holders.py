@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ckptconv.tensors.view import Shape, View
+from ckptconv.tensors.boxes import Box, Shape, Slice, box_around
+from ckptconv.tensors.view import View
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Box = tuple[Shape, Shape]  # its first corner, and the one past its last element
-
-
-class Part(NamedTuple):
-    """The box of a tensor that a rank stores, in elements."""
-
-    rank: int
-    offsets: Shape
-    sizes: Shape
 
 
 class Holders:
@@ -35,11 +27,11 @@ class Holders:
         return cls(lambda: _boxes_of(view, rank_of), view.shape, shape)
 
     @classmethod
-    def of_parts(cls, parts: Sequence[Part], shape: Shape) -> Holders:
+    def of_parts(cls, parts: Sequence[Slice], shape: Shape) -> Holders:
         """From boxes that are known, as a receipt lists them."""
         boxes: dict[int, list[Box]] = {}
-        for rank, offsets, sizes in parts:
-            boxes.setdefault(rank, []).append((offsets, tuple(map(int.__add__, offsets, sizes))))
+        for part in parts:
+            boxes.setdefault(part.rank, []).append(part.box)
         return cls(lambda: boxes, shape, shape)
 
     @cached_property
@@ -56,49 +48,38 @@ class Holders:
         return {
             rank
             for rank in ranks
-            for begin, end in self._boxes[rank]
-            if begin[0] <= high and end[0] > low and _any_inside(places, begin, end)
+            for box in self._boxes[rank]
+            if box.offsets[0] <= high and box.ends[0] > low and _any_inside(places, box)
         }
 
-    def part(self, rank: int) -> Part:
+    def part(self, rank: int) -> Slice:
         """What the rank stores: a bounding box; whole rows where the tensor has another shape than its source."""
-        begin, end = _bounds(self._boxes[rank])
+        box = box_around(self._boxes[rank])
         if self._stored == self._shape or not self._shape:
-            return Part(rank, begin, tuple(e - b for b, e in zip(begin, end, strict=True)))
+            return Slice(rank, box.offsets, box.sizes)
         width = prod(self._shape[1:])
-        first, last = (
-            int(np.ravel_multi_index(at, self._stored)) for at in (begin, tuple(e - 1 for e in end))
-        )
+        first = box.position_in(self._stored)
+        last = Box(tuple(end - 1 for end in box.ends), box.sizes).position_in(self._stored)
         rows = last // width - first // width + 1
-        return Part(rank, (first // width, *(0 for _ in self._shape[1:])), (rows, *self._shape[1:]))
+        return Slice(rank, (first // width, *(0 for _ in self._shape[1:])), (rows, *self._shape[1:]))
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Slice, ...]:
         """One box a rank where that is the whole truth: they tile the tensor. Else nothing."""
         found = tuple(self.part(rank) for rank, boxes in sorted(self._boxes.items()) if boxes)
-        exact = all(prod(part.sizes) == sum(_volume(box) for box in self._boxes[part.rank]) for part in found)
-        return found if exact and sum(prod(part.sizes) for part in found) == prod(self._shape) else ()
+        exact = all(part.box.volume == sum(box.volume for box in self._boxes[part.rank]) for part in found)
+        return found if exact and sum(part.box.volume for part in found) == prod(self._shape) else ()
 
 
 def _boxes_of(view: View, rank_of: Mapping[str, int]) -> dict[int, list[Box]]:
     boxes: dict[int, list[Box]] = {}
     for chunk in view.chunks:
         if chunk.file in rank_of and all(chunk.sizes):
-            ends = tuple(map(int.__add__, chunk.offsets, chunk.sizes))
-            boxes.setdefault(rank_of[chunk.file], []).append((chunk.offsets, ends))
+            boxes.setdefault(rank_of[chunk.file], []).append(chunk.box)
     return boxes
 
 
-def _bounds(boxes: Sequence[Box]) -> Box:
-    begin = tuple(map(min, zip(*(low for low, _ in boxes), strict=True)))
-    return begin, tuple(map(max, zip(*(high for _, high in boxes), strict=True)))
-
-
-def _volume(box: Box) -> int:
-    return prod(high - low for low, high in zip(*box, strict=True))
-
-
-def _any_inside(places: tuple[Array, ...], begin: Shape, end: Shape) -> bool:
+def _any_inside(places: tuple[Array, ...], box: Box) -> bool:
     inside = np.ones(len(places[0]), bool)
-    for place, low, high in zip(places, begin, end, strict=True):
+    for place, low, high in zip(places, box.offsets, box.ends, strict=True):
         inside &= (place >= low) & (place < high)
     return bool(inside.any())

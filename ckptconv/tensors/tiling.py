@@ -7,12 +7,11 @@ from math import prod
 from typing import Protocol
 
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.boxes import Box, Shape
 
-Shape = tuple[int, ...]
 
-
-class Box(Protocol):
-    """What has to be known of a chunk: where it lies in its tensor, and its file's name for errors."""
+class Placed(Protocol):
+    """What has to be known of a chunk: its box in the tensor, and its file's name for errors."""
 
     @property
     def offsets(self) -> Shape: ...
@@ -22,7 +21,7 @@ class Box(Protocol):
     def file(self) -> str: ...
 
 
-def check_tiling(shape: Shape, chunks: Sequence[Box]) -> None:
+def check_tiling(shape: Shape, chunks: Sequence[Placed]) -> None:
     """Raise unless the chunks' boxes cover the shape exactly once: inside, no overlap, nothing missing."""
     volume = 0
     for chunk in chunks:
@@ -45,7 +44,7 @@ def check_tiling(shape: Shape, chunks: Sequence[Box]) -> None:
         )
 
 
-def _check_disjoint(chunks: Sequence[Box]) -> None:
+def _check_disjoint(chunks: Sequence[Placed]) -> None:
     """Cut where no box crosses, along any dim; what cannot be cut any further is compared box by box."""
     groups = [list(chunks)]
     while groups:
@@ -59,9 +58,9 @@ def _check_disjoint(chunks: Sequence[Box]) -> None:
             _compare_boxes(group)
 
 
-def _slabs(chunks: list[Box], dim: int) -> list[list[Box]]:
+def _slabs(chunks: list[Placed], dim: int) -> list[list[Placed]]:
     """Groups between cuts along a dim that go through no box."""
-    slabs: list[list[Box]] = []
+    slabs: list[list[Placed]] = []
     end = -1
     for chunk in sorted(chunks, key=lambda c: c.offsets[dim]):
         begin = chunk.offsets[dim]
@@ -72,22 +71,18 @@ def _slabs(chunks: list[Box], dim: int) -> list[list[Box]]:
     return slabs
 
 
-def _compare_boxes(chunks: Sequence[Box]) -> None:
+def _compare_boxes(chunks: Sequence[Placed]) -> None:
     """Sweep along the dim with the most cuts; only boxes that are open together are compared."""
     dims = range(len(chunks[0].sizes))
     sweep = max(dims, key=lambda dim: len({c.offsets[dim] for c in chunks}), default=None)
     if sweep is None:
         raise CkptconvError("two shards hold the same scalar", where=chunks[1].file)
-    open_boxes: list[Box] = []
+    open_boxes: list[Placed] = []
     for chunk in sorted(chunks, key=lambda c: c.offsets[sweep]):
         begin = chunk.offsets[sweep]
         open_boxes = [other for other in open_boxes if other.offsets[sweep] + other.sizes[sweep] > begin]
         for other in open_boxes:
-            if all(
-                chunk.offsets[d] < other.offsets[d] + other.sizes[d]
-                and other.offsets[d] < chunk.offsets[d] + chunk.sizes[d]
-                for d in dims
-            ):
+            if Box(chunk.offsets, chunk.sizes).overlaps(Box(other.offsets, other.sizes)):
                 raise CkptconvError(
                     "two shards hold the same part of a tensor",
                     where=f"{other.file} and {chunk.file}",

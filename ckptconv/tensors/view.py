@@ -16,11 +16,11 @@ from math import prod
 from typing import Any, NamedTuple, TypeVar
 
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.boxes import Box, Shape
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.intervals import boxes_of_interval
 from ckptconv.tensors.tiling import check_tiling
 
-Shape = tuple[int, ...]
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 
 
@@ -40,6 +40,10 @@ class Chunk(NamedTuple):
     file: str
     start: int
     strides: Shape
+
+    @property
+    def box(self) -> Box:
+        return Box(self.offsets, self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +253,7 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
                 wanted=list(shape),
             )
         for c in part.chunks:
-            chunks.append(c._replace(offsets=tuple(map(int.__add__, c.offsets, offsets))))
+            chunks.append(c._replace(offsets=c.box.shifted(tuple(offsets)).offsets))
     check_tiling(shape, chunks)
     return View(shape, dtype, tuple(chunks))
 

@@ -13,8 +13,9 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset as torch_box
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from ckptconv.backends.fsdp.sharding import Box, Placement, local_box
+from ckptconv.backends.fsdp.sharding import Placement, local_box
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.boxes import Box
 
 FIXED = settings(deadline=None, derandomize=True, database=None)
 Order = list[tuple[int, int]]  # (mesh dim, tensor dim), the first cut first

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ckptconv.tensors.holders import Holders, Part
+from ckptconv.tensors.boxes import Slice
+from ckptconv.tensors.holders import Holders
 from ckptconv.tensors.view import View, cat, narrow, stored, unflatten
 
 
@@ -17,7 +18,7 @@ RANKS = {f"rank{rank}": rank for rank in range(4)}
 def test_rows_and_a_rank_without_any() -> None:
     view = cat([part_of(0, (2, 3)), part_of(1, (0, 3)), part_of(2, (1, 3))], 0)
     holders = Holders.of_view(view, (3, 3), RANKS)
-    assert holders.parts() == (Part(0, (0, 0), (2, 3)), Part(2, (2, 0), (1, 3)))
+    assert holders.parts() == (Slice(0, (0, 0), (2, 3)), Slice(2, (2, 0), (1, 3)))
     assert holders.of(np.array([5]), set()) == {0}
     assert holders.of(np.array([5, 6]), {0}) == {2}
 
@@ -28,7 +29,7 @@ def test_boxes_of_two_dims() -> None:
         cat([part_of(2, (1, 3)), part_of(3, (1, 1))], 1),
     ]
     holders = Holders.of_view(cat(rows, 0), (3, 4), RANKS)
-    assert holders.parts()[3] == Part(3, (2, 3), (1, 1))
+    assert holders.parts()[3] == Slice(3, (2, 3), (1, 1))
     assert holders.of(np.array([11]), set()) == {3}
 
 
@@ -36,7 +37,7 @@ def test_a_tensor_that_is_read_with_another_shape() -> None:
     """Groups of heads, as rows."""
     view = unflatten(cat([part_of(0, (6, 5)), part_of(1, (3, 5))], 0), 0, (3, 3))
     holders = Holders.of_view(view, (9, 5), RANKS)
-    assert holders.parts() == (Part(0, (0, 0), (6, 5)), Part(1, (6, 0), (3, 5)))
+    assert holders.parts() == (Slice(0, (0, 0), (6, 5)), Slice(1, (6, 0), (3, 5)))
     assert holders.of(np.array([30]), set()) == {1}
 
 
@@ -53,5 +54,5 @@ def test_a_scalar_and_nothing(shape: tuple[int, ...]) -> None:
 
 
 def test_from_a_list_and_back() -> None:
-    parts = (Part(0, (0, 0), (2, 3)), Part(3, (2, 0), (1, 3)))
+    parts = (Slice(0, (0, 0), (2, 3)), Slice(3, (2, 0), (1, 3)))
     assert Holders.of_parts(parts, (3, 3)).parts() == parts

@@ -23,6 +23,7 @@ from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.bounds import is_shape
 from ckptconv.formats.json import parse_json, read_table
 from ckptconv.formats.safetensors import read_header
+from ckptconv.tensors.boxes import Box, box_around
 from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
 from ckptconv.tensors.view import View
 from ckptconv.tensors.view import place as put
@@ -157,8 +158,7 @@ def _whole(name: str, parts: list[_Part], home: Path) -> StoredTensor:
     """The tensor that the parts tile; they must leave no hole and not overlap."""
     if len({len(offsets) for offsets, _ in parts}) != 1:
         raise CkptconvError(f"the shards of {name} have different numbers of dims", where=home)
-    ends = [tuple(map(int.__add__, offsets, view.shape)) for offsets, view in parts]
-    shape = tuple(map(max, zip(*ends, strict=True)))
+    shape = box_around(Box(offsets, view.shape) for offsets, view in parts).ends
     stored = [part for part in parts if part[1].numel]
     try:
         view = put(shape, parts[0][1].dtype, stored)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptconv.backends.fsdp.pieces import Piece
-from ckptconv.backends.fsdp.sharding import Box
 from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import View, cat, place
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from ckptconv.backends.fsdp.attributes import require_known
 from ckptconv.backends.fsdp.mesh import Position, read_mesh, read_root
-from ckptconv.backends.fsdp.sharding import PLACEMENTS, Box, Placement, local_box
+from ckptconv.backends.fsdp.sharding import PLACEMENTS, Placement, local_box
 from ckptconv.backends.fsdp.shared_pickles import RankPickles
 from ckptconv.errors import CkptconvError, brief
 from ckptconv.formats.bounds import check_name, whole_numbers
 from ckptconv.formats.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord, field_of, items
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
+from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.view import View, stored
 

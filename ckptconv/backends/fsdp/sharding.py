@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.boxes import Box
 
 PLACEMENTS = ("Shard", "_StridedShard", "Replicate")  # those of a tensor that can be put together
 
@@ -22,11 +23,6 @@ class Placement(NamedTuple):
 
     def __str__(self) -> str:
         return self.kind if self.kind == "Replicate" else f"{self.kind}({self.dim})"
-
-
-class Box(NamedTuple):
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
 
 
 def local_box(

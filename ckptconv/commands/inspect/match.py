@@ -8,11 +8,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from math import prod
 from typing import Any
 
 from ckptconv.commands.inspect.records import Match, Part
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.boxes import box_around
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor, starred
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import Chunk, Shape
@@ -110,26 +110,21 @@ def _parts(tensor: StoredTensor, seats: _Seats) -> Iterator[Part]:
     shape, item = tensor.view.shape, itemsize(tensor.view.dtype)
     placed = [(chunk, False) for chunk in tensor.view.chunks]
     for at, view in tensor.replicas:
-        placed += [
-            (chunk._replace(offsets=tuple(map(int.__add__, at, chunk.offsets))), True)
-            for chunk in view.chunks
-        ]
-    placed.sort(key=lambda pair: (pair[1], pair[0].file, _position(pair[0].offsets, shape)))
+        placed += [(chunk._replace(offsets=chunk.box.shifted(at).offsets), True) for chunk in view.chunks]
+    placed.sort(key=lambda pair: (pair[1], pair[0].file, pair[0].box.position_in(shape)))
     found: list[Part] = []
     for (copy, file), group in groupby(placed, key=lambda pair: (pair[1], pair[0].file)):
         rank, seat = seats[file]
         for run in _runs([chunk for chunk, _ in group], shape, item):
-            offsets = tuple(min(c.offsets[d] for c in run) for d in range(len(shape)))
-            ends = tuple(max(c.offsets[d] + c.sizes[d] for c in run) for d in range(len(shape)))
-            begin, count = _position(run[0].offsets, shape), sum(prod(c.sizes) for c in run)
+            offsets, sizes = box_around(c.box for c in run)
+            begin, count = run[0].box.position_in(shape), sum(c.box.volume for c in run)
             between = (begin, begin + count - 1) if len(run) > 1 else None
-            sizes = tuple(end - low for low, end in zip(offsets, ends, strict=True))
             found.append(Part(rank, seat, offsets, sizes, between, count * item, file, run[0].start, copy))
     yield from sorted(found, key=lambda part: (_first(part, shape), part.copy, part.rank))
 
 
 def _first(part: Part, shape: Shape) -> int:
-    return part.run[0] if part.run else _position(part.offsets, shape)
+    return part.run[0] if part.run else part.box.position_in(shape)
 
 
 def _runs(chunks: list[Chunk], shape: Shape, item: int) -> Iterator[list[Chunk]]:
@@ -148,23 +143,10 @@ def _runs(chunks: list[Chunk], shape: Shape, item: int) -> Iterator[list[Chunk]]
 
 
 def _follows(one: Chunk, two: Chunk, shape: Shape, item: int) -> bool:
-    count = prod(one.sizes)
+    count = one.box.volume
     return (
-        _in_one_piece(one.sizes, shape)
-        and _in_one_piece(two.sizes, shape)
-        and _position(two.offsets, shape) == _position(one.offsets, shape) + count
+        one.box.is_contiguous_in(shape)
+        and two.box.is_contiguous_in(shape)
+        and two.box.position_in(shape) == one.box.position_in(shape) + count
         and two.start == one.start + count * item
     )
-
-
-def _in_one_piece(sizes: Shape, shape: Shape) -> bool:
-    """True for a box whose elements follow each other, row-major."""
-    first = next((d for d, size in enumerate(sizes) if size > 1), len(sizes))
-    return sizes[first + 1 :] == shape[first + 1 :]
-
-
-def _position(offsets: Shape, shape: Shape) -> int:
-    position = 0
-    for offset, size in zip(offsets, shape, strict=True):
-        position = position * size + offset
-    return position

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.display import Displayed
+from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.view import Shape
 
 
@@ -18,6 +19,10 @@ class Slice:
     offsets: Shape
     sizes: Shape
     copy: bool = False
+
+    @property
+    def box(self) -> Box:
+        return Box(self.offsets, self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,10 @@ class Part:
     file: str
     start: int
     copy: bool = False
+
+    @property
+    def box(self) -> Box:
+        return Box(self.offsets, self.sizes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ def slices_of(tensor: StoredTensor, rank_of: dict[str, int]) -> tuple[Slice, ...
     found = [Slice(rank_of[c.file], c.offsets, c.sizes) for c in tensor.view.chunks]
     for offsets, view in tensor.replicas:
         for c in view.chunks:
-            begin = tuple(map(int.__add__, offsets, c.offsets))
-            found.append(Slice(rank_of[c.file], begin, c.sizes, copy=True))
+            box = c.box.shifted(offsets)
+            found.append(Slice(rank_of[c.file], box.offsets, box.sizes, copy=True))
     return tuple(sorted(found, key=lambda piece: (piece.offsets, piece.copy, piece.rank)))
 
 

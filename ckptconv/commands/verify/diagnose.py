@@ -20,8 +20,8 @@ from ckptconv.compute import Block
 from ckptconv.plan import Output
 from ckptconv.read import workers as threads
 from ckptconv.read.reader import Array, Reader, raw_dtype
+from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.holders import Part
 
 _TILE = 1 << 19  # bytes; four times that as 64-bit numbers
 _SCRATCH = 8 << 20
@@ -198,7 +198,7 @@ def _form(task: Task, ours: _Prints, theirs: _Prints, table: _Table) -> str:
     return describe(name, "column", columns, len(wrong), _cuts(parts, shape, len(shape) - 1))
 
 
-def _cuts(parts: Sequence[Part], shape: Sequence[int], dim: int) -> dict[tuple[int, int], int]:
+def _cuts(parts: Sequence[Slice], shape: Sequence[int], dim: int) -> dict[tuple[int, int], int]:
     """(first, number) along a dim -> the one rank that stores just that; rows of stacks are counted through."""
     inner = prod(shape[1:-1]) if dim == 0 and len(shape) > 2 else 1
     ranks: dict[tuple[int, int], list[int]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptconv.display import Displayed
 from ckptconv.errors import ExitCode
+from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.view import Shape
 
 PROMPT = "The capital of France is"
@@ -42,15 +43,6 @@ class Layer:
     found: str
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """The box of a tensor that a rank stores, in elements; a bounding box where it stores several pieces."""
-
-    rank: int
-    offsets: Shape
-    sizes: Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from ckptconv.models import facts, lora
 from ckptconv.plan import Dtype, Options, Output
 from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT
+from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.checkpoint import Checkpoint
-from ckptconv.tensors.holders import Part
 from ckptconv.tensors.source_spec import SourceSpec
 from ckptconv.tensors.view import View
 
@@ -50,7 +50,7 @@ class Side:
     is_adapter: bool = False
     notes: tuple[str, ...] = ()
     dtype_said: str = ""
-    cuts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    cuts: Mapping[str, tuple[Slice, ...]] = field(default_factory=dict)
     beside: Beside = field(default_factory=lambda: Beside())
     adapter: Mapping[str, Any] = field(default_factory=dict)
 
@@ -205,12 +205,12 @@ def _is_alone(checkpoint: Checkpoint) -> bool:
     return all(map(lora.is_of_an_adapter, checkpoint.tensors))
 
 
-def _cuts_of(folder: Path) -> dict[str, tuple[Part, ...]]:
+def _cuts_of(folder: Path) -> dict[str, tuple[Slice, ...]]:
     """Tensor -> the boxes of the ranks that stored it, by a receipt that says so; a broken one is said elsewhere."""
     try:
         receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
         cuts = [
-            tuple(Part(rank, tuple(offsets), tuple(sizes)) for rank, offsets, sizes in parts)
+            tuple(Slice(rank, tuple(offsets), tuple(sizes)) for rank, offsets, sizes in parts)
             for parts in receipt["cuts"]
         ]
         return {name: cuts[entry["cut"]] for name, entry in receipt["tensors"].items() if "cut" in entry}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptconv.commands.verify.records import Difference, Slice
+from ckptconv.commands.verify.records import Difference
 from ckptconv.commands.verify.sanity import Sanity
 from ckptconv.copy.hashing import combine
 from ckptconv.read.reader import Array
@@ -150,7 +150,7 @@ class Tally:
             columns=tuple(bucket in self._columns for bucket in range(min(self.shape[-1], BUCKETS)))
             if len(self.shape) > 1
             else (),
-            slices=tuple(Slice(*holders.part(rank)) for rank in sorted(self._ranks)) if holders else (),
+            slices=tuple(holders.part(rank) for rank in sorted(self._ranks)) if holders else (),
         )
 
 
