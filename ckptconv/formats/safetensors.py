@@ -13,7 +13,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.bounds import check_name, is_shape
 from ckptconv.formats.json import parse_json
 from ckptconv.tensors.dtypes import from_safetensors, itemsize
-from ckptconv.tensors.view import View, stored
+from ckptconv.tensors.view import Shape, View, stored
 
 LENGTH = 8  # bytes that say how long the header is
 _MAX_HEADER = 100_000_000
@@ -94,3 +94,22 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
             "the byte count of a tensor does not match its shape", where=where, found=str(entry)[:120]
         )
     return view, high
+
+
+def header_by_library(path: Path) -> tuple[dict[str, tuple[str, Shape]], dict[str, str]]:
+    """The same header as safetensors' own reader understands it, so that what we wrote is not judged by our reader.
+
+    Returns:
+        Tensor name -> its dtype as the format spells it and its shape; and the file's metadata.
+
+    Raises:
+        OSError, safetensors.SafetensorError: the file cannot be opened, or its header is damaged.
+    """
+    from safetensors import safe_open
+
+    tensors = {}
+    with safe_open(path, framework="numpy") as reader:
+        for name in reader.keys():  # noqa: SIM118 - not a dict
+            part = reader.get_slice(name)
+            tensors[name] = str(part.get_dtype()), tuple(part.get_shape())
+        return tensors, reader.metadata() or {}

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401 - numpy knows bfloat16 by name from here on, and safetensors asks it
 import numpy as np
 
-from ckptconv.compute import Block
+from ckptconv.compute import Filler
 from ckptconv.errors import CkptconvError, ExitCode
+from ckptconv.formats.safetensors import header_by_library
 from ckptconv.plan import Output, Plan
 from ckptconv.plan.shards import INDEX
 from ckptconv.read.reader import Array, Reader, raw_dtype
@@ -67,15 +68,11 @@ def check_written(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None
 
 def _headers(plan: Plan, work: Path) -> Iterator[str]:
     """Names, dtypes and shapes, as safetensors reads them."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     for out in plan.files:
         try:
-            with safe_open(work / out.name, framework="numpy") as file:
-                found = {}
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    part = file.get_slice(name)
-                    found[name] = (str(part.get_dtype()), tuple(part.get_shape()))
+            found, _ = header_by_library(work / out.name)
         except (SafetensorError, OSError) as error:
             yield f"{out.name}: safetensors cannot open it: {error}"
             continue
@@ -104,17 +101,14 @@ def _values(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None) -> l
 
     @contextmanager
     def worker() -> Iterator[Callable[[_Tile], None]]:
-        written, scratch = _Written(), np.empty(_SCRATCH, np.uint8)
-        current: tuple[str, Block] | None = None
+        written = _Written()
         with Reader() as reader:
+            filler = Filler(reader, np.empty(_SCRATCH, np.uint8))
 
             def do(tile: _Tile) -> None:
-                nonlocal current
-                if current is None or current[0] != tile.key:
-                    current = tile.key, Block(tile.output.source, tile.output.dtype)
                 raw = raw_dtype(tile.output.dtype)
                 wanted = np.empty((tile.high - tile.low) * raw.itemsize, np.uint8)
-                current[1].fill(reader, tile.low, tile.high, wanted, scratch)
+                filler.fill(tile.output.source, tile.output.dtype, tile.low, tile.high, wanted)
                 found = written.read(tile.file, tile.name, tile.slices, wanted.nbytes)
                 if not np.array_equal(found, wanted):
                     bad = np.flatnonzero(found.view(raw) != wanted.view(raw))

@@ -17,6 +17,7 @@ from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.copy.hashing import Stretch
 from ckptconv.errors import CkptconvError
 from ckptconv.formats import json as json_text
+from ckptconv.formats.safetensors import header_by_library
 from ckptconv.formats.torch_zip import SUFFIXES, CheckedEntry, check_crcs, open_torch_zip
 from ckptconv.plan.shards import INDEX
 from ckptconv.read import workers as threads
@@ -166,15 +167,10 @@ def _weight_files(folder: Path, index: Mapping[str, Any] | None) -> list[Path]:
 
 def read_file(path: Path, found: Found) -> dict[str, Stretch]:
     """One file's tensors, once safetensors has opened it and agrees with the header's text."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="numpy") as reader:
-            theirs = {}
-            for name in reader.keys():  # noqa: SIM118 - not a dict
-                part = reader.get_slice(name)
-                theirs[name] = (str(part.get_dtype()), list(part.get_shape()))
-            metadata = reader.metadata() or {}
+        theirs, metadata = header_by_library(path)
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
@@ -187,7 +183,7 @@ def read_file(path: Path, found: Found) -> dict[str, Stretch]:
             f"{path.name} does not declare format pt, which older versions of transformers require"
         )
     header.pop("__metadata__", None)
-    if {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()} != theirs:
+    if {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()} != theirs:
         found.problems.append(
             Problem(path.name, "safetensors reads different tensors than the header lists", str(path))
         )

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -16,7 +15,7 @@ from ckptconv.commands.verify.sanity import Sanity
 from ckptconv.commands.verify.sides import Side
 from ckptconv.commands.verify.structure import Matched, compared_in
 from ckptconv.commands.verify.tally import Tally
-from ckptconv.compute import CAST_BLOCK, Block, views_of
+from ckptconv.compute import CAST_BLOCK, Filler, Tile, tiles_of, views_of
 from ckptconv.plan import Output
 from ckptconv.read import workers as threads
 from ckptconv.read.reader import Array, Reader, raw_dtype, same_place
@@ -40,13 +39,6 @@ class Task:
     @property
     def nbytes(self) -> int:
         return _stored_bytes(self.ours) + (_stored_bytes(self.theirs) if self.theirs else 0)
-
-
-class _Tile(NamedTuple):
-    task: Task
-    number: int
-    low: int
-    high: int
 
 
 def tasks_for(ours: Side, theirs: Side | None, found: Matched | None) -> list[Task]:
@@ -77,7 +69,7 @@ def read(
     """Read every task once and fill its tally. Without a tolerance bits count, so equal NaN are equal."""
 
     @contextmanager
-    def worker() -> Iterator[Callable[[_Tile], None]]:
+    def worker() -> Iterator[Callable[[tuple[Task, Tile]], None]]:
         with Reader() as reader:
             yield _Worker(reader, atol, rtol, on_read).do
 
@@ -89,37 +81,32 @@ def few(workers: int | None) -> int:
     return threads.count(workers) if workers else min(threads.count(), _MOST)
 
 
-def _tiles(tasks: Sequence[Task]) -> Iterator[_Tile]:
+def _tiles(tasks: Sequence[Task]) -> Iterator[tuple[Task, Tile]]:
     for task in tasks:
-        count = task.ours.source.numel
-        step = BLOCK // itemsize(task.tally.dtype)
-        for number, low in enumerate(range(0, count, step)):
-            yield _Tile(task, number, low, min(low + step, count))
+        if numel := task.ours.source.numel:
+            for tile in tiles_of(numel, task.tally.dtype, BLOCK):
+                yield task, tile
 
 
 class _Worker:
-    """One thread's buffers, and the tables of the tensor that it is at."""
+    """One thread's buffers, one per side."""
 
     def __init__(
         self, reader: Reader, atol: float, rtol: float, on_read: Callable[[int], None] | None
     ) -> None:
         self._reader, self._atol, self._rtol, self._on_read = reader, atol, rtol, on_read
-        self._buffers = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
-        self._scratch = np.empty(2 * BLOCK, np.uint8)
-        self._task: Task | None = None
-        self._blocks: list[Block] = []
+        scratch = np.empty(2 * BLOCK, np.uint8)
+        self._sides = [(Filler(reader, scratch), np.empty(BLOCK, np.uint8)) for _ in range(2)]
 
-    def do(self, tile: _Tile) -> None:
+    def do(self, item: tuple[Task, Tile]) -> None:
         """Fill both buffers with the tile, look at the target's values, compare."""
-        task = tile.task
+        task, tile = item
         dtype, raw = task.tally.dtype, raw_dtype(task.tally.dtype)
-        if self._task is not task:
-            sides = [task.ours] if task.theirs is None else [task.ours, task.theirs]
-            self._task, self._blocks = task, [Block(side.source, dtype) for side in sides]
+        outputs = [task.ours] if task.theirs is None else [task.ours, task.theirs]
         nbytes, before = (tile.high - tile.low) * raw.itemsize, self._reader.nbytes
         filled = []
-        for block, buffer in zip(self._blocks, self._buffers, strict=False):
-            block.fill(self._reader, tile.low, tile.high, buffer[:nbytes], self._scratch)
+        for output, (filler, buffer) in zip(outputs, self._sides, strict=False):
+            filler.fill(output.source, dtype, tile.low, tile.high, buffer[:nbytes])
             filled.append(buffer[:nbytes].view(raw))
         for hashed, values in zip(task.tally.hashed, filled, strict=False):
             hashed[tile.number] = xxhash.xxh3_128_digest(values)
