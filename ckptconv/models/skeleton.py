@@ -178,6 +178,15 @@ class Values:
             return self.number(derived, depth + 1) if derived and depth < 3 else None
         return None if stated else default
 
+    def switched(self, path: tuple[str, ...]) -> bool | None:
+        """Whether a key is on: true, or a number but 0; null is off. None where neither is certain."""
+        names = (path[-1], *self._skeleton.aliases.get(path, ()))
+        held = [part[name] for part in self._parts(path[:-1]) for name in names if name in part]
+        value = held[0] if held else self.of(path)
+        if held and value is None:
+            return False
+        return bool(value) if isinstance(value, bool | int) else None
+
     def _parts(self, path: Iterable[str]) -> list[Mapping[str, Any]]:
         """The part of the config that a path leads to. Older configs hold the text model's keys at the top."""
         part: Any = self._config

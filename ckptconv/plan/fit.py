@@ -265,9 +265,10 @@ class _Whole:
         kind, path, *rest = group.when
         stated = self._values.of(tuple(path))
         if kind == "if":
-            if not isinstance(stated, bool | int):
+            on = self._values.switched(tuple(path))
+            if on is None:
                 return anywhere, ""
-            return (everywhere, "") if stated else (set(), f"{path[-1]} is {json_text(stated)}")
+            return (everywhere, "") if on else (set(), f"{path[-1]} is {json_text(stated)}")
         if kind == "in":
             if not isinstance(stated, list):
                 return anywhere, ""
@@ -328,7 +329,7 @@ def _error(misfit: Misfit, architecture: str, where: Path) -> CkptconvError:
     if misfit.wrong:
         name, key, stated, size = misfit.wrong[0]
         return CkptconvError(
-            "the config does not belong to these tensors",
+            "the config does not match these tensors",
             where=where,
             found=f"{size:,} by {name}",
             wanted=f"{key} {stated:,}",

@@ -40,7 +40,7 @@ def built(architecture: str, **changes: Any) -> tuple[dict[str, Any], Shapes]:
 
 
 def refusal(config: dict[str, Any], shapes: Shapes) -> str:
-    with pytest.raises(CkptconvError, match=r"names are not|does not belong|are missing") as error:
+    with pytest.raises(CkptconvError, match=r"names are not|does not match|are missing") as error:
         require_fit(config, shapes, Path("run"), [])
     return f"{error.value.what} {error.value.found} {error.value.wanted}"
 
