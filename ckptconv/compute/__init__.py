@@ -1,4 +1,4 @@
-"""What is not a copy: casts, LoRA updates, dequantised weights. At the root of a tensor, by block, within bounds."""
+"""Computes tensors that are not copies: casts, LoRA updates, dequantised weights, block by block in bounded memory."""
 
 from ckptconv.compute.block import CAST_BLOCK, Block
 from ckptconv.compute.sources import (

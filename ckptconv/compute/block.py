@@ -1,4 +1,4 @@
-"""One tensor in its output dtype, a block at a time."""
+"""Computes one tensor in its output dtype, a block at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ __all__ = ["CAST_BLOCK", "Block"]
 
 
 class Block:
-    """Fills blocks of one tensor in its output dtype: read, combine, cast."""
+    """Fills blocks of one tensor: it reads, combines and casts.
+
+    Args:
+        source: what fills the tensor.
+        dtype: the output dtype.
+    """
 
     def __init__(self, source: Source, dtype: str) -> None:
         base = source if isinstance(source, View) else source.base
@@ -24,12 +29,20 @@ class Block:
         self._raw, self._from, self._to = raw_dtype(base.dtype), to_numpy(base.dtype), to_numpy(dtype)
         self._rows = None if isinstance(source, View) else rows_of(source, self._base)
         self._copies = self._rows is None and base.dtype == dtype
-        self._narrow = dtype == "float16" and base.dtype != "float16"  # the one float with a smaller range
+        self._narrow = dtype == "float16" and base.dtype != "float16"  # only float16 has a smaller range
 
     def fill(self, reader: Reader, low: int, high: int, out: Array, scratch: Array) -> None:
-        """Elements low..high-1 into `out` (bytes). scratch: at least CAST_BLOCK elements of eight bytes; more is used.
+        """Compute the elements low..high-1.
 
-        Raises CkptconvError for values that the output dtype cannot hold.
+        Args:
+            reader: reads the stored elements.
+            low: the first element, in C order.
+            high: one past the last element.
+            out: the bytes to fill, (high - low) * itemsize.
+            scratch: bytes of memory, at least 8 * CAST_BLOCK; a larger one makes the reads of strided views longer.
+
+        Raises:
+            CkptconvError: a file cannot be read, or the output dtype cannot hold a value.
         """
         target = out.view(self._to)
         if self._copies:
@@ -38,7 +51,8 @@ class Block:
         if self._rows is None:
             reader.interval(self._base, low, high, target, Cast(self._from, self._put))
             return
-        # Runs go in pieces that stay in cache; a strided view in pieces as large as fit, so that its reads are long.
+        # Runs are read in pieces that stay in cache. A strided view is read in pieces as large as `scratch`, to keep the
+        # reads long.
         step = len(scratch) // self._raw.itemsize if self._base.boxes else CAST_BLOCK
         for at in range(low, high, step):
             end = min(at + step, high)

@@ -1,4 +1,4 @@
-"""Stored values as float32: those of floats as they are, those of float8 codes times their scales."""
+"""Converts stored values to float32: floats are cast, float8 codes are multiplied by their scales."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ckptconv.read.reader import Array, Reader, read_numpy
 from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.view import Shape
 
-# (reader, the position of the first value in the C-ordered tensor, stored values) -> float32 values of their own.
+# (reader, position of the first value in C order, stored values) -> a new array of float32 values.
 Plain = Callable[[Reader, int, Array], Floats]
 
 
 def plain_values(source: Computed) -> Plain:
-    """What turns stored elements of `source.base` into float32. One per thread."""
+    """The function that converts stored elements of `source.base` to float32. Each thread has its own."""
     if source.scales is not None:
         return _Dequantise(source.scales, source.base.shape, source.base.dtype)
     return lambda _, __, values: values.astype(np.float32)
 
 
 class _Dequantise:
-    """code * scale. The scales of one tensor are small (1 per 128 x 128 elements, usually) and are kept."""
+    """Computes code * scale. It keeps the scales, which are small (usually one per 128 x 128 elements)."""
 
     def __init__(self, scales: Scales, shape: Shape, dtype: str) -> None:
         self._scales, self._shape = scales, shape
         codes = np.arange(256, dtype=np.uint8).view(to_numpy(dtype))
-        self._values: Floats = codes.astype(np.float32)  # a table: converting float8 in numpy is much slower
+        self._values: Floats = codes.astype(np.float32)  # a lookup table, since numpy converts float8 slowly
         self._factors: Floats | None = None
 
     def __call__(self, reader: Reader, low: int, values: Array) -> Floats:
@@ -40,7 +40,7 @@ class _Dequantise:
             plain *= self._factors.reshape(-1)[0]
             return plain
         height, width = self._shape[-2:]
-        table = self._factors.reshape(-1, self._factors.shape[-1])  # block rows of all matrices of a stack
+        table = self._factors.reshape(-1, self._factors.shape[-1])  # (all block rows, block columns)
         per_matrix = self._factors.shape[-2]
         high = low + len(plain)
         for row, stop in _runs(low // width, -(-high // width), height, rows):
@@ -57,7 +57,7 @@ class _Dequantise:
 
 
 def _runs(first: int, last: int, height: int, rows: int) -> list[tuple[int, int]]:
-    """Rows first..last-1, cut where a block of `rows` or a matrix of `height` rows ends."""
+    """The rows first..last-1, cut at the end of each block of `rows` rows and of each matrix of `height` rows."""
     runs = []
     while first < last:
         matrix, within = divmod(first, height)

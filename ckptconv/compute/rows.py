@@ -1,4 +1,4 @@
-"""The values of a computed tensor, a few of its rows at a time, in float32."""
+"""Computes the values of a tensor in float32, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ckptconv.tensors.view import View, select
 
 
 def rows_of(source: Computed, base: Prepared) -> Rows:
-    """The arithmetic of a source whose base is `base`."""
+    """The object that computes a source, whose base is prepared for reading as `base`."""
     if isinstance(source, Dequantised):
         return PlainRows(source)
     if isinstance(source, Rewritten):
@@ -37,36 +37,43 @@ def rows_of(source: Computed, base: Prepared) -> Rows:
 
 
 class Rows:
-    """A tensor of rows of `width` elements, in C order, and what is added to them. One per thread."""
+    """A tensor as rows of `width` elements in C order, and an update that is added to them. Each thread has its own."""
 
     def __init__(self, source: Computed, width: int) -> None:
         self.width, self.count = width, source.base.numel // width if width else 0
         self.plain = plain_values(source)
 
     def blocks(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Rows first..last-1 in blocks that stay in cache."""
+        """The rows first..last-1 in blocks that stay in cache, as [first, last) each."""
         step = max(CAST_BLOCK // self.width, 1)
         return [(row, min(row + step, last)) for row in range(first, last, step)]
 
     def pieces(self, low: int, high: int) -> list[tuple[int, int]]:
-        """Elements low..high-1 in pieces that stay in cache, cut between rows."""
+        """The elements low..high-1 in pieces that stay in cache, cut between rows, as [low, high) each."""
         rows = self.blocks(low // self.width, -(-high // self.width))
         return [(max(first * self.width, low), min(last * self.width, high)) for first, last in rows]
 
     def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
-        """The new elements low..high-1; `values` are the old ones."""
+        """The new values of the elements low..high-1.
+
+        Args:
+            reader: reads what is added.
+            low: the first element, in C order.
+            high: one past the last element.
+            values: the stored elements of the base at these positions.
+        """
         first, last = low // self.width, -(-high // self.width)
         part = self.update(reader, first, last)[low - first * self.width : high - first * self.width]
         part += self.plain(reader, low, values)
         return part
 
     def update(self, reader: Reader, first: int, last: int) -> Floats:
-        """What is added to rows first..last-1, flat."""
+        """The values that are added to the rows first..last-1, flattened."""
         raise NotImplementedError
 
 
 class PlainRows(Rows):
-    """Nothing is added."""
+    """The base alone: nothing is added."""
 
     def __init__(self, source: Dequantised) -> None:
         super().__init__(source, source.shape[-1] if source.shape else 1)
@@ -76,11 +83,11 @@ class PlainRows(Rows):
 
 
 class RewrittenRows(Rows):
-    """Some rows are those of another tensor."""
+    """The base with some rows replaced by those of another tensor."""
 
     def __init__(self, source: Rewritten) -> None:
         super().__init__(source, source.shape[-1])
-        self._order = np.argsort(np.array(source.indices))  # of the new rows, by where they go
+        self._order = np.argsort(np.array(source.indices))  # sorts the new rows by their index in base
         self._indices, self._rows = np.array(source.indices)[self._order], _Other(source.rows)
 
     def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
@@ -95,7 +102,7 @@ class RewrittenRows(Rows):
 
 
 class ShiftedRows(Rows):
-    """A number is added to every element."""
+    """The base plus a number, which is added to every element."""
 
     def __init__(self, source: Shift) -> None:
         super().__init__(source, 1)
@@ -106,7 +113,7 @@ class ShiftedRows(Rows):
 
 
 class AddedRows(Rows):
-    """Another tensor is added, scaled."""
+    """The base plus another tensor, times a scale."""
 
     def __init__(self, source: Added) -> None:
         super().__init__(source, 1)
@@ -119,13 +126,13 @@ class AddedRows(Rows):
 
 
 class _Other:
-    """A tensor that is read beside the base, as float32."""
+    """A second tensor next to the base, read as float32."""
 
     def __init__(self, view: View) -> None:
         self._prepared, self._raw, self._dtype = prepare(view), raw_dtype(view.dtype), to_numpy(view.dtype)
 
     def read(self, reader: Reader, low: int, high: int) -> Floats:
-        """Elements low..high-1."""
+        """The elements low..high-1, in C order."""
         raw = np.empty(high - low, self._raw)
         reader.interval(self._prepared, low, high, raw)
         values: Floats = raw.view(self._dtype).astype(np.float32)
@@ -133,13 +140,13 @@ class _Other:
 
 
 class FusedRows(Rows):
-    """scale * left @ right is added; `right` is small (r rows) and kept, of a stack that of one expert."""
+    """The base plus scale * left @ right. `right` (r rows) stays in memory, for a stack one expert at a time."""
 
     def __init__(self, source: Fuse, base: Prepared) -> None:
         *stack, self._rank, width = source.right.shape
         super().__init__(source, width)
         self._source, self._base, self._left = source, base, _Other(source.left)
-        self._each = max(self.count // (stack[0] if stack else 1), 1)  # rows of an expert
+        self._each = max(self.count // (stack[0] if stack else 1), 1)  # rows per expert
         self._right: tuple[int, Floats] | None = None
 
     def update(self, reader: Reader, first: int, last: int) -> Floats:
@@ -159,7 +166,14 @@ class FusedRows(Rows):
         return self._right[1]
 
     def whole(self, reader: Reader, first: int, last: int, values: Array | None = None) -> Floats:
-        """The updated rows, (rows, width). values: the base's elements, where they have been read."""
+        """The updated rows first..last-1, as (rows, width).
+
+        Args:
+            reader: reads the stored elements.
+            first: the first row.
+            last: one past the last row.
+            values: the base's stored elements of these rows; None to read them.
+        """
         if values is None:
             raw = np.empty((last - first) * self.width, raw_dtype(self._source.base.dtype))
             reader.interval(self._base, first * self.width, last * self.width, raw)
@@ -170,7 +184,7 @@ class FusedRows(Rows):
 
 
 class DecomposedRows(FusedRows):
-    """DoRA. The length of a row needs the whole row; the lengths of columns need one more pass over the weight."""
+    """DoRA. The length of a row needs the whole row, and the lengths of columns need one more pass over the weight."""
 
     def __init__(self, source: Decomposed, base: Prepared) -> None:
         super().__init__(source, base)
@@ -185,7 +199,7 @@ class DecomposedRows(FusedRows):
             self._magnitude = read_numpy(self._view, reader).astype(np.float32).reshape(-1)
         with np.errstate(
             divide="ignore", invalid="ignore"
-        ):  # a row of zeros has no direction: nan, as in PEFT
+        ):  # a row of zeros has length 0: the result is nan, as in PEFT
             if self._by_column:
                 rows *= self._magnitude / self._lengths.get(lambda: self._columns(reader))
             else:

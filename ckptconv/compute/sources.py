@@ -1,4 +1,4 @@
-"""What may fill a tensor: a view, quantised codes with their scales, or one of these with an update from training."""
+"""The sources that can fill a tensor: a view, quantised codes with scales, or one of these with an update from training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Scales:
     Args:
         view: float scales: one element for the whole weight, or (..., ceil(out / rows), ceil(in / columns)) for a
             weight of shape (..., out, in).
-        block: (rows, columns) of a block; (0, 0) where one scale serves the whole weight.
-        dtype: the dtype that the model computes in, which the weight has once it is dequantised.
+        block: (rows, columns) of a block, in elements; (0, 0) if one scale applies to the whole weight.
+        dtype: the dtype of the dequantised weight, in which the model computes.
 
     Source: transformers/integrations/finegrained_fp8.py, FP8Linear and Fp8Dequantize: the scale is a factor, although
     its name ends in `_inv`.
@@ -35,11 +35,11 @@ class Scales:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A stored tensor and what is added to it, computed in float32 and rounded once. The subclasses say what.
+    """A stored tensor with an update that a subclass defines, computed in float32 and rounded once.
 
     Args:
         base: the stored tensor.
-        scales: those of `base` where it holds float8 codes.
+        scales: the scales of `base` if it holds float8 codes.
     """
 
     base: View
@@ -51,7 +51,7 @@ class Computed:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the values: that of `base`, or of the dequantised weight."""
+        """The dtype of the values: the dtype of `base`, or that of the dequantised weight."""
         return self.base.dtype if self.scales is None else self.scales.dtype
 
     @property
@@ -64,19 +64,19 @@ class Computed:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All stored tensors that it is made of, the base first."""
+        """All stored tensors that it is computed from, the base first."""
         scales = () if self.scales is None else (self.scales.view,)
         return (self.base, *self.added_views, *scales)
 
     @property
     def added_views(self) -> tuple[View, ...]:
-        """The stored tensors that make up what is added."""
+        """The stored tensors of the update."""
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Dequantised(Computed):
-    """base * scales, and nothing added: a float8 weight that becomes an ordinary one."""
+    """base * scales without an update: a float8 weight that becomes an ordinary one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class Rewritten(Computed):
     """base with some of its rows replaced: PEFT's trainable tokens, which are stored as whole rows.
 
     Args:
-        rows: (n, width), the new rows. The dtype may be another one than that of `base`.
-        indices: which rows of `base` they replace, in the order of `rows`.
+        rows: the new rows, (n, width). Their dtype may differ from that of `base`.
+        indices: indices[i] is the row of `base` that rows[i] replaces.
 
     Source: peft/tuners/trainable_tokens/layer.py, TrainableTokensLayer.get_merged_weights (an index_copy).
     """
@@ -100,14 +100,14 @@ class Rewritten(Computed):
 
 @dataclass(frozen=True, slots=True)
 class Shift(Computed):
-    """base + added: a norm that is stored as its difference to one."""
+    """base + added, for a norm that is stored as its difference to one."""
 
     added: float
 
 
 @dataclass(frozen=True, slots=True)
 class Added(Computed):
-    """base + scale * left, element by element: the bias of a LoRA layer."""
+    """base + scale * left, element by element, for the bias of a LoRA layer."""
 
     left: View
     scale: float
@@ -119,10 +119,12 @@ class Added(Computed):
 
 @dataclass(frozen=True, slots=True)
 class Fuse(Computed):
-    """base + scale * left @ right: a LoRA layer's weight.
+    """base + scale * left @ right, for the weight of a LoRA layer.
 
-    Read in C order, base is (rows, columns) and left is (rows, r), whatever shapes the views have; right is (r, columns),
-    or (E, r, columns) for a stack of E experts with equally many rows each.
+    Args:
+        left: read as (rows, r) in C order, like `base` as (rows, columns), whatever shapes the views have.
+        right: (r, columns), or (E, r, columns) for a stack of E experts with the same number of rows each.
+        scale: LoRA's scale, such as alpha / r.
     """
 
     left: View
@@ -135,27 +137,31 @@ class Fuse(Computed):
 
 
 class Lengths:
-    """The lengths of a weight's columns, worked out by the first worker that needs them; the others wait for it."""
+    """The lengths of a weight's columns. The first worker that needs them computes them, and the others wait for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: Floats | None = None
+        self._lengths: Floats | None = None
 
     def __reduce__(self) -> tuple[type[Lengths], tuple[()]]:
-        return Lengths, ()  # another process works them out for itself
+        return Lengths, ()  # a pickled copy is empty: another process computes its own
 
     def get(self, work_out: Callable[[], Floats]) -> Floats:
+        """The lengths, in float32; `work_out` computes them if no worker has done so."""
         with self._lock:
-            if self._found is None:
-                self._found = work_out()
-            return self._found
+            if self._lengths is None:
+                self._lengths = work_out()
+            return self._lengths
 
 
 @dataclass(frozen=True, slots=True)
 class Decomposed(Fuse):
     """A DoRA layer's weight: base + scale * left @ right, with its rows scaled to the lengths in `magnitude`.
 
-    by_column: its columns instead (embeddings, and weights that are stored as (in, out)).
+    Args:
+        magnitude: one length per row, or per column with `by_column`.
+        by_column: scale the columns and not the rows (embeddings, and weights that are stored as (in, out)).
+        lengths: the lengths of the columns before scaling, shared by the workers.
     Source: peft/tuners/lora/variants.py, DoraLinearVariant and DoraEmbeddingVariant.
     """
 
@@ -172,5 +178,5 @@ Source = View | Computed
 
 
 def views_of(source: Source) -> tuple[View, ...]:
-    """The stored views that a source is made of; the weight itself first."""
+    """The stored views that a source is computed from; the weight itself comes first."""
     return (source,) if isinstance(source, View) else source.views

@@ -1,4 +1,4 @@
-"""A tensor cut into blocks of a few megabytes, and what fills them one after another."""
+"""Cuts a tensor into tiles of a few megabytes, and fills them one after another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ckptconv.tensors.dtypes import itemsize
 
 
 class Tile(NamedTuple):
-    """Elements low..high-1 of a tensor in C order; number: which of its tiles, from 0."""
+    """The elements low..high-1 of a tensor in C order. `number` counts the tensor's tiles from 0."""
 
     number: int
     low: int
@@ -20,18 +20,26 @@ class Tile(NamedTuple):
 
 
 def tiles_of(numel: int, dtype: str, nbytes: int) -> Iterator[Tile]:
-    """Tiles of at most `nbytes` bytes in `dtype`. A tensor of no elements has one tile of none."""
+    """Cut a tensor into tiles.
+
+    Args:
+        numel: the number of elements. A tensor without elements has one empty tile.
+        dtype: the output dtype.
+        nbytes: the largest size of a tile in the output dtype, in bytes.
+    """
     step = nbytes // itemsize(dtype)
     for number, low in enumerate(range(0, max(numel, 1), step)):
         yield Tile(number, low, min(low + step, numel))
 
 
 class Filler:
-    """Fills tiles of tensors, and keeps a tensor's tables until another one's turn comes. One per thread and side.
+    """Fills tiles of tensors, and keeps the tables of a tensor until it is asked for another one.
+
+    Each thread has its own, or two for a comparison of two sides.
 
     Args:
         reader: reads the stored elements.
-        scratch: bytes of memory for stored elements on their way; fillers of one thread may share it.
+        scratch: bytes of memory for stored elements before they are cast; fillers of one thread may share it.
     """
 
     def __init__(self, reader: Reader, scratch: Array) -> None:
@@ -41,8 +49,19 @@ class Filler:
         self._block: Block | None = None
 
     def fill(self, source: Source, dtype: str, low: int, high: int, out: Array) -> None:
-        """Elements low..high-1 of a tensor into `out` (bytes), in `dtype`. Raises CkptconvError as `Block.fill` does."""
+        """Compute the elements low..high-1 of a tensor.
+
+        Args:
+            source: what fills the tensor.
+            dtype: the output dtype.
+            low: the first element, in C order.
+            high: one past the last element.
+            out: the bytes to fill, (high - low) * itemsize.
+
+        Raises:
+            CkptconvError: as `Block.fill` does.
+        """
         if self._block is None or source is not self._source or dtype != self._dtype:
-            self._block = None  # its tables go before the next ones are made
+            self._block = None  # this frees its tables before the next ones are built
             self._source, self._dtype, self._block = source, dtype, Block(source, dtype)
         self._block.fill(self._reader, low, high, out, self._scratch)
