@@ -1,1 +1,1 @@
-"""Runs a plan: blocks are read, computed and written to the output files."""
+"""Runs a plan: it reads, computes and writes the blocks of the output files."""

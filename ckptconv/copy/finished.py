@@ -1,4 +1,4 @@
-"""The files that are whole, each with a note of its hashes: what a later run takes over, once it has hashed them again."""
+"""Records which output files are complete, with their hashes. A later run hashes these files again and keeps them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from ckptconv.plan.shards import OutFile
 class Nonfinite:
     """A written tensor that holds NaN or Inf.
 
-    count: such elements, of `numel`. files: the rank files that stored them; () where the tensor was computed.
+    Args:
+        key: the tensor's key in the plan.
+        count: the number of elements that are NaN or Inf.
+        numel: the number of all its elements.
+        files: the rank files that stored the bad elements; () if the tensor was computed.
     """
 
     key: str
@@ -29,7 +33,12 @@ class Nonfinite:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What is known of a file that is whole: tensor -> hash, and its tensors that hold NaN or Inf."""
+    """The record of a complete output file.
+
+    Args:
+        hashes: tensor -> hash.
+        nonfinite: its tensors that hold NaN or Inf.
+    """
 
     hashes: dict[str, str]
     nonfinite: tuple[Nonfinite, ...]
@@ -37,10 +46,12 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
-    """What an earlier run of the same plan left.
+    """The output files of an earlier run of the same plan.
 
-    kept: file name -> what is known of it. missing: the files to write. damaged: those of them that were there, but not as
-    they were noted.
+    Args:
+        kept: file name -> record, for each file that is complete and has its noted hashes.
+        missing: the files to write.
+        damaged: names of the missing files that existed, but whose bytes were not those of their record.
     """
 
     kept: dict[str, Finished]
@@ -49,7 +60,16 @@ class TakenOver:
 
 
 def note(work: Path, out: OutFile, finished: Finished) -> None:
-    """Write down that a file is whole. Raises OSError."""
+    """Record that a file is complete.
+
+    Args:
+        work: the work folder.
+        out: the file, as planned.
+        finished: its record.
+
+    Raises:
+        OSError: the record cannot be written.
+    """
     record = _record(work, out.name)
     record.parent.mkdir(parents=True, exist_ok=True)
     strange = [asdict(item) for item in finished.nonfinite]
@@ -57,7 +77,7 @@ def note(work: Path, out: OutFile, finished: Finished) -> None:
 
 
 def finished(work: Path, out: OutFile) -> Finished | None:
-    """What was noted of a file of the same plan, where it has the plan's size and header; else None.
+    """The record of a file; None if there is none, or if the file does not have the plan's size and header.
 
     The tensors' bytes are not read: `take_over` does that.
     """
@@ -76,10 +96,18 @@ def finished(work: Path, out: OutFile) -> Finished | None:
 
 
 def take_over(plan: Plan, work: Path, workers: int) -> TakenOver:
-    """What is left of an earlier run of the same plan, its bytes hashed again and compared with the notes.
+    """Find the complete files of an earlier run. Their bytes are hashed again and compared with the records.
 
-    The machine may have stopped with it: what a disk lost after the note was written would be published otherwise.
-    A file that is not what was noted is removed. Raises CkptconvError where a file cannot be read.
+    The machine may have stopped together with that run, and the disk may have lost bytes that were written before the
+    record; these would be published otherwise. A file that does not match its record is removed.
+
+    Args:
+        plan: the plan, which is that of the earlier run.
+        work: the work folder.
+        workers: threads that hash.
+
+    Raises:
+        CkptconvError: a file cannot be read.
     """
     kept: dict[str, Finished] = {}
     missing, damaged = [], []
@@ -99,7 +127,16 @@ def take_over(plan: Plan, work: Path, workers: int) -> TakenOver:
 
 
 def hand_over(own: Path, work: Path, out: OutFile) -> None:
-    """Move a finished file and its note from one work folder into another, which is on the same disk and still there."""
+    """Move a complete file and its record into another work folder.
+
+    Args:
+        own: the work folder that has the file.
+        work: the work folder to move it to, which exists on the same disk.
+        out: the file.
+
+    Raises:
+        CkptconvError: `work` cannot be written, or it was removed.
+    """
     record, final = _record(work, out.name), work / out.name
     try:
         for folder in (work.with_name(f"{work.name}.done"), record.parent, final.parent):
@@ -117,5 +154,5 @@ def _hashes(plan: Plan, work: Path, out: OutFile, workers: int) -> dict[str, str
 
 
 def _record(work: Path, name: str) -> Path:
-    """Where it is noted that a file is whole: beside the work folder, which holds the model and nothing else."""
+    """The path of a file's record. It is next to the work folder, which holds only the model."""
     return work.with_name(f"{work.name}.done") / f"{name}.json"

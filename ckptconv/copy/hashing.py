@@ -1,4 +1,4 @@
-"""The receipt's hash of a tensor: XXH3-128 of each block of its bytes, and of these digests in order."""
+"""Computes the receipt's hash of a tensor: XXH3-128 of each block of its bytes, then of these digests in order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import xxhash
 from ckptconv.errors import CkptconvError
 from ckptconv.read import workers as threads
 
-HASH_BLOCK = 4 << 20  # bytes of a tensor under one digest; a constant of the receipt's format
+HASH_BLOCK = 4 << 20  # bytes per digest; the receipt's format fixes this constant
 HASH = "xxh3-128/4MiB"
 
 
 class Stretch(NamedTuple):
-    """Where a tensor's bytes are: file, first byte, number of bytes."""
+    """The bytes of a tensor: the file, the first byte and the number of bytes."""
 
     file: Path
     start: int
@@ -25,7 +25,7 @@ class Stretch(NamedTuple):
 
 
 def combine(digests: list[bytes]) -> str:
-    """A tensor's hash from its blocks' digests: the digest itself, or the digest of all of them in order."""
+    """The hash of a tensor from the digests of its blocks: a single digest itself, or the digest of all in order."""
     return digests[0].hex() if len(digests) == 1 else xxhash.xxh3_128_hexdigest(b"".join(digests))
 
 

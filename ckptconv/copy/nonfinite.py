@@ -1,6 +1,6 @@
-"""NaN and Inf in what is written: looked for in every block while it is in a core's cache.
+"""Looks for NaN and Inf in every block that is written, while it is in a core's cache.
 
-Measured on blocks of 4 MiB: 0.1 ms a block, beside 0.07 ms for its hash and 1 to 3 ms for reading, casting and writing it.
+Measured on blocks of 4 MiB, this takes 0.1 ms per block; its hash takes 0.07 ms, and to read, cast and write it 1 to 3 ms.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ckptconv.tensors.view import View
 
 
 def holds_nonfinite(data: Array, dtype: str) -> bool:
-    """True where a block holds NaN or Inf; False for dtypes that have neither.
+    """True if a block holds NaN or Inf; always False for dtypes that have neither.
 
-    Two maxima over the bits, without a copy: of positive floats the largest signed number has the largest magnitude, of
-    negative ones the largest unsigned number.
+    We take two maxima over the bits, without a copy. As signed integers, the largest is the positive float with the largest
+    magnitude; as unsigned integers, it is the negative float with the largest magnitude.
     """
     bits = FLOAT_BITS.get(dtype)
     if bits is None or not data.size:
@@ -30,7 +30,7 @@ def holds_nonfinite(data: Array, dtype: str) -> bool:
 
 
 class Gathered:
-    """What was seen of one tensor. Not for several threads at once."""
+    """Counts the NaN and Inf of one tensor, and who stored them. Callers hold a lock."""
 
     def __init__(self, key: str, output: Output) -> None:
         self._key, self._output, self._count = key, output, 0
@@ -41,7 +41,7 @@ class Gathered:
         self._seen: set[int] = set()
 
     def add(self, data: Array, low: int) -> None:
-        """A block that holds some; `low`: the flat index of its first element."""
+        """Count those of a block. `low` is the flat index of its first element."""
         bits = FLOAT_BITS[self._output.dtype]
         raw = data.view(raw_dtype(self._output.dtype))
         places = np.flatnonzero((raw & raw.dtype.type(bits.mask)) >= bits.first)
@@ -50,5 +50,6 @@ class Gathered:
             self._seen |= self._holders.of(places + low, self._seen)
 
     def record(self) -> Nonfinite:
+        """The result for the tensor."""
         files = tuple(self._files[number] for number in sorted(self._seen))
         return Nonfinite(self._key, self._count, self._output.source.numel, files)

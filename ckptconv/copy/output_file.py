@@ -1,9 +1,9 @@
-"""A file in the making, written in blocks by several threads, past the page cache where the disk is a local one.
+"""An output file that several threads write in blocks, past the page cache (O_DIRECT) if the disk is local.
 
-What goes through the page cache costs the kernel a page at a time, and its reclaim makes everybody wait: 2.5 GB took 3.4
-to 6 s, and 1.3 to 1.7 s with O_DIRECT, at a twentieth of the CPU time. O_DIRECT wants memory, offset and length in whole
-pages, so a block is put into its buffer at the place in a page that it has in the file, and the parts of a page at its two
-ends are gathered and go the ordinary way, at last; no page is ever written both ways.
+A write through the page cache costs the kernel work for each page, and its reclaim makes all threads wait: 2.5 GB took 3.4
+to 6 s, and 1.3 to 1.7 s with O_DIRECT, at a twentieth of the CPU time. O_DIRECT requires that memory address, offset and
+length are multiples of a page. So a block has the same position within a page in its buffer as in the file. The parts of
+pages at its two ends are gathered and written through the cache at the end; no page is ever written both ways.
 """
 
 from __future__ import annotations
@@ -20,30 +20,42 @@ from ckptconv.copy import writeback
 from ckptconv.copy.pages import PAGE, Pages
 from ckptconv.read.reader import Array
 
-_LEAST = 64 * PAGE  # smaller blocks are gathered
-_WRITE = 1 << 20  # larger writes make the kernel look for larger pages: 1.6 s instead of 0.8 s for 1.3 GB
+_LEAST = 64 * PAGE  # smaller blocks are gathered and go through the cache
+_WRITE = 1 << 20  # with larger writes the kernel searches for larger pages: 1.6 s instead of 0.8 s for 1.3 GB
 _LOCAL = {
     "ext2",
     "ext3",
     "ext4",
     "xfs",
     "overlay",
-}  # a network's file system does better with many writes under way
+}  # file systems on a network are faster with many cached writes in flight
 
 
 def block_buffer(nbytes: int) -> Array:
-    """Memory for a block of nbytes anywhere in a file: it begins with a page."""
+    """Page-aligned memory for a block of `nbytes` bytes at any offset of a file."""
     return np.frombuffer(mmap.mmap(-1, nbytes + PAGE), np.uint8)
 
 
 def in_place(buffer: Array, offset: int, nbytes: int) -> Array:
-    """The part of a block_buffer to fill with what goes to `offset`."""
+    """The part of a `block_buffer` that has the same position within a page as the file's bytes at `offset`.
+
+    Args:
+        buffer: from `block_buffer`.
+        offset: where the block begins in the file, in bytes.
+        nbytes: the size of the block.
+    """
     begin = offset % PAGE
     return buffer[begin : begin + nbytes]
 
 
 class OutputFile:
-    """A file of a known size. Raises OSError, as the system does."""
+    """A file of a known size. All methods raise the system's OSError.
+
+    Args:
+        path: the file, which is created or truncated.
+        header: its first bytes, which are written at once.
+        nbytes: its size.
+    """
 
     def __init__(self, path: Path, header: bytes, nbytes: int) -> None:
         self.path = path
@@ -55,7 +67,7 @@ class OutputFile:
         self.write(np.frombuffer(header, np.uint8), 0)
 
     def write(self, data: Array, offset: int) -> None:
-        """Write a block that lies where `in_place` says."""
+        """Write a block at `offset`. Its memory comes from `in_place` for that offset."""
         view = memoryview(data)
         if self._direct is None:
             self._through_cache(view, offset)
@@ -72,19 +84,20 @@ class OutputFile:
         self._pages.add(view[head + middle :], offset + head + middle)
 
     def finish(self) -> None:
-        """Have everything on the disk, and close."""
+        """Write what is gathered, fsync and close."""
         self._pages.finish(self._nbytes)
         os.fsync(self._handle)
         self.close()
 
     def close(self) -> None:
+        """Close the file, which may be incomplete."""
         for handle in (self._handle, self._direct):
             if handle is not None:
                 os.close(handle)
         self._direct = None
 
     def _past_cache(self, handle: int, view: memoryview, offset: int) -> int:
-        """Bytes written; fewer than asked for where the file system turns out to want it otherwise."""
+        """Write with O_DIRECT. Returns the bytes written, fewer than asked for if the file system refuses the alignment."""
         done = 0
         while done < len(view):
             try:
@@ -116,7 +129,7 @@ def _open_direct(path: Path) -> int | None:
 
 @lru_cache
 def _file_system(device: int) -> str:
-    """The kind of file system that a device number stands for; "" where the system does not say (proc(5), mountinfo)."""
+    """The type of file system of a device number, from mountinfo (proc(5)); "" if the system does not list it."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()

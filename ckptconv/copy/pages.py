@@ -1,8 +1,8 @@
-"""The parts of pages at the ends of blocks, gathered until a page is whole.
+"""Gathers the parts of pages at the ends of blocks until a page is complete.
 
-A write past the page cache is in whole pages. What is left over at a block's two ends would each be a small write of its
-own, and each would wait for the large ones that are under way: half of the time of a merge. Here they wait in memory, a
-page for every block or so, and are written together.
+A write past the page cache consists of whole pages. The rests at the two ends of each block would be small writes that wait
+for the large ones in flight, which cost half of the time of a merge. So they wait in memory, about one page per block, and
+are written together.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import threading
 from collections.abc import Callable
 
 PAGE = 4096
-_MOST = 2048  # pages, 8 MiB: as much as a worker's buffers
+_MOST = 2048  # pages (8 MiB), about as much as the buffers of a worker
 
 
 class Pages:
-    """Pieces of one file, from several threads. write(data, offset) puts whole pages into the file."""
+    """Gathers pieces of one file from several threads.
+
+    Args:
+        write: write(data, offset) writes pages to the file.
+    """
 
     def __init__(self, write: Callable[[memoryview, int], None]) -> None:
         self._write = write
         self._lock = threading.Lock()
         self._pages: dict[int, bytearray] = {}
-        self._missing: dict[int, int] = {}  # bytes of a page that have not come yet
+        self._missing: dict[int, int] = {}  # page number -> bytes of it that are still missing
 
     def add(self, data: memoryview, offset: int) -> None:
-        """Keep a piece of any length; no byte of the file comes twice. Writes what is whole when there is much."""
+        """Keep a piece of any length; each byte of the file is added once. Complete pages are written once many wait."""
         with self._lock:
             while data:
                 number, begin = divmod(offset, PAGE)
@@ -37,7 +41,7 @@ class Pages:
                 self._flush([number for number, missing in self._missing.items() if not missing])
 
     def finish(self, nbytes: int) -> None:
-        """Write everything that is left. nbytes: of the whole file, whose last page may be a part of one."""
+        """Write all pages that are left. `nbytes` is the size of the file, whose last page may be shorter."""
         with self._lock:
             last = nbytes // PAGE
             if last in self._pages:
@@ -45,7 +49,7 @@ class Pages:
             self._flush(list(self._pages))
 
     def _flush(self, numbers: list[int]) -> None:
-        """Write these pages, neighbours together, and let go of them."""
+        """Write and forget these pages; adjacent ones go in one write."""
         run, begin = bytearray(), 0
         for number in sorted(numbers):
             if number * PAGE != begin + len(run):

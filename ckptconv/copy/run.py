@@ -1,8 +1,8 @@
-"""Runs a plan: headers first, every byte once, through fixed buffers, on a few threads.
+"""Runs a plan on a few threads with fixed buffers. Each file gets its header first, and every byte is written once.
 
-A file is written in blocks. Each worker takes the next block, reads what it is made of, casts in pieces that stay in
-a core's cache, hashes it and writes it in its place. When the last block of a file is there, the file is fsynced and
-renamed inside the work folder; a later run finds it and does not write it again.
+A file is written in blocks. Each worker takes the next block, reads its sources, casts in pieces that stay in a core's
+cache, hashes the block and writes it at its offset. After the last block of a file, the file is fsynced and renamed inside
+the work folder; a later run finds it and does not write it again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ckptconv.read.reader import SCRATCH, Array, Reader
 from ckptconv.read.workers import count, for_each
 from ckptconv.tensors.dtypes import itemsize
 
-_STORED = 2 * HASH_BLOCK  # float32 masters of a bfloat16 block
+_STORED = 2 * HASH_BLOCK  # the float32 master weights of a bfloat16 block
 _PER_WORKER = HASH_BLOCK + PAGE + SCRATCH + _STORED
 
 
 class _Task(NamedTuple):
-    """One tile of one tensor, and the number of the file that it goes into. A tile has a digest of its own."""
+    """One tile of one tensor, and the number of the file to write it to. Each tile has its own digest."""
 
     file: int
     key: str
@@ -45,7 +45,7 @@ class _Task(NamedTuple):
 
 @dataclass(slots=True)
 class _Target:
-    """An output file while it is written."""
+    """An output file while it is written. `left` counts the tiles that are still to be written."""
 
     out: OutFile
     file: OutputFile
@@ -56,11 +56,15 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did.
+    """The result of a copy.
 
-    hashes: tensor name -> hash. written, read: bytes. resumed: files of an earlier run that were taken over. damaged:
-    files of an earlier run that no longer had the bytes that it wrote, and were written again. nonfinite: the tensors
-    that hold NaN or Inf.
+    Args:
+        hashes: tensor name -> hash.
+        written: bytes of the files that this run wrote.
+        read: bytes of the elements that it read.
+        resumed: files of an earlier run that were kept.
+        damaged: files of an earlier run that no longer had the bytes that it wrote, and were written again.
+        nonfinite: the tensors that hold NaN or Inf.
     """
 
     hashes: dict[str, str]
@@ -72,12 +76,20 @@ class Copied:
 
 
 def buffer_memory(workers: int) -> int:
-    """Bytes of buffers that so many workers hold."""
+    """Bytes of the buffers of `workers` threads."""
     return workers * _PER_WORKER
 
 
 def workers_for(max_memory: int, wanted: int | None = None) -> int:
-    """How many workers fit into a bound on buffers; one a core when nothing is asked for."""
+    """The number of workers to use.
+
+    Args:
+        max_memory: the limit for the buffers of all workers, in bytes.
+        wanted: the user's choice; None for one per core and one more.
+
+    Raises:
+        CkptconvError: the buffers of one worker exceed the limit.
+    """
     fit = max(max_memory // _PER_WORKER, 0)
     if not fit:
         raise CkptconvError(
@@ -90,10 +102,16 @@ def workers_for(max_memory: int, wanted: int | None = None) -> int:
 
 
 def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], None] | None = None) -> Copied:
-    """Write every file of the plan into the folder `work`; returns hashes. on_bytes(bytes written, file name).
+    """Write every file of the plan. KeyboardInterrupt passes through after the workers have stopped.
 
-    Raises CkptconvError for a full or unwritable disk and for sources that end early. KeyboardInterrupt passes
-    through after the workers have stopped.
+    Args:
+        plan: the plan.
+        work: the folder to write to.
+        workers: threads.
+        on_bytes: on_bytes(bytes written, file name) is called after every block, from any thread.
+
+    Raises:
+        CkptconvError: the disk is full or cannot be written, or a source cannot be read or ends too early.
     """
     earlier = take_over(plan, work, workers)
     if on_bytes:
@@ -114,7 +132,7 @@ def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], No
 
 
 class _Run:
-    """The state that the workers share. What several of them change is changed under one lock, held for microseconds."""
+    """The state that the workers share. They change it under one lock, which they hold for microseconds."""
 
     def __init__(
         self, plan: Plan, work: Path, files: Sequence[OutFile], on_bytes: Callable[[int, str], None] | None
@@ -127,6 +145,7 @@ class _Run:
         self._large = _moved(plan) > _memory() // 2
 
     def go(self, workers: int) -> None:
+        """Write all files with this number of threads."""
         try:
             for_each(self._all_tasks(), self._open_worker, workers)
         finally:
@@ -159,7 +178,7 @@ class _Run:
 
     @contextmanager
     def _open_worker(self) -> Iterator[Callable[[tuple[_Task, _Target]], None]]:
-        """One thread's buffers and open files; what it yields writes a tile."""
+        """Hold the buffers and open files of one thread; yields the function that writes a tile."""
         buffer = block_buffer(HASH_BLOCK)
         with Reader(drop_behind=self._large) as reader:
             filler = Filler(reader, np.empty(_STORED, np.uint8))
@@ -188,8 +207,8 @@ class _Run:
             raise cannot_write(target.file.path, error) from error
         with self._lock:
             if strange:
-                found = target.nonfinite.setdefault(task.key, Gathered(task.key, task.output))
-                found.add(data, task.tile.low)
+                gathered = target.nonfinite.setdefault(task.key, Gathered(task.key, task.output))
+                gathered.add(data, task.tile.low)
             target.digests[task.key][task.tile.number] = digest
             target.left -= 1
             last = target.left == 0
@@ -200,9 +219,9 @@ class _Run:
             self._finish(task.file, target)
 
     def _finish(self, number: int, target: _Target) -> None:
-        """By the one thread that wrote the last tile; a file that is synced may keep it for a second."""
+        """Complete a file. The thread that wrote its last tile calls this, and its fsync may take a second."""
         hashes = {key: combine(digests) for key, digests in target.digests.items()}
-        finished = Finished(hashes, tuple(found.record() for found in target.nonfinite.values()))
+        finished = Finished(hashes, tuple(gathered.record() for gathered in target.nonfinite.values()))
         try:
             target.file.finish()
             with self._lock:
@@ -216,7 +235,7 @@ class _Run:
 
 
 def _moved(plan: Plan) -> int:
-    """Bytes that pass through the page cache: read and written."""
+    """The bytes that the plan reads and writes, all through the page cache."""
     return plan.nbytes + sum(
         view.nbytes for output in plan.outputs.values() for view in views_of(output.source)
     )

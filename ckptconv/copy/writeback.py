@@ -1,6 +1,6 @@
-"""Tell the kernel to begin writing a range to disk, so that the fsync at a file's end has little left to wait for.
+"""Tells the kernel to begin writing a range to disk, so that the fsync of the complete file has little left to wait for.
 
-Linux has sync_file_range(2) for this, and Python has no name for it. Elsewhere this does nothing, and fsync does it all.
+Linux has sync_file_range(2) for this, which Python does not wrap. On other systems this does nothing.
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ import ctypes
 from collections.abc import Callable
 from functools import lru_cache
 
-_WRITE = 2  # SYNC_FILE_RANGE_WRITE: start writing dirty pages, wait for none
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE: start to write dirty pages without waiting for them
 
 
 def begin(handle: int, offset: int, nbytes: int) -> None:
-    """Start writing nbytes of a file from offset; a hint, so that a failure is no error."""
+    """Start to write a range of a file to disk. It is a hint, so failures are ignored.
+
+    Args:
+        handle: the file descriptor.
+        offset: the first byte.
+        nbytes: the length of the range.
+    """
     _call()(handle, offset, nbytes, _WRITE)
 
 
