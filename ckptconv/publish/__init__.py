@@ -1,1 +1,1 @@
-"""The output folder appears whole or not at all: target, locks, assets, receipt."""
+"""Makes the output folder appear completely or not at all: target, locks, assets, receipt."""

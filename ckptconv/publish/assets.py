@@ -1,4 +1,4 @@
-"""The files of a model folder that are not the model's weights: copied byte for byte; config.json is corrected."""
+"""The files of a model folder that are not weights. They are copied byte for byte, except a corrected config.json."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _WEIGHTS = (
     ".npz",
     ".tflite",
 )
-# With peft installed, transformers takes a folder with this file for an adapter (PreTrainedModel.from_pretrained,
+# With peft installed, transformers treats a folder with this file as an adapter (PreTrainedModel.from_pretrained,
 # find_adapter_config_file) and looks for adapter_model.safetensors.
 _ADAPTERS = ("adapter_config.json", "lora_train_meta.json")
 _NOT_COPIED = ("ckptconv.json", ".gitattributes", *_ADAPTERS)
-# By these alone vLLM and others take a model for a quantised one: GPTQ's, AWQ's and ModelOpt's.
+# vLLM and others treat a model with one of these files as quantised: GPTQ's, AWQ's and ModelOpt's.
 QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # sentence-transformers keeps each module after the transformer in a folder NUMBER_CLASS, some with weights of their own
 # (SentenceTransformer.save, modules.json); the transformer's own weights are in the folder above.
@@ -42,7 +42,7 @@ _MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json. Nothing that it names is imported."""
+    """The parsed config.json of a folder. Nothing that it names is imported."""
     path = folder / "config.json" if folder.is_dir() else folder
     if not path.is_file():
         raise CkptconvError("no config.json here", where=folder, hint="pass a model folder: --config DIR")
@@ -65,9 +65,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def assets_of(folder: Path) -> list[Path]:
-    """The files that belong to the model beside its weights: tokenizer, processor, templates, custom code.
+    """The files that belong to the model next to its weights: tokenizer, processor, templates, custom code.
 
-    Links are followed only inside the folder; subfolders are taken where they hold such files (custom code).
+    Links are followed only inside the folder. Such files in subfolders (custom code) are included.
     """
     return sorted(
         path
@@ -86,9 +86,9 @@ def is_module_weight(path: PurePosixPath | Path) -> bool:
 
 
 def left_with_weights(folder: Path) -> list[str]:
-    """The weight files of models of their own that lie in subfolders and that `assets_of` does not take.
+    """The weight files of further models in subfolders, which `assets_of` does not include.
 
-    Such a subfolder has a config of its own next to its weights, and is not a step or a role of a run.
+    Such a subfolder has its own config next to its weights, and is not a step or a role of a run.
     """
     found = []
     for child in sorted(folder.iterdir()):
@@ -104,16 +104,18 @@ def left_with_weights(folder: Path) -> list[str]:
 
 
 def _inside(folder: Path, path: Path) -> bool:
-    """Whether a file of a folder lies there, wherever links lead."""
+    """True if the file is inside the folder once links are resolved."""
     root = folder.resolve()
     homes = {root}
-    if root.parent.name == "snapshots":  # of huggingface_hub's cache: its files are links to ../../blobs
+    if (
+        root.parent.name == "snapshots"
+    ):  # a folder of huggingface_hub's cache, whose files are links to ../../blobs
         homes.add(root.parent.parent / "blobs")
     return bool(homes & {*path.resolve().parents})
 
 
 def is_asset(path: str) -> bool:
-    """Whether `assets_of` would take a file, by its path in the model folder."""
+    """True if `assets_of` would include a file with this path in the model folder."""
     *folders, name = PurePosixPath(path).parts
     if is_module_weight(PurePosixPath(path)):
         return True
@@ -122,23 +124,29 @@ def is_asset(path: str) -> bool:
 
 
 def copy_asset(source: Path, target: Path) -> None:
-    """Copy one file byte for byte, and make the folder that it goes into.
+    """Copy one file byte for byte, and create the folder for it.
 
     Raises:
-        CkptconvError: where it cannot be read or written.
+        CkptconvError: a file cannot be read or written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _copy(source, target)
 
 
 def write_config(target: Path, config: dict[str, Any], original: Path | None) -> None:
-    """config.json: the original's own bytes where nothing in it changed."""
+    """Write config.json, with the original's own bytes if no value changed.
+
+    Args:
+        target: the file to write.
+        config: the config.
+        original: the trainer's file; None if there is none.
+    """
     if original is not None:
         path = original / "config.json" if original.is_dir() else original
         if path.is_file() and read_config(path) == config:
             _copy(path, target / "config.json")
             return
-    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, stays the escape that it was.
+    # A lone surrogate, which JSON can hold and UTF-8 cannot, stays an escape.
     (target / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
     )
@@ -152,7 +160,7 @@ def _copy(source: Path, target: Path) -> None:
             raise cannot_write(target, error) from error
         raise CkptconvError(
             f"cannot be copied: {error.strerror}", where=source
-        ) from error  # either side may have failed
+        ) from error  # the read or the write failed
 
 
 def _walk(folder: Path) -> Iterator[Path]:

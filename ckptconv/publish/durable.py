@@ -1,4 +1,4 @@
-"""Names that outlive a power cut, two folders that change places in one step, and work that Ctrl-C does not cut off."""
+"""Makes files durable across a power cut, exchanges two folders atomically, and runs work that Ctrl-C cannot interrupt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def exchange(a: Path, b: Path) -> bool:
-    """Let two folders change places, at once for everybody who looks; False where the file system cannot (NFS)."""
+    """Exchange two folders atomically. Returns False if the file system cannot (NFS).
+
+    Raises:
+        OSError: the exchange failed for another reason.
+    """
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):  # not Linux
@@ -31,7 +35,7 @@ def exchange(a: Path, b: Path) -> bool:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Have every small file and every name under a folder on the disk; weights are synced as they finish."""
+    """fsync every folder and every small file under a folder. Weights were synced when they were complete."""
     for path in folder.rglob("*"):
         if path.is_dir():
             fsync_folder(path)
@@ -45,7 +49,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk, where its file system knows how."""
+    """fsync a folder, so that its entries survive a power cut. File systems without this are ignored."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,14 +66,14 @@ def undisturbed(do: Callable[[], None]) -> None:
     `do` must be idempotent: it is started again if a signal arrives before the signals are ignored.
     """
     if threading.current_thread() is not threading.main_thread():
-        return do()  # Python raises KeyboardInterrupt in the main thread alone
+        return do()  # Python raises KeyboardInterrupt only in the main thread
     heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     while True:
         try:
             for number in heard:
                 signal.signal(number, signal.SIG_IGN)
             return do()
-        except KeyboardInterrupt:  # it came before the signal was ignored
+        except KeyboardInterrupt:  # the signal came before it was ignored
             continue
         finally:
             for number, handler in heard.items():

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that the system lets go of when its process ends, however it ends."""
+"""A lock that one process holds at a time. The system releases it when the process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from ckptconv.errors import CkptconvError, cannot_write
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock on a file, which is made with its folder; False where another process holds it.
+    """Hold the lock on a file, which is created together with its folder.
 
-    Whoever holds it may remove file and folder. Raises CkptconvError where that folder cannot be written.
+    Yields True if this process holds the lock, False if another one does. The holder may remove the file and the folder.
+
+    Raises:
+        CkptconvError: the folder cannot be written, or its file system has no locks.
     """
     handle = _open(path)
     try:
@@ -26,7 +29,10 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def _open(path: Path) -> int | None:
-    """The locked file, or None. Once more where its last holder removed it between the opening and the lock."""
+    """The handle of the locked file, or None if another process holds it.
+
+    If the last holder removed the file after we opened it and before we locked it, we try again.
+    """
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,19 +42,19 @@ def _open(path: Path) -> int | None:
         except OSError as error:
             raise cannot_write(path.parent.parent, error) from error
         try:
-            held = _take(handle, path)
+            is_ours = _take(handle, path)
         except BaseException:
             os.close(handle)
             raise
-        if held:
+        if is_ours:
             return handle
         os.close(handle)
-        if held is None:
+        if is_ours is None:
             return None
 
 
 def _take(handle: int, path: Path) -> bool | None:
-    """True where the lock is ours now, None where it is another's, False where the file is not there any more."""
+    """True if we hold the lock now, None if another process holds it, False if the file was removed."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(handle), path.stat())

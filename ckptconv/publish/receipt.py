@@ -16,7 +16,12 @@ RECEIPT = "ckptconv.json"
 
 
 def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
-    """ckptconv.json: where every tensor came from, its hash, what was dropped and why. No path of this machine."""
+    """The content of ckptconv.json. It holds no path of this machine.
+
+    Args:
+        plan: the plan that was run.
+        hashes: tensor -> hash of its bytes.
+    """
     source = plan.checkpoint
     rank_of = source.rank_of
     cuts: dict[tuple[Slice, ...], int] = {}

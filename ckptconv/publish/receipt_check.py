@@ -1,4 +1,4 @@
-"""A receipt against the files that it stands for: what contradicts it has been changed or damaged since."""
+"""Compares a receipt with the files next to it. A contradiction means that a file was changed or damaged since."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from ckptconv.publish.receipt import RECEIPT
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """One thing that the receipt states otherwise. name: of the tensor or file. where: the file."""
+    """One contradiction between the receipt and the files.
+
+    Args:
+        name: the tensor or the file.
+        what: the contradiction, for the user.
+        where: the file; "" if there is none.
+    """
 
     name: str
     what: str
@@ -25,7 +31,12 @@ class Contradiction:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a comparison came to. hashes: how many tensors were read and hashed."""
+    """The result of a comparison.
+
+    Args:
+        hashes: the number of tensors that were read and hashed.
+        wrong: all contradictions.
+    """
 
     hashes: int
     wrong: tuple[Contradiction, ...]
@@ -35,7 +46,7 @@ def require_agreement(folder: Path, workers: int | None = None) -> int:
     """Hash every tensor of a folder that has a receipt, and compare.
 
     Args:
-        folder: a model folder or an adapter's. One without a receipt, or with hashes of another kind, is not judged.
+        folder: a folder of a model or an adapter. It passes if it has no receipt, or one with another kind of hashes.
         workers: threads; None for one per core.
 
     Returns:
@@ -71,7 +82,7 @@ def require_agreement(folder: Path, workers: int | None = None) -> int:
 
 
 def is_receipt(data: Any) -> bool:
-    """True where a JSON document has the parts of a receipt that are compared."""
+    """True if a JSON document has the parts of a receipt that `compare` reads."""
     if not isinstance(data, dict):
         return False
     tensors, files = data.get("tensors"), data.get("files")
@@ -93,10 +104,12 @@ def compare(
     """Compare files and hashes.
 
     Args:
-        receipt: one that `is_receipt`, with hashes of the kind HASH.
-        places: tensor -> where its bytes are, by the headers of the files; a tensor of a file in a subfolder has the
-            subfolder before its name.
-        on_read: called with the bytes that were read, from any thread.
+        receipt: a document that passes `is_receipt`, with hashes of the kind HASH.
+        folder: the folder that holds the files.
+        places: tensor -> where its bytes are according to the files' headers. The name of a tensor in a subfolder's file
+            begins with the subfolder.
+        workers: threads; None for one per core.
+        on_read: called with the number of bytes that were read, from any thread.
     """
     wrong = []
     for name, nbytes in receipt["files"].items():
@@ -106,9 +119,9 @@ def compare(
         elif path.stat().st_size != nbytes:
             size = f"has {path.stat().st_size:,} bytes, the receipt states {nbytes:,}"
             wrong.append(Contradiction(name, size, str(path)))
-    stated = {name: entry.get("hash") for name, entry in receipt["tensors"].items()}
-    hashes = hash_stretches({name: places[name] for name in stated if name in places}, workers, on_read)
-    for name, wanted in stated.items():
+    expected = {name: entry.get("hash") for name, entry in receipt["tensors"].items()}
+    hashes = hash_stretches({name: places[name] for name in expected if name in places}, workers, on_read)
+    for name, wanted in expected.items():
         if name not in places:
             wrong.append(Contradiction(name, "the receipt has it, no file does"))
         elif hashes[name] != wanted:
@@ -117,13 +130,18 @@ def compare(
     wrong += [
         Contradiction(name, "the receipt does not know it", places[name].file.name)
         for name in places
-        if name not in stated
+        if name not in expected
     ]
     return Compared(len(hashes), tuple(wrong))
 
 
 def key_of(file: str, name: str) -> str:
-    """A tensor's key in the receipt, from its file's path in the folder and its name there."""
+    """The key of a tensor in the receipt.
+
+    Args:
+        file: the path of its file, relative to the model folder.
+        name: its name in that file.
+    """
     parent = PurePosixPath(file).parent.as_posix()
     return name if parent == "." else f"{parent}/{name}"
 

@@ -1,13 +1,13 @@
-"""The target of a merge: it appears whole or not at all.
+"""The target of a merge, which appears completely or not at all.
 
-Everything is made in a folder beside it, and moved into place by one rename:
+The merge writes into a folder next to the target and publishes it with one rename:
 
     .OUT.ckptconv-partial/
-        lock          keeps two merges out of one target; the system lets go of it when a process ends
-        plan          what a killed run was doing: the plan's stamp, and the inode of the `model` that it filled
-        model/        becomes OUT, or changes places with the OUT that is there
-        model.done/   which of the model's files are finished (`copy` keeps it)
-        old/          the former OUT for an instant, where a file system cannot make two folders change places
+        lock          keeps a second merge out; the system releases it when the process ends
+        plan          tells a later run what was begun: the plan's fingerprint, and the inode of `model`
+        model/        becomes OUT, or is exchanged with the existing OUT
+        model.done/   holds the records of the complete files (`copy` writes them)
+        old/          holds the former OUT for an instant, if the file system cannot exchange two folders
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ _LOCK, _PLAN, _MODEL, _OLD = "lock", "plan", "model", "old"
 
 
 def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
-    """Refuse a target that holds one of the sources, cannot be written, or is there already; see `overwrite`."""
+    """Refuse a target that must not be written.
+
+    Args:
+        target: the folder that the merge will create.
+        sources: the folders that it reads.
+        overwrite: True to accept an existing model folder.
+
+    Raises:
+        CkptconvError: the target contains a source, cannot be written, or exists and must not be replaced.
+    """
     resolved = target.resolve()
     for source in sources:
         if resolved == source.resolve() or resolved in source.resolve().parents:
@@ -82,7 +91,7 @@ def _existing_parent(target: Path) -> Path:
 
 
 def check_room(target: Path, wanted: int) -> None:
-    """Refuse when the target's disk has less free than the bytes wanted, counting what a killed run left."""
+    """Raise CkptconvError if the target's disk is too small for `wanted` bytes. What a killed run wrote counts as free."""
     parent = _existing_parent(target)
     free = shutil.disk_usage(parent).free
     if wanted > free + _begun(_home(target) / _MODEL):
@@ -96,7 +105,7 @@ def check_room(target: Path, wanted: int) -> None:
 
 
 def _begun(work: Path) -> int:
-    """Bytes that a killed run left, or that another merge is moving away at this moment."""
+    """Bytes on disk that a killed run left. Files that another merge removes at this moment are ignored."""
     total = 0
     for folder, _, names in os.walk(work):
         for name in names:
@@ -112,39 +121,46 @@ def _home(target: Path) -> Path:
 
 @contextlib.contextmanager
 def work_folder(target: Path, stamp: str) -> Iterator[Path]:
-    """The folder in which a merge makes the model. A killed run's is taken up if its stamp is the same one.
+    """Hold the folder in which a merge builds the model; only a run that is killed leaves it behind.
 
-    On an error or Ctrl-C everything is removed; only a run that is killed leaves it behind.
+    It keeps the files of a killed run with the same fingerprint. On an error or Ctrl-C everything is removed.
+
+    Args:
+        target: the folder to publish later.
+        stamp: the fingerprint of the plan.
+
+    Raises:
+        CkptconvError: another merge holds the folder, or it cannot be written.
     """
     home = _home(target)
-    made = [parent for parent in (home.parent, *home.parent.parents) if not parent.exists()]
+    created = [parent for parent in (home.parent, *home.parent.parents) if not parent.exists()]
     try:
         with locked(home / _LOCK) as mine:
             if not mine:
                 raise CkptconvError("another merge is writing to OUT", where=target, kind=Kind.TARGET)
             try:
                 _bring_back(home, target)
-                yield _take_up(home, stamp, made)
+                yield _take_up(home, stamp, created)
             finally:
                 undisturbed(lambda: _end(home, target))
     except BaseException:
-        undisturbed(lambda: _forget(target, made))
+        undisturbed(lambda: _forget(target, created))
         raise
 
 
-def _forget(target: Path, made: list[Path]) -> None:
+def _forget(target: Path, created: list[Path]) -> None:
     """Remove the work folder and the parent folders that this merge created, if they are still empty."""
     tidy(target)
-    for parent in made:
+    for parent in created:
         with contextlib.suppress(OSError):
             parent.rmdir()
 
 
-def _take_up(home: Path, stamp: str, made: list[Path]) -> Path:
-    """The model's folder, with what a killed run of the same plan finished, else empty."""
+def _take_up(home: Path, stamp: str, created: list[Path]) -> Path:
+    """The model's folder, with the files of a killed run of the same plan, else empty."""
     work = home / _MODEL
     try:
-        for parent in made:
+        for parent in created:
             fsync_folder(parent.parent)
         if not _is_of(home, stamp):
             _empty(home)
@@ -156,7 +172,7 @@ def _take_up(home: Path, stamp: str, made: list[Path]) -> Path:
 
 
 def stamp_of(work: Path) -> str:
-    """What says whose a work folder is; "" where there is none."""
+    """The content of the `plan` file, which identifies the run that owns a work folder; "" if there is none."""
     try:
         return (work.parent / _PLAN).read_text()
     except (OSError, ValueError):
@@ -164,7 +180,7 @@ def stamp_of(work: Path) -> str:
 
 
 def _is_of(home: Path, stamp: str | None = None) -> bool:
-    """True when `model` is the folder that a run (with this stamp) was filling, and not an old target put in its place."""
+    """True if `model` is the folder that a run (with this fingerprint) was filling, and not a target exchanged into it."""
     try:
         words = (home / _PLAN).read_text().split()
         inode = (home / _MODEL).stat().st_ino
@@ -174,9 +190,9 @@ def _is_of(home: Path, stamp: str | None = None) -> bool:
 
 
 def tidy(target: Path) -> None:
-    """End what a run was doing that was killed while it put its model in place.
+    """Clean up after a run that was killed while it published its model.
 
-    An old target that it had moved aside comes back; what no later run could take up goes.
+    The old target is moved back if the run had moved it aside. Files that no later run could reuse are removed.
     """
     home = _home(target)
     if not home.is_dir():
@@ -194,7 +210,7 @@ def _bring_back(home: Path, target: Path) -> None:
 
 
 def _end(home: Path, target: Path) -> None:
-    """Remove everything, the lock last, so that no other merge moves in meanwhile."""
+    """Remove the work folder. The lock goes last, so that no other merge can begin meanwhile."""
     _bring_back(home, target)
     with contextlib.suppress(OSError):
         _empty(home)
@@ -209,7 +225,16 @@ def _empty(home: Path) -> None:
 
 
 def publish(work: Path, target: Path, overwrite: bool) -> None:
-    """Make the work folder the target by one rename; one that is there changes places with it and is removed last."""
+    """Rename the work folder to the target. An existing target is exchanged with it and removed last.
+
+    Args:
+        work: the folder with the complete model.
+        target: the folder to publish.
+        overwrite: True to replace an existing target.
+
+    Raises:
+        CkptconvError: the target appeared during the merge, or the rename failed.
+    """
     target, home = target.resolve(), work.parent
     try:
         fsync_tree(work)
@@ -220,7 +245,9 @@ def publish(work: Path, target: Path, overwrite: bool) -> None:
                 )
             if not exchange(work, target):
                 os.replace(target, home / _OLD)
-                os.replace(work, target)  # what happens between the two: _bring_back
+                os.replace(
+                    work, target
+                )  # if the process dies between the two, _bring_back moves the old target back
         else:
             os.replace(work, target)
         fsync_folder(home)

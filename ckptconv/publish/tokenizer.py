@@ -17,7 +17,7 @@ _VOCABULARY = re.compile(
 )
 _WORDS = re.compile(
     r"^(?:tokenizer\.json|vocab\..*|.*\.(?:model|spm|tiktoken)|tekken\.json)$"
-)  # hold the vocabulary itself
+)  # these files hold the vocabulary itself
 _TEMPLATE = re.compile(r"^(?:chat_template\.(?:jinja|json)|additional_chat_templates/[^/]+\.jinja)$")
 _PROCESSOR = re.compile(r"^(?:\w*processor_config\.json|video_preprocessor_config\.json)$")
 _CONFIG = "tokenizer_config.json"
@@ -30,10 +30,15 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def replaced_by(own: list[str], folder: Path, names: list[str]) -> list[str]:
-    """Which of the tokenizer files `names` no longer apply where the files `own` of `folder` take their place.
+    """The tokenizer files that no longer apply once a folder's own files replace some of them.
 
-    A tokenizer is replaced as a whole: an added_tokens.json of the old one would change the new one. A chat template
-    file wins over a template in tokenizer_config.json, so an old file goes where the new config has a template.
+    A tokenizer is replaced as a whole, since an added_tokens.json of the old one would change the new one. A chat template
+    file has precedence over a template in tokenizer_config.json, so it is dropped if the new config has a template.
+
+    Args:
+        own: the new files.
+        folder: the folder that holds them.
+        names: the old files.
     """
     replaced = set(own)
     if any(_WORDS.match(name) for name in own):
