@@ -1,1 +1,1 @@
-"""Other machines that may run a plan. Each engine is called as `copy` is, and leaves the same files in the work folder."""
+"""Engines that run a plan on other machines. Each has the signature of `copy` and fills the same work folder."""

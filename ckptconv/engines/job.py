@@ -1,7 +1,7 @@
-"""One file of a plan, made by itself: on any machine that sees the same paths, as often as an engine likes.
+"""Writes one file of a plan, on any machine that sees the same paths. A job is idempotent, so an engine may repeat it.
 
-Every attempt writes in a folder of its own, and the finished file is moved out of it: what was cut off leaves nothing
-behind that counts, and two attempts at once each bring the same file.
+Every attempt writes in its own folder, and the complete file is moved out of it. So an attempt that was killed leaves no
+partial file behind, and two attempts at once produce the same file.
 """
 
 from __future__ import annotations
@@ -24,19 +24,24 @@ from ckptconv.plan.shards import OutFile
 from ckptconv.publish.target import stamp_of
 from ckptconv.tensors.checkpoint import Lora
 
-_MODEL = "model"  # an attempt's own work folder, in the attempt's folder
-_SAID = "bytes"  # the file in which an attempt says how far it is
-_STOP = "stop"  # the file, beside all attempts, that ends them
-_SAY_EVERY = 0.5  # seconds
-_LOOK_EVERY = 0.2
+_MODEL = "model"  # the work folder of an attempt, inside the attempt's folder
+_PROGRESS = "bytes"  # the file in which an attempt reports its progress
+_STOP = "stop"  # the file, next to all attempts, that ends them
+_REPORT_EVERY = 0.5  # seconds
+_LOOK_EVERY = 0.2  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A plan's part for one file, and what has to be the same where it is made.
+    """The part of a plan for one file, and the facts that must hold on the machine that writes it.
 
-    work: the merge's work folder. stamp: whose it is. sizes: bytes of each file that is read. workers: threads. patience:
-    seconds in which a network's file system may take to show what another machine wrote.
+    Args:
+        part: a plan with this one file.
+        work: the work folder of the merge.
+        stamp: identifies the merge that owns `work`.
+        sizes: file -> bytes, for each file that is read.
+        workers: threads.
+        patience: seconds that a network file system may take to show what another machine wrote.
     """
 
     part: Plan
@@ -48,16 +53,28 @@ class Job:
 
     @property
     def out(self) -> OutFile:
+        """The file that the job writes."""
         return self.part.files[0]
 
 
 def attempts(work: Path) -> Path:
-    """Where attempts have their folders: beside the work folder."""
+    """The folder that holds the attempts' folders, next to the work folder."""
     return work.with_name(f"{work.name}.attempts")
 
 
 def jobs(plan: Plan, files: Sequence[OutFile], work: Path, workers: int, patience: float) -> Iterator[Job]:
-    """A job for each of the plan's files that are asked for."""
+    """Make a job for each file.
+
+    Args:
+        plan: the whole plan.
+        files: the files of the plan to write.
+        work: the work folder of the merge.
+        workers: threads of each job.
+        patience: seconds; see `Job`.
+
+    Raises:
+        CkptconvError: a source has a relative path, which may mean another file on another machine.
+    """
     stamp, sizes = stamp_of(work), dict[str, int]()
     bare = replace(plan.checkpoint, tensors={}, files=(), skipped=(), lora=Lora(), extras={}, notes=())
     for out in files:
@@ -71,24 +88,33 @@ def jobs(plan: Plan, files: Sequence[OutFile], work: Path, workers: int, patienc
 
 
 def run(job: Job, machine: str) -> Copied:
-    """Make the job's file, unless it is there already. machine: how an error calls the one that this runs on.
+    """Write the job's file, unless it exists already.
 
-    Raises CkptconvError as `copy` does, and where this machine does not see the same files as the one that planned.
+    Args:
+        job: the job.
+        machine: the name of this machine in errors.
+
+    Raises:
+        CkptconvError: as `copy` does, and if this machine does not see the same files as the machine that planned.
     """
     _require_go(job.work)
     _require_work(job, machine)
     done = finished(job.work, job.out)
     if done is not None:
-        return Copied(done.hashes, 0, 0, nonfinite=done.nonfinite)  # by an attempt whose answer was lost
+        return Copied(
+            done.hashes, 0, 0, nonfinite=done.nonfinite
+        )  # an attempt whose result was lost wrote it
     _require_sources(job, machine)
     own = attempts(job.work) / uuid4().hex
     try:
-        own.mkdir()  # not its parents: a merge that is over has none
+        own.mkdir()  # without its parents, which a merge removes when it ends
     except OSError as error:
         raise CkptconvError(f"{machine} cannot write: {error.strerror}", where=own.parent) from error
     try:
-        _require_go(job.work)  # after mkdir: who called `stop` sees the folder, or this sees the call
-        copied = copy(job.part, own / _MODEL, job.workers, _Said(own, job.work))
+        _require_go(
+            job.work
+        )  # this follows mkdir, so that either the caller of `stop` sees the folder or we see the stop
+        copied = copy(job.part, own / _MODEL, job.workers, _Progress(own, job.work))
         hand_over(own / _MODEL, job.work, job.out)
         return copied
     finally:
@@ -96,13 +122,13 @@ def run(job: Job, machine: str) -> Copied:
 
 
 def stop(work: Path) -> None:
-    """End all attempts soon, and those that would begin later at once."""
+    """Tell all attempts to end soon, and later ones not to begin."""
     with contextlib.suppress(OSError):
         (attempts(work) / _STOP).touch()
 
 
 def under_way(work: Path) -> bool:
-    """Whether an attempt has a folder still; one that was killed has it for ever."""
+    """True if an attempt still has a folder. The folder of an attempt that was killed stays."""
     return any(path.is_dir() for path in attempts(work).iterdir())
 
 
@@ -138,7 +164,15 @@ def _require_sources(job: Job, machine: str) -> None:
 
 
 def within(seconds: float, true: Callable[[], bool]) -> bool:
-    """Whether something is, or becomes, true: a network's file system may show late what another machine wrote."""
+    """Wait until a condition is true, since a network file system shows late what another machine wrote.
+
+    Args:
+        seconds: how long to wait at most.
+        true: the condition.
+
+    Returns:
+        False if the time ran out.
+    """
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() >= end:
@@ -147,28 +181,28 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
     return True
 
 
-class _Said:
-    """Says into an attempt's folder how many bytes are written, now and then; and ends an attempt that is to stop."""
+class _Progress:
+    """Writes the number of bytes written into the attempt's folder now and then, and ends the attempt after `stop`."""
 
     def __init__(self, own: Path, work: Path) -> None:
-        self._path, self._work, self._done, self._last = own / _SAID, work, 0, 0.0
+        self._path, self._work, self._done, self._last = own / _PROGRESS, work, 0, 0.0
 
     def __call__(self, nbytes: int, file: str) -> None:
         self._done += nbytes
         now = time.monotonic()
-        if now - self._last >= _SAY_EVERY:
+        if now - self._last >= _REPORT_EVERY:
             self._last = now
             _require_go(self._work)
-            with contextlib.suppress(OSError):  # only for the eye
+            with contextlib.suppress(OSError):  # progress is only for display
                 self._path.write_text(f"{self._done} {file}")
 
 
 def how_far(work: Path) -> dict[str, int]:
-    """File name -> bytes written, of the attempts that are under way; of several at one file, the one furthest on."""
-    found: dict[str, int] = {}
-    for path in attempts(work).glob(f"*/{_SAID}"):
+    """File name -> bytes written by the attempts in progress. If several write one file, the largest number counts."""
+    written: dict[str, int] = {}
+    for path in attempts(work).glob(f"*/{_PROGRESS}"):
         with contextlib.suppress(OSError, ValueError):
             done, _, file = path.read_text().partition(" ")
             if file:
-                found[file] = max(int(done), found.get(file, 0))
-    return found
+                written[file] = max(int(done), written.get(file, 0))
+    return written

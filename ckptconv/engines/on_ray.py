@@ -1,8 +1,8 @@
-"""A plan on a Ray cluster: a task for each output file, the files over a file system that all nodes share.
+"""Runs a plan on a Ray cluster: one task per output file, over a file system that all nodes share.
 
-Ray schedules, and runs again what died with its worker or its node; this process waits, counts bytes and gathers hashes.
-Nothing but small records goes through Ray: 56 kB a task for DeepSeek-V3's 275 files, where planning them again on a node
-would take 5 s a task.
+Ray schedules the tasks, and repeats those whose worker or node died. This process waits, counts bytes and gathers hashes.
+Only small records go through Ray: 56 kB per task for the 275 files of DeepSeek-V3. To plan again on a node would take 5 s
+per task.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ from ckptconv.read.workers import count
 from ckptconv.version import __version__
 
 PATIENCE = 10.0  # seconds for a file system to show what another machine wrote
-_POLL = 0.5
+_POLL = 0.5  # seconds between two looks at the tasks
 _RETRIES = 3  # Ray's own default for a task whose worker or node dies
-_PROCESS = 256 << 20  # bytes of a worker process beside its buffers: Python, numpy and Ray
-_ANSWER = 10.0  # seconds for a cluster to answer at all
-_STOP = 10.0  # seconds for tasks to end by themselves
+_PROCESS = 256 << 20  # bytes of a worker process without its buffers: Python, numpy and Ray
+_ANSWER = 10.0  # seconds to wait for a cluster's first answer
+_STOP = 10.0  # seconds to wait for tasks to end by themselves
 
 OnBytes = Callable[[int, str], None]
 
 
 def on(address: str) -> Callable[[Plan, Path, int, OnBytes | None], Copied]:
-    """The engine on the cluster at an address: "auto" or HOST:PORT, as `ray.init` takes it.
+    """The engine for a Ray cluster. It connects when it is called.
 
-    Raises CkptconvError where Ray is not installed. It connects when it is called.
+    Args:
+        address: "auto" or HOST:PORT, as in `ray.init`.
+
+    Raises:
+        CkptconvError: Ray is not installed.
     """
     try:
         import ray  # noqa: F401
@@ -50,10 +54,10 @@ def on(address: str) -> Callable[[Plan, Path, int, OnBytes | None], Copied]:
 
 
 def _copy(address: str, plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None = None) -> Copied:
-    """`copy`, on the nodes of a cluster. workers: threads of a task."""
+    """Run `copy` on the nodes of a cluster. `workers` is the number of threads per task."""
     with _connected(address) as (ray, ours):
         gathered = _Gathered(plan, work, on_bytes)
-        shutil.rmtree(job.attempts(work), ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(job.attempts(work), ignore_errors=True)  # a run that was killed left them
         job.attempts(work).mkdir(exist_ok=True)
         make = ray.remote(
             num_cpus=_cpus(ray, workers),
@@ -80,7 +84,10 @@ def _copy(address: str, plan: Plan, work: Path, workers: int, on_bytes: OnBytes 
 
 
 def _task() -> Callable[[str, list[Any]], Copied | tuple[str, str]]:
-    """What a node runs. Ray sends an inner function by value, so it can speak where ckptconv is another one or missing."""
+    """The function that a node runs.
+
+    Ray sends an inner function by value, so it can report that the node has another version of ckptconv or none.
+    """
 
     def write_file(version: str, box: list[Any]) -> Any:
         import ray
@@ -100,11 +107,11 @@ def _task() -> Callable[[str, list[Any]], Copied | tuple[str, str]]:
 
 
 def _result(ray: Any, ref: Any, out: OutFile) -> Copied:
-    """What a task returned. Raises what it raised, and CkptconvError where Ray could not run it to its end."""
+    """The result of a task. Raises the task's error, or CkptconvError if Ray could not complete it."""
     try:
         result: Copied | tuple[str, str] = ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # as it was raised there, without Ray's wrapping
+        raise error.cause from None  # the task's own error, without Ray's wrapper
     except ray.exceptions.RayError as error:
         raise CkptconvError(
             "Ray could not run a task to its end",
@@ -124,7 +131,7 @@ def _result(ray: Any, ref: Any, out: OutFile) -> Copied:
 
 
 class _Gathered:
-    """What is done so far, and what the caller was told of it."""
+    """The results so far, and the progress that the caller knows."""
 
     def __init__(self, plan: Plan, work: Path, on_bytes: OnBytes | None) -> None:
         self._plan, self._work, self._on_bytes = plan, work, on_bytes
@@ -137,7 +144,7 @@ class _Gathered:
                 self.add(out, Copied(known.hashes, 0, 0, (out.name,), nonfinite=known.nonfinite))
 
     def add(self, out: OutFile, copied: Copied) -> None:
-        """One file that is done."""
+        """Add a file that is complete."""
         total = self.copied
         self.copied = Copied(
             total.hashes | copied.hashes,
@@ -147,22 +154,22 @@ class _Gathered:
             total.damaged,
             total.nonfinite + copied.nonfinite,
         )
-        self._tell(out.name, out.nbytes)
+        self._report(out.name, out.nbytes)
 
     def look(self) -> None:
-        """Tell how far the others are."""
+        """Report the progress of the files that are being written."""
         for name, done in job.how_far(self._work).items():
-            self._tell(name, done)
+            self._report(name, done)
 
-    def _tell(self, name: str, done: int) -> None:
+    def _report(self, name: str, done: int) -> None:
         more = done - self._reported.get(name, 0)
-        if more > 0:  # an attempt that begins again does not take the bar back
+        if more > 0:  # an attempt that starts again does not move the bar back
             self._reported[name] = done
             if self._on_bytes:
                 self._on_bytes(more, name)
 
     def require_all(self) -> None:
-        """Raise where a file that a node made is not to be seen here."""
+        """Raise CkptconvError if this machine does not see a file that a node wrote."""
         for out in self.missing:
             if not job.within(PATIENCE, lambda out=out: finished(self._work, out) is not None):  # type: ignore[misc]
                 raise CkptconvError(
@@ -171,15 +178,15 @@ class _Gathered:
 
 
 def _cpus(ray: Any, workers: int) -> int:
-    """CPUs to ask for: one a thread, but no more than every node that runs tasks has."""
+    """The CPUs to request per task: one per thread, but not more than the smallest node with CPUs has."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return min([workers, *(cpus for cpus in nodes if cpus)])
 
 
 def _stop(ray: Any, work: Path, refs: list[Any], ours: bool) -> None:
-    """End the tasks by a word in the work folder: where ray.cancel meets one that begins or ends, Ray 2.60 aborts us.
+    """End the tasks with a file in the work folder, since ray.cancel of a task that begins or ends aborts us (Ray 2.60).
 
-    A connection of ours takes with it the tasks that wait for a CPU; on another's, they run and end at once.
+    If the connection is ours, tasks that still wait for a CPU end with it. Otherwise they start later and end at once.
     """
     job.stop(work)
 
@@ -190,7 +197,7 @@ def _stop(ray: Any, work: Path, refs: list[Any], ours: bool) -> None:
 
 
 def _require_answer(ray: Any, address: str) -> None:
-    """Raise OSError where nobody listens; ray.init waits ten minutes for a cluster that is gone."""
+    """Raise OSError if nothing listens at the address, since ray.init would wait ten minutes for a missing cluster."""
     if address == "auto":
         address = ray._private.services.canonicalize_bootstrap_address_or_die(address)
     host, _, port = address.rpartition(":")
@@ -199,7 +206,7 @@ def _require_answer(ray: Any, address: str) -> None:
 
 @contextmanager
 def _connected(address: str) -> Iterator[tuple[Any, bool]]:
-    """Ray, connected to the cluster, and whether by us; a connection that the caller has already is left open."""
+    """Connect to the cluster; yields Ray and True. If the caller is connected already, yields False and stays connected."""
     import ray
 
     if ray.is_initialized():
@@ -218,7 +225,7 @@ def _connected(address: str) -> Iterator[tuple[Any, bool]]:
         ) from error
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # ray.init puts its own in its place
+            signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
         yield ray, True
     finally:
         ray.shutdown()

@@ -79,13 +79,13 @@ def test_two_attempts_at_once(
     """The first goes on writing after the second has finished: Ray took its node for lost."""
     each, errors = jobs[0], []
     first_writes, second_is_done = threading.Event(), threading.Event()
-    said = job._Said.__call__
+    report = job._Progress.__call__
 
-    def wait(self: job._Said, nbytes: int, file: str) -> None:
+    def wait(self: job._Progress, nbytes: int, file: str) -> None:
         if threading.current_thread() is not threading.main_thread() and not first_writes.is_set():
             first_writes.set()
             second_is_done.wait(10)
-        said(self, nbytes, file)
+        report(self, nbytes, file)
 
     def first() -> None:
         try:
@@ -94,7 +94,7 @@ def test_two_attempts_at_once(
             errors.append(error)
 
     thread = threading.Thread(target=first)
-    monkeypatch.setattr(job._Said, "__call__", wait)
+    monkeypatch.setattr(job._Progress, "__call__", wait)
     thread.start()
     assert first_writes.wait(10)
     job.run(each, "here")
@@ -129,14 +129,14 @@ def test_a_file_of_another_size(jobs: list[job.Job]) -> None:
 def test_stop_ends_what_is_under_way_and_what_begins_later(
     jobs: list[job.Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "_SAY_EVERY", 0.0)
+    monkeypatch.setattr(job, "_REPORT_EVERY", 0.0)
     writing, stopped, errors = threading.Event(), threading.Event(), list[str]()
-    said = job._Said.__call__
+    report = job._Progress.__call__
 
-    def wait(self: job._Said, nbytes: int, file: str) -> None:
+    def wait(self: job._Progress, nbytes: int, file: str) -> None:
         writing.set()
         stopped.wait(10)
-        said(self, nbytes, file)
+        report(self, nbytes, file)
 
     def first() -> None:
         try:
@@ -144,7 +144,7 @@ def test_stop_ends_what_is_under_way_and_what_begins_later(
         except CkptconvError as error:
             errors.append(error.what)
 
-    monkeypatch.setattr(job._Said, "__call__", wait)
+    monkeypatch.setattr(job._Progress, "__call__", wait)
     thread = threading.Thread(target=first)
     thread.start()
     assert writing.wait(10)
