@@ -1,1 +1,1 @@
-"""The Hub: repositories as checkpoints (headers alone) or as folders (downloaded), and what can go wrong with it."""
+"""Reads repositories on the Hub: as checkpoints (only headers) or as downloaded folders, with the Hub's errors explained."""

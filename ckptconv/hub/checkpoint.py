@@ -1,4 +1,4 @@
-"""A repository on the Hub as a Checkpoint, from its file list, small JSON files and safetensors headers."""
+"""Reads a repository on the Hub as a Checkpoint, from its file list, small JSON files and safetensors headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ckptconv.tensors.source_spec import SourceSpec
 
 
 def open_local_or_hub(spec: SourceSpec) -> Checkpoint:
-    """A checkpoint on this disk, or what a repository on the Hub holds; see `open_checkpoint` and `open_repo`."""
+    """Open a checkpoint on this disk or a repository on the Hub; see `open_checkpoint` and `open_repo`."""
     repo = _repo_of(spec)
     if repo is None:
         return open_checkpoint(spec)
@@ -38,7 +38,7 @@ def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> Sou
 
 
 def _repo_of(spec: SourceSpec) -> RepoName | None:
-    """The repository, or None for a path. Raises CkptconvError for a repository with what only folders have."""
+    """The repository, or None for a path. Raises CkptconvError for a repository with options that only folders have."""
     repo = repo_of(spec.path, spec.revision)
     if repo is not None and (spec.step is not None or spec.also):
         raise CkptconvError(
@@ -50,10 +50,12 @@ def _repo_of(spec: SourceSpec) -> RepoName | None:
 
 
 def open_repo(repo: RepoName) -> Checkpoint:
-    """What the repository holds; not a byte of its weights is fetched, and nothing in the views can be read.
+    """Open a repository without its weights, so the views cannot be read.
 
-    With HF_HUB_OFFLINE the copy in huggingface_hub's cache is opened.
-    Raises CkptconvError where it cannot be asked, and for a repository without safetensors.
+    With HF_HUB_OFFLINE, the copy in huggingface_hub's cache is opened.
+
+    Raises:
+        CkptconvError: the Hub cannot be asked, or the repository has no safetensors files.
     """
     if is_offline():
         found = open_checkpoint(local_or_hub(f"hf://{repo}"), backend=NAME)
@@ -82,7 +84,7 @@ def _said(found: Checkpoint, repo: RepoName, commit: str) -> str:
 
 
 def _small_files(contents: Listing) -> Path:
-    """The folder in huggingface_hub's cache with config.json and the indexes."""
+    """Download config.json and the indexes; returns their folder in huggingface_hub's cache."""
     names = [name for name in SMALL if name in contents.files]
     return download(contents.repo, names, contents.commit) if names else Path()
 
@@ -98,7 +100,7 @@ def _no_model(contents: Listing) -> CkptconvError:
 
 
 def _torch_only(contents: Listing, chosen: Chosen, small: Path) -> CkptconvError:
-    """What the list of files tells of torch.save files, whose tensors have no header to read."""
+    """The error for a repository with only torch.save files, which have no header to read."""
     config = read_table(small / CONFIG)
     total = sum(contents.files.get(name, 0) for name in chosen.names)
     files = chosen.names[0] if len(chosen.names) == 1 else f"{len(chosen.names)} files {chosen.names[0]} ..."

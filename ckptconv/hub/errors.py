@@ -1,6 +1,6 @@
-"""What huggingface_hub raises, as one sentence with the command to type next. A token is never repeated.
+"""Explains huggingface_hub's errors in one sentence, with the command to type next. A token is never repeated.
 
-huggingface_hub changed its HTTP library between major versions: errors are known by class name, not by class.
+huggingface_hub changed its HTTP library between major versions, so errors are recognised by class name, not by class.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Saying:
-    """One row of a table: a sentence and a hint, with {repo}, {endpoint}, {command} and so on to fill in.
+    """The explanation of one kind of error. {repo}, {endpoint}, {command} and so on are filled in.
 
-    quote: repeat what the server said, because the sentence alone does not tell the user enough.
+    Args:
+        what: the sentence.
+        hint: what to do.
+        quote: repeat the server's own message, if the sentence alone does not tell the user enough.
     """
 
     what: str
@@ -30,7 +33,15 @@ class Saying:
 
 @dataclass(frozen=True)
 class Sayings:
-    """A table: by the error's class, by the answer's status; server: 5xx; readme: a card that is refused."""
+    """The explanations for one kind of request.
+
+    Args:
+        by_name: name of the error's class -> explanation.
+        by_status: HTTP status -> explanation.
+        server: for every status 5xx.
+        other: for every other error.
+        readme: for a model card that the Hub refuses.
+    """
 
     by_name: Mapping[str, Saying]
     by_status: Mapping[int, Saying]
@@ -40,7 +51,7 @@ class Sayings:
 
 
 def scrub(text: str, token: str | None) -> str:
-    """The text without the token and without anything that looks like one."""
+    """Mask the token, and everything that looks like a token, in a text."""
     if token:
         text = text.replace(token, "hf_***")
     return _TOKEN.sub("hf_***", text)
@@ -54,24 +65,37 @@ def explain(
     token: str | None,
     hint: str | None = None,
 ) -> CkptconvError:
-    """The one error for whatever huggingface_hub raised. hint: in place of the table's."""
+    """Turn an error of huggingface_hub into a CkptconvError.
+
+    Args:
+        error: what huggingface_hub raised.
+        table: the explanations for this kind of request.
+        words: values for the placeholders in the table.
+        token: the user's token, to mask it.
+        hint: replaces the hint of the table.
+    """
     saying, cause = _find(error, table)
     status = getattr(getattr(cause, "response", None), "status_code", "")
     words = {**words, "status": str(status)}
-    told = CkptconvError(
+    explained = CkptconvError(
         scrub(saying.what.format(**words), token),
         where=scrub(f"{words['endpoint']}/{words['repo']}", token),
-        found=_said(cause, token) if saying.quote else None,
+        found=_message(cause, token) if saying.quote else None,
         hint=scrub((hint or saying.hint).format(**words), token),
         kind=Kind.ENVIRONMENT,
     )
     chain = "".join(f"{link} {link!r}" for link in _chain(error))
-    told.__cause__ = error if scrub(chain, token) == chain else None
-    return told
+    explained.__cause__ = error if scrub(chain, token) == chain else None
+    return explained
 
 
 def guarded(step: Callable[[], T], explained: Callable[[Exception], CkptconvError]) -> T:
-    """Run one step; what it raises becomes the one CkptconvError for it."""
+    """Run a step, and turn its errors into CkptconvErrors.
+
+    Args:
+        step: the step.
+        explained: the CkptconvError for another error; see `explain`.
+    """
     try:
         return step()
     except CkptconvError:
@@ -82,7 +106,7 @@ def guarded(step: Callable[[], T], explained: Callable[[Exception], CkptconvErro
 
 
 def _find(error: BaseException, table: Sayings) -> tuple[Saying, BaseException]:
-    """The row for an error or, where huggingface_hub wrapped it, for what it was raised from."""
+    """The explanation of an error, or of its cause if huggingface_hub wrapped it."""
     vague: BaseException | None = None
     for link in _chain(error):
         if table.readme and "Invalid metadata in README.md" in str(link):
@@ -93,7 +117,7 @@ def _find(error: BaseException, table: Sayings) -> tuple[Saying, BaseException]:
         if status is not None and named in (None, "OSError"):
             other = table.server if status >= 500 else table.other
             return table.by_status.get(status, other), link
-        if named == "OSError":  # also what huggingface_hub wraps a failed request in
+        if named == "OSError":  # huggingface_hub also wraps a failed request in an OSError
             vague = vague or link
         elif named is not None:
             return table.by_name[named], link
@@ -109,8 +133,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def _said(error: BaseException, token: str | None) -> str:
-    """The server's own words, or the error's first line, cut to a line's length."""
+def _message(error: BaseException, token: str | None) -> str:
+    """The server's own message, or the first line of the error, cut to the length of a line."""
     text = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return scrub(lines[0] if lines else text, token)[:200]

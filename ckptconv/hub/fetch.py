@@ -1,4 +1,4 @@
-"""A repository on the Hub as a folder: what a model needs of it, in huggingface_hub's own cache."""
+"""Downloads a repository on the Hub: the files that a model needs, into huggingface_hub's own cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ckptconv.hub.reading import Listing, asked, is_offline, listing, not_in_cac
 from ckptconv.publish import assets
 
 Say = Callable[[str], None]
-_RECEIPT = "ckptconv.json"  # whose hashes `verify` compares
+_RECEIPT = "ckptconv.json"  # `verify` compares the hashes in it
 
 
 def local_or_hub(
@@ -25,11 +25,19 @@ def local_or_hub(
     say: Say | None = None,
     bars: bool = False,
 ) -> Path:
-    """The path itself, or the folder that `org/name` was downloaded to: weights, config, tokenizer, custom code.
+    """The path itself, or the folder to which a repository is downloaded: weights, config, tokenizer, custom code.
 
-    The cache is huggingface_hub's (HF_HOME); with HF_HUB_OFFLINE only what lies there is taken. weights: False for
-    the files beside them alone. say: told what is downloaded. bars: huggingface_hub's own, on stderr.
-    Raises CkptconvError where a path of this form is not here, and the Hub cannot help.
+    Files go into huggingface_hub's cache (HF_HOME). With HF_HUB_OFFLINE, only files that are there already are used.
+
+    Args:
+        path: a path, or a repository such as "org/name"; see `repo_of`.
+        revision: a branch, tag or commit of the repository.
+        weights: False to download only the other files.
+        say: called with a sentence about the download.
+        bars: show huggingface_hub's progress bars, on stderr.
+
+    Raises:
+        CkptconvError: there is no such path, and the repository cannot be downloaded.
     """
     repo = repo_of(path, revision)
     if repo is None:
@@ -45,13 +53,25 @@ def local_or_hub(
         names = _needed(listed, weights)
         if say:
             total = sum(listed.files[name] for name in names)
-            said = f"{total / 1e9:,.2f} GB" if total >= 1e7 else f"{total / 1e3:,.0f} kB"
-            say(f"{repo}: {len(names)} files, up to {said}")
+            size = f"{total / 1e9:,.2f} GB" if total >= 1e7 else f"{total / 1e3:,.0f} kB"
+            say(f"{repo}: {len(names)} files, up to {size}")
         return download(repo, names, listed.commit)
 
 
 def download(repo: RepoName, names: Sequence[str], commit: str | None = None) -> Path:
-    """The folder of the cache that holds these files. commit: what the revision was at, when it was listed."""
+    """Download files, unless they are in the cache.
+
+    Args:
+        repo: the repository.
+        names: paths in the repository.
+        commit: the commit of the revision when its files were listed.
+
+    Returns:
+        The folder of the cache that holds the files.
+
+    Raises:
+        CkptconvError: the Hub cannot be asked, or the revision has moved to another commit.
+    """
     from huggingface_hub import constants, snapshot_download
 
     def step() -> Path:
@@ -73,9 +93,9 @@ def download(repo: RepoName, names: Sequence[str], commit: str | None = None) ->
 
 
 def _needed(listed: Listing, weights: bool) -> list[str]:
-    """The files of a model: its weights, and everything small that belongs to it; not its card.
+    """The files to download: the weights and all small files of the model, without its card.
 
-    Which weights they are is chosen as in a folder, for which the indexes have to be there first.
+    The weights are chosen by the same rules as in a folder, so the indexes are downloaded first.
     """
     small = [name for name in listed.files if assets.is_asset(name) and name != "README.md"]
     if not weights:

@@ -1,6 +1,6 @@
-"""The headers of safetensors files on the Hub: two range requests a file, and not a byte of the weights.
+"""Reads the headers of safetensors files on the Hub with two range requests per file, and no byte of the weights.
 
-huggingface_hub's own parse_safetensors_file_metadata always takes the first 100 kB, weights or not.
+huggingface_hub's own parse_safetensors_file_metadata always downloads the first 100 kB, which may include weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ _AT_ONCE = 8
 
 
 def headers(listing: Listing, names: Sequence[str]) -> list[Opened]:
-    """Each file's tensors, in the order of names; their views name files that are not on this disk."""
+    """Read the headers of some files, in the given order. The views name files that are not on this disk.
+
+    Args:
+        listing: the files of the repository.
+        names: the safetensors files.
+
+    Raises:
+        CkptconvError: the Hub cannot be asked, or a header is damaged.
+    """
 
     def one(name: str) -> Opened:
         size, path = listing.files[name], Path(listing.repo.name, name)
@@ -31,7 +39,7 @@ def headers(listing: Listing, names: Sequence[str]) -> list[Opened]:
 
 
 def _range(listing: Listing, name: str, begin: int, end: int) -> bytes:
-    """The bytes [begin, end) of a file. Raises CkptconvError for an answer that is not just these."""
+    """The bytes [begin, end) of a file. Raises CkptconvError if the answer has other bytes."""
     if begin == end:
         return b""
     return asked(listing.repo, lambda: _request(listing, name, begin, end))
@@ -43,12 +51,12 @@ def _request(listing: Listing, name: str, begin: int, end: int) -> bytes:
 
     url = hf_hub_url(listing.repo.name, name, revision=listing.commit, endpoint=constants.ENDPOINT)
     wanted = {**build_hf_headers(library_name="ckptconv"), "Range": f"bytes={begin}-{end - 1}"}
-    # As bytes on the wire: a body that was compressed on the way has another length.
+    # The length counts bytes on the wire, so the body must not be compressed.
     wanted["Accept-Encoding"] = "identity"
     with http_stream_backoff("GET", url, headers=wanted, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
         hf_raise_for_status(answer)
         length = answer.headers.get("Content-Length", "")
-        if answer.status_code != 206 or length != str(end - begin):  # nothing was read of the body yet
+        if answer.status_code != 206 or length != str(end - begin):  # the body has not been read yet
             raise CkptconvError(
                 "the Hub's storage does not support range requests, so the headers cannot be read on their own",
                 where=f"{listing.repo.name}/{name}",

@@ -8,14 +8,19 @@ from pathlib import Path
 
 from ckptconv.errors import CkptconvError
 
-# Path("hf://a/b") has lost one of its slashes.
+# Path("hf://a/b") drops one of the two slashes.
 _SCHEME = re.compile(r"^hf:/{1,2}")
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>.+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class RepoName:
-    """A model repository and one of its revisions: a branch, a tag, a commit, refs/pr/N. None: main."""
+    """A model repository and one of its revisions.
+
+    Args:
+        name: "org/name".
+        revision: a branch, a tag, a commit or refs/pr/N; None for main.
+    """
 
     name: str
     revision: str | None = None
@@ -24,30 +29,36 @@ class RepoName:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
-def model_name(said: object) -> str | None:
-    """How a model that a file or a folder names is called, without this machine's paths; None where it is not.
+def model_name(reference: object) -> str | None:
+    """The name of a model, without paths of this machine; None if there is none.
 
-    A repository's name is itself; a folder of huggingface_hub's cache is its repository; of a path the last part is left.
+    Args:
+        reference: what a file states. A repository's name stays as it is, a folder of huggingface_hub's cache becomes its
+            repository, and of any other path the last part remains.
     """
-    text = str(said or "").rstrip("/\\")
+    text = str(reference or "").rstrip("/\\")
     if not text or _NAME.fullmatch(text):
         return text or None
     return cached_name(text) or re.split(r"[/\\]", text)[-1]
 
 
 def cached_name(folder: object) -> str | None:
-    """The repository whose folder in huggingface_hub's cache this is: .../models--org--name/snapshots/COMMIT."""
+    """The repository of a folder in huggingface_hub's cache (.../models--org--name/snapshots/COMMIT), else None."""
     parts = re.split(r"[/\\]", str(folder))
-    found = next((part for part in parts if part.startswith("models--")), None)
-    return found and found.removeprefix("models--").replace("--", "/", 1)
+    entry = next((part for part in parts if part.startswith("models--")), None)
+    return entry and entry.removeprefix("models--").replace("--", "/", 1)
 
 
 def repo_of(path: str | Path, revision: str | None = None) -> RepoName | None:
-    """The repository that a user means, or None where it is a path.
+    """The repository that the user names, or None if it is a path.
 
-    `org/name`, `org/name@revision` and `hf://org/name`. Whatever is there on this disk wins over a repository of the
-    same name, unless it is spelled with hf://.
-    Raises CkptconvError for a revision of something that is no repository, and for two different ones.
+    Args:
+        path: a path, "org/name", "org/name@revision" or "hf://org/name". A path that exists wins over a repository of the
+            same name, unless hf:// is written.
+        revision: a branch, tag or commit.
+
+    Raises:
+        CkptconvError: a revision is given for a path, or two different revisions are given.
     """
     text = str(path)
     scheme = _SCHEME.match(text)

@@ -1,4 +1,4 @@
-"""huggingface_hub on the terminal: its bars where they are wanted, and nothing else of it."""
+"""Keeps huggingface_hub's output off the terminal, except its progress bars if they are wanted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(bars: bool) -> Iterator[None]:
-    """Keep huggingface_hub's bars, log lines and warnings off the terminal; put its settings back after."""
+    """Silence huggingface_hub's log lines and warnings, and its bars unless `bars`; restore its settings at the end."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     log = logging.getLogger("huggingface_hub")

@@ -1,4 +1,4 @@
-"""Asking the Hub about a repository: which files a revision has, and what can go wrong with that."""
+"""Asks the Hub which files a revision of a repository has, and explains its errors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,13 @@ _READ = Sayings(
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one commit. files: path -> bytes."""
+    """The files of one commit of a repository.
+
+    Args:
+        repo: the repository.
+        commit: the commit's hash.
+        files: path -> size in bytes.
+    """
 
     repo: RepoName
     commit: str
@@ -77,25 +83,26 @@ class Listing:
 
     @property
     def top(self) -> dict[str, int]:
-        """The files that lie in no folder."""
+        """The files that are not in a folder."""
         return {name: nbytes for name, nbytes in self.files.items() if "/" not in name}
 
 
 def api() -> HfApi:
-    """The Hub that HF_ENDPOINT names, with the token that huggingface_hub finds."""
+    """A client of the Hub at HF_ENDPOINT, with the token that huggingface_hub finds."""
     from huggingface_hub import HfApi, constants
 
     return HfApi(endpoint=constants.ENDPOINT, library_name="ckptconv", library_version=__version__)
 
 
 def is_offline() -> bool:
+    """True if HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
 
 
 def asked(repo: RepoName, step: Callable[[], T]) -> T:
-    """Run one step that asks the Hub about a repository. Raises CkptconvError for whatever goes wrong in it."""
+    """Run a step that asks the Hub about a repository. Raises CkptconvError for every error in it."""
 
     def explained(error: Exception) -> errors.CkptconvError:
         from huggingface_hub import constants, get_token
@@ -111,7 +118,7 @@ def asked(repo: RepoName, step: Callable[[], T]) -> T:
 
 
 def not_in_cache(repo: RepoName) -> errors.CkptconvError:
-    """HF_HUB_OFFLINE is set, and the weights are not here."""
+    """The error if HF_HUB_OFFLINE is set and the cache does not have all files."""
     return errors.CkptconvError(
         f"HF_HUB_OFFLINE is set, and {repo} is not complete in the cache",
         hint=_OFFLINE.hint.format(repo=repo.name),
@@ -119,7 +126,7 @@ def not_in_cache(repo: RepoName) -> errors.CkptconvError:
 
 
 def listing(repo: RepoName) -> Listing:
-    """One request. Raises CkptconvError where there is no such repository or revision."""
+    """List the files of a repository, with one request. Raises CkptconvError if it or the revision does not exist."""
     info = asked(repo, lambda: api().model_info(repo.name, revision=repo.revision, files_metadata=True))
     files = {item.rfilename: item.size or 0 for item in info.siblings or ()}
     return Listing(repo, info.sha or repo.revision or "main", files)
