@@ -1,4 +1,4 @@
-"""The command line: parse flags, call one function, show its result. One file per command, no logic in any of them."""
+"""The command line. Each command has one file, which parses flags, calls one function and shows its result."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def _root(
 
 
 class _Command(TyperCommand):
-    """A command whose help shows `N`, `DIR` or the choices of an option, and no Python types."""
+    """A command whose help shows `N`, `DIR` or the choices of an option in place of Python types."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, with nothing shown as the type of a flag or an argument."""
+        """The parameters, without a type for flags and arguments."""
         params = super().get_params(ctx)
         for param in params:
             if getattr(param, "is_flag", False):
@@ -75,13 +75,13 @@ class _Command(TyperCommand):
         return params
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """`DIR OUT [OPTIONS]`: what has to be given comes first."""
+        """The usage line with required arguments first: `DIR OUT [OPTIONS]`."""
         names = [str(p.metavar) for p in super().get_params(ctx) if p.param_type_name == "argument"]
         return [*names, "[OPTIONS]"]
 
 
 def _add(name: str, function: Callable[..., None], hidden: bool = False) -> None:
-    """Register a command with its docstring as help; a paragraph becomes one line, so that the terminal wraps it."""
+    """Register a command with its docstring as help. Each paragraph becomes one line, so that the terminal wraps it."""
     paragraphs = getdoc(function).split("\n\n")  # type: ignore[union-attr]
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app.command(name, cls=_Command, help=text, hidden=hidden)(function)

@@ -193,7 +193,7 @@ def command(
         "max_shard_size": max_shard_size,
         "mtp": mtp,
     }
-    Options(**chosen)  # before anything else is looked at
+    Options(**chosen)  # checks the values before anything is read
     cluster = o.cluster(ray)
     source = o.one_of(directory, local_dir, "DIR", "--local_dir", _USAGE)
     default = (
@@ -254,7 +254,7 @@ def command(
         result = merge(source, target, step=step, **choices)
     show.notes(sink, result)
     record = show.record(result)
-    if not (pushing and json):  # one JSON document, of both
+    if not (pushing and json):  # with both, the push prints one JSON document
         sink.result(show.done(result), record, quiet=str(target))
     if pushing:
         push_and_show(sink, target, str(upload), record, private=private)

@@ -1,4 +1,4 @@
-"""`merge --all-steps` and `--watch` on the screen."""
+"""Shows `merge --all-steps` and `--watch` on the screen."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from ckptconv.show.sink import Sink, plain
 def every_step(
     sink: Sink, shown: ProgressShown, run: Path, root: Path, watch: bool, choices: dict[str, Any]
 ) -> None:
-    """Convert step by step and report each. As JSON: one list at the end, or with `watch` one line per step.
+    """Convert the steps of a run and report each. With JSON, print one list at the end, or with `watch` one line per step.
 
-    Raises CkptconvError at the end if a step failed.
+    Args:
+        sink: where results and notes go.
+        writing: the bar of a merge.
+        run: the folder of the run.
+        root: the folder for the models, one subfolder per step.
+        watch: wait for new steps until Ctrl-C.
+        choices: keywords of `merge`.
+
+    Raises:
+        CkptconvError: a step failed; it is raised at the end.
     """
     steps_done: list[Step] = []
     if watch:

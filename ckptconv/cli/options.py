@@ -1,4 +1,4 @@
-"""Options that several commands share, declared once; and verl's own spellings, which work unchanged."""
+"""Declares the options that several commands share, and verl's own spellings, which work unchanged."""
 
 from __future__ import annotations
 
@@ -109,9 +109,14 @@ def one_of(positional: Path | None, named: Path | None, what: str, flag: str, us
     """The value of an argument that may be given by position or by verl's flag, but not by both.
 
     Args:
-        what: the argument's name in an error. usage: the command line that an error shows.
+        positional: the value given by position, or None.
+        named: the value given by the flag, or None.
+        what: the argument's name in an error.
+        flag: verl's flag.
+        usage: the command line that an error shows.
 
-    Raises CkptconvError when the value is given twice or not at all.
+    Raises:
+        CkptconvError: the value is given twice or not at all.
     """
     if positional is not None and named is not None:
         raise CkptconvError(f"{what} is given twice: as an argument and by {flag}", hint=f"omit {flag}")
@@ -122,7 +127,7 @@ def one_of(positional: Path | None, named: Path | None, what: str, flag: str, us
 
 
 def cluster(address: str | None) -> str | None:
-    """The address of a Ray cluster. Refuses what looks like a path, since --ray takes the next word as its value."""
+    """The address of a Ray cluster. Raises CkptconvError for a path, since --ray takes the next word as its value."""
     if address is not None and not re.fullmatch(r"auto|[^\s/]+:\d+", address):
         raise CkptconvError(
             "--ray needs the address of a cluster",

@@ -1,7 +1,7 @@
-"""Checkpoint + what the model is + options -> Plan: every output byte, where it comes from, and what is left out.
+"""Plans a merge: every output byte, where it comes from, and what is left out.
 
-All that can be wrong is found here, from metadata, before a byte is written. One question is about stored values: is a
-head that the config ties still equal to its embedding? The caller of `make_plan` answers it. The ledger closes the plan.
+Errors are found here, from metadata, before a byte is written. Only one question is about stored values: is a head that
+the config ties still equal to its embedding? The caller of `make_plan` answers it. At the end the ledger proves the plan.
 """
 
 from ckptconv.plan.make import make_plan

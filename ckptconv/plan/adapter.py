@@ -1,4 +1,4 @@
-"""The adapter's part of a plan: the LoRA factors as PEFT keeps them."""
+"""Plans the adapter: the LoRA factors under PEFT's names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def plan_adapter(stored: Stored, config: dict[str, Any], options: Options, folde
 
     Args:
         stored: the checkpoint's tensors.
-        config: the model's config.json, {} where it is not known.
+        config: the model's config.json; {} if it is not known.
         options: the user's choices.
-        folder: where it goes in the output, with a "/" at its end; "" for the output itself.
+        folder: the subfolder of the output to write to, with a "/" at its end; "" for the output itself.
 
     Raises:
-        CkptconvError: where PEFT has no name for an update, or its alpha is not known.
+        CkptconvError: PEFT has no name for an update, or LoRA's alpha is not known.
     """
     parts = stored.parts
     placement = placing.placed_alone(parts, stored.checkpoint.naming, stored.lora, config)
@@ -44,7 +44,7 @@ def plan_adapter(stored: Stored, config: dict[str, Any], options: Options, folde
 
 
 def _outputs(stored: Stored, placed: Sequence[lora.Placed], options: Options) -> Iterator[Output]:
-    """What PEFT saves: the factors, and the weights that were trained whole."""
+    """The tensors that PEFT saves: the factors, and the weights that were trained as a whole."""
     parts = stored.parts
     forced = options.dtype if options.dtype in FLOATS else None
     tensors = lora.trained_tensors(parts)

@@ -1,7 +1,7 @@
-"""An adapter and a base model whose names differ by one prefix, such as `model.`: the names are brought together.
+"""Aligns the names of an adapter and a base model that differ by one prefix, such as `model.`.
 
-PEFT's names are those of the class that was trained. AutoModel has `layers.0...` where the causal model's folder has
-`model.layers.0...`, and the other way round for a folder of AutoModel.
+PEFT uses the names of the class that was trained. AutoModel has `layers.0...` where the folder of the causal model has
+`model.layers.0...`; for a folder of AutoModel it is the other way round.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _Rename = Callable[[str], str]
 def align(parts: lora.Separated, base: Checkpoint) -> tuple[lora.Separated, Checkpoint]:
     """Give the adapter the base model's prefix.
 
-    Where the adapter has the longer names and brings a head of its own, the base gets the adapter's prefix instead:
-    the head belongs to a class that has the base model under that prefix.
+    If the adapter has the longer names and its own head, the base gets the adapter's prefix instead, because the head
+    belongs to a class that has the base model under that prefix.
 
     Args:
         parts: the adapter.
@@ -44,7 +44,7 @@ def align(parts: lora.Separated, base: Checkpoint) -> tuple[lora.Separated, Chec
 
 
 def _added(wanted: Collection[str], names: Collection[str]) -> str:
-    """The one prefix that makes all the names the base's, "" where there is none or several."""
+    """The one prefix that turns all the names into names of the base; "" if there is none, or more than one."""
     first = next(iter(wanted))
     found = {name.removesuffix(first) for name in names if name.endswith(f".{first}")}
     fitting = [prefix for prefix in found if all(prefix + name in names for name in wanted)]
@@ -52,7 +52,7 @@ def _added(wanted: Collection[str], names: Collection[str]) -> str:
 
 
 def _stripped(wanted: Collection[str], names: Collection[str]) -> str:
-    """The prefix of all the names without which they are the base's, "" where there is none."""
+    """The prefix to remove from all the names, to get names of the base; "" if there is none."""
     segments = next(iter(wanted)).split(".")
     for count in range(1, len(segments) - 1):
         prefix = ".".join(segments[:count]) + "."

@@ -1,4 +1,4 @@
-"""The last look at a plan: every output is whole, and every stored byte is used or dropped."""
+"""The final check of a plan: every output is complete, and every stored byte is used or dropped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,21 @@ from ckptconv.tensors.view import View
 def balance(
     stored: list[View], outputs: Mapping[str, Output], used: Iterable[View], dropped: Iterable[Dropped]
 ) -> int:
-    """Raise unless outputs are tiled exactly once, and used and dropped are what is stored. Returns the bytes."""
-    untouched = {id(view) for view in stored}  # these were checked when they were made
+    """Check that outputs are tiled exactly once, and that the used and dropped elements are the stored ones.
+
+    Args:
+        stored: all stored tensors.
+        outputs: the tensors to write.
+        used: the stored elements that the outputs are made of.
+        dropped: what no output holds.
+
+    Returns:
+        The bytes that balance.
+
+    Raises:
+        CkptconvError: the plan does not balance, which is a bug in ckptconv.
+    """
+    untouched = {id(view) for view in stored}  # their tiling was checked when they were made
     for output in outputs.values():
         for view in views_of(output.source):
             if id(view) not in untouched:

@@ -1,8 +1,7 @@
-"""Which dtype a tensor is written in: a stated policy, the same for every tensor, and a sentence that says it.
+"""Decides the dtype of every output: one policy for all tensors, and a sentence that reports it.
 
-verl's config.json says float32 because master weights are loaded in float32; it does not mean that the model is
-served in float32: its own merger
-writes bfloat16 always (verl/model_merger/fsdp_model_merger.py).
+verl's config.json says float32 because master weights are loaded in float32; it does not mean that the model is served in
+float32. verl's own merger always writes bfloat16 (verl/model_merger/fsdp_model_merger.py).
 """
 
 from __future__ import annotations
@@ -18,12 +17,17 @@ from ckptconv.plan.records import Filled
 from ckptconv.tensors.dtypes import from_text, is_float
 
 KEPT = "dtypes unchanged"
-_PACKED = ("int8", "uint8", "int32")  # what quantized weights are packed in
+_PACKED = ("int8", "uint8", "int32")  # dtypes into which quantized weights are packed
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """The dtype of every output by its name, and the sentence that says why."""
+    """The result of the dtype policy.
+
+    Args:
+        dtypes: output name -> dtype.
+        sentence: the policy and its reason, for the user.
+    """
 
     dtypes: Mapping[str, str]
     sentence: str
@@ -41,10 +45,10 @@ def typed(
     Args:
         filled: the model's tensors by final name.
         config: the model's config.json.
-        policy: "auto", "keep" or a float dtype. "auto" keeps what a model folder (naming "hub") has.
+        policy: "auto", "keep" or a float dtype. "auto" keeps the dtypes of a model folder (naming "hub").
         naming: whose names the checkpoint's tensors have; see `Checkpoint.naming`.
         replaced: trained name -> the dtype of the base model's weight that it replaces. PEFT trains such copies in
-            float32; "auto" writes them as the base model has them.
+            float32; "auto" writes them in the base model's dtype.
     """
     asked = "keep" if naming == "hub" and policy == "auto" else policy
     wanted, sentence = target((fill.source.dtype for fill in filled.values()), config, asked)
@@ -65,10 +69,18 @@ def typed(
 
 
 def target(stored: Iterable[str], config: Mapping[str, Any] | None, policy: str) -> tuple[str, str]:
-    """The dtype that float masters become ("" for none), and the sentence that says why.
+    """Decide the dtype to which float master weights are cast.
 
-    stored: the dtypes there are. policy: "auto", "keep" or a float dtype.
-    Raises CkptconvError for a cast of quantized weights: without their scales they are other numbers.
+    Args:
+        stored: the dtypes of the stored tensors.
+        config: the model's config.json; None if it is not known.
+        policy: "auto", "keep" or a float dtype.
+
+    Returns:
+        The dtype ("" for no cast), and the sentence with the reason.
+
+    Raises:
+        CkptconvError: quantized weights would be cast, which without their scales would change their values.
     """
     stored = set(stored)
     if policy not in ("auto", "keep"):
@@ -98,7 +110,15 @@ def _refuse_quantized(stored: set[str], config: Mapping[str, Any], policy: str) 
 
 
 def of(stored: str, wanted: str, policy: str, names: tuple[str, ...], keep: tuple[str, ...]) -> str:
-    """One tensor's dtype. wanted: from `target`. keep: name parts of tensors that the model keeps in float32."""
+    """The dtype in which one tensor is written.
+
+    Args:
+        stored: its stored dtype.
+        wanted: the dtype from `target`.
+        policy: "auto", "keep" or a float dtype.
+        names: its names, final and trained.
+        keep: name parts of the tensors that the model keeps in float32.
+    """
     if not wanted or not is_float(stored):
         return stored
     if policy != "auto":
@@ -109,7 +129,7 @@ def of(stored: str, wanted: str, policy: str, names: tuple[str, ...], keep: tupl
 
 
 def most(sizes: Iterable[tuple[str, int]]) -> str:
-    """The float dtype that most bytes have, from (dtype, bytes) pairs; float32 where there is none."""
+    """The float dtype with the most bytes, from (dtype, bytes) pairs; float32 if there is none."""
     count: Counter[str] = Counter()
     for dtype, nbytes in sizes:
         if is_float(dtype):

@@ -1,4 +1,4 @@
-"""Step 4: LoRA updates are merged into the weights that they belong to."""
+"""Step 4: merges LoRA updates into the weights that they belong to."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def fuse(named: Filled, placed: tuple[lora.Placed, ...], meta: Config, alpha: fl
         named: the model's tensors by final name.
         placed: the updates, each with the final name of its weight.
         meta: the LoRA settings of the checkpoint.
-        alpha: LoRA's alpha where the user gives it.
+        alpha: LoRA's alpha if the user gives it, else None.
 
     Raises:
-        CkptconvError: where an update does not fit its weight.
+        CkptconvError: an update does not fit its weight.
     """
     fused = dict(named)
     for each in placed:
@@ -64,7 +64,7 @@ def rewrite(named: Filled, tokens: Sequence[lora.Tokens]) -> Filled:
         tokens: the rows, each with the trained name of its weight.
 
     Raises:
-        CkptconvError: where the weight is not in the model, has another width or too few rows, or has LoRA too.
+        CkptconvError: the weight is not in the model, has another width or too few rows, or has LoRA too.
     """
     made = dict(named)
     for each in tokens:

@@ -1,6 +1,6 @@
-"""The proof over a plan: every stored byte is used once or dropped with a reason. Otherwise nothing is published.
+"""Proves a plan: every stored byte is used once or dropped with a reason. Otherwise nothing is published.
 
-Chunks that went through unchanged cancel out by identity. What a rule cut into other boxes is compared as a set of
+Chunks that no rule changed cancel out by identity. Chunks that a rule cut into other boxes are compared as a set of
 element positions: the sum of x^position over a strided box is a product of geometric series, so the sums of both
 sides at a random x modulo a prime are cheap, and are equal only if the sets are (Schwartz-Zippel: a false balance has
 a chance of about file size / 2^61).
@@ -25,11 +25,11 @@ _Place = tuple[str, int, tuple[tuple[int, int], ...], int]  # file, start, (size
 def used_by(sources: Iterable[Source], shared: Collection[Source] = ()) -> tuple[View, ...]:
     """The stored elements that outputs are made of, each as often as it is used.
 
-    A LoRA factor counts once, although it may update several weights; so does a view in `shared`. "The same" means the
-    same object here: a weight that two outputs hold by mistake is counted twice, and then the ledger does not balance.
+    A LoRA factor counts once, although it may update several weights; so does a view in `shared`. Views are compared by
+    identity. A weight that two outputs hold by mistake is counted twice, and then the ledger does not balance.
 
     Args:
-        sources: what fills each output, copies of another output left out.
+        sources: what fills each output, without outputs that are copies of another one.
         shared: sources that several outputs may hold.
     """
     used: list[View] = []
@@ -46,8 +46,20 @@ def used_by(sources: Iterable[Source], shared: Collection[Source] = ()) -> tuple
 
 
 def check_balance(stored: Iterable[View], used: Iterable[View], dropped: Iterable[View]) -> int:
-    """Raise unless used and dropped together are exactly the stored elements; returns the bytes that balance."""
-    views: dict[int, View] = {}  # by identity: what went through untouched is the same object on both sides
+    """Check that used and dropped together are exactly the stored elements.
+
+    Args:
+        stored: the stored tensors.
+        used: the elements that outputs are made of.
+        dropped: the elements that no output holds.
+
+    Returns:
+        The bytes that balance.
+
+    Raises:
+        CkptconvError: the two sides differ.
+    """
+    views: dict[int, View] = {}  # by identity: an untouched view is the same object on both sides
     counts: Counter[int] = Counter()
     total = 0
     for view in stored:
@@ -80,7 +92,7 @@ def _check_residue(left: dict[_Place, int]) -> None:
     counts: dict[tuple[str, int], int] = {}
     boxes: dict[tuple[tuple[int, int], ...], tuple[int, int]] = {}
     for (file, start, dims, item), count in left.items():
-        if dims not in boxes:  # few: what is cut alike has the same sizes and strides
+        if dims not in boxes:  # there are few: equal shards have the same sizes and strides
             boxes[dims] = _box(x, dims)
         value, elements = boxes[dims]
         value = value * pow(x, start, _PRIME)

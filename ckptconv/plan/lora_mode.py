@@ -1,4 +1,4 @@
-"""Whether LoRA factors are merged into the weights, written as an adapter, or both."""
+"""Decides whether LoRA factors are merged into the weights, written as an adapter, or both."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from ckptconv.tensors.checkpoint import Checkpoint
 
 
 def mode_of(stored: Stored, options: Options, base: Checkpoint | None) -> tuple[str, tuple[str, ...]]:
-    """What is written, and what the user must know of that choice.
+    """Decide what is written.
+
+    Args:
+        stored: the checkpoint's tensors.
+        options: the user's choices.
+        base: the base model; None if none is given.
 
     Returns:
-        "merge", "adapter", "both", or "none" where no LoRA is stored; and the notes.
+        "merge", "adapter", "both", or "none" if no LoRA is stored; and the notes for the user.
 
     Raises:
-        CkptconvError: where what is asked for does not go with what is stored.
+        CkptconvError: the user's choice contradicts the stored tensors.
     """
     parts = stored.parts
     lora.check_config(stored.lora, onto_base=base is not None)

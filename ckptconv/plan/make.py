@@ -1,4 +1,4 @@
-"""A plan, put together: the model's part, an adapter's part, what is dropped, and the ledger over all of it."""
+"""Makes the plan from its parts: the model, the adapter, what is dropped, and the ledger over all of it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def make_plan(
     """Plan a merge, from metadata alone.
 
     Args:
-        checkpoint: what a backend found.
-        config: the model's config.json, parsed; None where it is not known.
+        checkpoint: what a backend read.
+        config: the model's config.json, parsed; None if it is not known.
         options: the user's choices.
-        base: a model folder, for LoRA tensors alone or for frozen parameters that were not saved.
-        equal: says whether two stored tensors hold the same bytes. It is asked about a head and an embedding that the
-            config ties and that are stored apart: nothing else in a plan depends on stored values.
+        base: a model folder, for a checkpoint that holds only LoRA tensors, or whose frozen parameters were not saved.
+        equal: returns whether two stored tensors hold the same bytes. It is called for a head and an embedding that the
+            config ties and that are stored separately; nothing else in a plan depends on stored values.
 
     Raises:
-        NeedsReading: where `equal` would have to be asked and was not given.
-        CkptconvError: where the checkpoint cannot become what is asked for.
+        NeedsReading: `equal` would have to be called and was not given.
+        CkptconvError: the checkpoint cannot become what the options ask for.
     """
     try:
         return _plan(checkpoint, config, options, base, equal)
@@ -67,7 +67,7 @@ def _plan(
     outputs = {name: output for part in parts for name, output in part.outputs.items()}
     if not outputs:
         raise CkptconvError("the checkpoint holds no model tensors", where=checkpoint.root)
-    first = parts[0]  # it accounts for every stored byte; an adapter beside the model repeats some of them
+    first = parts[0]  # accounts for every stored byte; an adapter next to the model repeats some of them
     dropped = (*stored.unread, *stored.dropped(first.left))
     return Plan(
         checkpoint=checkpoint,

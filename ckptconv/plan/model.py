@@ -1,7 +1,7 @@
-"""The model's part of a plan, step by step: weights -> rename -> tie -> place LoRA -> dtypes -> lay out.
+"""Plans the model, step by step: weights -> rename -> tie -> place LoRA -> dtypes -> lay out.
 
-Each step takes what the one before it returned and returns a small record; nothing is changed in place. Every record
-says what its step left out (`left`) and what the user must know (`notes`); `plan_model` adds these up.
+Each step takes the record that the step before returned and returns a small record; nothing is changed in place. Every
+record names what its step left out (`left`) and what the user must know (`notes`); `plan_model` adds these up.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def plan_model(
 
     Args:
         stored: the checkpoint's tensors.
-        config: the model's config.json; None where it is not known.
+        config: the model's config.json; None if it is not known.
         options: the user's choices.
-        base: the model that LoRA stored alone is merged into, or that frozen parameters are taken from.
+        base: the model into which LoRA is merged, or that frozen parameters are taken from; None if none is given.
         equal: compares two stored tensors; see `tied.tie`.
 
     Returns:
-        The part of the plan, and the weights it began with.
+        The part of the plan, and the weights that it started from.
 
     Raises:
-        CkptconvError: where the tensors do not become the model that the config describes.
+        CkptconvError: the tensors do not become the model that the config describes.
     """
     frozen = base if not stored.parts.factors and not stored.parts.tokens else None
     base = None if frozen is not None else base
@@ -97,7 +97,7 @@ def _complete(tied: Tied, weights: Weights, base: Checkpoint) -> tuple[Tied, Wei
 
 
 def _place(stored: Stored, weights: Weights, tied: Tied, on_base: bool) -> lora.Placement:
-    """Every LoRA update at the final name of the weight that it belongs to."""
+    """Place every LoRA update at the final name of the weight that it belongs to."""
     parts, naming, config = stored.parts, stored.checkpoint.naming, tied.config or {}
     if not parts.factors:
         return lora.Placement(())
@@ -108,7 +108,7 @@ def _place(stored: Stored, weights: Weights, tied: Tied, on_base: bool) -> lora.
     except CkptconvError:
         for (
             each
-        ) in parts.factors:  # packed codes have other names and shapes than the weight that they stand for
+        ) in parts.factors:  # packed codes have other names and shapes than the weight that they encode
             for module in (each.module, *each.parameters):
                 quantised.refuse(module, tied.tensors.keys(), config)
         raise
@@ -117,7 +117,7 @@ def _place(stored: Stored, weights: Weights, tied: Tied, on_base: bool) -> lora.
 def _tokens(
     parts: lora.Separated, left: Sequence[Left], equal: Equal
 ) -> tuple[tuple[lora.Tokens, ...], tuple[Left, ...]]:
-    """The trained tokens, without those of a head that is written as its embedding."""
+    """The trained token rows, without those of a head that is not written because it equals its embedding."""
     dropped = {name for name, _, reason in left if reason.startswith("tied")}
     kept = tuple(each for each in parts.tokens if each.weight not in dropped)
     twins: list[Left] = []
@@ -136,7 +136,7 @@ def _tokens(
 def _repeat(
     outputs: dict[str, Output], copies: Mapping[str, str]
 ) -> tuple[dict[str, Output], tuple[str, ...]]:
-    """What the Hub's model has twice: the same source once more, whatever became of it on the way."""
+    """Add the outputs that the Hub's model has twice, with the final source of the output that each repeats."""
     written = {name: of for name, of in copies.items() if of in outputs}
     twice = {name: replace(outputs[of], name=name, repeats=of) for name, of in written.items()}
     note = f"written twice, as the Hub's model has them: {', '.join(written)}"
@@ -146,7 +146,7 @@ def _repeat(
 def _checked(
     config: dict[str, Any] | None, outputs: Mapping[str, Output], checkpoint: Checkpoint
 ) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """The config as it will be written, once it is sure that it describes these outputs."""
+    """The config as it will be written, after a check that it describes these outputs."""
     if config is None:
         return None, ()
     shapes = {name: output.shape for name, output in outputs.items()}
@@ -161,7 +161,7 @@ def _checked(
 def _without_quantiser(
     config: dict[str, Any], outputs: Mapping[str, Output]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A config that calls a model quantised which is not would make readers look for scales."""
+    """Remove the quantisation settings if no output is quantised, since readers would look for scales."""
     method = names.method_of(config)
     if not method or names.any_quantised((name, output.dtype) for name, output in outputs.items()):
         return config, ()

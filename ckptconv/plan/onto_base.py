@@ -1,4 +1,4 @@
-"""Step 1 for an adapter: the base model's weights, with what the adapter holds whole in their place."""
+"""Step 1 for an adapter: the base model's weights, some replaced by whole weights that the adapter holds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.view import View
 
 _REPLACED = "replaced by the adapter's copy of it"
-# PEFT's task types (peft/utils/peft_types.py, TaskType) -> the task in our facts, and what it is called.
+# PEFT's task types (peft/utils/peft_types.py, TaskType) -> the task in our facts, and its name for the user.
 _TASKS = {"SEQ_CLS": ("sequence", "sequence classification"), "TOKEN_CLS": ("token", "token classification")}
 _HEADS = ("score.", "classifier.")
 
 
 @dataclass
 class _Draft:
-    """Weights in the making."""
+    """The weights while they are collected."""
 
     tensors: dict[str, View]
     config: dict[str, Any] | None
@@ -40,10 +40,10 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
         stored: the adapter, under the base model's names; see `align`.
         config: the base model's config.json.
         base: the base model.
-        equal: compares a head and an embedding that the adapter holds both, where the config ties them.
+        equal: compares a head and an embedding that the config ties, if the adapter holds both.
 
     Raises:
-        CkptconvError: for a weight that the base model does not have, and for one that does not fit it.
+        CkptconvError: the adapter holds a weight that the base model does not have, or that does not fit it.
     """
     parts = stored.parts
     originals = {name: tensor.view for name, tensor in base.tensors.items()}
@@ -56,10 +56,10 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
     for name, view in trained.items():
         if name not in head:
             _check_shape(draft, name, view, rows)
-    draft.tensors.update(copies)  # what an adapted layer began with, so what a tied head has too
+    draft.tensors.update(copies)  # the weights from which an adapted layer, and a tied head, started
     updated = {each.weight for each in parts.factors} | (trained.keys() - copies.keys() - twins)
     apart = Apart(draft.tensors, draft.config)
-    if not head:  # a classifier has no head that is tied to the embedding
+    if not head:  # a classifier's head is not tied to the embedding
         apart = take_apart(draft.tensors, updated, draft.config)
     weights = {**apart.weights, **trained}
     _check_vocabulary(weights)
@@ -84,7 +84,7 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
 
 
 def _set_task(draft: _Draft, stored: Stored, trained: Mapping[str, View]) -> tuple[str, ...]:
-    """Make the base model one of the adapter's class where that has another head; returns the head's tensors."""
+    """Turn the base model into the adapter's class, if that has another head; returns the names of the head's tensors."""
     task, called = _TASKS.get(str(stored.lora.get("task_type")), ("", ""))
     new = tuple(name for name in trained if name.startswith(_HEADS))
     if not task or not new:
@@ -112,9 +112,10 @@ def _set_task(draft: _Draft, stored: Stored, trained: Mapping[str, View]) -> tup
 def _leave_tied_twins(
     draft: _Draft, parts: lora.Separated, trained: dict[str, View], equal: Equal
 ) -> set[str]:
-    """PEFT saves a head next to its embedding though they are one tensor: drop the head where both have the same values.
+    """Drop a head that has the same values as its embedding, since PEFT saves both although they are one tensor.
 
-    Returns the embeddings that stay tied so.
+    Returns:
+        The names of the embeddings that stay tied.
     """
     kept: set[str] = set()
     if draft.config is None or not facts.says_tied(draft.config):

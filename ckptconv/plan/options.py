@@ -1,4 +1,4 @@
-"""What a user may choose about a merge, checked when it is made."""
+"""The user's choices for a merge; a record checks itself when it is created."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user may choose about a merge.
+    """The user's choices for a merge.
 
     Args:
-        dtype: "auto" (float32 masters become the config's dtype, the rest stays), "keep" (as stored), or the dtype of
-            all floats: "float32", "bfloat16", "float16", also written "fp32", "bf16", "fp16".
-        lora: what becomes of LoRA tensors: "merge" adds them to the weights, "adapter" writes them as PEFT does, "both"
-            does both. None decides by what is stored, and reports it.
-        lora_alpha: LoRA's alpha, where no file states it.
-        layout: whose names and layouts the tensors get: "hub", or "module" as transformers trains them.
+        dtype: "auto" (float32 masters get the config's dtype, the rest stays), "keep" (as stored), or the dtype of all
+            floats: "float32", "bfloat16", "float16", also written "fp32", "bf16", "fp16".
+        lora: "merge" adds LoRA tensors to the weights, "adapter" writes them as PEFT does, "both" does both. None decides
+            by what is stored, and reports it.
+        lora_alpha: LoRA's alpha, if no file states it.
+        layout: whose names and layouts the tensors get: "hub", or "module" as in the training process.
         max_shard_size: the largest file, in bytes or as a text such as "5GB".
         mtp: whether multi-token prediction layers are written: "keep" or "drop".
 
     Raises:
-        CkptconvError: for a value that is not one of these, and for values that contradict each other.
+        CkptconvError: a value is not one of these, or two values contradict each other.
 
     Example:
         >>> Options(dtype="bf16").dtype
@@ -70,10 +70,10 @@ class Options:
 
 
 def options_of(options: Options | None, **choices: Any) -> Options:
-    """The record for keywords, of which None means the default.
+    """The record for keywords; None stands for the default of each.
 
     Raises:
-        CkptconvError: where a record is given together with keywords.
+        CkptconvError: a record is given together with keywords.
     """
     given = {name: value for name, value in choices.items() if value is not None}
     if options is None:

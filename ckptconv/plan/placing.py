@@ -1,4 +1,4 @@
-"""Where LoRA's updates go in a plan: at the Hub's weights, at another folder's, or under PEFT's names alone."""
+"""Places LoRA's updates in a plan: at the Hub's weights, at another folder's weights, or only under PEFT's names."""
 
 from __future__ import annotations
 
@@ -25,9 +25,18 @@ def placed_in(
     meta: Config,
     config: Config,
 ) -> lora.Placement:
-    """Every update at the Hub's weight that was made of the trained weight it belongs to.
+    """Place every update at the Hub's weight that was made from its trained weight.
 
-    weights: by trained name. named: what they became. Raises CkptconvError for an update without its weight.
+    Args:
+        named: the model's tensors by final name.
+        weights: the weights by trained name.
+        parts: the LoRA factors, by trained name.
+        naming: whose names the trained ones are; see `Checkpoint.naming`.
+        meta: the LoRA settings of the checkpoint.
+        config: the model's config.json.
+
+    Raises:
+        CkptconvError: an update has no weight.
     """
     unchanged = {
         sources[0]: Named(value, shape, sources)
@@ -44,7 +53,7 @@ def placed_in(
         rest = {name: view for name, view in tensors.items() if name not in unchanged}
         if not rest:
             return Renamed(same, [])
-        # With all the other weights, since a layout may be told by a weight that has no LoRA.
+        # All the other weights are included, since a weight without LoRA may decide the layout.
         made = to_hub(naming, {**weights, **rest}, dict(config))
         moved = {name: value for name, value in made.tensors.items() if set(value.sources) & rest.keys()}
         left_out = [item for item in made.left_out if item[0] in rest]
@@ -56,7 +65,18 @@ def placed_in(
 def placed_on(
     named: Filled, parts: lora.Separated, naming: str, meta: Config, config: Config
 ) -> lora.Placement:
-    """Every update at a weight of another folder, the base model. naming: whose names the updates have."""
+    """Place every update at a weight of another folder, the base model.
+
+    Args:
+        named: the base model's tensors by final name.
+        parts: the LoRA factors, by trained name.
+        naming: whose names the updates have.
+        meta: the LoRA settings of the checkpoint.
+        config: the model's config.json.
+
+    Raises:
+        CkptconvError: an update has no weight.
+    """
     names = _names_for(naming, dict(config))
     error: CkptconvError | None = None
     for rename in names:
@@ -74,7 +94,14 @@ def placed_on(
 
 
 def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Config) -> lora.Placement:
-    """Every update under the name that PEFT's model has for its weight; stacks of experts stay as they are stored."""
+    """Place every update under the name that PEFT's model has for its weight; stacks of experts stay as they are stored.
+
+    Args:
+        parts: the LoRA factors, by trained name.
+        naming: whose names the updates have.
+        meta: the LoRA settings of the checkpoint.
+        config: the model's config.json.
+    """
     if naming == "megatron" and megatron.family_of(config).variants and not parts.holds_base:
         raise CkptconvError(
             f"adapters alone do not say how Megatron laid out the weights of {config.get('model_type')}",
@@ -86,9 +113,9 @@ def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Confi
 
 
 def _names_for(naming: str, config: dict[str, Any]) -> list[lora.Rename]:
-    """The ways in which trained names may become a model folder's, the likeliest first.
+    """The possible mappings from trained names to names of a model folder, the likeliest first.
 
-    PEFT's names are those of the module that was trained: transformers 5 may have other ones than the folder.
+    PEFT uses the names of the module that was trained, and transformers 5 may have other names than the folder.
     """
     if naming not in ("transformers", "hub"):
         return [lambda tensors: to_hub(naming, tensors, config)]
@@ -119,7 +146,7 @@ def _place(
 def _of_stack(
     factors: lora.Factors, rename: lora.Rename, meta: Config, config: Config, fits: Fits
 ) -> tuple[lora.Placed, ...]:
-    """PEFT's names do not say which parameter of the experts an update is of: the shapes do."""
+    """Decide from the shapes which parameter of the experts an update belongs to, since PEFT's names do not tell."""
     possible = []
     for parameter in factors.parameters:
         rank = lora.rank_of(factors, meta, parameter)

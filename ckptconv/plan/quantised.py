@@ -1,6 +1,6 @@
-"""Step 4, quantised weights: float8 that LoRA updates is dequantised; anything else quantised is refused by name.
+"""Step 4 for quantised weights: float8 weights that LoRA updates are dequantised; other quantised weights are refused.
 
-LoRA is never added to codes. Where no update touches a quantised weight, codes and scales are copied as they are.
+LoRA is never added to codes. If no update touches a quantised weight, codes and scales are copied as they are.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ACTIVATIONS = ("input_scale", "activation_scale")
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """The tensors without float8 codes, or as they were.
+    """The tensors, with float8 codes dequantised if that was necessary.
 
     Args:
         tensors: by final name.
-        left: scales of activations, and scales whose weight the adapter replaced.
+        left: the scales of activations, and the scales of weights that the adapter replaced.
         notes: what the user must know.
     """
 
@@ -39,7 +39,14 @@ class Plain:
 
 
 def refuse(module: str, named: Collection[str], config: Mapping[str, Any], dtype: str = "") -> None:
-    """Raise CkptconvError where a module's weight is quantised, for an update that cannot be placed on it or added."""
+    """Raise CkptconvError if a module's weight is quantised, so that an update cannot be placed on it or added.
+
+    Args:
+        module: the module that the update belongs to.
+        named: the names of the model's tensors.
+        config: the model's config.json.
+        dtype: the dtype of the weight, for the error; "" if it is not known.
+    """
     parts = quantised.parts_of(module, named)
     if not parts and not quantised.is_quantised("", dtype):
         return
@@ -55,7 +62,7 @@ def refuse(module: str, named: Collection[str], config: Mapping[str, Any], dtype
 def dequantise(
     named: Filled, updated: Collection[str], replaced: Collection[str], config: Mapping[str, Any]
 ) -> Plain:
-    """Dequantise every float8 weight where an update touches one of them.
+    """Dequantise all float8 weights if an update touches one of them.
 
     Args:
         named: the model's tensors by final name.
@@ -64,7 +71,7 @@ def dequantise(
         config: the model's config.json.
 
     Raises:
-        CkptconvError: for an updated weight in another quantised form, and for scales that do not fit their codes.
+        CkptconvError: an updated weight is quantised in another way, or scales do not fit their codes.
     """
     names = named.keys()
     touched = False

@@ -1,4 +1,4 @@
-"""What a plan is made of: outputs, what is left out, and the whole."""
+"""The records of a plan: outputs, parts, what is left out, and the plan itself."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ADAPTER_FOLDER = "lora_adapter"
 
 
 class Fill(NamedTuple):
-    """What fills one tensor of the model: the source, the final shape, and the trained names that it comes from."""
+    """One tensor of the model while it is planned: its source, its final shape, and the trained names it comes from."""
 
     source: Source
     shape: Shape
     trained: tuple[str, ...]
 
 
-Filled = Mapping[str, Fill]  # by the name that the tensor has in the output
+Filled = Mapping[str, Fill]  # the tensor's name in the output -> what fills it
 Left = tuple[str, View, str]  # a trained name, its elements, and why no output holds them
 
 
@@ -37,7 +37,7 @@ class Output:
         name: its name in the output.
         shape: its final shape.
         dtype: its final dtype.
-        source: what fills it, with as many elements as `shape`.
+        source: what fills it; it has as many elements as `shape`.
         origins: the stored tensors that it was made from.
         repeats: the output that this one is a copy of; the ledger counts only that one.
     """
@@ -56,7 +56,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Stored bytes that no output holds, and why. view: which; None for replicas, which the ledger does not count."""
+    """Stored bytes that no output holds.
+
+    Args:
+        name: the tensor's name in the checkpoint.
+        nbytes: its size in bytes.
+        reason: why it is not written, for the user.
+        view: the elements; None for replicas, which the ledger does not count.
+    """
 
     name: str
     nbytes: int
@@ -93,7 +100,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that a merge will write. files and outputs have the same keys; texts: small files by name."""
+    """Everything that a merge will write.
+
+    Args:
+        checkpoint: what is read.
+        outputs: the tensors to write, by key.
+        files: the safetensors files; together they have the same keys as `outputs`.
+        dropped: the stored bytes that no output holds, with reasons.
+        config: the model's config.json as it will be written; None if it is not known.
+        texts: small JSON files by name.
+        notes: what the user must know.
+        dtype_said: the sentence about dtypes.
+        rules: the layout changes that were applied, as text.
+        balanced: the bytes over which the ledger balanced.
+        is_adapter: True if only an adapter is written.
+    """
 
     checkpoint: Checkpoint
     outputs: dict[
@@ -115,7 +136,7 @@ class Plan:
 
     @property
     def left_out(self) -> list[tuple[str, int, str]]:
-        """What is dropped, as (names, bytes, reason); names that differ only in numbers, for one reason, share a line."""
+        """What is dropped, as (names, bytes, reason). Names that differ only in numbers share a line per reason."""
         groups: dict[tuple[str, str], list[Dropped]] = {}
         for item in self.dropped:
             groups.setdefault((starred(item.name), item.reason), []).append(item)
@@ -130,7 +151,7 @@ class Plan:
 
     @property
     def casts(self) -> list[tuple[str, str, int, int]]:
-        """(stored dtype, output dtype, tensors, output bytes), largest first."""
+        """The dtype changes as (stored dtype, output dtype, number of tensors, output bytes), the largest first."""
         count: Counter[tuple[str, str]] = Counter()
         size: Counter[tuple[str, str]] = Counter()
         for output in self.outputs.values():

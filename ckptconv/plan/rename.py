@@ -1,4 +1,4 @@
-"""Step 2: the trained names and layouts become the Hub's, or a module's."""
+"""Step 2: turns the trained names and layouts into the Hub's, or into a module's."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Renamed:
 
     Args:
         tensors: by final name.
-        config: the model's, with its count of MTP layers at 0 where they are dropped.
+        config: the model's, with its count of MTP layers set to 0 if they are dropped.
         rules: the layout changes that were applied, as text.
-        copies: a name that the Hub's model has too -> the name among `tensors` that it repeats.
-        left: what no final tensor holds, such as the padding of a vocabulary.
+        copies: a further name in the Hub's model -> the name in `tensors` that it repeats.
+        left: elements that no final tensor holds, such as the padding of a vocabulary.
         notes: what the user must know.
     """
 
@@ -42,7 +42,7 @@ def rename(weights: Weights, options: Options) -> Renamed:
     """Give every weight its final name and layout.
 
     Raises:
-        CkptconvError: where the rules of the model's family do not fit the tensors.
+        CkptconvError: the rules of the model's family do not fit the tensors.
     """
     config, tensors, notes = weights.config, weights.tensors, []
     left: list[Left] = []

@@ -1,7 +1,7 @@
-"""How the model folder's safetensors files are laid out: which tensor in which shard, every header, every offset.
+"""Lays out the safetensors files of a model folder: which shard holds which tensor, every header and every offset.
 
-Order and padding are those of safetensors' own writer (safetensors/src/tensor.rs, `prepare`): widest dtype first, then
-by name; the header padded with spaces to a multiple of eight.
+Order and padding are those of safetensors' own writer (safetensors/src/tensor.rs, `prepare`): the widest dtype first, then
+by name; the header is padded with spaces to a multiple of eight bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNITS = {
     **{f"{letter}ib": 1024 ** (n + 1) for n, letter in enumerate("kmgt")},
 }
 INDEX = "model.safetensors.index.json"
-# safetensors' Dtype enum, in its order of alignment.
+# The members of safetensors' Dtype enum, in its order of alignment.
 _ORDER = (
     *("BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"),
     *("I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"),
@@ -34,7 +34,7 @@ _RANK = {code: rank for rank, code in enumerate(_ORDER)}
 
 
 class Laid(Protocol):
-    """What has to be known of a tensor to lay it out."""
+    """The facts about a tensor that its position in a file depends on."""
 
     @property
     def shape(self) -> Shape: ...
@@ -46,9 +46,14 @@ class Laid(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OutFile:
-    """One safetensors file: its header bytes, and where each tensor's data begins, from the file's first byte.
+    """One safetensors file.
 
-    A file in a subfolder has keys with that folder before them; its header has the bare names.
+    Args:
+        name: its path in the output folder.
+        header: its first bytes, with the length of the header.
+        offsets: key of a tensor -> the byte of the file where its data begins. The keys of a file in a subfolder begin with
+            that folder; its header has the bare names.
+        nbytes: its size in bytes.
     """
 
     name: str
@@ -60,7 +65,16 @@ class OutFile:
 def shards(
     tensors: Mapping[str, Laid], max_shard_size: int | str, stem: str = "model"
 ) -> tuple[OutFile, ...]:
-    """Cut a state dict into files of at most max_shard_size (bytes, or text such as "5GB"), as save_pretrained does."""
+    """Cut a state dict into files, as save_pretrained does.
+
+    Args:
+        tensors: the tensors by name, in the order of writing.
+        max_shard_size: the largest file, in bytes or as text such as "5GB".
+        stem: the first part of the file names.
+
+    Raises:
+        CkptconvError: the size is not valid.
+    """
     limit = in_bytes(max_shard_size)
     if tensors and sum(tensor.nbytes for tensor in tensors.values()) <= limit:
         return (out_file(f"{stem}.safetensors", tensors),)
@@ -78,9 +92,10 @@ def shards(
 
 
 def in_bytes(size: int | str) -> int:
-    """The bytes of a size: a number of bytes, or text such as "5GB", "5G" (powers of 1000) or "256MiB" (of 1024).
+    """Convert a size to bytes: a number, or text such as "5GB", "5G" (powers of 1000) or "256MiB" (powers of 1024).
 
-    Raises CkptconvError for anything else, and for a size below one byte.
+    Raises:
+        CkptconvError: the text is not a size, or the size is below one byte.
     """
     if isinstance(size, int):
         number = size
@@ -93,7 +108,7 @@ def in_bytes(size: int | str) -> int:
 
 
 def out_file(name: str, tensors: Mapping[str, Laid]) -> OutFile:
-    """One file's header and offsets."""
+    """Lay out one file that holds these tensors."""
     folder = name.rpartition("/")[0]
     order = sorted(tensors, key=lambda n: (-_RANK[to_safetensors(tensors[n].dtype)], n))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -115,7 +130,7 @@ def out_file(name: str, tensors: Mapping[str, Laid]) -> OutFile:
 
 
 def index(files: Sequence[OutFile], tensors: Mapping[str, Laid]) -> bytes | None:
-    """model.safetensors.index.json, or None where one file holds all."""
+    """The content of model.safetensors.index.json, or None if one file holds all tensors."""
     if len(files) < 2:
         return None
     weight_map = {name: file.name for file in files for name in file.offsets}

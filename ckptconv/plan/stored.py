@@ -1,4 +1,4 @@
-"""What a checkpoint stores, as the steps of planning see it: bare names, and LoRA factors apart from the weights."""
+"""The stored tensors as the steps of planning see them: with bare names, and LoRA factors separate from the weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ckptconv.tensors.view import View
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A checkpoint's tensors without the prefixes of wrappers, the LoRA factors apart.
+    """A checkpoint's tensors without the prefixes of wrappers, and with the LoRA factors separated.
 
     Args:
-        checkpoint: what a backend found.
+        checkpoint: what a backend read.
         parts: the weights and the factors, by bare name.
         origin: bare name -> the name in the checkpoint.
     """
@@ -29,17 +29,17 @@ class Stored:
 
     @property
     def lora(self) -> Mapping[str, Any]:
-        """The LoRA settings of the checkpoint; empty where there are none."""
+        """The LoRA settings of the checkpoint; empty if there are none."""
         return self.checkpoint.lora.settings
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Every stored tensor, replicas not counted."""
+        """Every stored tensor, without replicas."""
         return tuple(tensor.view for tensor in self.checkpoint.tensors.values())
 
     @property
     def unread(self) -> tuple[Dropped, ...]:
-        """What no plan reads: replicas, and weights that `modules_to_save` replaced."""
+        """The bytes that no plan reads: replicas, and weights that `modules_to_save` replaced."""
         tensors = self.checkpoint.tensors.values()
         count = sum(len(tensor.replicas) for tensor in tensors)
         nbytes = sum(tensor.replica_bytes for tensor in tensors)
@@ -48,20 +48,20 @@ class Stored:
         return (*replicas, *self.dropped((name, view, reason) for name, view in self.parts.replaced))
 
     def name(self, bare: str) -> str:
-        """The name in the checkpoint of a tensor that the steps know by its bare name."""
+        """The name in the checkpoint for a bare name."""
         bare = self.parts.origin.get(bare, bare)
         return self.origin.get(bare, bare)
 
     def dropped(self, left: Iterable[Left]) -> tuple[Dropped, ...]:
-        """What a step left out, under the names in the checkpoint."""
+        """Records for what a step left out, under the names in the checkpoint."""
         return tuple(Dropped(self.name(name), view.nbytes, reason, view) for name, view, reason in left)
 
 
 def take_stock(checkpoint: Checkpoint) -> Stored:
-    """Take the prefixes of wrappers off the names, and LoRA factors out of the weights.
+    """Remove the prefixes of wrappers from the names, and separate LoRA factors from the weights.
 
     Raises:
-        CkptconvError: for two names that become one, and for adapters that are not LoRA.
+        CkptconvError: two names become one, or an adapter is not LoRA.
     """
     bare, origin = unwrap({name: tensor.view for name, tensor in checkpoint.tensors.items()})
     return Stored(

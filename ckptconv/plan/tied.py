@@ -1,6 +1,6 @@
-"""Step 3: tied heads. One is written once where its bytes are the embedding's, on its own where training changed it.
+"""Step 3: tied heads. A head that equals its embedding is not written; one that training changed is written separately.
 
-Ties are stated in module names, so a tensor is found by its trained name or by its Hub name.
+The config's ties use module names, so a tensor is looked up by its trained name and by its Hub name.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from ckptconv.models import facts
 from ckptconv.plan.records import Filled, Left
 from ckptconv.tensors.view import View
 
-Equal = Callable[[View, View], bool]  # do two views of one shape and dtype hold the same bytes?
+Equal = Callable[[View, View], bool]  # True if two views of one shape and dtype hold the same bytes
 _HEAD = "lm_head.weight"
 
 
 class NeedsReading(CkptconvError):
-    """A plan depends on stored values, and the caller did not say how to compare them."""
+    """The plan depends on stored values, and the caller gave no function that compares them."""
 
 
 def unread(one: View, two: View) -> bool:
-    """The comparison for plans that must not read: it refuses."""
+    """The comparison for plans that must not read tensors. It always raises NeedsReading."""
     raise NeedsReading("the weights must be read to tell whether head and embedding are still tied")
 
 
 @dataclass(frozen=True, slots=True)
 class Tied:
-    """The tensors that are left to write.
+    """The tensors to write.
 
     Args:
-        tensors: by final name, without the heads whose bytes are the embedding's.
-        config: the model's, with tie_word_embeddings false where a head differs.
+        tensors: by final name, without the heads that equal their embedding.
+        config: the model's, with tie_word_embeddings false if a head differs.
         left: the heads that are not written.
         notes: what the user must know.
     """
@@ -46,12 +46,12 @@ class Tied:
 
 
 def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
-    """Drop the heads that repeat their embedding, where the config ties them.
+    """Drop the heads that the config ties, if they equal their embedding.
 
     Args:
         named: the model's tensors by final name.
         config: the model's config.json.
-        equal: compares two stored tensors; asked only about pairs that are not the same stored bytes anyway.
+        equal: compares two stored tensors; it is not called for pairs that share the same stored bytes.
     """
     if config is None or not facts.says_tied(config):
         return Tied(named, config)
@@ -76,7 +76,13 @@ def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
 
 
 def same(one: View, two: View, equal: Equal) -> bool:
-    """True for two tensors of one shape and dtype that are the same stored bytes, or hold equal ones."""
+    """True for two tensors of one shape and dtype that share the same stored bytes or hold equal bytes.
+
+    Args:
+        one: a tensor.
+        two: another.
+        equal: compares the bytes if they are stored separately.
+    """
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return sorted(one.chunks) == sorted(two.chunks) or equal(one, two)
@@ -84,11 +90,11 @@ def same(one: View, two: View, equal: Equal) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """Weights in which each head that an adapter updates has a weight of its own.
+    """Weights in which each head that an adapter updates has its own weight.
 
     Args:
         weights: by trained name.
-        config: the model's, with tie_word_embeddings false where that was needed.
+        config: the model's, with tie_word_embeddings false if a head was separated.
         heads: the heads that were not stored and got the embedding's bytes.
         notes: what the user must know.
     """
@@ -100,9 +106,9 @@ class Apart:
 
 
 def take_apart(weights: Mapping[str, View], updated: Collection[str], config: dict[str, Any] | None) -> Apart:
-    """Give a head that is tied to its embedding a weight of its own, where an adapter updates one of the two.
+    """Give a tied head its own weight if an adapter updates the head or the embedding.
 
-    PEFT's model uses the embedding as it was for a head that was not adapted, although its merge changes both.
+    PEFT's model uses the original embedding for a head that was not adapted, although PEFT's own merge changes both.
 
     Args:
         weights: by trained name.
@@ -128,7 +134,7 @@ def take_apart(weights: Mapping[str, View], updated: Collection[str], config: di
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config, saying that head and embedding are two tensors."""
+    """A copy of the config that states that head and embedding are two tensors."""
     new = copy.deepcopy(dict(config))
     new["tie_word_embeddings"] = False
     text = new.get("text_config")

@@ -1,4 +1,4 @@
-"""Step 1: the weights that the model is made of, the checkpoint's own or a base model's, under their trained names."""
+"""Step 1: collects the model's weights, from the checkpoint or from a base model, under their trained names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Weights:
     Args:
         tensors: by trained name, without LoRA factors.
         naming: whose names they have; see `Checkpoint.naming`.
-        config: the model's, with tie_word_embeddings false where an adapter took head and embedding apart.
-        shared: embeddings whose bytes a head starts from too. The ledger counts them once.
-        stored: what a base model adds to the stored tensors.
-        left: base weights that their trained copies replace.
+        config: the model's, with tie_word_embeddings false if an adapter separated head and embedding.
+        shared: embeddings whose bytes also fill a head before its update. The ledger counts them once.
+        stored: the tensors that a base model adds to the stored ones.
+        left: base weights that are replaced by their trained copies.
         notes: what the user must know.
-        held: trained names of the base model's weights that the adapter holds whole.
-        dtypes: trained name -> the dtype of the base model's weight, where what replaces it has another.
+        held: trained names of the base model's weights that the adapter holds completely.
+        dtypes: trained name -> the dtype of the base model's weight, if its replacement has another one.
     """
 
     tensors: Mapping[str, View]
@@ -50,5 +50,5 @@ def own_weights(stored: Stored, config: dict[str, Any] | None) -> Weights:
 
 
 def is_among(view: View, views: Iterable[View]) -> bool:
-    """True where this very object is one of them."""
+    """True if this object itself, not an equal one, is among the views."""
     return any(view is other for other in views)
