@@ -1,1 +1,1 @@
-"""Result records -> what a person or a program reads. Knows records only, never how they came about."""
+"""Turns result records into screens and JSON. This room knows only the records, not how they were computed."""

@@ -1,7 +1,7 @@
-"""A screen as SVG or HTML text: self-contained, and in the reader's own colours, light or dark.
+"""Draws a screen as self-contained SVG or HTML text, in light or dark colours as the reader prefers.
 
-No script, no font, no address: what a terminal shows, as lines of runs. A run is text of one style, and drawing glyphs
-(blocks, bars) are runs of their own with their width stated, since a font that lacks them falls back to a wider one.
+The text has no script, font or address. A screen is drawn as lines of runs. A run is text of one style. Glyphs such as
+blocks and bars form their own runs with a fixed width, since a font that lacks them falls back to a wider one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ FONT = "ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,'Liberation Mono',monospa
 
 
 class Palette(NamedTuple):
-    """Colours to be read on `paper`. colours: the terminal's, 0 to 15."""
+    """CSS colours.
+
+    Args:
+        text: of ordinary text.
+        faint: of dim text.
+        paper: of the background.
+        colours: the terminal's colours 0 to 15.
+    """
 
     text: str
     faint: str
@@ -44,11 +51,18 @@ DARK = Palette(
     ),
 )  # fmt: skip
 _GLYPHS = re.compile("([\u2190-\u21ff\u2500-\u25ff]+)")
-_ACROSS, _DOWN, _SIZE, _EDGE = 8.4, 18, 14, 16  # of a cell, the letters and the margin, in pixels
+_ACROSS, _DOWN, _SIZE, _EDGE = 8.4, 18, 14, 16  # pixels: a cell's width and height, the letters, the margin
 
 
 class Run(NamedTuple):
-    """Text of one style on a line. column: its first cell. classes: CSS classes. glyphs: drawing, not words."""
+    """Text of one style on a line.
+
+    Args:
+        column: its first cell.
+        text: the text.
+        classes: its CSS classes.
+        glyphs: True for drawing glyphs, False for words.
+    """
 
     column: int
     text: str
@@ -57,7 +71,13 @@ class Run(NamedTuple):
 
 
 def svg(shown: RenderableType, title: str, width: int) -> str:
-    """A picture with the command above the screen."""
+    """Draw a screen as SVG, with the command above it.
+
+    Args:
+        shown: the screen.
+        title: the command line.
+        width: columns of the terminal.
+    """
     lines = [[Run(0, f"$ {title}", "b", False)], *_lines(shown, width)]
     used = {run.classes for line in lines for run in line}
     across = round(width * _ACROSS + 2 * _EDGE)
@@ -81,7 +101,13 @@ def svg(shown: RenderableType, title: str, width: int) -> str:
 
 
 def html(shown: RenderableType, title: str, width: int) -> str:
-    """A page with the command above the screen; it can be searched, copied and printed."""
+    """Draw a screen as an HTML page, with the command above it. The text can be searched, copied and printed.
+
+    Args:
+        shown: the screen.
+        title: the command line.
+        width: columns of the terminal.
+    """
     lines = []
     drawn = list(_lines(shown, width))
     for line in drawn:
@@ -112,9 +138,10 @@ def _span(run: Run) -> str:
 
 
 def _colours(what: str, used: Iterable[str]) -> str:
-    """CSS rules of the classes that are used: light paper, and dark for who reads in the dark.
+    """CSS rules for the classes that are used, on a light background, or on a dark one if the reader prefers that.
 
-    No variables: what shows SVG outside of browsers does not know them, nor media queries, and draws on light paper.
+    They use no CSS variables. SVG viewers outside of browsers support neither variables nor media queries, and draw the
+    light background.
     """
     said = sorted({name for classes in used for name in classes.split()})
 

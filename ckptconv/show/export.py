@@ -1,4 +1,4 @@
-"""A screen as a file: `--svg` and `--html` of every command."""
+"""Writes a screen to a file, for `--svg` and `--html` of every command."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from rich.console import RenderableType
 from ckptconv.errors import CkptconvError
 from ckptconv.show import drawn
 
-WIDTH = 110  # cells: what a page or a README has room for
+WIDTH = 110  # cells, which fit on a page or in a README
 
 
 def check_export(*, svg: Path | None, html: Path | None) -> None:
-    """Refuse what cannot be written, before work that takes long. A picture of before may be replaced, no other file.
+    """Check before long work that the files can be written. Only an earlier picture may be replaced.
 
-    Raises CkptconvError.
+    Raises:
+        CkptconvError: a file cannot be written, or it exists and is not a picture of ours.
     """
     if svg is not None and html is not None and svg.resolve() == html.resolve():
         raise CkptconvError("--svg and --html name the same file", where=svg)
@@ -28,10 +29,17 @@ def check_export(*, svg: Path | None, html: Path | None) -> None:
 def export(
     renderable: RenderableType, *, svg: Path | None, html: Path | None, title: str, width: int = WIDTH
 ) -> None:
-    """Write a screen to the files that are named; each appears whole or not at all.
+    """Write a screen to the given files. Each file appears completely or not at all.
 
-    renderable: drawn for `width` cells; its colours should be the terminal's own 16, a background is not drawn.
-    title: the command line, shown above it. Raises CkptconvError where a file cannot be written.
+    Args:
+        renderable: the screen. It should use the terminal's 16 colours; backgrounds are not drawn.
+        svg: the SVG file to write, or None.
+        html: the HTML file to write, or None.
+        title: the command line, which is shown above the screen.
+        width: columns of the screen.
+
+    Raises:
+        CkptconvError: a file cannot be written.
     """
     check_export(svg=svg, html=html)
     if svg is not None:
@@ -65,7 +73,7 @@ def _check(flag: str, path: Path) -> None:
 
 
 def _write(flag: str, path: Path, text: str) -> None:
-    path = path.resolve()  # a link's file, not the link
+    path = path.resolve()  # replaces the file that a link points to, not the link
     work = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with work.open("w", encoding="utf-8", newline="\n") as file:

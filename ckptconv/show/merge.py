@@ -1,4 +1,4 @@
-"""A merge on the screen: phases, the plan of a dry run, what was found, the last line."""
+"""Shows a merge on the screen: phases, the plan of a dry run, the notes, the last line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ckptconv.show.units import seconds, size
 
 
 def summary(plan: Plan) -> str:
-    """What is read, in a few words."""
+    """A few words on what is read."""
     source = plan.checkpoint
     parts = [source.layout]
     if source.meshes:
@@ -37,12 +37,12 @@ def files_of(count: int) -> str:
 
 
 def files(plan: Plan) -> str:
-    """How many files a plan writes: "1 file", "3 files"."""
+    """The number of files that a plan writes: "1 file", "3 files"."""
     return files_of(len(plan.files))
 
 
 def planned(plan: Plan) -> str:
-    """How many tensors become how many."""
+    """The numbers of stored and of written tensors."""
     stored = len(plan.checkpoint.tensors)
     return f"{stored} tensors → {len(plan.outputs)} tensors, {written(plan)}"
 
@@ -107,7 +107,7 @@ def dry_run(result: Merged) -> RenderableType:
 
 
 def _table(*columns: str) -> Table:
-    """A plain table; numbers to the right."""
+    """A plain table with numbers aligned to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(

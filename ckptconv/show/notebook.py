@@ -1,4 +1,4 @@
-"""A result as a piece of HTML, for notebooks: the same screen as in a terminal."""
+"""Renders a result as HTML for notebooks: the same screen as in a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def html(result: object) -> str:
     """The result's screen in a <pre> with inline styles.
 
     Raises:
-        TypeError: for something that has no screen.
+        TypeError: the result has no screen.
     """
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_jupyter=False)
     console.print(_screen(result))

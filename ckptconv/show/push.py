@@ -1,4 +1,4 @@
-"""A push on the screen: the URL and what was uploaded."""
+"""Shows a push on the screen: the URL and what was uploaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One colour and one glyph per rank, the same on every screen; and short descriptions of many ranks."""
+"""Gives each rank the same colour and glyph on every screen, and describes many ranks in a few words."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ def colour(rank: int) -> str:
 
 
 def glyph(rank: int) -> str:
-    """A rank's glyph. There are 62; rank 62 gets the first again."""
+    """A rank's glyph. There are 62 glyphs, so rank 62 gets the first one again."""
     return _GLYPHS[rank % len(_GLYPHS)]
 
 
 def coverage(shares: Sequence[float], rank: int, width: int) -> Text:
-    """A bar over the model's parts: the fuller the glyph, the more of that part the rank stores."""
+    """A bar over the parts of a model: a fuller glyph means that the rank stores more of that part.
+
+    Args:
+        shares: for each part, the share of its bytes that the rank stores, 0 to 1.
+        rank: the rank, for its colour.
+        width: cells of the bar.
+    """
     text = Text()
     for column in range(width):
         low, high = (
@@ -45,7 +51,13 @@ def _shade(share: float) -> int:
 
 
 class Ranks(NamedTuple):
-    """Ranks that share one bar. together: the bar shows the union of what they store; else each stores the same parts."""
+    """Ranks that share one bar.
+
+    Args:
+        ranks: the ranks.
+        parts: for each part of the model, the share of its bytes that they store, 0 to 1.
+        together: True if the bar shows the union of what they store; False if each rank stores the same parts.
+    """
 
     ranks: tuple[RankMap, ...]
     parts: tuple[float, ...]
@@ -53,7 +65,7 @@ class Ranks(NamedTuple):
 
 
 def grouped(ranks: Sequence[RankMap], most: int) -> list[Ranks]:
-    """At most `most` bars: per rank, else per group of ranks with equal bars, per mesh coordinate, or per range."""
+    """Group ranks into at most `most` bars: one per rank if they fit, else per equal bar, mesh coordinate or range."""
     if len(ranks) <= most:
         return [Ranks((rank,), rank.parts) for rank in ranks]
     alike: dict[tuple[int, ...], list[RankMap]] = defaultdict(list)
@@ -70,7 +82,7 @@ def _together(ranks: Sequence[RankMap]) -> Ranks:
 
 
 def _by_seat(ranks: Sequence[RankMap], most: int) -> list[list[RankMap]]:
-    """By as many mesh dims, from the first, as there is room for; nothing where the seats are not known."""
+    """Group by the first mesh dims, as many as give at most `most` groups; [] if coordinates are not known."""
     if not all(rank.coordinate for rank in ranks):
         return []
     for dims in range(len(ranks[0].coordinate), 0, -1):
@@ -90,12 +102,17 @@ def _by_number(ranks: Sequence[RankMap], most: int) -> list[Sequence[RankMap]]:
 
 
 def seat(coordinate: Mapping[str, int]) -> str:
-    """ "pp0 tp1"."""
+    """A coordinate as text: "pp0 tp1"."""
     return " ".join(f"{_before_number(name)}{at}" for name, at in coordinate.items())
 
 
 def seats(ranks: Sequence[RankMap], of: Sequence[RankMap]) -> str:
-    """ "pp0 tp*": the seats of some ranks among all; a dim of which they have every index is a star."""
+    """The coordinates of some ranks as text: "pp0 tp*". A star means that they have every index of that dim.
+
+    Args:
+        ranks: the ranks to describe.
+        of: all ranks.
+    """
     said = []
     for name in ranks[0].coordinate:
         here = sorted({rank.coordinate.get(name, 0) for rank in ranks})
@@ -110,7 +127,10 @@ def _before_number(name: str) -> str:
 
 
 def spans(numbers: Sequence[int], most: int = 3) -> str:
-    """[0, 1, 2, 5] -> "0-2, 5"; [0, 8, 16, 24, 32] -> "0, 8, .. 32"; the first ones and how many else."""
+    """Numbers in a short form: [0, 1, 2, 5] -> "0-2, 5", and [0, 8, 16, 24, 32] -> "0, 8, .. 32".
+
+    Others are cut to the first `most` spans and the number of the rest.
+    """
     found: list[list[int]] = []
     for number in numbers:
         if found and found[-1][1] == number - 1:
@@ -128,14 +148,14 @@ def spans(numbers: Sequence[int], most: int = 3) -> str:
 
 
 def is_flat(row: Row) -> bool:
-    """True for a tensor whose slices are runs of elements: it is said, or boxes of several dims are one after another."""
+    """True for a tensor whose slices are runs of elements, by its placement or because its boxes follow each other."""
     if row.placement or len(row.cut_dims) < 2:
         return "flat" in row.placement
     return all(piece.box.is_contiguous_in(row.shape) for piece in row.slices if not piece.copy)
 
 
 def picture(row: Row, width: int = 32) -> Text:
-    """Who holds which part of a tensor along the dim that is cut: `▏0▬▬▬▬▏1▬▬▬▬`; the whole of it where nothing is."""
+    """A picture of which rank stores which part along the sharded dim: `▏0▬▬▬▬▏1▬▬▬▬`; one bar if no dim is sharded."""
     used = [piece for piece in row.slices if not piece.copy]
     dims = row.cut_dims
     if not dims or len(used) < 2:
@@ -144,14 +164,14 @@ def picture(row: Row, width: int = 32) -> Text:
         return _of_runs(used, row, width)
     if len(dims) > 1:
         return _counted(f"{len(used)} blocks", sorted({piece.rank for piece in used}), width)
-    # Tensors of one row may be cut alike by other ranks each: pipeline stages.
+    # Tensors of one row may be sharded in the same way over different ranks (pipeline stages).
     if len(row.ranks) > len({piece.rank for piece in row.slices}):
         return _counted(f"{len(used)} slices", row.ranks, width)
     return _segments([(piece.rank, piece.sizes[dims[0]]) for piece in used], row.shape[dims[0]], width)
 
 
 def _of_runs(used: list[Slice], row: Row, width: int) -> Text:
-    """A run for each rank, of as many boxes as it was cut into."""
+    """The picture of a flat partition: one run per rank, which may consist of several boxes."""
     runs: dict[int, int] = defaultdict(int)
     for piece in used:
         runs[piece.rank] += prod(piece.sizes)
@@ -179,6 +199,6 @@ def _counted(what: str, ranks: Sequence[int], width: int) -> Text:
 
 
 def _ranks(ranks: Sequence[int], width: int) -> str:
-    """Which ranks, or how many where that is too long."""
+    """The ranks, or their number if the list is too long."""
     said = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans(ranks)}"
     return said if len(said) <= width else f"{len(ranks)} ranks"

@@ -1,7 +1,6 @@
-"""The one place that writes to stdout and stderr, in three modes: for people, as JSON, and quiet.
+"""The only module that writes to stdout and stderr, in three modes: for people, as JSON, and quiet.
 
-stdout is the result and nothing else; progress, findings and hints go to stderr. Nothing here formats a command's
-result: `show/COMMAND.py` does.
+stdout gets only the result; progress, notes and hints go to stderr. `show/COMMAND.py` formats the result of a command.
 """
 
 from __future__ import annotations
@@ -38,27 +37,33 @@ class Sink:
 
     @property
     def live(self) -> bool:
-        """True when a bar may be drawn: a person looks at a terminal."""
+        """True if stderr is a terminal on which a bar may be drawn."""
         return self.err.is_terminal and not (self.quiet or self.as_json) and os.environ.get("TERM") != "dumb"
 
     def result(self, shown: RenderableType, record: Any, quiet: str = "") -> None:
-        """The result: rendered for people, the record as JSON, or one line."""
+        """Print the result in the form that the mode asks for.
+
+        Args:
+            shown: the screen for people.
+            record: plain data for JSON.
+            quiet: one line for the quiet mode.
+        """
         if self.as_json:
             self.out.text(json.dumps(plain(record), indent=1))
         elif self.quiet:
             if quiet:
                 self.out.text(printable(quiet))
         else:
-            self.out.print(shown, soft_wrap=isinstance(shown, Text))  # a path stays in one piece
+            self.out.print(shown, soft_wrap=isinstance(shown, Text))  # a path is not wrapped
 
     def phase(self, word: str, text: str) -> None:
         """Print a line on the current phase: `Reading   Megatron tp 2 × pp 2`."""
         if not (self.quiet or self.as_json):
-            with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
+            with contextlib.suppress(OSError):  # a log on a full disk must not stop the work
                 self.err.print(Text.assemble((f"{word:<9} ", "bold"), _indented(text)), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Print a finding that a person should see; not in quiet mode."""
+        """Print a note for the user, except in quiet mode."""
         if not self.quiet:
             with contextlib.suppress(OSError):
                 self.err.print(Text.assemble((f"{WARN} ", "yellow"), _indented(text)), soft_wrap=True)
@@ -79,7 +84,7 @@ class Sink:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples as JSON has them."""
+    """Convert dataclasses, paths and tuples to plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -107,7 +112,7 @@ class _Stream(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """What rich draws, with control characters from files escaped."""
+        """Render with rich, and escape control characters that come from files."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 

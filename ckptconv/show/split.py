@@ -1,4 +1,4 @@
-"""The split of one tensor as a picture: rows by columns, in each cell the glyph of the rank that stores it."""
+"""Draws how one tensor is sharded: rows by columns, with the glyph of the storing rank in each cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from ckptconv.commands.inspect import Match, Part
 from ckptconv.show.ranks import colour, glyph
 
-_WIDTH, _HEIGHT, _MOST = 48, 8, 24  # cells: across; down, and at most where there are more slices
+_WIDTH, _HEIGHT, _MOST = 48, 8, 24  # cells: width, height, and the height with many slices
 
 
 class _Box(NamedTuple):
@@ -27,7 +27,7 @@ class _Box(NamedTuple):
 
 
 class _Picture(NamedTuple):
-    """What is drawn: `down` by `across` elements, and what the two directions are."""
+    """A picture of `down` by `across` elements. `said` describes the two directions."""
 
     down: int
     across: int
@@ -36,7 +36,7 @@ class _Picture(NamedTuple):
 
 
 def split(match: Match, width: int) -> list[RenderableType]:
-    """The picture's lines; none for a tensor that one rank stores whole."""
+    """The lines of the picture; none for a tensor that one rank stores completely."""
     used = [part for part in match.parts if not part.copy]
     if len({part.rank for part in used}) < 2 or not prod(match.shape):
         return []
@@ -66,10 +66,10 @@ def _line(boxes: Sequence[_Box], row: int, columns: Iterable[int]) -> Iterator[i
 
 
 def _steps(bounds: set[int], whole: int, cells: int, most: int) -> list[tuple[int, int]]:
-    """For each cell of one direction: where its interval begins, and the element that it shows.
+    """Distribute the cells of one direction; returns for each cell where its interval begins, and the element it shows.
 
-    Every interval between two bounds has a cell at least, and the rest of the cells go to the largest. Where there are
-    more intervals than cells, each cell shows the element in its middle.
+    Every interval between two bounds gets at least one cell, and the remaining cells go to the largest intervals. If there
+    are more intervals than cells, each cell shows the element in its middle.
     """
     edges = sorted(bounds | {0, whole})
     lengths = [b - a for a, b in pairwise(edges)]
@@ -85,7 +85,7 @@ def _steps(bounds: set[int], whole: int, cells: int, most: int) -> list[tuple[in
 
 
 def _boxed(shape: Sequence[int], used: Sequence[Part]) -> _Picture:
-    """Boxes on the two dims that say most: those that are cut, and the last ones."""
+    """The picture of boxes, on the two most informative dims: sharded ones first, then the last ones."""
     cut = [d for d in range(len(shape)) if len({part.offsets[d] for part in used}) > 1]
     rest = [d for d in reversed(range(len(shape))) if d not in cut]
     dims = sorted([*cut, *rest][:2])
@@ -110,7 +110,7 @@ def _reach(part: Part, dim: int) -> tuple[int, int]:
 
 
 def _flat(shape: Sequence[int], used: Sequence[Part]) -> _Picture:
-    """Runs of elements on rows of the first dim: up to three boxes each, as a run begins and ends within a row."""
+    """The picture of runs of elements on the rows of dim 0. A run that begins and ends within a row is up to three boxes."""
     down, across = (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
     boxes = []
     for part in used:
@@ -126,7 +126,7 @@ def _flat(shape: Sequence[int], used: Sequence[Part]) -> _Picture:
 
 
 def _interval(part: Part, shape: Sequence[int]) -> tuple[int, int]:
-    """The first and the last position that a run holds; of a box, one that lies in one piece."""
+    """The first and the end position of a part that is a run, or a box that is contiguous."""
     if part.run:
         return part.run
     begin = part.box.position_in(tuple(shape))

@@ -1,4 +1,4 @@
-"""Numbers as people read them: decimal bytes, seconds, shapes."""
+"""Formats numbers for people: decimal bytes, seconds, shapes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def size(nbytes: float) -> str:
-    """1187432448 -> "1.19 GB": three figures, powers of a thousand, as disks and safetensors' index count."""
+    """A size in bytes as text: 1187432448 -> "1.19 GB". It has three digits and powers of 1000, as disks use them."""
     value, units = float(nbytes), ("B", "kB", "MB", "GB", "TB")
     for unit in units:
         if value < 999.5 or unit == "TB":
@@ -24,7 +24,7 @@ def size(nbytes: float) -> str:
 
 
 def count(number: int) -> str:
-    """494032768 -> "494 M"."""
+    """A number as text: 494032768 -> "494 M"."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if number >= limit:
             value = number / limit
@@ -33,12 +33,12 @@ def count(number: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """0.84 -> "0.84 s", 75 -> "1:15"."""
+    """A time in seconds as text: 0.84 -> "0.84 s", 75 -> "1:15"."""
     if value < 10:
         return f"{value:.2f} s"
     return f"{value:.1f} s" if value < 60 else f"{int(value) // 60}:{int(value) % 60:02d}"
 
 
 def shape(sizes: Sequence[int]) -> str:
-    """(4096, 1024) -> "4096×1024"; a scalar is "scalar"."""
+    """A shape as text: (4096, 1024) -> "4096×1024", () -> "scalar"."""
     return "×".join(map(str, sizes)) or "scalar"

@@ -1,4 +1,4 @@
-"""A verification on the screen: the layers, what is wrong, where values differ, the last line."""
+"""Shows a verification on the screen: the layers, the problems, where values differ, the last line."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from ckptconv.show.sink import NO, OK, plain
 from ckptconv.show.units import seconds, shape, size
 
 _RANKS = 8
-_WIDE, _MIDDLE = 140, 80  # columns of a terminal that has room for a difference on one line, on three
+_WIDE, _MIDDLE = 140, 80  # columns for a difference on one line, on three lines
 
 
 def command(found: Verified) -> str:
-    """The command line that asks for it."""
+    """The command line for this verification."""
     return f"ckptconv verify {found.target}" + (f" --against {found.against}" if found.against else "")
 
 
 def record(found: Verified) -> dict[str, Any]:
-    """The answer as plain data for --json."""
+    """The result as plain data for --json."""
     return {"ok": found.ok, "code": int(found.code), **plain(found)}
 
 
 def screen(found: Verified, width: int, most: int = 20) -> RenderableType:
-    """The whole screen for a terminal of `width` columns. most: lines of each kind; a report has room for more."""
+    """The whole screen.
+
+    Args:
+        found: the result.
+        width: columns of the terminal.
+        most: the most lines of each kind; a report to a file has room for more.
+    """
     parts: list[RenderableType] = [_layers(found)]
     named = {item.name for item in found.differences}
     for layer in found.layers:
@@ -59,7 +65,7 @@ def _mark(ok: bool | None) -> Text:
 
 
 def _problems(layer: Layer, shown_below: set[str], most: int) -> list[RenderableType]:
-    """One line per problem, or per group of equal problems; tensors that differ have a table of their own."""
+    """One line per problem or group of equal problems. Tensors that differ are in their own table."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for problem in layer.problems:
         if problem.name not in shown_below:
@@ -76,7 +82,7 @@ def _problems(layer: Layer, shown_below: set[str], most: int) -> list[Renderable
 
 
 def _differences(found: Verified, width: int, most: int) -> RenderableType:
-    """A table, or two or three lines per tensor on a narrow terminal; moved layers are only counted."""
+    """A table of differences, or two or three lines per tensor on a narrow terminal. Moved layers are only counted."""
     listed = [item for item in found.differences if item.moved is None]
     shown, more = listed[:most], len(listed) - most
     rest = [Text(f"and {more} more (--json lists all)", "dim")] if more > 0 else []
@@ -97,7 +103,7 @@ def _differences(found: Verified, width: int, most: int) -> RenderableType:
 
 
 def _lines(item: Difference, width: int) -> Text:
-    """A difference by itself: its name, the numbers, the picture."""
+    """One difference on its own lines: its name, the numbers, the picture."""
     number = "   ".join(f"{title} {value}" for title, value in _numbers(item).items())
     break_ = "   " if width >= _MIDDLE else "\n  "
     text = Text.assemble((item.name, "bold"), f"\n  {item.count:,} of {shape(item.shape)}{break_}{number}")
@@ -105,7 +111,7 @@ def _lines(item: Difference, width: int) -> Text:
 
 
 def _numbers(item: Difference) -> dict[str, str]:
-    """The numbers of a difference; NaN if no difference is finite."""
+    """The numbers of a difference as text; "NaN" if no difference is finite."""
     values = {"max |Δ|": item.max_abs, "mean |Δ|": item.mean_abs, "relative": item.max_rel}
     if item.count == item.nonfinite:
         return dict.fromkeys(values, "NaN")
@@ -113,7 +119,7 @@ def _numbers(item: Difference) -> dict[str, str]:
 
 
 def _picture(item: Difference) -> Text:
-    """Which parts differ: of the rows, or of the columns where that says more."""
+    """A picture of the parts that differ, along the rows, or along the columns if that is more precise."""
     by_columns = all(item.rows) and not all(item.columns)
     text = Text().append("columns " if by_columns else "rows ", "dim")
     for differs in item.columns if by_columns else item.rows:
@@ -122,10 +128,10 @@ def _picture(item: Difference) -> Text:
 
 
 def _hints(found: Verified, most: int) -> list[RenderableType]:
-    """What a difference looks like and which rank stored it; equal hints share a line."""
+    """Hints on the cause of a difference and the rank that stored it. Equal hints share a line."""
     groups: dict[tuple[str, tuple[int, ...], str], list[Difference]] = {}
     for item in found.differences:
-        part = not _is_all(item)  # of all of a tensor, all ranks store a slice
+        part = not _is_all(item)  # if all of a tensor differs, naming every rank tells nothing
         if item.moved is None and (item.looks_like or (item.slices and part)):
             groups.setdefault((item.where, item.stored_rank, item.looks_like), []).append(item)
     table = Table.grid(padding=(0, 2))

@@ -1,4 +1,4 @@
-"""An Inspection as a screen: the facts, which rank stores what, the tensors, and what to do next."""
+"""Shows an Inspection: the facts, which rank stores what, the tensors, and the next command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from ckptconv.show.inspect.tree import tree
 
 
 def screen(found: Inspection, width: int, depth: int | None = None) -> RenderableType:
-    """The whole screen for a terminal of `width` columns. depth: levels of the tree; all where it is None."""
+    """The whole screen.
+
+    Args:
+        found: the inspection.
+        width: columns of the terminal.
+        depth: levels of the tree; None for all.
+    """
     if found.matches is not None:
         return slices(found, width)
     parts: list[RenderableType] = [facts(found), Text()]

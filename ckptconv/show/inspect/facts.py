@@ -1,4 +1,4 @@
-"""The facts above the pictures, and the verdict below them."""
+"""Shows the facts above the pictures, and the verdict below them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _skipped(what: str, nbytes: int, reason: str) -> str:
 
 
 def _mesh(found: Inspection) -> tuple[str, str]:
-    """The label and text of the line on how tensors are spread over the ranks."""
+    """The label and the text of the line that tells how tensors are sharded over the ranks."""
     ranks = f"{found.world_size} rank{'s' * (found.world_size != 1)}"
     storing = sum(rank.nbytes + rank.copies > 0 for rank in found.ranks)
     if storing < found.world_size:

@@ -1,4 +1,4 @@
-"""Which rank stores what: a bar over the model's parts for each rank, or for each group of ranks."""
+"""Shows which rank stores what: a bar over the model's parts for each rank or group of ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BAR = 40
 
 
 def shard_map(found: Inspection, width: int) -> list[RenderableType]:
-    """The bars, under a line that names the parts of the model from left to right, and a legend."""
+    """The bars, below a line that names the model's parts from left to right, and a legend."""
     table = Table.grid(padding=(0, 2))
     for _ in range(2):
         table.add_column(no_wrap=True)
@@ -34,7 +34,7 @@ def shard_map(found: Inspection, width: int) -> list[RenderableType]:
 
 
 def _title(parts: tuple[str, ...], width: int) -> list[Text]:
-    """The parts of the model from left to right; lines break between parts only."""
+    """The names of the model's parts from left to right. Lines break only between parts."""
     lines = [Text.assemble(("which rank stores what", "bold"), "   ")]
     names = _spans(parts)
     for number, name in enumerate(names):
@@ -70,7 +70,7 @@ def _range(low: str, high: str) -> str:
 
 
 def _spans(parts: tuple[str, ...]) -> list[str]:
-    """ "visual", "visual 0–31", "embedding", "layers 0–27", "head": consecutive numbers of a stack in one."""
+    """The parts with consecutive numbers joined: "visual", "visual 0–31", "embedding", "layers 0–27", "head"."""
     found: list[str] = []
     numbers: dict[str, list[int]] = {}
     for part in parts:

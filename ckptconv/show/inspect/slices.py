@@ -1,4 +1,4 @@
-"""`--tensor`: each rank's part of a tensor as a table, and a picture of the sharding."""
+"""Shows `--tensor`: each rank's part of a tensor as a table, and a picture of the sharding."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _file(part: Part, found: Inspection) -> RenderableType:
 
 
 def _table(match: Match, found: Inspection, width: int) -> list[RenderableType]:
-    """A row for each part; on a narrow terminal the files follow below it."""
+    """A table with a row for each part. On a narrow terminal the files follow below it."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", show_edge=False)
     seated = any(part.coordinate for part in match.parts)
     copies = any(part.copy for part in match.parts)
@@ -89,7 +89,7 @@ def _table(match: Match, found: Inspection, width: int) -> list[RenderableType]:
 
 
 def _rank(rank: int) -> Text:
-    """Its number, with its glyph in the picture where that is another."""
+    """The number of the rank, and its glyph in the picture if that differs."""
     number = str(rank)
     return Text(number if number == glyph(rank) else f"{glyph(rank)} {number}", colour(rank))
 

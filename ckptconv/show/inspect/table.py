@@ -1,4 +1,4 @@
-"""The tensors: equal layers in one row, with how they are sharded and which ranks store each part."""
+"""Shows the tensors: equal layers share a row, which tells how they are sharded and which ranks store each part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WIDE, _WIDER = 100, 140
 
 
 def tensors(found: Inspection, width: int) -> RenderableType:
-    """One row per name pattern; more columns on a wide terminal."""
+    """A table with one row per name pattern, and more columns on a wide terminal."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", show_edge=False)
     sharded = found.is_sharded
     table.add_column("tensor", overflow="fold", ratio=1)

@@ -1,4 +1,4 @@
-"""`--tree`: the modules as `tree` and `du` would show them."""
+"""Shows `--tree`: the modules, as `tree` and `du` would show them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _WIDE, _NARROW, _BAR, _LEAST = 110, 80, 16, 16
 
 
 def tree(root: Node, width: int, depth: int | None) -> RenderableType:
-    """A line a module, with how many parameters and bytes are in it; where there is room, a tensor's shape and dtype."""
+    """One line per module with its parameters and bytes, and a tensor's shape and dtype if there is room.
+
+    Args:
+        root: the root of the tree.
+        width: columns of the terminal.
+        depth: levels to show; None for all.
+    """
     lines = list(_lines(root, depth))
     cells = [_cells(node, width) for _, node in lines]
     taken = sum(max(map(len, column)) + 2 for column in zip(*cells, strict=True))
@@ -45,7 +51,7 @@ def _cells(node: Node, width: int) -> list[str]:
 
 
 def _label(guide: str, node: Node, room: int) -> Text:
-    """A name under its guides; one that is too long goes on below, a little to the right."""
+    """A name after its guides. A name that is too long continues on the next line, slightly indented."""
     name, style = node.name or "all", "" if node.shape is not None else "bold"
     room = max(room - len(guide), 8)
     text = Text.assemble((guide, "dim"), (name[:room], style))
@@ -56,7 +62,7 @@ def _label(guide: str, node: Node, room: int) -> Text:
 
 
 def _lines(node: Node, depth: int | None, before: str = "", own: str = "") -> Iterator[tuple[str, Node]]:
-    """(the guides before its name, the node), from the root down. depth: levels below it."""
+    """Yield (guides before the name, node) from the root down, to `depth` levels below it."""
     yield own, node
     if depth is not None and depth <= 0:
         return
