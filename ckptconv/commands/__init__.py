@@ -1,1 +1,1 @@
-"""One module a command: plain functions that return plain records; nothing here prints."""
+"""One package per command: plain functions that return plain records. Nothing here prints."""

@@ -1,4 +1,4 @@
-"""Planning as merge, inspect and verify need it: an opened checkpoint, its config, and its base model -> Plan."""
+"""Plans an opened checkpoint with its config and its base model, for merge, inspect and verify."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ckptconv.publish import assets
 from ckptconv.read.reader import same_values
 from ckptconv.tensors.checkpoint import Checkpoint
 
-# What `inspect` recognises to suggest --config.
+# `inspect` recognises this text to suggest --config.
 NO_CONFIG = "no config.json found for this checkpoint"
 
 
@@ -31,15 +31,15 @@ def plan_for(
     """The plan of an opened checkpoint, as `merge` would run it.
 
     Args:
-        checkpoint: what a backend found.
+        checkpoint: what a backend read.
         options: the user's choices.
         config: a folder with the model's config.json, or that file; the checkpoint's own when omitted.
-        base: the folder of the base model, for a checkpoint that holds LoRA tensors alone.
-        equal: compares a head with its embedding where the config ties them and they are stored apart. The default
-            reads both; `ckptconv.plan.unread` makes planning raise NeedsReading there.
+        base: the folder of the base model, for a checkpoint that holds only LoRA tensors.
+        equal: compares a head with its embedding if the config ties them and they are stored separately. The default
+            reads both; with `ckptconv.plan.unread`, planning raises NeedsReading instead.
 
     Raises:
-        CkptconvError: where there is no config, and where the checkpoint cannot become what is asked for.
+        CkptconvError: there is no config, or the checkpoint cannot become what the options ask for.
     """
     return plan_and_assets(checkpoint, options, config, base, equal)[0]
 
@@ -51,7 +51,7 @@ def plan_and_assets(
     base: str | Path | None = None,
     equal: Equal = same_values,
 ) -> tuple[Plan, Path | None]:
-    """The plan, and the folder that the tokenizer and other small files come from; see `plan_for`."""
+    """The plan, and the folder with the tokenizer and other small files; see `plan_for` for the arguments."""
     holds_base = options.lora in ("adapter", "both") and take_stock(checkpoint).parts.holds_base
     # A checkpoint that holds its base needs the name alone, for the adapter's config.
     based = None if base is None or holds_base else open_checkpoint(base, backend="huggingface")
@@ -81,14 +81,14 @@ def _with_base(settings: Any, base: str | Path) -> Any:
 
 
 def require_base(checkpoint: Checkpoint, options: Options) -> None:
-    """Refuse a PEFT folder that is to be merged while no base model is given.
+    """Refuse to merge a PEFT folder if no base model is given.
 
-    The base that adapter_config.json names is never opened: the file may come from anywhere, and a path in it is the
-    path of another machine. PEFT's own folder is merged unless the user asks for something else (an adapter as it is
-    would be no conversion), a trainer's shards of an adapter only when the user asks for it.
+    We never open the base that adapter_config.json names: the file may come from anywhere, and a path in it belongs to
+    another machine. PEFT's own folder is merged by default, since to write the adapter again would convert nothing. A
+    trainer's shards of an adapter are merged only if the user asks for it.
 
     Raises:
-        CkptconvError: with a hint that names the base that the config states.
+        CkptconvError: no base is given; the hint names the base that the config states.
     """
     settings = checkpoint.lora.settings
     wanted = options.lora or ("merge" if not checkpoint.is_sharded else "adapter")
@@ -105,7 +105,7 @@ def require_base(checkpoint: Checkpoint, options: Options) -> None:
 
 
 def _wanted(name: object) -> str:
-    """What to give as --base: the repository or the folder that the config names, which only the user can vouch for."""
+    """The value to suggest for --base: the repository or folder that the config names. Only the user can judge it."""
     repo = repo_of(name) if isinstance(name, str) else None
     if repo is not None:
         return repo.name
@@ -113,14 +113,14 @@ def _wanted(name: object) -> str:
 
 
 def needs_no_config(checkpoint: Checkpoint) -> bool:
-    """True for an adapter in PEFT's names, which can be exported without knowing its model."""
+    """True for an adapter under PEFT's names, which can be exported without a config of its model."""
     return checkpoint.naming != "megatron" and (
         all(map(lora.is_of_an_adapter, checkpoint.tensors)) or _is_alone(checkpoint)
     )
 
 
 def _is_alone(checkpoint: Checkpoint) -> bool:
-    """True for an adapter in PEFT's form whose base model is elsewhere."""
+    """True for an adapter in PEFT's format without its base model."""
     if checkpoint.lora.is_folder:
         return True
     if not lora.is_adapter_config(checkpoint.lora.settings):

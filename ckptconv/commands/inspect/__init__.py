@@ -1,4 +1,4 @@
-"""What a checkpoint holds and which rank stores what, from metadata alone; see `run.inspect`."""
+"""Describes what a checkpoint holds and which rank stores what, from metadata only; see `run.inspect`."""
 
 from ckptconv.commands.inspect.parts import part_of
 from ckptconv.commands.inspect.records import (

@@ -21,7 +21,12 @@ _SHOWN = 60  # letters of a value
 
 
 def evidence_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[Evidence, ...]:
-    """Each fact once, the nearest file's. A file that is broken says nothing here: nothing depends on it."""
+    """Collect facts about who saved a checkpoint. Each fact comes from the nearest file; broken files are ignored.
+
+    Args:
+        checkpoint: the checkpoint.
+        config: the model's config.json.
+    """
     root = checkpoint.root
     homes = [path for path in (root, checkpoint.assets, root.parent) if path is not None]
     found: dict[str, Evidence] = {}
@@ -38,7 +43,7 @@ def evidence_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[Evidenc
 
 
 def step_of(evidence: tuple[Evidence, ...]) -> int | None:
-    """The step that a file names, where no folder does."""
+    """The step that a file names, for checkpoints whose folder does not name it; None if there is none."""
     for item in evidence:
         match = re.match(r"(?:step|iteration) (\d+)", item.value)
         if match:
@@ -77,7 +82,7 @@ def _config(config: dict[str, Any]) -> Iterator[Evidence]:
 
 
 def _torch(checkpoint: Checkpoint) -> Iterator[Evidence]:
-    """torch 2.8 has `.format_version` in its archives, which 2.4 and 2.6 did not write (measured)."""
+    """The version of torch: 2.8 writes `.format_version` into its archives, and 2.4 and 2.6 did not (measured)."""
     path = Path(checkpoint.files[0].path) if checkpoint.files else None
     if path is None or path.suffix not in (*ZIP_SUFFIXES, ".distcp"):
         return
@@ -101,6 +106,6 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value as text, cut where someone wrote a book; nothing for what is no plain value."""
+    """A value as text of limited length; "" for a value that is not plain."""
     text = str(value) if isinstance(value, str | int | float) else ""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

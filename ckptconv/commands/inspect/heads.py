@@ -1,4 +1,4 @@
-"""What a model ends in, and whether an adapter is on it: told from names and shapes."""
+"""Recognises the heads of a model, and an adapter, from names and shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LABELS = re.compile(r"(?:^|\.)(?:score|classifier|classification_head|qa_output
 
 
 def heads_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[str, ...]:
-    """ "language model (lm_head.weight)", "value (v_head.summary.weight)"; nothing where a model has none."""
+    """The heads of the model, such as "language model (lm_head.weight)" or "value (v_head.summary.weight)"."""
     found = []
     for name, tensor in checkpoint.tensors.items():
         rows = tensor.view.shape[0] if tensor.view.shape else 0
@@ -37,7 +37,7 @@ def heads_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def lora_of(checkpoint: Checkpoint) -> str | None:
-    """How large an adapter is on the model, or that it stands alone."""
+    """A description of the adapter: its rank, and whether the base model is stored too; None if there is no adapter."""
     mark = re.compile(r"\.lora_|\.adapter\.linear_(?:in|out)\.")
     modules = {mark.split(name)[0] for name in checkpoint.tensors if mark.search(name)}
     if not modules:

@@ -1,4 +1,4 @@
-"""`--tensor PATTERN`: which tensors that is, and each rank's part of them."""
+"""Finds the tensors of `--tensor PATTERN`, and each rank's part of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ _NEAR = 3
 
 
 def matches_of(checkpoint: Checkpoint, pattern: str) -> tuple[Match, ...]:
-    """The tensors that a pattern matches, in the order in which they are stored; those that lie alike are one.
+    """The tensors that a pattern matches, in stored order. Tensors with equal parts share a record.
 
-    Raises CkptconvError, with the nearest names, where it matches none.
+    Args:
+        checkpoint: the checkpoint.
+        pattern: see `matcher`.
+
+    Raises:
+        CkptconvError: no name matches; the error lists the nearest names.
     """
     if not pattern.strip():
         raise CkptconvError(
@@ -62,9 +67,10 @@ def matches_of(checkpoint: Checkpoint, pattern: str) -> tuple[Match, ...]:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """A test for names: a glob of the whole name or of its end from a dot on; else a part of the name, as it is.
+    """A predicate for names.
 
-    `...` is `*`; a number in the pattern is a whole number: `layers.3` and `layers.3...` are not in layer 31.
+    A glob must match the whole name, or its end after a dot. Any other pattern must be a part of the name. `...` means
+    `*`. A number in the pattern matches only the same number: `layers.3` and `layers.3...` do not match layer 31.
     """
     text = pattern.replace("…", "...").strip()
     if "..." not in text and not _GLOB.search(text):
@@ -75,7 +81,9 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     pieces = [fnmatch.translate(piece).removeprefix("(?s:") for piece in text.split("...")]
     joined = ""
     for number, piece in enumerate(pieces):
-        end = re.sub(r"\)(?:\\[zZ])$", "", piece)  # translate's own anchors: (?s:…)\Z, \z on newer Pythons
+        end = re.sub(
+            r"\)(?:\\[zZ])$", "", piece
+        )  # fnmatch.translate adds anchors: (?s:…)\Z, or \z on newer Pythons
         guard = r"(?!\d)" if number and text.split("...")[number - 1][-1:].isdigit() else ""
         joined += (f"{guard}.*" if number else "") + end
     whole = re.compile(rf"(?s:(?:.*\.)?{joined})\Z")
@@ -83,7 +91,12 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def nearest(pattern: str, names: Iterable[str]) -> list[str]:
-    """The names that are most like a pattern; of those that differ by numbers alone the first."""
+    """The names that are most similar to a pattern, one for all names that differ only in numbers.
+
+    Args:
+        pattern: what the user typed.
+        names: all names.
+    """
     first: dict[str, str] = {}
     for name in names:
         first.setdefault(starred(name), name)
@@ -106,7 +119,7 @@ _Seats = dict[str, tuple[int, dict[str, int]]]
 
 
 def _parts(tensor: StoredTensor, seats: _Seats) -> Iterator[Part]:
-    """Of every file its parts, used and copies, in the order of their elements."""
+    """The parts of a tensor in every file, both used ones and copies, in the order of their elements."""
     shape, item = tensor.view.shape, itemsize(tensor.view.dtype)
     placed = [(chunk, False) for chunk in tensor.view.chunks]
     for at, view in tensor.replicas:
@@ -128,9 +141,9 @@ def _first(part: Part, shape: Shape) -> int:
 
 
 def _runs(chunks: list[Chunk], shape: Shape, item: int) -> Iterator[list[Chunk]]:
-    """Chunks of one file, in order; those that follow each other in the tensor and in the file are one run.
+    """Group the chunks of one file. Chunks that follow each other in the tensor and in the file form one run.
 
-    A run is cut into up to 2n-1 boxes where a flat partition begins and ends in the middle of a row.
+    A run that begins or ends in the middle of a row (a flat partition) consists of up to 2n-1 boxes.
     """
     run: list[Chunk] = []
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""The next command to type and what it would do: planned from metadata, if that is quick."""
+"""Suggests the next command, with a summary of what it would write if the plan can be made quickly."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from ckptconv.plan import NeedsReading, Options, Plan, unread
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.source_spec import Step
 
-_MANY = 20_000  # slices; a plan of more takes over a second
+_MANY = 20_000  # slices; a plan with more of them takes longer than a second
 
 
 def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: Step | None = None) -> Next:
-    """The command to type and what it would write. step: the step that the user asked for."""
+    """Suggest the next command, and plan it.
+
+    Args:
+        checkpoint: the checkpoint.
+        path: where it is, as the user named it.
+        config: the model's config.json.
+        step: the step that the user asked for; None if the command needs no --step.
+    """
     here = shlex.quote(str(path)) + (f" --step {step}" if step is not None else "")
     if not checkpoint.is_sharded and config and not checkpoint.lora.is_folder:
         return Next(f"ckptconv verify {here}")
@@ -42,7 +49,7 @@ def next_of(checkpoint: Checkpoint, path: Path, config: dict[str, Any], step: St
 
 
 def _writes(plan: Plan) -> str:
-    """ "a PEFT adapter", "bfloat16 (from float32)": what kind of model it would be."""
+    """The kind of model that a plan writes: "a PEFT adapter", "bfloat16 (from float32)"."""
     if plan.is_adapter:
         return "a PEFT adapter"
     said = {f"{after} (from {before})" if before != after else after for before, after, _, _ in plan.casts}

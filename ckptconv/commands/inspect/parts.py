@@ -1,4 +1,4 @@
-"""The parts of a model, and how much of each a rank stores."""
+"""Divides a model into parts, and computes how much of each part a rank stores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ckptconv.tensors.checkpoint import Checkpoint
 
 _BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers?|h|blocks?)\.(?P<number>\d+)(?:\.|$)")
 _MTP = re.compile(r"(?:^|\.)mtp(?:_layers)?\.(?:layers\.)?(?P<number>\d+)?")
-# What stands before a model's own layers; anything else is a stack of its own: a tower, an encoder, MTP layers.
+# The prefixes of a model's own layers. Any other prefix is a separate stack: a tower, an encoder, MTP layers.
 _AROUND = {
     "app", "base_model", "backbone", "decoder", "gpt_neox", "language_model", "llm", "lm", "model", "module",
     "policy", "pretrained_model", "text_model", "transformer", "_orig_mod",
@@ -25,8 +25,8 @@ _HEAD = re.compile(r"lm_head|score|classifier|v_head|output_layer|(^|\.)norm\.|f
 def part_of(name: str) -> str:
     """The part of the model that a tensor belongs to: "embedding", a layer's number, "head" or "other".
 
-    A stack beside the model's own layers has its name before the number ("visual 3"), or alone for what it has beside
-    its blocks ("visual").
+    Layers of another stack have its name before the number ("visual 3"). The stack's tensors outside of its layers have
+    only the name ("visual").
     """
     if match := _MTP.search(name):
         return f"mtp {match['number']}" if match["number"] else "mtp"
@@ -42,12 +42,12 @@ def part_of(name: str) -> str:
 
 
 def _own(segments: list[str]) -> str:
-    """The first segment that is no wrapper."""
+    """The first segment that is not a wrapper."""
     return next((segment for segment in segments if segment and segment not in _AROUND), "")
 
 
 def in_order(parts: Iterable[str]) -> list[str]:
-    """As a model has them: towers, the embedding, its layers, further stacks, the head."""
+    """Sort parts as a model runs them: towers, the embedding, its layers, further stacks, the head."""
 
     def place(part: str) -> tuple[int, str, int]:
         stack, _, number = part.rpartition(" ")
@@ -64,7 +64,15 @@ def in_order(parts: Iterable[str]) -> list[str]:
 def shares(
     checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]
 ) -> tuple[tuple[str, ...], tuple[RankMap, ...]]:
-    """The parts of the model in order, and for each rank what it stores of them."""
+    """Compute what each rank stores.
+
+    Args:
+        checkpoint: the checkpoint.
+        slices: tensor -> its slices.
+
+    Returns:
+        The parts of the model in order, and a map for each rank.
+    """
     held: dict[int, dict[str, int]] = {file.rank: defaultdict(int) for file in checkpoint.files}
     files: dict[int, list[str]] = defaultdict(list)
     for file in checkpoint.files:

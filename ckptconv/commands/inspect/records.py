@@ -1,4 +1,4 @@
-"""What `inspect` finds, as plain records; `--json` writes them as they are."""
+"""The result of `inspect` as plain records; `--json` writes them as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from ckptconv.tensors.view import Shape
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What one rank holds of a tensor: a box. copy: another rank's copy of it is the one that is used."""
+    """The box of a tensor that one rank holds.
+
+    Args:
+        rank: the rank.
+        offsets: the first corner of the box, in elements.
+        sizes: its size along each dim, in elements.
+        copy: True if a merge uses another rank's copy.
+    """
 
     rank: int
     offsets: Shape
@@ -27,9 +34,17 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Equal tensors under one pattern: `model.layers.*.mlp.up_proj.weight`, how many, how they are cut.
+    """Equal tensors under one pattern.
 
-    slices: of the first of them. ranks: all that store a part of any; pipeline stages cut alike on other ranks.
+    Args:
+        pattern: the name with `*` for numbers, such as `model.layers.*.mlp.up_proj.weight`.
+        count: the number of tensors.
+        shape: of each tensor.
+        dtype: of each tensor.
+        placement: how the trainer sharded them, in its words.
+        nbytes: bytes of all of them.
+        slices: of the first tensor.
+        ranks: all ranks that store a part of any of them. Pipeline stages shard equal tensors over different ranks.
     """
 
     pattern: str
@@ -43,7 +58,7 @@ class Row:
 
     @property
     def cut_dims(self) -> tuple[int, ...]:
-        """The dims along which the ranks' slices differ; none where one rank stores all."""
+        """The dims along which the ranks' slices differ; () if one rank stores everything."""
         whole = [piece for piece in self.slices if not piece.copy]
         if len({piece.rank for piece in whole}) < 2:
             return ()
@@ -52,10 +67,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RankMap:
-    """One rank's share: bytes used, bytes that are copies, and which parts of the model it stores.
+    """What one rank stores.
 
-    parts: for each of Inspection.parts the share of its bytes that this rank stores, 0 to 1.
-    coordinate: the rank's seat in the mesh, {"pp": 0, "tp": 1}; empty where no file says so.
+    Args:
+        rank: the rank.
+        files: its files.
+        nbytes: bytes that a merge uses.
+        copies: bytes that are copies of another rank's.
+        parts: for each of `Inspection.parts`, the share of its bytes that this rank stores, 0 to 1.
+        coordinate: the rank's coordinate in the mesh, {"pp": 0, "tp": 1}; empty if no file states it.
     """
 
     rank: int
@@ -70,8 +90,16 @@ class RankMap:
 class Part:
     """A part of one tensor in one rank's file.
 
-    offsets, sizes: its box, in elements; of a run, the box around it. run: the first and the end position, row-major,
-    where it is a run of elements and no box (flat partitions). start: the first element's byte in the file.
+    Args:
+        rank: the rank.
+        coordinate: its coordinate in the mesh.
+        offsets: the first corner of the part's box, in elements; for a run, of the box around it.
+        sizes: the size of that box along each dim, in elements.
+        run: the first and the end position in row-major order, if the part is a run and not a box (flat partitions).
+        nbytes: its size in bytes.
+        file: the file that holds it.
+        start: the byte of the file at which its first element begins.
+        copy: True if a merge uses another rank's copy.
     """
 
     rank: int
@@ -91,7 +119,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Tensors that a pattern matches, and that lie alike in the same files: names, and the parts of the first."""
+    """Tensors that match the pattern and are stored in the same way in the same files. `parts` are those of the first."""
 
     pattern: str
     names: tuple[str, ...]
@@ -104,10 +132,19 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A module, with what is under it; or a tensor, with its shape and dtype.
+    """A module with its children, or a tensor with its shape and dtype.
 
-    name: under its parent; equal neighbours by number are one: `layers.0–23`, count 24. Totals are of all of them.
-    children: of the first.
+    Consecutive equal modules share a node: `layers.0–23` with count 24.
+
+    Args:
+        name: the name under its parent.
+        count: the number of modules or tensors that share the node.
+        tensors: tensors in all of them.
+        parameters: elements in all of them.
+        nbytes: bytes in all of them.
+        shape: of a tensor; None for a module.
+        dtype: of a tensor.
+        children: of the first module.
     """
 
     name: str
@@ -122,7 +159,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Something that a file says of who saved the checkpoint, and with what."""
+    """A fact about who saved the checkpoint, and with what, that a file states."""
 
     what: str
     value: str
@@ -133,7 +170,14 @@ class Evidence:
 class Next:
     """The suggested next command.
 
-    writes: a summary of the plan; "" if it was not computed. why_not: why it was not. hint: what helps.
+    Args:
+        command: the command line.
+        writes: the kind of model that it would write; "" if the plan was not computed.
+        tensors: how many it would write.
+        files: how many it would write.
+        nbytes: bytes that it would write.
+        why_not: why the plan was not computed.
+        hint: what the user can do about that.
     """
 
     command: str

@@ -1,4 +1,4 @@
-"""The tensors as rows of a table: equal layers are one."""
+"""Groups the tensors into rows of a table: equal layers share a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ T = TypeVar("T")
 
 
 def slices_of(tensor: StoredTensor, rank_of: dict[str, int]) -> tuple[Slice, ...]:
-    """Who stores which box of a tensor, used and copies."""
+    """The boxes of a tensor that the ranks store, both used ones and copies.
+
+    Args:
+        tensor: the tensor.
+        rank_of: file -> rank.
+    """
     found = [Slice(rank_of[c.file], c.offsets, c.sizes) for c in tensor.view.chunks]
     for offsets, view in tensor.replicas:
         for c in view.chunks:
@@ -25,7 +30,7 @@ def slices_of(tensor: StoredTensor, rank_of: dict[str, int]) -> tuple[Slice, ...
 
 
 def rows_of(checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]) -> tuple[Row, ...]:
-    """Equal layers collapse to `*`: same pattern, shape, dtype and cuts, on whichever ranks."""
+    """Collapse equal layers to `*`: tensors with the same pattern, shape, dtype and slices, on any ranks."""
     groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, tensor in checkpoint.tensors.items():
         boxes = tuple((piece.offsets, piece.sizes, piece.copy) for piece in slices[name])
@@ -46,7 +51,7 @@ def rows_of(checkpoint: Checkpoint, slices: dict[str, tuple[Slice, ...]]) -> tup
     )
 
 
-# As `ls` has them: names from the first letter, sizes and shapes from the largest.
+# As in `ls`: names are sorted from the first letter, sizes and shapes from the largest.
 _KEYS: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "name": (lambda item: natural(name_of(item)), False),
     "size": (lambda item: item.nbytes, True),
@@ -57,12 +62,21 @@ SORTS = tuple(_KEYS)
 
 
 def name_of(item: Row | Match | Node) -> str:
-    """What it is called in the table."""
+    """The name of an item in the table."""
     return item.name if isinstance(item, Node) else item.pattern
 
 
 def ordered(items: Iterable[T], sort: str | None, reverse: bool) -> tuple[T, ...]:
-    """Sorted by a column; as stored where none is named. Raises CkptconvError for one that there is not."""
+    """Sort items by a column.
+
+    Args:
+        items: rows, matches or nodes.
+        sort: the column; None keeps the stored order.
+        reverse: reverse the order.
+
+    Raises:
+        CkptconvError: there is no such column.
+    """
     if sort is None:
         return tuple(reversed(list(items))) if reverse else tuple(items)
     if sort not in _KEYS:

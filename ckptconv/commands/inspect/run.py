@@ -1,4 +1,4 @@
-"""inspect: what a checkpoint holds and which rank stores what, from metadata alone."""
+"""inspect: describes what a checkpoint holds and which rank stores what, from metadata only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def inspect(
         ('verl FSDP shards', 400, 494032768)
     """
     spec = spec_of(source, backend, step, also, revision)
-    ordered((), sort, reverse)  # a wrong word is refused before work begins
+    ordered((), sort, reverse)  # refuses an unknown word before work begins
     checkpoint = open_local_or_hub(spec)
     return describe(
         checkpoint, spec.path, tensor=tensor, tree=tree, sort=sort, reverse=reverse, asked_step=spec.step
@@ -72,7 +72,14 @@ def describe(
     reverse: bool = False,
     asked_step: Step | None = None,
 ) -> Inspection:
-    """The same for a checkpoint that is open. path: as the user named it."""
+    """Describe a checkpoint that is open already; see `inspect`.
+
+    Args:
+        checkpoint: the open checkpoint.
+        path: its path, as the user named it.
+        tensor: as in `inspect`, like the other keywords.
+        asked_step: the step that the user asked for.
+    """
     matches = matches_of(checkpoint, tensor) if tensor is not None else None
     config = assets.read_config(checkpoint.assets) if checkpoint.assets else {}
     tensors = checkpoint.tensors

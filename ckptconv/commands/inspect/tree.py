@@ -1,4 +1,4 @@
-"""The tensors by module, with sizes; equal neighbours by number are one."""
+"""Arranges the tensors by module, with sizes. Consecutive equal modules share a node."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ _Nested = dict[str, Any]
 
 
 def tree_of(checkpoint: Checkpoint, sort: str | None = None, reverse: bool = False) -> Node:
-    """The root, whose children are the model's outermost modules."""
+    """The root of the tree, whose children are the outermost modules.
+
+    Args:
+        checkpoint: the checkpoint.
+        sort: the order of siblings; see `ordered`.
+        reverse: reverse that order.
+    """
     nested: _Nested = {}
     for name, tensor in checkpoint.tensors.items():
         at = nested
         *modules, last = name.split(".")
         for module in modules:
-            at = at.setdefault(f"{module}.", {})  # a module and a tensor may have one name
+            at = at.setdefault(f"{module}.", {})  # a module and a tensor may share a name
         view = tensor.view
         at[last] = Node(last, 1, 1, view.numel, view.nbytes, view.shape, view.dtype)
     return _node("", nested, sort, reverse)
@@ -37,7 +43,7 @@ def _node(name: str, nested: _Nested, sort: str | None, reverse: bool) -> Node:
 
 
 def _short(node: Node) -> Node:
-    """A module with one child only is one line: `q_proj.weight`, `layers.0–23`."""
+    """Join a module with its only child into one line: `q_proj.weight`, `layers.0–23`."""
     if len(node.children) != 1 or (node.children[0].count > 1 and _number(node.name) is not None):
         return node
     (child,) = node.children
@@ -56,7 +62,7 @@ def _total(name: str, children: tuple[Node, ...]) -> Node:
 
 
 def _collapsed(children: list[Node]) -> Iterator[Node]:
-    """Numbered children of one form: `0`, `1`, .. `23` become `0–23`; what stands between parts them."""
+    """Join consecutive numbered children that are equal: `0`, `1`, .. `23` become `0–23`."""
     numbered = sorted((c for c in children if _number(c.name) is not None), key=lambda c: natural(c.name))
     yield from (child for child in children if _number(child.name) is None)
     for _, group in groupby(numbered, key=_form):
@@ -77,6 +83,6 @@ def _number(name: str) -> int | None:
 
 
 def _form(node: Node) -> tuple[Any, ...]:
-    """Equal for equal modules, whatever their number."""
+    """A value that is equal for equal modules with different numbers."""
     tail = node.name.partition(".")[2] if _number(node.name) is not None else node.name
     return tail, node.count, node.shape, node.dtype, tuple(_form(child) for child in node.children)
