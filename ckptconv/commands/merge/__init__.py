@@ -1,1 +1,1 @@
-"""merge: a checkpoint becomes a model folder; see `run.merge`."""
+"""merge: converts a checkpoint into a model folder; see `run.merge`."""

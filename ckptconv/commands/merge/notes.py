@@ -1,4 +1,4 @@
-"""What only a person can judge, found while the bytes went by: NaN and Inf, and damaged files of an earlier run."""
+"""Notes on what only a person can judge, found during the copy: NaN, Inf, and damaged files of an earlier run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from ckptconv.plan import Plan
 
 
 def notes_of(copied: Copied, plan: Plan) -> list[str]:
-    """Sentences for the screen. A run that diverged is still a run, so NaN and Inf are no error."""
+    """Sentences for the screen. NaN and Inf are not errors, since a user may want the model of a run that diverged.
+
+    Args:
+        copied: the result of the copy.
+        plan: the plan.
+    """
     notes = nonfinite_notes(copied, plan)
     if copied.damaged:
         them = "it was" if len(copied.damaged) == 1 else "they were"
@@ -21,7 +26,7 @@ def notes_of(copied: Copied, plan: Plan) -> list[str]:
 
 
 def nonfinite_notes(copied: Copied, plan: Plan) -> list[str]:
-    """One sentence for whole tensors of NaN or Inf, one for others; each with the rank where it is only one."""
+    """One sentence for tensors that are all NaN or Inf, and one for other tensors; each names the rank if it is one."""
     whole = [item for item in copied.nonfinite if item.count == item.numel]
     part = [item for item in copied.nonfinite if item.count < item.numel]
     notes = []
@@ -36,7 +41,7 @@ def nonfinite_notes(copied: Copied, plan: Plan) -> list[str]:
 
 
 def _stored_by(items: list[Nonfinite], plan: Plan) -> str:
-    """The rank that stored all of it, where there are several and it was one."""
+    """Names the rank if a single one of several stored all of them, else ""."""
     rank_of = plan.checkpoint.rank_of
     ranks = {rank_of.get(file, -1) for item in items for file in item.files or ("",)}
     if len(ranks) != 1 or -1 in ranks or len(set(rank_of.values())) < 2:

@@ -1,4 +1,4 @@
-"""merge: a checkpoint becomes a model folder, whole or not at all."""
+"""merge: converts a checkpoint into a model folder, which appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ OnBytes = Callable[[int, str], None]  # bytes written, the file's name
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Merged(Displayed):
-    """What a merge did, or with `dry_run` would do.
+    """The result of a merge, or with `dry_run` what it would do.
 
     Args:
         plan: every tensor that was written, and where it came from. `plan.nbytes` are the bytes of the weights.
         target: the model folder.
         workers: threads, or tasks at a time.
-        dry_run: True where nothing was written; the fields below are then empty.
-        seconds: from the call to the end.
+        dry_run: True if nothing was written; the fields below are then empty.
+        seconds: the time from the call to the end.
         read: bytes read.
         resumed: files that a killed run had written already.
         assets: files that were copied next to the weights.
         peak_memory: the process's largest resident size, in bytes.
-        checked: tensors that were read again and found to be the source's.
-        notes: what was found while it was written, and only a person can judge: NaN, files that a killed run lost.
+        checked: tensors that were read again and were equal to the source.
+        notes: findings of the copy that only a person can judge: NaN, files that a killed run lost.
     """
 
     plan: Plan
@@ -163,7 +163,7 @@ def merge(
     spec = fetched(spec, say, bars)
     fetch = partial(local_or_hub, say=say, bars=bars)
     config, base = config and fetch(config, weights=False), base and fetch(base)
-    if ray is not None:  # the nodes have working folders of their own
+    if ray is not None:  # the nodes have their own working folders
         also = [_absolute(path) for path in spec.also]
         spec = SourceSpec(_absolute(spec.path), spec.backend, spec.step, also)
         base = base and _absolute(base)
@@ -222,7 +222,7 @@ def _check(plan: Plan, work: Path, workers: int, on_progress: OnProgress | None)
 
 
 def _engine(ray: str | None) -> Callable[[Plan, Path, int, OnBytes | None], Copied]:
-    """What runs the plan: threads here, or the Ray cluster at an address."""
+    """The engine that runs the plan: threads on this machine, or the Ray cluster at an address."""
     if ray is None:
         return copy
     from ckptconv.engines.on_ray import on
@@ -235,7 +235,7 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _peak_memory() -> int:
-    """The largest resident size of this process, in bytes. ru_maxrss would count a large parent's before exec."""
+    """The largest resident size of this process, in bytes. ru_maxrss would include that of a large parent before exec."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -243,7 +243,7 @@ def _peak_memory() -> int:
 
 
 def _fingerprint(plan: Plan, sources: dict[str, FileState]) -> str:
-    """What makes two plans the same: every header, and every source file as it was."""
+    """A hash that is equal for equal plans: it covers every header, and the state of every source file."""
     digest = hashlib.sha256(__version__.encode())
     for out in plan.files:
         digest.update(out.name.encode() + out.header)

@@ -1,4 +1,4 @@
-"""The files next to the weights: which ones come from where, chosen before a byte is written."""
+"""Chooses the files next to the weights before a byte is written, and writes them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CARD, _GENERATION = "README.md", "generation_config.json"
 
 @dataclass(frozen=True, slots=True)
 class SmallFiles:
-    """What will be copied next to the weights.
+    """The files that will be copied next to the weights.
 
     Args:
-        model: the folder whose config.json the output's is made from; None where there is none.
+        model: the folder with the config.json from which the output's is made; None if there is none.
         copies: (folder, name in it, name in the output).
         notes: what the user must know.
     """
@@ -37,7 +37,7 @@ class SmallFiles:
 
     @property
     def nbytes(self) -> int:
-        """The size of all of them, and of config.json."""
+        """Bytes of all these files and of config.json."""
         sizes = sum((folder / name).stat().st_size for folder, name, _ in self.copies)
         config = self.model / "config.json" if self.model else None
         return sizes + (config.stat().st_size if config and config.is_file() else 0)
@@ -48,9 +48,9 @@ def choose(plan: Plan, model: Path | None, own: Path | None) -> SmallFiles:
 
     Args:
         plan: what is written.
-        model: the folder of the model that the small files come from.
-        own: the folder of an adapter that is merged into another folder's model. Its tokenizer and chat template are
-            those of the training and replace the model's.
+        model: the folder of the model with the small files; None if there is none.
+        own: the folder of an adapter that is merged into another folder's model, else None. Its tokenizer and chat
+            template are those of the training, so they replace the model's.
     """
     names = [path.relative_to(model).as_posix() for path in assets.assets_of(model)] if model else []
     names = [name for name in names if name != "config.json" and not _is_left(name, plan, model)]
@@ -72,7 +72,17 @@ def choose(plan: Plan, model: Path | None, own: Path | None) -> SmallFiles:
 
 
 def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str]:
-    """Write them, config.json, the index and the receipt; returns the names of what was copied."""
+    """Write the small files, config.json, the index and the receipt.
+
+    Args:
+        work: the folder to write to.
+        plan: the plan.
+        copied: the result of the copy.
+        small: what was chosen.
+
+    Returns:
+        The names of the files that were copied.
+    """
     _clear(work, {file.name for file in plan.files})
     for folder, name, target in small.copies:
         assets.copy_asset(folder / name, work / target)
@@ -92,12 +102,12 @@ def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str
 
 
 def _is_left(name: str, plan: Plan, model: Path | None) -> bool:
-    """True for a file that would not be true of what is written."""
+    """True for a file whose content would not be true for the output."""
     if plan.is_adapter:
         return name in (_CARD, _GENERATION, *assets.QUANTISERS) or assets.is_module_weight(Path(name))
     if name in assets.QUANTISERS:
         return plan.config is None or quantised.stated_in(plan.config) is None
-    return name == _CARD and model != plan.checkpoint.root  # another model's card
+    return name == _CARD and model != plan.checkpoint.root  # the card of another model
 
 
 def _replaced(
@@ -122,7 +132,7 @@ def _same(one: Path, two: Path) -> bool:
 
 
 def _modules(names: Sequence[str], plan: Plan, model: Path | None) -> list[str]:
-    """Weights that are not in the plan: those that come along as they are, and those that stay behind."""
+    """Notes on weights outside of the plan: those that are copied as they are, and those that are not copied."""
     if model is None or plan.is_adapter:
         return []
     notes = [
@@ -137,7 +147,7 @@ def _modules(names: Sequence[str], plan: Plan, model: Path | None) -> list[str]:
 
 
 def _clear(work: Path, weights: set[str]) -> None:
-    """Remove the small files of a killed run: what was next to the checkpoint then may not be there now."""
+    """Remove the small files of a killed run, since their sources may have changed or disappeared since."""
     for path in work.rglob("*"):
         if path.is_file() and str(path.relative_to(work)) not in weights:
             path.unlink()

@@ -1,4 +1,4 @@
-"""The files that a merge rests on: what they were before they were read, and whether their receipts are true."""
+"""Notes the state of the files that a merge depends on, and checks the receipts next to them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import require_agreement
 from ckptconv.tensors.file_state import FileState, stamp, stamps_of
 
-# Files that say how a checkpoint's tensors are cut, or what they are.
+# Files that state how a checkpoint's tensors are sharded, or what they are.
 _SAYS_HOW = re.compile(
     r"(?:^|/)(?:\.metadata|metadata\.json|common\.pt|config\.json|\w+_config\.json|run_config\.yaml|[^/]+\.index\.json)$"
 )
 
 
 def sources_of(plan: Plan) -> dict[str, FileState]:
-    """Every file that the plan rests on, and what it was before its header was read.
+    """The state of every file that the plan depends on, from before its header was read.
 
-    Those that are read, all that hold tensors of the checkpoint (replicas, and what is left out), and those that say how
-    the tensors are cut. Raises CkptconvError where one that is read has gone.
+    These are the files that are read, all files that hold tensors of the checkpoint (replicas and dropped ones too), and
+    those that state how the tensors are sharded.
+
+    Raises:
+        CkptconvError: a file that is read has disappeared.
     """
     checkpoint = plan.checkpoint
     filled = (view for output in plan.outputs.values() for view in views_of(output.source))
@@ -37,7 +40,7 @@ def sources_of(plan: Plan) -> dict[str, FileState]:
 
 
 def states_of(small: SmallFiles) -> dict[str, FileState]:
-    """The files that are copied next to the weights, and config.json, as they are now."""
+    """The present state of config.json and of the files that are copied next to the weights."""
     paths = [folder / name for folder, name, _ in small.copies]
     config = small.model / "config.json" if small.model is not None else None
     if config is not None and config.is_file():
@@ -48,7 +51,7 @@ def states_of(small: SmallFiles) -> dict[str, FileState]:
 def require_honest_receipts(
     sources: Iterable[str], workers: int, say: Callable[[str], None] | None = None
 ) -> None:
-    """Raise where a folder that is read has a receipt of its own, and its files are not what the receipt states.
+    """Check the receipts of the folders that are read.
 
     Args:
         sources: the files that are read.
