@@ -1,1 +1,1 @@
-"""push: a model folder goes to the Hub; see `run.push`."""
+"""push: uploads a model folder to the Hub; see `run.push`."""

@@ -1,4 +1,4 @@
-"""The model card of a push: what the receipt and the folder say, as front matter and one page."""
+"""Writes the model card of a push, from the receipt and the folder: front matter and one page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ckptconv.version import __version__
 
 README = "README.md"
 _MARK = "<!-- made by ckptconv push, sha256 of the text above: {} -->"
-# A repository's name on the Hub; a base model that is a local folder stays out of the front matter.
+# A repository's name on the Hub. A base model that is a local folder is not put into the front matter.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATH = re.compile(r"(?:^|[\s(\"'])(?:~?/|[A-Za-z]:\\)")
 
@@ -48,7 +48,7 @@ def model_card(folder: ModelFolder, repo_id: str) -> str:
 
 
 def trainer_of(source: Mapping[str, Any]) -> str | None:
-    """Who wrote the checkpoint, as far as the receipt's words for its layout say."""
+    """The trainer that wrote the checkpoint, from the receipt's description of the layout; None if it names none."""
     said = source.get("trainer")
     if isinstance(said, str) and said:
         return said
@@ -56,7 +56,7 @@ def trainer_of(source: Mapping[str, Any]) -> str | None:
 
 
 def is_untouched(card: str) -> bool:
-    """True for a card that a push made and nobody has changed since, so that the next push may replace it."""
+    """True for a card that a push wrote and nobody has changed since, so that the next push may replace it."""
     text, _, mark = card.replace("\r\n", "\n").rstrip().rpartition("\n")
     return mark == _mark(text.rstrip())
 
@@ -76,7 +76,7 @@ def _introduction(receipt: Mapping[str, Any], trainer: str | None) -> str:
 
 
 def _facts(folder: ModelFolder, source: Mapping[str, Any], base: str | None, trainer: str | None) -> str:
-    """The table of what is known; a row whose value is unknown is left out."""
+    """The table of known facts; a row without a value is omitted."""
     names = _texts(folder.config.get("architectures"))
     rows = (
         ("Architecture", ", ".join(names) or folder.config.get("peft_type")),
@@ -108,7 +108,7 @@ def _mesh(mesh: object) -> str:
 
 
 def _conversion(dtype: object) -> str:
-    """ "310 tensors float32 → bfloat16, 2 tensors float32 as stored"."""
+    """The dtype changes as text: "310 tensors float32 → bfloat16, 2 tensors float32 as stored"."""
     casts = _table(dtype).get("casts")
     said = []
     for cast in casts if isinstance(casts, list) else ():
@@ -120,7 +120,7 @@ def _conversion(dtype: object) -> str:
 
 
 def _left_out(receipt: Mapping[str, Any]) -> str:
-    """What of the checkpoint is not in the model: each reason with the first names that it has."""
+    """What the model lacks from the checkpoint: each reason with its first names."""
     reasons: dict[str, list[str]] = {}
     for key in ("dropped", "skipped"):
         items = receipt.get(key)
@@ -131,7 +131,7 @@ def _left_out(receipt: Mapping[str, Any]) -> str:
 
 
 def _notes(receipt: Mapping[str, Any]) -> str:
-    """What the merge found worth saying; not what names a path of the machine that it ran on."""
+    """The notes of the merge, without those that name a path of the machine that it ran on."""
     notes = [note for note in _texts(receipt.get("notes")) if not _PATH.search(note)]
     return (
         "\n".join(["## Notes of the conversion", "", *(f"- {_plain(note)}" for note in notes), ""])
@@ -141,7 +141,7 @@ def _notes(receipt: Mapping[str, Any]) -> str:
 
 
 def _hashes(folder: ModelFolder, repo_id: str) -> str:
-    """The receipt holds a hash of every tensor, and its own hash stands here."""
+    """The section on hashes: the receipt has a hash of every tensor, and the card has the hash of the receipt."""
     path, tensors = folder.root / "ckptconv.json", _table(folder.receipt.get("tensors"))
     if not tensors:
         return ""
@@ -167,5 +167,5 @@ def _texts(value: object) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """One line that cannot break a Markdown table."""
+    """A value as one line that cannot break a Markdown table."""
     return " ".join(str(value).replace("|", "\\|").split())

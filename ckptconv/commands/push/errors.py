@@ -1,4 +1,4 @@
-"""What can go wrong with a push: one sentence each, with the command to type next."""
+"""Explains the errors of a push: one sentence each, with the command to type next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ckptconv.hub.errors import Saying, Sayings
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked, as far as a message needs it; token only to keep it out of messages."""
+    """The request, as far as messages need it. The token is here only to mask it in messages."""
 
     folder: str
     repo_id: str
@@ -30,13 +30,13 @@ class Job:
 
     @property
     def pull_request(self) -> int | None:
-        """The number of the pull request that the push goes on with."""
+        """The number of the pull request that the push resumes; None if there is none."""
         match = re.fullmatch(r"refs/pr/(\d+)", self.revision or "")
         return int(match[1]) if match else None
 
     @property
     def command(self) -> str:
-        """The command line that does this push again."""
+        """The command line that repeats this push."""
         words = ["ckptconv", "push", self.folder, self.repo_id]
         if self.private is not None:
             words.append("--private" if self.private else "--no-private")
@@ -103,7 +103,13 @@ _PUSH = Sayings(_BY_NAME, _BY_STATUS, server=_SERVER, other=_OTHER, readme=_READ
 
 
 def explain(error: BaseException, job: Job, left: str | None = None) -> CkptconvError:
-    """The one error for whatever huggingface_hub raised. left: the ref of a pull request half done."""
+    """Turn an error of huggingface_hub into a CkptconvError.
+
+    Args:
+        error: what huggingface_hub raised.
+        job: the push.
+        left: the ref of a pull request that is incomplete, or None.
+    """
     if left is not None:
         job = replace(job, revision=left, create_pr=False)
     words = {

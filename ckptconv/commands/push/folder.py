@@ -1,4 +1,4 @@
-"""What a push sends: a model folder that was found whole, and the list of its files."""
+"""Checks the model folder of a push, and lists the files to send."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from ckptconv.errors import CkptconvError, listed
 from ckptconv.formats.json import read_json
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-_CONFIGS = ("config.json", "adapter_config.json")  # a model, or a LoRA adapter alone
+_CONFIGS = ("config.json", "adapter_config.json")  # of a model, or of a LoRA adapter without its base
 _MERGE = "make the folder again, then push: ckptconv merge DIR"
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that from_pretrained can load, as far as its files tell without their data.
+    """A folder that from_pretrained can load, as far as its files show without their data.
 
-    config: the content of config.json or adapter_config.json. receipt: that of ckptconv.json, {} without one.
-    dtypes: how many elements the tensors have, by dtype.
+    Args:
+        root: the folder.
+        config: the content of config.json or adapter_config.json.
+        receipt: the content of ckptconv.json; {} if there is none.
+        dtypes: dtype -> number of elements.
+        tensors: the number of tensors.
     """
 
     root: Path
@@ -40,7 +44,8 @@ class ModelFolder:
 def check_folder(folder: Path) -> ModelFolder:
     """Read config, index and every safetensors header, and hash the tensors of a folder that has a receipt.
 
-    Raises CkptconvError where one is missing or wrong, or contradicts the receipt.
+    Raises:
+        CkptconvError: a file is missing or damaged, or contradicts the receipt.
     """
     from ckptconv.backends.huggingface import read as huggingface
     from ckptconv.backends.runs import Place
@@ -60,10 +65,12 @@ def check_folder(folder: Path) -> ModelFolder:
 
 
 def choose_files(folder: Path, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[str, int]]:
-    """The files to send as (path in the folder, bytes), sorted.
+    """The files to send as (path in the folder, bytes), sorted. Hidden (except .gitattributes) and temporary files stay.
 
-    Patterns are the `hf` command line's: fnmatch on the whole path, and `name/` for all below a folder.
-    Hidden and temporary files are never sent, .gitattributes apart.
+    Args:
+        folder: the model folder.
+        include: patterns as in the `hf` command line: fnmatch on the whole path, or `name/` for everything in a folder.
+        exclude: such patterns too.
     """
     chosen = [
         (path, (folder / path).stat().st_size) for path in _walk(folder) if is_wanted(path, include, exclude)
@@ -76,16 +83,18 @@ def choose_files(folder: Path, include: Sequence[str], exclude: Sequence[str]) -
 
 
 def is_wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """True where the patterns let a path through."""
+    """True if the patterns select a path."""
     return (not include or _fits(path, include)) and not _fits(path, exclude)
 
 
 def check_structure(folder: Path) -> None:
-    """Hold names and shapes against the class that the config names, as `verify` does it.
+    """Compare names and shapes with the class that the config names, as `verify` does.
 
-    A class that transformers does not have, or cannot build, is not held against. A bias may be missing: it begins
-    with zeros (Megatron's value heads and some routers have none). This imports transformers: seconds.
-    Raises CkptconvError where a tensor is missing, unknown or of another shape.
+    A model whose class transformers does not have or cannot build passes. A bias may be missing, since it is initialised
+    with zeros (Megatron's value heads and some routers have none). This imports transformers, which takes seconds.
+
+    Raises:
+        CkptconvError: a tensor is missing, unknown or has another shape.
     """
     from ckptconv.commands.verify.loads import alone
     from ckptconv.commands.verify.sides import open_side

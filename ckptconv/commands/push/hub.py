@@ -1,4 +1,4 @@
-"""The part of a push that talks to the Hub, through huggingface_hub: sign in, open the repository, upload."""
+"""Talks to the Hub through huggingface_hub for a push: sign in, open the repository, upload."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a push goes. created: the repository was made for it. commit: what the revision was at before.
+    """The repository of a push.
 
-    keeps_card: a README.md is there that somebody wrote, not to be replaced. pulls: the user's pull requests.
+    Args:
+        created: True if this push created the repository.
+        commit: the commit of the revision before the push; None if there is none.
+        keeps_card: True if somebody wrote the README.md there, so that it must not be replaced.
+        pulls: the user's pull requests; None if they are not known.
     """
 
     created: bool
@@ -37,15 +41,22 @@ def connect(job: Job) -> HfApi:
 
 
 def sign_in(api: HfApi, job: Job) -> Job:
-    """The job with the user's name; it completes a repository's name that has no owner."""
+    """The job with the user's name, which also completes a repository's name without an owner."""
     user = str(api.whoami()["name"])
     return replace(job, user=user, repo_id=job.repo_id if "/" in job.repo_id else f"{user}/{job.repo_id}")
 
 
 def open_repo(api: HfApi, job: Job) -> Target:
-    """Make repository and branch where they are missing. Raises CkptconvError if --private does not hold.
+    """Create the repository and the branch if they do not exist.
 
-    A token that may not write to what is there is refused here, before any file is read.
+    A token without the right to write is refused here, before any file is read.
+
+    Args:
+        api: the Hub's client.
+        job: the push.
+
+    Raises:
+        CkptconvError: --private contradicts an existing repository.
     """
     created = False
     try:
@@ -71,7 +82,13 @@ def open_repo(api: HfApi, job: Job) -> Target:
 
 
 def upload(api: HfApi, job: Job, parcel: Parcel) -> CommitInfo:
-    """upload_folder on a folder of links: exactly the parcel's files, with the card that the folder lacks."""
+    """Upload exactly the parcel's files, and a card if the folder lacks one, as a temporary folder of links.
+
+    Args:
+        api: the Hub's client.
+        job: the push.
+        parcel: the files to send.
+    """
     with tempfile.TemporaryDirectory(prefix="ckptconv-push-") as name:
         stage = Path(name)
         for path, _ in parcel.files:
@@ -92,24 +109,24 @@ def upload(api: HfApi, job: Job, parcel: Parcel) -> CommitInfo:
 
 
 def left_open(api: HfApi, job: Job, target: Target) -> str | None:
-    """The ref of a pull request that a failed upload has opened; to go on with it avoids a second one."""
+    """The ref of a pull request that a failed upload opened, so that the user can resume it and not open a second one."""
     if target.pulls is None:
         return None
     try:
         new = _pulls(api, job) - target.pulls
-    except Exception:  # the Hub has just failed: it may fail again, and the first failure is the one to tell
+    except Exception:  # the Hub has just failed and may fail again; we report the first failure
         return None
     return f"refs/pr/{max(new)}" if new else None
 
 
 def _may_write(api: HfApi, repo_id: str) -> None:
-    """Raises HfHubHTTPError where the Hub says no; one that does not know the question is not asked further."""
+    """Raise HfHubHTTPError if the token may not write. An older huggingface_hub cannot ask, so nothing is checked."""
     try:
         api.auth_check(repo_id, write=True)
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise
-    except TypeError:  # huggingface_hub before `write`
+    except TypeError:  # an older huggingface_hub has no `write`
         return
 
 

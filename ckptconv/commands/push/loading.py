@@ -1,28 +1,34 @@
-"""How a pushed model is loaded: the class of transformers or PEFT for it, and the Hub's word for its task."""
+"""Tells how a pushed model is loaded: its class in transformers or PEFT, and the Hub's tag for its task."""
 
 from __future__ import annotations
 
 from ckptconv.commands.push.folder import ModelFolder
 
-# The end of an architecture's name -> (Auto class, pipeline tag).
+# The suffix of an architecture's name -> (Auto class, pipeline tag).
 _HEADS: dict[str, tuple[str, str | None]] = {
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
     "ForImageTextToText": ("AutoModelForImageTextToText", "image-text-to-text"),
     "ForTokenClassification": (
         "AutoModelForTokenClassification",
         None,
-    ),  # a critic's value head, as verl has it
+    ),  # the value head of a critic in verl
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
 }
 
 
 def pipeline(folder: ModelFolder) -> str | None:
-    """The Hub's tag, where it is certain."""
+    """The Hub's pipeline tag; None if it is not certain."""
     return None if folder.is_adapter else _head(folder)[1]
 
 
 def snippet(folder: ModelFolder, repo_id: str, base: str | None) -> str:
-    """The lines of Python that load it, as a block of Markdown."""
+    """The lines of Python that load the model, as a block of Markdown.
+
+    Args:
+        folder: the model folder.
+        repo_id: the repository.
+        base: the base model of an adapter; None if it is not known.
+    """
     if not folder.is_adapter:
         name, _ = _head(folder)
         code = ", trust_remote_code=True" if folder.config.get("auto_map") else ""

@@ -1,4 +1,4 @@
-"""Send a model folder to the Hub: check it, check token and repository, then upload; run again to resume."""
+"""Sends a model folder to the Hub: it checks the folder, the token and the repository, then uploads. A rerun resumes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did, or would do (dry_run; then commit is None, created and uploaded are False).
+    """The result of a push, or with `dry_run` what it would do.
 
-    url: the page to look at. files: (path, bytes) of all that belongs to the push, even if the Hub had it;
-    nbytes: their sum. uploaded: False where the Hub had everything, so that no commit was made.
+    Args:
+        repo_id: "org/name".
+        url: the page to look at.
+        commit: the commit; None for a dry run.
+        pull_request: the URL of the pull request; None if there is none.
+        files: (path, bytes) of all files of the push, also those that the Hub had already.
+        nbytes: the bytes of these files.
+        dry_run: True if nothing was sent.
+        created: True if the push created the repository.
+        uploaded: False if the Hub had all files already, so that no commit was made.
     """
 
     repo_id: str
@@ -45,7 +53,13 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Parcel:
-    """The files of one push. card: the text of the README.md among them that the folder does not have."""
+    """The files of one push.
+
+    Args:
+        root: the model folder.
+        files: (path, bytes) of each.
+        card: the text of a README.md that is sent although the folder does not have it; None if there is none.
+    """
 
     root: Path
     files: tuple[tuple[str, int], ...]
@@ -82,13 +96,15 @@ def push(
 
     Args:
         folder: the model folder.
-        repo_id: "org/name"; made where it does not exist.
-        private: the visibility of a new repository. None leaves it to the account's default.
-        revision: a branch, made if missing, or "refs/pr/N".
-        create_pr: open a pull request in place of a commit to the branch.
-        commit_message, commit_description: of the commit.
-        include, exclude: patterns as the hf command line takes them.
-        token: of the Hub; None for the one that huggingface_hub finds.
+        repo_id: "org/name"; it is created if it does not exist.
+        private: the visibility of a new repository. None uses the account's default.
+        revision: a branch, which is created if it does not exist, or "refs/pr/N".
+        create_pr: open a pull request and do not commit to the branch.
+        commit_message: the first line of the commit message.
+        commit_description: the rest of the commit message.
+        include: patterns of files to send, as in the hf command line.
+        exclude: patterns of files not to send.
+        token: the access token; None for the one that huggingface_hub finds.
         dry_run: check the folder and list the files, without a request.
         endpoint: of another Hub; None for the one that huggingface_hub finds.
         on_progress: called with a `Progress` once per step, no finer: huggingface_hub has no hook for it.
@@ -98,7 +114,7 @@ def push(
         The page to look at, and what was sent.
 
     Raises:
-        CkptconvError: where the folder is not a model, and for everything that the Hub refuses.
+        CkptconvError: the folder is not a model, or the Hub refuses something.
 
     Example:
         >>> ckptconv.push("model", "org/name", private=True).url
@@ -143,9 +159,14 @@ def check_push(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> None:
-    """All that can be refused before there is a folder: token, name, rights. Makes the repository.
+    """Check the token, the name and the rights before the model folder exists, and create the repository.
 
-    folder: where the model will lie, for the messages. Raises CkptconvError.
+    Args:
+        folder: where the model will be, for messages.
+        repo_id: as in `push`, like the other keywords.
+
+    Raises:
+        CkptconvError: a check failed.
     """
     from ckptconv.commands.push import hub
 
@@ -158,7 +179,7 @@ def check_push(
 
 
 def _explained(job: Job, step: Callable[[], T], left: Callable[[], str | None] = lambda: None) -> T:
-    """Run one step; what it raises becomes the one CkptconvError for it. left: the half-done pull request."""
+    """Run a step, and turn its errors into CkptconvErrors. `left` returns the ref of an incomplete pull request."""
     return guarded(step, lambda error: explain(error, job, left()))
 
 
@@ -169,7 +190,7 @@ def _address(endpoint: str | None) -> str:
 
 
 def _ready(job: Job, token: str | None, online: bool) -> Job:
-    """The job with its token, after every check that needs no request."""
+    """The job with its token, after all checks that need no request."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import validate_repo_id
@@ -200,7 +221,7 @@ def _send(job: Job, parcel: Parcel, say: OnProgress, bars: bool) -> Pushed:
     with quiet(bars):
         say(Progress("upload", 0, parcel.nbytes, f"checking your token and write access on {job.endpoint}"))
         job = _explained(job, lambda: hub.sign_in(api, job))
-    check_structure(parcel.root)  # takes seconds, so a bad token is told before; and it sets the bars anew
+    check_structure(parcel.root)  # takes seconds, so the token is checked before; it also resets the bars
     with quiet(bars):
         target = _explained(job, lambda: hub.open_repo(api, job))
         if target.keeps_card:
