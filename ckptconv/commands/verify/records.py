@@ -1,4 +1,4 @@
-"""What a verification found, as plain data. Nothing here reads or shows."""
+"""The result of a verification, as plain records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.view import Shape
 
 PROMPT = "The capital of France is"
-LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # a tensor's layer, up to the first number, and the rest
+LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # a tensor's layer (its name up to the first number), and the rest
 
 
 def span(word: str, first: int, last: int) -> str:
@@ -22,7 +22,14 @@ def span(word: str, first: int, last: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. name: the tensor or file. where: its rows, rank or file. hint: what to do."""
+    """One problem.
+
+    Args:
+        name: the tensor or file.
+        what: what is wrong.
+        where: its rows, rank or file; "" if that is not known.
+        hint: what to do; "" if there is no advice.
+    """
 
     name: str
     what: str
@@ -32,9 +39,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One kind of check. ok None: it could not be made, and `found` says why.
+    """The result of one kind of check.
 
-    proves: what a yes means. found: what was looked at, in a line. notes: worth saying, but not wrong.
+    Args:
+        name: the layer's name, such as "values".
+        ok: True for a pass; None if the check could not be made, for the reason in `found`.
+        proves: what a pass means.
+        found: one line on what was checked.
+        problems: what is wrong.
+        notes: findings that are not wrong.
     """
 
     name: str
@@ -49,14 +62,26 @@ class Layer:
 class Difference:
     """How one tensor differs from the reference.
 
-    dtype: what both were compared in. count: elements that differ, `nonfinite` of them NaN or Inf on a side;
-    the numbers are over the finite ones. max_abs, mean_abs: of |target - reference|, the mean over all
-    elements. max_rel: the largest |target - reference| / |reference|. at: where max_abs is. first_row,
-    last_row, rows: along dim 0; rows has at most 32 even parts of it and says which differ. first_column,
-    last_column, columns: the same along the last dim, of tensors with two dims or more. slices: of the ranks that
-    store the elements that differ, where a side is a trainer's checkpoint or its receipt says how it was cut.
-    looks_like: what the difference is, where it has a form: another tensor's values, rows in another order.
-    equals: the tensor of the reference that has these very values.
+    Args:
+        name: the tensor.
+        shape: its shape.
+        dtype: the dtype in which both sides were compared.
+        count: the number of elements that differ.
+        nonfinite: how many of them are NaN or Inf on a side; the other numbers are over the finite ones.
+        max_abs: the largest |target - reference|.
+        mean_abs: the mean of |target - reference| over all elements.
+        max_rel: the largest |target - reference| / |reference|.
+        at: the index of max_abs.
+        first_row: the first index along dim 0 with a difference.
+        last_row: the last one.
+        rows: for each of at most 32 equal parts of dim 0, whether it has a difference.
+        slices: boxes of the ranks that store elements that differ, if a side is a trainer's checkpoint or its receipt
+            tells how it was sharded.
+        first_column: the first index along the last dim with a difference, for tensors of at least two dims.
+        last_column: the last one.
+        columns: as `rows`, along the last dim.
+        looks_like: the likely cause, such as another tensor's values or rows in another order; "" if there is none.
+        equals: the tensor of the reference that has the same values; "" if there is none.
     """
 
     name: str
@@ -88,7 +113,7 @@ class Difference:
 
     @property
     def moved(self) -> tuple[str, str] | None:
-        """The layer that it is in, and the layer of the reference in which these values stand under the same name."""
+        """The tensor's layer, and the layer of the reference that has these values under the same name; else None."""
         here, there = LAYER.match(self.name), LAYER.match(self.equals)
         return (here[1], there[1]) if here and there and here[2] == there[2] else None
 
@@ -100,10 +125,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verified(Displayed):
-    """The layers in the order in which they were checked, and every tensor that differs.
+    """The result of a verification.
 
-    compared, equal: tensors whose values were read on both sides, and those without a difference.
-    read: bytes read. seconds: the whole of it.
+    Args:
+        target: what was checked.
+        against: the reference; None if there was none.
+        layers: the layers, in the order of checking.
+        differences: every tensor that differs.
+        tensors: the number of tensors of the target.
+        compared: the number of tensors whose values were read on both sides.
+        equal: the number of those without a difference.
+        read: bytes that were read.
+        seconds: the time of the whole verification.
     """
 
     target: Path
@@ -118,24 +151,24 @@ class Verified(Displayed):
 
     @property
     def summary(self) -> str:
-        """The answer in one line, with the layers that say no."""
+        """The result in one line, with the layers that failed."""
         wrong = ", ".join(layer.name for layer in self.layers if layer.ok is False)
         values = f", {self.equal:,} of {self.compared:,} tensors equal" if self.compared else ""
         return f"{self.target}: {'ok' if self.ok else f'not ok ({wrong})'}{values}"
 
     @property
     def ok(self) -> bool:
-        """True when a layer says yes and none says no. A layer that could not be checked says neither."""
+        """True if a layer passed and none failed. A layer that could not be checked counts as neither."""
         states = {layer.ok for layer in self.layers}
         return True in states and False not in states
 
     @property
     def code(self) -> ExitCode:
-        """The exit code that a command makes of it: FAILED where nothing could be checked."""
+        """The exit code of a command with this result; FAILED if nothing could be checked."""
         if self.ok:
             return ExitCode.OK
         return ExitCode.NO if any(layer.ok is False for layer in self.layers) else ExitCode.FAILED
 
     def layer(self, name: str) -> Layer | None:
-        """The layer of that name, or None where it was not part of this verification."""
+        """The layer of that name, or None if it was not part of this verification."""
         return next((layer for layer in self.layers if layer.name == name), None)
