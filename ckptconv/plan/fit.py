@@ -329,7 +329,7 @@ def _error(misfit: Misfit, architecture: str, where: Path) -> CkptconvError:
     if misfit.wrong:
         name, key, stated, size = misfit.wrong[0]
         return CkptconvError(
-            "the config does not match these tensors",
+            "config.json does not match these tensors",
             where=where,
             found=f"{size:,} by {name}",
             wanted=f"{key} {stated:,}",
