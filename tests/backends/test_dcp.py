@@ -129,7 +129,7 @@ def test_the_step_and_role_are_found(made: Made) -> None:
 
 def test_an_optimizers_folder_is_no_model(made: Made) -> None:
     run = made("dcp_accelerate_w2") / "run" / "checkpoint-7"
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="no checkpoint found here"):
         open_checkpoint(run / "optimizer_0")
 
 
@@ -197,7 +197,7 @@ def test_a_short_file_is_refused(made: Made, tmp_path: Path) -> None:
 def test_metadata_of_another_save_is_refused(made: Made, tmp_path: Path) -> None:
     run = made_copy(made, "dcp_small_w4", tmp_path)
     shutil.copy(made("dcp_buffers_w4") / "run" / "step-7" / ".metadata", run / "step-7")
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="the stored part of scale does not match the metadata"):
         open_checkpoint(run)
 
 

@@ -143,15 +143,24 @@ def test_the_file_of_a_smaller_world_under_a_larger_ones_name_is_refused(made: M
     """fsdp1_dtensor_w2 is the same model over two ranks: names, shapes and dtypes agree, slices do not."""
     run = own_copy(made("fsdp2_w4"), tmp_path)
     shutil.copy(rank_file(made("fsdp1_dtensor_w2"), 1), rank_file(run, 2))
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="rank 1 and rank 2 hold the same rank's shards"):
         open_checkpoint(run)
 
 
-@pytest.mark.parametrize("variant", ["fsdp2_w4", "fsdp1_sharded_tensor_w4", "fsdp2_tp_even_w4"])
-def test_one_ranks_file_under_anothers_name_is_refused(made: Made, tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        ("fsdp2_w4", "rank 1 and rank 2 hold the same rank's shards"),
+        ("fsdp1_sharded_tensor_w4", "the shards do not cover their tensor"),
+        ("fsdp2_tp_even_w4", "rank 1 and rank 2 hold the same rank's shards"),
+    ],
+)
+def test_one_ranks_file_under_anothers_name_is_refused(
+    made: Made, tmp_path: Path, variant: str, says: str
+) -> None:
     run = own_copy(made(variant), tmp_path)
     shutil.copy(rank_file(run, 1), rank_file(run, 2))
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match=says):
         open_checkpoint(run)
 
 

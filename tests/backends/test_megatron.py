@@ -166,7 +166,7 @@ def test_a_config_with_another_number_of_heads_is_refused(tmp_path: Path) -> Non
     (tmp_path / "hf").mkdir()
     wrong = {**config("qwen2_tp2"), "num_attention_heads": 5}
     (tmp_path / "hf" / "config.json").write_text(json.dumps(wrong))
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="give two values of num_attention_heads"):
         merge(run, tmp_path / "out", config=tmp_path / "hf")
     assert not (tmp_path / "out").exists()
 

@@ -195,12 +195,18 @@ def test_a_config_that_does_not_count_the_experts_is_refused() -> None:
     assert error.value.wanted == "n_routed_experts"
 
 
-@pytest.mark.parametrize("wrong", [{"num_attention_heads": 5}, {"num_key_value_heads": 3}])
-def test_a_config_with_other_heads_is_refused(wrong: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"num_attention_heads": 5}, r"wq\.weight does not have the layout that config\.json implies"),
+        ({"num_key_value_heads": 3}, r"config\.json does not match these tensors"),
+    ],
+)
+def test_a_config_with_other_heads_is_refused(wrong: dict[str, int], says: str, tmp_path: Path) -> None:
     case = "0_3/llama"
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config(case) | wrong))
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match=says):
         merge(steps(case), tmp_path / "out", config=tmp_path / "hf")
     assert not (tmp_path / "out").exists()
 
@@ -213,7 +219,7 @@ def test_a_model_without_a_table_lists_what_there_is() -> None:
 
 def test_without_a_config_one_is_asked_for(tmp_path: Path) -> None:
     run = shutil.copytree(home("0_3/llama") / "run", tmp_path / "a/b/c/run")
-    with pytest.raises(CkptconvError) as error:
+    with pytest.raises(CkptconvError, match=r"no config\.json found for this checkpoint") as error:
         merge(run / "checkpoint", tmp_path / "out")
     assert "--config" in str(error.value.hint)
 

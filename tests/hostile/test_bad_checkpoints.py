@@ -87,7 +87,7 @@ def test_a_rank_file_cut_after_it_was_planned(made: Made, tmp_path: Path, place:
     def cut(*_: object) -> None:
         os.truncate(rank_file(run, 2), 2_000)
 
-    with pytest.raises(CkptconvError) as error:
+    with pytest.raises(CkptconvError, match="changed while it was read; nothing was written") as error:
         merge(run, place / "out", on_plan=cut)
     assert "model_world_size_4_rank_2.pt" in str(error.value)
     assert state(place) == before

@@ -29,51 +29,61 @@ def tensor(shape: object, offsets: object, dtype: object = "F32") -> dict[str, o
 
 
 GOOD = tensor([2, 3], [0, 24])
-HEADERS: dict[str, Any] = {
-    "a list": [1],
-    "a tensor that is a number": {"w": 1},
-    "a hole before": {"w": tensor([2, 2], [8, 24])},
-    "a hole between": {"a": tensor([2], [0, 8]), "b": tensor([2], [16, 24])},
-    "an overlap": {"a": tensor([4], [0, 16]), "b": tensor([4], [8, 24])},
-    "bytes of nobody at the end": {"w": tensor([2], [0, 8])},
-    "a tensor past the end": {"w": tensor([2, 4], [0, 32])},
-    "offsets that go back": {"w": tensor([2], [24, 16])},
-    "negative offsets": {"w": tensor([2, 3], [-24, 0])},
-    "a negative size": {"w": tensor([-2, -3], [0, 24])},
-    "sizes that overflow 64 bits": {"w": tensor([1 << 33, 1 << 33], [0, 24])},
-    "a size that overflows 64 bits": {"w": tensor([1 << 64, 0], [0, 24])},
-    "an offset of 90 digits": {"w": tensor([2, 3], [0, 10**90])},
-    "a size of 5,000 digits": b'{"w": {"dtype": "F32", "shape": [1' + b"0" * 5000 + b', 0], "data_offsets": [0, 24]}}',
-    "sizes that are not whole": {"w": tensor([2.0, 3.0], [0, 24])},
-    "sizes that are true": {"w": tensor([True, 6], [0, 24])},
-    "a shape that is a text": {"w": tensor("23", [0, 24])},
-    "a shape of 65 dims": {"w": tensor([1] * 63 + [2, 3], [0, 24])},
-    "a shape of half a million dims": {"w": tensor([2] * 500_000, [0, 24])},
-    "three offsets": {"w": tensor([2, 3], [0, 24, 24])},
-    "no offsets": {"w": {"dtype": "F32", "shape": [2, 3]}},
-    "a dtype that is none": {"w": tensor([2, 3], [0, 24], "F33")},
-    "a dtype that is a table": {"w": tensor([2, 3], [0, 24], {})},
-    "another dtype's bytes": {"w": tensor([2, 3], [0, 24], "F64")},
-    "metadata that is a list": {"__metadata__": ["pt"], "w": GOOD},
-    "metadata that is no text": {"__metadata__": {"format": {"a": 1}}, "w": GOOD},
-    "a name with an escape": {"w\x1b[2J": GOOD},
-    "a name of two lines": {"w\nerror: x": GOOD},
-    "a name that turns lines around": {"w\u202eabc": GOOD},
-    "a name with half a surrogate pair": {"w\ud800": GOOD},
-    "a name of a million characters": {"w" * 1_000_000: GOOD},
-    "JSON as deep as the stack": b'{"w":' * 100_000,
-    "lists as deep as the stack": b"[" * 100_000,
-    "UTF-16": json.dumps({"w": GOOD}).encode("utf-16"),
-    "a byte order mark": b"\xef\xbb\xbf" + json.dumps({"w": GOOD}).encode(),
-    "no text": b"\xff\xfe\x00",
-    "nothing": b"",
+GAP = "a gap, an overlap or a tensor without a shape"
+BYTES = "the byte count of a tensor does not match its shape"
+NOT_FILLED = "the tensors of the safetensors file do not fill it"
+INVALID = "the safetensors header is not valid JSON"
+UNPRINTABLE = "is too long or has unprintable characters"
+STRINGS = "is not an object of strings"
+DTYPE = "unknown dtype"
+HEADERS: dict[str, tuple[Any, str]] = {
+    "a list": ([1], "the safetensors header is not a JSON object"),
+    "a tensor that is a number": ({"w": 1}, DTYPE),
+    "a hole before": ({"w": tensor([2, 2], [8, 24])}, GAP),
+    "a hole between": ({"a": tensor([2], [0, 8]), "b": tensor([2], [16, 24])}, GAP),
+    "an overlap": ({"a": tensor([4], [0, 16]), "b": tensor([4], [8, 24])}, GAP),
+    "bytes of nobody at the end": ({"w": tensor([2], [0, 8])}, NOT_FILLED),
+    "a tensor past the end": ({"w": tensor([2, 4], [0, 32])}, NOT_FILLED),
+    "offsets that go back": ({"w": tensor([2], [24, 16])}, GAP),
+    "negative offsets": ({"w": tensor([2, 3], [-24, 0])}, GAP),
+    "a negative size": ({"w": tensor([-2, -3], [0, 24])}, GAP),
+    "sizes that overflow 64 bits": ({"w": tensor([1 << 33, 1 << 33], [0, 24])}, BYTES),
+    "a size that overflows 64 bits": ({"w": tensor([1 << 64, 0], [0, 24])}, GAP),
+    "an offset of 90 digits": ({"w": tensor([2, 3], [0, 10**90])}, BYTES),
+    "a size of 5,000 digits": (
+        b'{"w": {"dtype": "F32", "shape": [1' + b"0" * 5000 + b', 0], "data_offsets": [0, 24]}}', INVALID,
+    ),
+    "sizes that are not whole": ({"w": tensor([2.0, 3.0], [0, 24])}, GAP),
+    "sizes that are true": ({"w": tensor([True, 6], [0, 24])}, GAP),
+    "a shape that is a text": ({"w": tensor("23", [0, 24])}, GAP),
+    "a shape of 65 dims": ({"w": tensor([1] * 63 + [2, 3], [0, 24])}, GAP),
+    "a shape of half a million dims": ({"w": tensor([2] * 500_000, [0, 24])}, GAP),
+    "three offsets": ({"w": tensor([2, 3], [0, 24, 24])}, GAP),
+    "no offsets": ({"w": {"dtype": "F32", "shape": [2, 3]}}, GAP),
+    "a dtype that is none": ({"w": tensor([2, 3], [0, 24], "F33")}, DTYPE),
+    "a dtype that is a table": ({"w": tensor([2, 3], [0, 24], {})}, DTYPE),
+    "another dtype's bytes": ({"w": tensor([2, 3], [0, 24], "F64")}, BYTES),
+    "metadata that is a list": ({"__metadata__": ["pt"], "w": GOOD}, STRINGS),
+    "metadata that is no text": ({"__metadata__": {"format": {"a": 1}}, "w": GOOD}, STRINGS),
+    "a name with an escape": ({"w\x1b[2J": GOOD}, UNPRINTABLE),
+    "a name of two lines": ({"w\nerror: x": GOOD}, UNPRINTABLE),
+    "a name that turns lines around": ({"w\u202eabc": GOOD}, UNPRINTABLE),
+    "a name with half a surrogate pair": ({"w\ud800": GOOD}, UNPRINTABLE),
+    "a name of a million characters": ({"w" * 1_000_000: GOOD}, UNPRINTABLE),
+    "JSON as deep as the stack": (b'{"w":' * 100_000, INVALID),
+    "lists as deep as the stack": (b"[" * 100_000, INVALID),
+    "UTF-16": (json.dumps({"w": GOOD}).encode("utf-16"), INVALID),
+    "a byte order mark": (b"\xef\xbb\xbf" + json.dumps({"w": GOOD}).encode(), INVALID),
+    "no text": (b"\xff\xfe\x00", INVALID),
+    "nothing": (b"", INVALID),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", HEADERS)
 def test_a_bad_header_is_refused(case: str, tmp_path: Path) -> None:
-    path = a_file(tmp_path / "model.safetensors", HEADERS[case])
-    with pytest.raises(CkptconvError) as error:
+    header, says = HEADERS[case]
+    path = a_file(tmp_path / "model.safetensors", header)
+    with pytest.raises(CkptconvError, match=says) as error:
         read_header(path)
     assert "model.safetensors" in str(error.value.where)
     assert "\n" not in error.value.what
@@ -108,10 +118,17 @@ def test_an_index_that_names_no_file_of_its_folder(file: object, tmp_path: Path)
         open_checkpoint(tmp_path / "in")
 
 
-@pytest.mark.parametrize("weight_map", [None, [], {}, "x", {"w\x1b": "model.safetensors"}], ids=ascii)
-def test_an_index_that_is_none(weight_map: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weight_map", "says"),
+    [
+        *((wrong, "the index has no weight_map") for wrong in (None, [], {}, "x")),
+        ({"w\x1b": "model.safetensors"}, UNPRINTABLE),
+    ],
+    ids=ascii,
+)
+def test_an_index_without_a_usable_weight_map(weight_map: object, says: str, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match=says):
         open_checkpoint(tmp_path)
 
 
@@ -138,10 +155,11 @@ JSON: dict[str, bytes] = {
 @pytest.mark.parametrize("case", JSON)
 def test_bad_json_is_refused(case: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(JSON[case])
-    with pytest.raises(CkptconvError):
+    says = "the JSON is nested too deeply" if " in " in case else "not valid JSON"
+    with pytest.raises(CkptconvError, match=says):
         parse_json(JSON[case], "x")
     for read in (read_json, read_table, assets.read_config):
-        with pytest.raises(CkptconvError) as error:
+        with pytest.raises(CkptconvError, match=rf"{says}|config\.json cannot be read") as error:
             read(tmp_path / "config.json")
         assert "config.json" in str(error.value.where)
 
@@ -155,7 +173,7 @@ def test_a_huge_json_file_is_not_read(tmp_path: Path) -> None:
     except OSError:
         os.truncate(path, 1 << 30)
     for read in (read_table, assets.read_config):
-        with pytest.raises(CkptconvError) as error:
+        with pytest.raises(CkptconvError, match="too large") as error:
             read(path)
         assert "too large" in str(error.value)
 

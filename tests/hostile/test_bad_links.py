@@ -107,8 +107,10 @@ def test_a_rank_file_that_is_no_file(kind: str, run: Path, place: Path) -> None:
         case _:
             file.symlink_to("/proc/self/fd/0")
     assert cli("merge", run, place / "out").code != 0
+    circle = "cannot be read: Too many levels of symbolic links"
+    says = circle if kind == "a circle" else "not a torch.save file but a folder, pipe or device"
     for read in (lambda: open_torch_zip(str(file)), lambda: list(check_crcs(str(file)))):
-        with pytest.raises(CkptconvError):
+        with pytest.raises(CkptconvError, match=says):
             read()
 
 
@@ -129,5 +131,5 @@ def test_a_pipe_in_the_place_of_weights(tmp_path: Path) -> None:
     shards.mkdir()
     os.mkfifo(shards / "shard-00001-model-00001-of-00001.safetensors")
     assert cli("inspect", shards).code == 2
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="not a safetensors file, but a folder, a pipe or a device"):
         read_header(tmp_path / "model.safetensors")

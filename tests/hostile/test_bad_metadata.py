@@ -86,63 +86,78 @@ def test_what_torch_wrote_is_read(folder: Path) -> None:
 
 
 BIG = 1 << 62
-CHANGES: dict[str, Change] = {
-    "a file above": place(relative_path="../outside"),
-    "a file anywhere": place(relative_path="/etc/passwd"),
-    "the folder above": place(relative_path=".."),
-    "a file below": place(relative_path="a/b"),
-    "no file": place(relative_path=""),
-    "a file that is none": place(relative_path=None),
-    "a file whose name no system takes": place(relative_path="x" * 300),
-    "a file with a NUL": place(relative_path="__0_0.distcp\0"),
-    "a file with an escape": place(relative_path="\x1b[2J"),
-    "a negative offset": place(offset=-1),
-    "a far negative offset": place(offset=-BIG),
-    "an offset past the end": place(offset=1 << 40),
-    "an offset past all files": place(offset=1 << 80),
-    "an offset that is no number": place(offset="0"),
-    "an offset that is true": place(offset=True),
-    "an offset and a length that overflow": place(offset=BIG, length=BIG),
-    "a negative length": place(length=-1),
-    "a length of nothing": place(length=0),
-    "a length past the end": place(length=1 << 40),
-    "a length past all files": place(length=1 << 80),
-    "a length that is none": place(length=None),
-    "a length that is a part": place(length=1.5),
-    "a chunk outside": chunk((1, 0), (3, 4)),
-    "a chunk with a negative offset": chunk((-1, 0), (3, 4)),
-    "a chunk with a negative size": chunk((0, 0), (-3, -4)),
-    "a chunk far outside": chunk((BIG, BIG), (3, 4)),
-    "a chunk with a number that is too wide": chunk((1 << 70, 0), (3, 4)),
-    "a chunk of too few dims": chunk((0,), (12,)),
-    "a chunk of no numbers": chunk(("0", "0"), (3, 4)),
-    "a chunk of lists": chunk(([0], [0]), (3, 4)),
-    "a chunk without a place": chunk(None, None),
-    "a tensor that is larger than its chunks": chunk((0, 0), (3, 4), (BIG, BIG)),
-    "a tensor of a million dims": chunk((0, 0), (3, 4), (2,) * 1_000_000),
-    "a tensor of negative sizes": chunk((0, 0), (3, 4), (-3, -4)),
-    "a tensor of a number": chunk((0, 0), (3, 4), 7),
-    "a tensor without a size": fields(size=None),
-    "a tensor without chunks": fields(chunks=None),
-    "chunks that are none": fields(chunks=[None, 3, "x"]),
-    "chunks that are a number": fields(chunks=5),
-    "one chunk twice": lambda m: m.state_dict_metadata[KEY].chunks.append(m.state_dict_metadata[KEY].chunks[0]),
-    "no storage": lambda m: setattr(m, "storage_data", None),
-    "storage that is a list": lambda m: setattr(m, "storage_data", [1]),
-    "storage by number": lambda m: setattr(m, "storage_data", {1: _StorageInfo("__0_0.distcp", 0, 10)}),
-    "storage that is a number": lambda m: setattr(m, "storage_data", {MetadataIndex(KEY): 1}),
-    "a storage's offset of text": lambda m: setattr(m, "storage_data", {MetadataIndex(KEY, torch.Size([0])): 1}),
-    "no table": lambda m: setattr(m, "state_dict_metadata", None),
-    "a name that is a number": lambda m: m.state_dict_metadata.update({1: 2}),
-    "a name with an escape": lambda m: m.state_dict_metadata.update({"a\x1b[2J": 2}),
-    "a name of 5,000 digits": lambda m: m.state_dict_metadata.update({"layers." + "1" * 5000: 2}),
+OUTSIDE = "the metadata refers to a file or range outside the checkpoint"
+SHORT = "the file ends before its tensors do"
+PART = "a part of model.layers.0.w is not made of whole numbers"
+SHAPE = "the shape of model.layers.0.w is not made of whole numbers"
+BEYOND = "a shard lies outside its tensor"
+UNCOVERED = "the shards do not cover their tensor"
+OTHER = "not the metadata of a distributed checkpoint"
+UNPRINTABLE = "is too long or has unprintable characters"
+CHANGES: dict[str, tuple[Change, str]] = {
+    "a file above": (place(relative_path="../outside"), OUTSIDE),
+    "a file anywhere": (place(relative_path="/etc/passwd"), OUTSIDE),
+    "the folder above": (place(relative_path=".."), OUTSIDE),
+    "a file below": (place(relative_path="a/b"), OUTSIDE),
+    "no file": (place(relative_path=""), OUTSIDE),
+    "a file that is none": (place(relative_path=None), OUTSIDE),
+    "a file whose name no system takes": (place(relative_path="x" * 300), OUTSIDE),
+    "a file with a NUL": (place(relative_path="__0_0.distcp\0"), OUTSIDE),
+    "a file with an escape": (place(relative_path="\x1b[2J"), OUTSIDE),
+    "a negative offset": (place(offset=-1), OUTSIDE),
+    "a far negative offset": (place(offset=-BIG), OUTSIDE),
+    "an offset past the end": (place(offset=1 << 40), SHORT),
+    "an offset past all files": (place(offset=1 << 80), OUTSIDE),
+    "an offset that is no number": (place(offset="0"), OUTSIDE),
+    "an offset that is true": (place(offset=True), OUTSIDE),
+    "an offset and a length that overflow": (place(offset=BIG, length=BIG), SHORT),
+    "a negative length": (place(length=-1), OUTSIDE),
+    "a length of nothing": (place(length=0), "the file is truncated or damaged"),
+    "a length past the end": (place(length=1 << 40), SHORT),
+    "a length past all files": (place(length=1 << 80), OUTSIDE),
+    "a length that is none": (place(length=None), OUTSIDE),
+    "a length that is a part": (place(length=1.5), OUTSIDE),
+    "a chunk outside": (chunk((1, 0), (3, 4)), BEYOND),
+    "a chunk with a negative offset": (chunk((-1, 0), (3, 4)), PART),
+    "a chunk with a negative size": (chunk((0, 0), (-3, -4)), PART),
+    "a chunk far outside": (chunk((BIG, BIG), (3, 4)), BEYOND),
+    "a chunk with a number that is too wide": (chunk((1 << 70, 0), (3, 4)), PART),
+    "a chunk of too few dims": (chunk((0,), (12,)), "the stored part of model.layers.0.w does not match the metadata"),
+    "a chunk of no numbers": (chunk(("0", "0"), (3, 4)), PART),
+    "a chunk of lists": (chunk(([0], [0]), (3, 4)), PART),
+    "a chunk without a place": (chunk(None, None), PART),
+    "a tensor that is larger than its chunks": (chunk((0, 0), (3, 4), (BIG, BIG)), UNCOVERED),
+    "a tensor of a million dims": (chunk((0, 0), (3, 4), (2,) * 1_000_000), SHAPE),
+    "a tensor of negative sizes": (chunk((0, 0), (3, 4), (-3, -4)), SHAPE),
+    "a tensor of a number": (chunk((0, 0), (3, 4), 7), SHAPE),
+    "a tensor without a size": (fields(size=None), SHAPE),
+    "a tensor without chunks": (fields(chunks=None), UNCOVERED),
+    "chunks that are none": (fields(chunks=[None, 3, "x"]), PART),
+    "chunks that are a number": (fields(chunks=5), "a pickle has another type where a list is expected"),
+    "one chunk twice": (
+        lambda m: m.state_dict_metadata[KEY].chunks.append(m.state_dict_metadata[KEY].chunks[0]),
+        "two shards hold the same part of a tensor",
+    ),
+    "no storage": (lambda m: setattr(m, "storage_data", None), OTHER),
+    "storage that is a list": (lambda m: setattr(m, "storage_data", [1]), OTHER),
+    "storage by number": (
+        lambda m: setattr(m, "storage_data", {1: _StorageInfo("__0_0.distcp", 0, 10)}),
+        "a tensor's name is not a string",
+    ),
+    "storage that is a number": (lambda m: setattr(m, "storage_data", {MetadataIndex(KEY): 1}), OUTSIDE),
+    "a storage's offset of text": (lambda m: setattr(m, "storage_data", {MetadataIndex(KEY, torch.Size([0])): 1}), OUTSIDE),
+    "no table": (lambda m: setattr(m, "state_dict_metadata", None), OTHER),
+    "a name that is a number": (lambda m: m.state_dict_metadata.update({1: 2}), "a tensor's name is not a string"),
+    "a name with an escape": (lambda m: m.state_dict_metadata.update({"a\x1b[2J": 2}), UNPRINTABLE),
+    "a name of 5,000 digits": (lambda m: m.state_dict_metadata.update({"layers." + "1" * 5000: 2}), UNPRINTABLE),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CHANGES)
 def test_metadata_that_lies_is_refused(case: str, folder: Path) -> None:
-    with pytest.raises(CkptconvError) as error:
-        open_checkpoint(changed(folder, CHANGES[case]))
+    change, says = CHANGES[case]
+    with pytest.raises(CkptconvError, match=says) as error:
+        open_checkpoint(changed(folder, change))
     assert len(str(error.value)) < 10_000
     assert error.value.what.isprintable()
 
@@ -169,17 +184,23 @@ def test_metadata_that_would_run_code_runs_none(folder: Path, tmp_path: Path) ->
     (folder / ".metadata").write_bytes(
         b"\x80\x02" + call(name("os", "mkdir"), text(str(tmp_path / "canary"))) + b"."
     )
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match=OTHER):
         open_checkpoint(folder)
     assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x80", b"not a pickle", b"N.", b"K\x01.", b"\x80\x02}.", b"]q\x00h\x00a."]
+    ("content", "says"),
+    [
+        (b"", "a pickle is cut off"),
+        (b"\x80", "a pickle is cut off"),
+        (b"not a pickle", "a pickle has an opcode that does not exist"),
+        *((content, OTHER) for content in (b"N.", b"K\x01.", b"\x80\x02}.", b"]q\x00h\x00a.")),
+    ],
 )
-def test_metadata_that_is_none(content: bytes, folder: Path) -> None:
+def test_a_file_that_does_not_hold_metadata_is_refused(content: bytes, says: str, folder: Path) -> None:
     (folder / ".metadata").write_bytes(content)
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match=says):
         open_checkpoint(folder)
 
 
@@ -191,5 +212,5 @@ def test_the_bounds_are_where_they_are_said_to_be() -> None:
     for bad in ("", ".", "..", "a/b", "/a", "é" * 128, "a\0", "a\n", "\ud800", None, 3):
         assert not is_file_name(bad)
     check_ranks(1 << 20, "x")
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="too many ranks or files"):
         check_ranks((1 << 20) + 1, "x")

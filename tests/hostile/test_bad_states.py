@@ -89,53 +89,61 @@ def test_the_good_states_are_read(tmp_path: Path) -> None:
     assert open_checkpoint(deepspeed(tmp_path / "run")).tensors["w"].view.shape == (2, 3)
 
 
-MODEL: dict[str, dict[str, Any]] = {
-    "more ranks than there can be": {"dp_world_size": BIG},
-    "negative ranks": {"dp_world_size": -1},
-    "a module that is a list": {"module": [1]},
-    "a module of numbers": {"module": {1: torch.zeros(2)}},
-    "a name with an escape": {"module": {"w\x1b[2J": torch.zeros(2, 3)}},
-    "a module of texts": {"module": {"w": "x"}},
-    "shapes that are a number": {"param_shapes": 3},
-    "a shape that is negative": {"param_shapes": [{"w": (-2, -3)}]},
-    "a shape that is huge": {"param_shapes": [{"w": (1 << 40, 1 << 40)}]},
-    "a shape that is wider": {"param_shapes": [{"w": (1 << 70,)}]},
-    "a shape of many dims": {"param_shapes": [{"w": (1,) * 1000}]},
-    "a shape that unfolds": {"param_shapes": [{"w": folded()}]},
-    "frozen shapes that are a text": {"frozen_param_shapes": "x"},
-    "a frozen weight without values": {"frozen_param_shapes": {"f": (2,)}},
-    "tied weights that are a list": {"shared_params": [1]},
-    "a tied weight that is a list": {"shared_params": {"t": ["w"]}},
-    "buffers that are a number": {"module": {"w": torch.zeros(2, 3), "b": torch.zeros(1)}, "buffer_names": 7},
-}
-OPTIMIZER: dict[str, dict[str, Any]] = {
-    "a stage that is none": {"zero_stage": 9},
-    "a stage that unfolds": {"zero_stage": folded()},
-    "partitions without end": {"partition_count": [BIG]},
-    "masters that are none": {"single_partition_of_fp32_groups": [None]},
-    "masters that are too short": {"single_partition_of_fp32_groups": [torch.zeros(2)]},
-    "masters of two dims": {"single_partition_of_fp32_groups": [torch.zeros(2, 3)]},
-    "a group too many": {"single_partition_of_fp32_groups": [torch.zeros(6), torch.zeros(6)]},
-    "negative paddings": {"param_alignment_paddings": [[-1]]},
-    "huge paddings": {"param_alignment_paddings": [[1 << 62]]},
-    "paddings of text": {"param_alignment_paddings": [["x"]]},
-    "paddings of another group": {"param_alignment_paddings": []},
-    "a map of other things": {"param_slice_mappings": [{1: 2, "w": folded()}]},
-    "paddings that are a number": {"param_alignment_paddings": 3},
-}
+DIFFERENT_SAVES = "the model file and the optimizer files are of different saves"
+SHAPES = "param_shapes of w is not made of whole numbers"
+UNNAMED = "a tensor's name is not a string"
+UNPRINTABLE = "is too long or has unprintable characters"
+ENDS = "the partitions end before w does"
+NO_LIST = "a pickle has another type where a list is expected"
+MODEL: dict[str, tuple[dict[str, Any], str]] = {
+    "more ranks than there can be": ({"dp_world_size": BIG}, DIFFERENT_SAVES),
+    "negative ranks": ({"dp_world_size": -1}, DIFFERENT_SAVES),
+    "a module that is a list": ({"module": [1]}, "not a model file of DeepSpeed, or one of a pipeline"),
+    "a module of numbers": ({"module": {1: torch.zeros(2)}}, UNNAMED),
+    "a name with an escape": ({"module": {"w\x1b[2J": torch.zeros(2, 3)}}, UNPRINTABLE),
+    "a module of texts": ({"module": {"w": "x"}}, "w is stored, but not as a tensor"),
+    "shapes that are a number": ({"param_shapes": 3}, "param_shapes is not a dict with string keys"),
+    "a shape that is negative": ({"param_shapes": [{"w": (-2, -3)}]}, SHAPES),
+    "a shape that is huge": ({"param_shapes": [{"w": (1 << 40, 1 << 40)}]}, ENDS),
+    "a shape that is wider": ({"param_shapes": [{"w": (1 << 70,)}]}, SHAPES),
+    "a shape of many dims": ({"param_shapes": [{"w": (1,) * 1000}]}, SHAPES),
+    "a shape that unfolds": ({"param_shapes": [{"w": folded()}]}, SHAPES),
+    "frozen shapes that are a text": ({"frozen_param_shapes": "x"}, "frozen_param_shapes is not a dict with string keys"),
+    "a frozen weight without values": ({"frozen_param_shapes": {"f": (2,)}}, "f is frozen, but its values are missing"),
+    "tied weights that are a list": ({"shared_params": [1]}, "shared_params is not a dict with string keys"),
+    "a tied weight that is a list": ({"shared_params": {"t": ["w"]}}, UNNAMED),
+    "buffers that are a number": ({"module": {"w": torch.zeros(2, 3), "b": torch.zeros(1)}, "buffer_names": 7}, NO_LIST),
+}  # fmt: skip
+OPTIMIZER: dict[str, tuple[dict[str, Any], str]] = {
+    "a stage that is none": ({"zero_stage": 9}, DIFFERENT_SAVES),
+    "a stage that unfolds": ({"zero_stage": folded()}, DIFFERENT_SAVES),
+    "partitions without end": ({"partition_count": [BIG]}, DIFFERENT_SAVES),
+    "masters that are none": ({"single_partition_of_fp32_groups": [None]}, "the optimizer file has no flat fp32 master weights"),
+    "masters that are too short": ({"single_partition_of_fp32_groups": [torch.zeros(2)]}, ENDS),
+    "masters of two dims": ({"single_partition_of_fp32_groups": [torch.zeros(2, 3)]}, "a flat partition has more than one dim"),
+    "a group too many": ({"single_partition_of_fp32_groups": [torch.zeros(6), torch.zeros(6)]}, "the numbers of parameter groups differ between a rank and the model file"),
+    "negative paddings": ({"param_alignment_paddings": [[-1]]}, "the paddings between parameters are not integers"),
+    "huge paddings": ({"param_alignment_paddings": [[1 << 62]]}, "parameter group 0 does not fill its partitions"),
+    "paddings of text": ({"param_alignment_paddings": [["x"]]}, "the paddings between parameters are not integers"),
+    "paddings of another group": ({"param_alignment_paddings": []}, "a group has different numbers of paddings and parameters"),
+    "a map of other things": ({"param_slice_mappings": [{1: 2, "w": folded()}]}, "a rank's own map places w elsewhere in its partition"),
+    "paddings that are a number": ({"param_alignment_paddings": 3}, NO_LIST),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MODEL)
 def test_a_model_file_that_lies(case: str, tmp_path: Path) -> None:
-    with pytest.raises(CkptconvError) as error:
-        open_checkpoint(deepspeed(tmp_path / "run", model=MODEL[case]))
+    model, says = MODEL[case]
+    with pytest.raises(CkptconvError, match=says) as error:
+        open_checkpoint(deepspeed(tmp_path / "run", model=model))
     assert len(str(error.value)) < 10_000
 
 
 @pytest.mark.parametrize("case", OPTIMIZER)
 def test_an_optimizer_file_that_lies(case: str, tmp_path: Path) -> None:
-    with pytest.raises(CkptconvError) as error:
-        open_checkpoint(deepspeed(tmp_path / "run", optimizer=OPTIMIZER[case]))
+    optimizer, says = OPTIMIZER[case]
+    with pytest.raises(CkptconvError, match=says) as error:
+        open_checkpoint(deepspeed(tmp_path / "run", optimizer=optimizer))
     assert len(str(error.value)) < 10_000
 
 
@@ -153,7 +161,7 @@ def test_a_tag_that_is_no_folder_of_the_run(tag: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "latest").write_text(tag)
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="no checkpoint found here"):
         open_checkpoint(run)
 
 
@@ -170,20 +178,21 @@ def rank(folder: Path, **values: Any) -> Path:
 
 
 FC1 = {"decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight": torch.zeros(8, 3)}
-MEGATRON: dict[str, dict[str, Any]] = {
-    "ranks without end": {"place": "mp_rank_99999999"},
-    "stages without end": {"place": "mp_rank_00_99999999"},
-    "a name that is a number": {"model": {1: torch.zeros(2)}},
-    "a name of 5,000 digits": {"model": {"decoder.layers." + "1" * 5000 + ".x": torch.zeros(2)}},
-    "a weight that unfolds": {"model": {"w": folded()}},
-    "a scalar where a matrix is": {"model": {"decoder.layers.0.mlp.linear_fc1.weight": torch.zeros(())}},
-}
+MEGATRON: dict[str, tuple[dict[str, Any], str]] = {
+    "ranks without end": ({"place": "mp_rank_99999999"}, "too many ranks or files"),
+    "stages without end": ({"place": "mp_rank_00_99999999"}, "too many ranks or files"),
+    "a name that is a number": ({"model": {1: torch.zeros(2)}}, UNNAMED),
+    "a name of 5,000 digits": ({"model": {"decoder.layers." + "1" * 5000 + ".x": torch.zeros(2)}}, UNPRINTABLE),
+    "a weight that unfolds": ({"model": {"w": folded()}}, "w is not a tensor"),
+    "a scalar where a matrix is": ({"model": {"decoder.layers.0.mlp.linear_fc1.weight": torch.zeros(())}}, "decoder.layers.0.mlp.linear_fc1.weight has too few dims to be cut as Megatron cuts it"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MEGATRON)
 def test_a_rank_of_megatron_that_lies(case: str, tmp_path: Path) -> None:
-    with pytest.raises(CkptconvError) as error:
-        open_checkpoint(rank(tmp_path / "run", **MEGATRON[case]))
+    values, says = MEGATRON[case]
+    with pytest.raises(CkptconvError, match=says) as error:
+        open_checkpoint(rank(tmp_path / "run", **values))
     assert len(str(error.value)) < 10_000
 
 

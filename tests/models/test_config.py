@@ -57,7 +57,7 @@ def test_the_models_own_config_fits() -> None:
     ids=str,
 )
 def test_another_models_config_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(CkptconvError) as error:
+    with pytest.raises(CkptconvError, match=r"config\.json does not match these tensors") as error:
         check_fit({**CONFIG, **wrong}, SHAPES, Path("here"))
     assert error.value.where
 

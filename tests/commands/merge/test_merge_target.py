@@ -129,11 +129,19 @@ def test_a_linked_target_is_written_where_the_link_leads(made: Made, tmp_path: P
     assert tensors(tmp_path / "disk")
 
 
-@pytest.mark.parametrize("target", [ROLE, "global_step_7", ".", f"{ROLE}/huggingface/../"])
-def test_a_target_that_is_the_source_or_holds_it_is_refused(made: Made, tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (".", "OUT contains the checkpoint"),
+        *((target, "not a model folder") for target in (ROLE, "global_step_7", f"{ROLE}/huggingface/../")),
+    ],
+)
+def test_a_target_that_is_the_source_or_holds_it_is_refused(
+    made: Made, tmp_path: Path, target: str, says: str
+) -> None:
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     before = state(tmp_path)
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match=says):
         merge(run, run / target, overwrite=True)
     assert state(tmp_path) == before
 
@@ -147,7 +155,7 @@ def test_a_target_that_holds_the_config_or_the_base_is_refused(
     run = own_copy(made(variant), tmp_path / "run")
     shutil.copytree(made("lora_w4") / "base", tmp_path / "base")
     before = state(tmp_path)
-    with pytest.raises(CkptconvError):
+    with pytest.raises(CkptconvError, match="OUT contains the checkpoint"):
         merge(run, tmp_path / "base", overwrite=True, **{option: tmp_path / "base"})
     assert state(tmp_path) == before
 
