@@ -221,7 +221,7 @@ class Values:
     def _feature(self, kind: str, path: tuple[str, ...], depth: int) -> int | float | None:
         value = self.of(path, depth, stated=True)
         if kind == "v":
-            return value if type(value) in (int, float) else None
+            return value if type(value) in (int, float) and abs(value) < 1 << 63 else None  # not inf, not NaN
         if not isinstance(value, list | dict):
             return None
         if kind == "len":
