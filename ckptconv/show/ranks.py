@@ -73,7 +73,7 @@ def grouped(ranks: Sequence[RankMap], most: int) -> list[Ranks]:
         alike[tuple(map(_shade, rank.parts))].append(rank)
     if len(alike) <= most:
         return [Ranks(tuple(same), same[0].parts) for same in alike.values()]
-    return [_together(some) for some in _by_seat(ranks, most) or _by_number(ranks, most)]
+    return [_together(some) for some in _by_coordinate(ranks, most) or _by_number(ranks, most)]
 
 
 def _together(ranks: Sequence[RankMap]) -> Ranks:
@@ -81,7 +81,7 @@ def _together(ranks: Sequence[RankMap]) -> Ranks:
     return Ranks(tuple(ranks), parts, len(ranks) > 1)
 
 
-def _by_seat(ranks: Sequence[RankMap], most: int) -> list[list[RankMap]]:
+def _by_coordinate(ranks: Sequence[RankMap], most: int) -> list[list[RankMap]]:
     """Group by the first mesh dims, as many as give at most `most` groups; [] if coordinates are not known."""
     if not all(rank.coordinate for rank in ranks):
         return []
@@ -101,12 +101,12 @@ def _by_number(ranks: Sequence[RankMap], most: int) -> list[Sequence[RankMap]]:
     return [ranks[at : at + each] for at in range(0, len(ranks), each)]
 
 
-def seat(coordinate: Mapping[str, int]) -> str:
+def coordinate_text(coordinate: Mapping[str, int]) -> str:
     """A coordinate as text: "pp0 tp1"."""
     return " ".join(f"{_before_number(name)}{at}" for name, at in coordinate.items())
 
 
-def seats(ranks: Sequence[RankMap], of: Sequence[RankMap]) -> str:
+def coordinates_text(ranks: Sequence[RankMap], of: Sequence[RankMap]) -> str:
     """The coordinates of some ranks as text: "pp0 tp*". A star means that they have every index of that dim.
 
     Args:

@@ -22,13 +22,13 @@ class RankFile:
         rank: the global rank that wrote it.
         path: the file.
         nbytes: its size in bytes.
-        seat: the rank's coordinate along each mesh dim, such as (("pp", 0), ("tp", 1)); () if it is not known.
+        coordinate: the rank's coordinate along each mesh dim, such as (("pp", 0), ("tp", 1)); () if it is not known.
     """
 
     rank: int
     path: str
     nbytes: int
-    seat: tuple[tuple[str, int], ...] = ()
+    coordinate: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,6 @@ def test_every_tensor_comes_back_bit_for_bit(made: Made, variant: str) -> None:
 def test_inspect_reads_it_and_finds_the_config(made: Made, variant: str) -> None:
     found = inspect(made(variant) / "run")
     assert found.backend == "dcp"
-    assert found.complete
     assert found.config["architectures"]
     assert found.world_size == (1 if "alone" in variant else int(variant[-1]))
 

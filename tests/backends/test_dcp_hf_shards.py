@@ -29,7 +29,6 @@ def test_every_tensor_comes_back_bit_for_bit(made: Made, variant: str) -> None:
 @pytest.mark.parametrize("variant", SHARDED)
 def test_inspect_reads_it_and_finds_the_config(made: Made, variant: str) -> None:
     found = inspect(made(variant) / "run")
-    assert found.complete
     assert found.config["architectures"]
     assert found.world_size == int(variant[-1])
     assert any("how many ranks" in note for note in found.notes)

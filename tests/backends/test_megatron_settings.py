@@ -244,8 +244,8 @@ def test_ranks_with_experts_in_their_own_folders_are_read(tmp_path: Path) -> Non
     names = sorted(
         path.name for path in (unpacked("megatron/deepseek_v3_mlm_legacy") / "run").rglob("mp_rank_*")
     )
-    seats = {name: [int(n) for n in name.split("_")[2:]] for name in names}
-    ranks = {name: tp + 2 * (ep // 2) + 4 * pp for name, (tp, pp, ep) in seats.items()}
+    coordinates = {name: [int(n) for n in name.split("_")[2:]] for name in names}
+    ranks = {name: tp + 2 * (ep // 2) + 4 * pp for name, (tp, pp, ep) in coordinates.items()}
     assert len(set(ranks.values())) == 8
     assert open_checkpoint(numbered("deepseek_v3_mlm_legacy", tmp_path, ranks)).world_size == 8
 

@@ -118,15 +118,15 @@ OPTIMIZER: dict[str, tuple[dict[str, Any], str]] = {
     "a stage that is none": ({"zero_stage": 9}, DIFFERENT_SAVES),
     "a stage that unfolds": ({"zero_stage": folded()}, DIFFERENT_SAVES),
     "partitions without end": ({"partition_count": [BIG]}, DIFFERENT_SAVES),
-    "masters that are none": ({"single_partition_of_fp32_groups": [None]}, "the optimizer file has no flat fp32 master weights"),
+    "masters that are none": ({"single_partition_of_fp32_groups": [None]}, "has no flat fp32 master weights"),
     "masters that are too short": ({"single_partition_of_fp32_groups": [torch.zeros(2)]}, ENDS),
-    "masters of two dims": ({"single_partition_of_fp32_groups": [torch.zeros(2, 3)]}, "a flat partition has more than one dim"),
-    "a group too many": ({"single_partition_of_fp32_groups": [torch.zeros(6), torch.zeros(6)]}, "the numbers of parameter groups differ between a rank and the model file"),
+    "masters of two dims": ({"single_partition_of_fp32_groups": [torch.zeros(2, 3)]}, "has more than one dim"),
+    "a group too many": ({"single_partition_of_fp32_groups": [torch.zeros(6), torch.zeros(6)]}, "parameter groups differ"),
     "negative paddings": ({"param_alignment_paddings": [[-1]]}, "the paddings between parameters are not integers"),
     "huge paddings": ({"param_alignment_paddings": [[1 << 62]]}, "parameter group 0 does not fill its partitions"),
     "paddings of text": ({"param_alignment_paddings": [["x"]]}, "the paddings between parameters are not integers"),
-    "paddings of another group": ({"param_alignment_paddings": []}, "a group has different numbers of paddings and parameters"),
-    "a map of other things": ({"param_slice_mappings": [{1: 2, "w": folded()}]}, "a rank's own map places w elsewhere in its partition"),
+    "paddings of another group": ({"param_alignment_paddings": []}, "different numbers of paddings"),
+    "a map of other things": ({"param_slice_mappings": [{1: 2, "w": folded()}]}, "map places w elsewhere"),
     "paddings that are a number": ({"param_alignment_paddings": 3}, NO_LIST),
 }  # fmt: skip
 
@@ -184,7 +184,7 @@ MEGATRON: dict[str, tuple[dict[str, Any], str]] = {
     "a name that is a number": ({"model": {1: torch.zeros(2)}}, UNNAMED),
     "a name of 5,000 digits": ({"model": {"decoder.layers." + "1" * 5000 + ".x": torch.zeros(2)}}, UNPRINTABLE),
     "a weight that unfolds": ({"model": {"w": folded()}}, "w is not a tensor"),
-    "a scalar where a matrix is": ({"model": {"decoder.layers.0.mlp.linear_fc1.weight": torch.zeros(())}}, "decoder.layers.0.mlp.linear_fc1.weight has too few dims to be cut as Megatron cuts it"),
+    "a scalar where a matrix is": ({"model": {"decoder.layers.0.mlp.linear_fc1.weight": torch.zeros(())}}, "too few dims"),
 }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         *_skipped(folders),
         Skipped("storage padding", max(held - used, 0), "belongs to no tensor"),
     ]
-    seats = _seats(reader.meshes)
+    coordinates = _coordinates(reader.meshes)
     version = read_table(place_.folder / "fsdp_config.json").get("FSDP_version")
     return Checkpoint(
         backend=NAME,
@@ -67,7 +67,7 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         root=place_.folder,
         world_size=world_size,
         files=tuple(
-            RankFile(rank, str(path), path.stat().st_size, seats.get(rank, ()))
+            RankFile(rank, str(path), path.stat().st_size, coordinates.get(rank, ()))
             for rank, path in sorted(paths.items())
         ),
         tensors=tensors,
@@ -83,14 +83,17 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     )
 
 
-def _seats(meshes: Meshes) -> dict[int, tuple[tuple[str, int], ...]]:
-    """rank -> coordinate in the largest mesh. None of a mesh of one dim, which says no more than the rank does, nor of
-    one whose ranks stand in another order than they were sorted in: two ranks may have one seat there."""
+def _coordinates(meshes: Meshes) -> dict[int, tuple[tuple[str, int], ...]]:
+    """Rank -> its coordinate in the largest mesh.
+
+    The result is empty for a mesh of one dim, which says no more than the rank's number, and for a mesh whose ranks are
+    not ascending: there two ranks may have one coordinate.
+    """
     mesh = max(meshes, key=lambda mesh: (prod(mesh.shape), len(mesh.shape)), default=None)
     if mesh is None or len(mesh.shape) < 2 or len(set(meshes[mesh].values())) < len(meshes[mesh]):
         return {}
     names = mesh.names or tuple(f"dim{n}" for n in range(len(mesh.shape)))
-    return {rank: tuple(zip(names, seat, strict=True)) for rank, seat in meshes[mesh].items()}
+    return {rank: tuple(zip(names, coordinate, strict=True)) for rank, coordinate in meshes[mesh].items()}
 
 
 def _check_same_names(pieces: dict[str, Pieces], ranks: list[int], folder: Path) -> None:

@@ -44,15 +44,15 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     folder = place.folder
     metadata = read_metadata(folder)
-    seats = [(int(m[1]), int(m[2])) for name in metadata.table if (m := _RNG.match(name))]
-    _check_one_stage(metadata.table, seats, folder)
+    coordinates = [(int(m[1]), int(m[2])) for name in metadata.table if (m := _RNG.match(name))]
+    _check_one_stage(metadata.table, coordinates, folder)
     files = read_tensors(metadata, also, _why_not)
     bare = dict(_bare(files.tensors))
     stated = read_settings(folder, folder)
     refuse_bridges_blocks(stated.settings)
     trainer = (*namespace(read_object(metadata, "args", also), folder / METADATA), *stated.settings)
     tensors, taken_apart = uninterleaved(canonical(bare), Stated(trainer).merged())
-    ranks = 1 + max((tp for _, tp in seats), default=0)
+    ranks = 1 + max((tp for _, tp in coordinates), default=0)
     return Checkpoint(
         backend=NAME,
         layout="Megatron-FSDP distributed checkpoint (fsdp_dtensor)",
@@ -71,10 +71,10 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     )
 
 
-def _check_one_stage(names: Mapping[str, Any], seats: list[tuple[int, int]], folder: Path) -> None:
+def _check_one_stage(names: Mapping[str, Any], coordinates: list[tuple[int, int]], folder: Path) -> None:
     """Every stage numbers its layers from 0 under the same names, so DCP keeps the last writer's and loses the others."""
     chunks = any(_CHUNK.match(name) for name in names)
-    stages = 1 + max((pp for pp, _ in seats), default=0)
+    stages = 1 + max((pp for pp, _ in coordinates), default=0)
     if chunks or stages > 1:
         raise CkptconvError(
             "Megatron-FSDP's files do not tell the layers of pipeline stages apart",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.megatron.settings import args_of, check_iteration, iteration_of, number
-from ckptconv.backends.megatron.stages import Seat
+from ckptconv.backends.megatron.stages import Coordinate
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.torch_zip import TorchZip
 
@@ -25,7 +25,7 @@ _SHARED = (
 _COPY_AGAIN = "the files are of different saves or ranks: copy all of one step again"
 
 
-def check_one_save(files: Sequence[tuple[Seat, TorchZip]], home: Path) -> None:
+def check_one_save(files: Sequence[tuple[Coordinate, TorchZip]], home: Path) -> None:
     """Compare what the rank files say about the save and about their ranks.
 
     Args:
@@ -57,29 +57,29 @@ def _same(name: str, found: Any, wanted: Any, file: TorchZip, first: TorchZip) -
         )
 
 
-def _check_ranks(files: Sequence[tuple[Seat, TorchZip]]) -> None:
+def _check_ranks(files: Sequence[tuple[Coordinate, TorchZip]]) -> None:
     """`args.rank` against the coordinates: the rank modulo TP is the TP rank in every order that Megatron has
     (megatron/core/parallel_state.py), and the rank grows along each axis.
     """
     ranks: dict[int, TorchZip] = {}
     lines: dict[
-        tuple[int, Seat], list[tuple[int, int, TorchZip]]
+        tuple[int, Coordinate], list[tuple[int, int, TorchZip]]
     ] = {}  # along an axis: coordinate, rank, file
-    for seat, file in files:
+    for coordinate, file in files:
         arguments = _arguments(file)
         rank, size = (number(arguments.get(name)) for name in ("rank", "tensor_model_parallel_size"))
         if rank is None:
             continue
-        if size and rank % size != seat.tp:
+        if size and rank % size != coordinate.tp:
             raise _wrong_folder(
-                file, f"rank {rank}, which is TP rank {rank % size} of {size}", f"TP rank {seat.tp}"
+                file, f"rank {rank}, which is TP rank {rank % size} of {size}", f"TP rank {coordinate.tp}"
             )
         first = ranks.setdefault(rank, file)
         if first is not file:
             raise _wrong_folder(file, f"rank {rank}, as in {first.path}", "a file of another rank")
-        for axis in range(len(seat)):
-            others = Seat(*(0 if n == axis else at for n, at in enumerate(seat)))
-            lines.setdefault((axis, others), []).append((seat[axis], rank, file))
+        for axis in range(len(coordinate)):
+            others = Coordinate(*(0 if n == axis else at for n, at in enumerate(coordinate)))
+            lines.setdefault((axis, others), []).append((coordinate[axis], rank, file))
     for line in lines.values():
         line.sort(key=lambda each: each[0])
         for (_, before, _), (_, rank, file) in pairwise(line):

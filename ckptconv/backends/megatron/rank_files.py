@@ -19,7 +19,7 @@ from ckptconv.backends.megatron.lora import lora_settings
 from ckptconv.backends.megatron.names import canonical, not_a_weight
 from ckptconv.backends.megatron.one_save import check_one_save
 from ckptconv.backends.megatron.settings import rank_file_settings
-from ckptconv.backends.megatron.stages import DECODER, Rank, Seat, assembled, expert_rows
+from ckptconv.backends.megatron.stages import DECODER, Coordinate, Rank, assembled, expert_rows
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.bounds import check_name, check_ranks
@@ -59,9 +59,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     found = _paths([home, *(_home(path) or path for path in also)])
     opened = {numbers: open_torch_zip(str(path)) for numbers, path in sorted(found.items())}
     refuse_copies((file, None) for file in opened.values())
-    ranks = _seated(opened)
-    sizes = {axis: 1 + max(getattr(r.seat, axis) for r in ranks) for axis in ("tp", "pp", "ep")}
-    check_one_save([(rank.seat, file) for rank, file in zip(ranks, opened.values(), strict=True)], home)
+    ranks = _ranks_with_coordinates(opened)
+    sizes = {axis: 1 + max(getattr(r.coordinate, axis) for r in ranks) for axis in ("tp", "pp", "ep")}
+    check_one_save([(rank.coordinate, file) for rank, file in zip(ranks, opened.values(), strict=True)], home)
     stated = rank_file_settings(place.folder, ((file.path, file.root) for file in opened.values()))
     settings = stated.merged()
     _check_complete(ranks, sizes, settings, home)
@@ -77,7 +77,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         root=place.folder,
         world_size=len(ranks),
         files=tuple(
-            RankFile(n, file.path, Path(file.path).stat().st_size, _coordinates(rank.seat, sizes))
+            RankFile(n, file.path, Path(file.path).stat().st_size, _coordinates(rank.coordinate, sizes))
             for n, (file, rank) in enumerate(zip(opened.values(), ranks, strict=True))
         ),
         tensors=tensors,
@@ -93,9 +93,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     )
 
 
-def _coordinates(seat: Seat, sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
-    """A seat along the axes that have more than one rank, stages first."""
-    return tuple((axis, getattr(seat, axis)) for axis in ("pp", "tp", "ep") if sizes[axis] > 1)
+def _coordinates(coordinate: Coordinate, sizes: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    """A coordinate along the axes that have more than one rank, stages first."""
+    return tuple((axis, getattr(coordinate, axis)) for axis in ("pp", "tp", "ep") if sizes[axis] > 1)
 
 
 def _home(folder: Path) -> Path | None:
@@ -124,7 +124,7 @@ def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
     return found
 
 
-def _seated(opened: dict[tuple[int, ...], TorchZip]) -> list[Rank]:
+def _ranks_with_coordinates(opened: dict[tuple[int, ...], TorchZip]) -> list[Rank]:
     """Two numbers are (TP, PP), or (TP, EP) without pipeline stages: then every rank has the final norm."""
     loaded = {numbers: _chunks(file) for numbers, file in opened.items()}
     staged = not all(
@@ -133,8 +133,10 @@ def _seated(opened: dict[tuple[int, ...], TorchZip]) -> list[Rank]:
     ranks = []
     for numbers, chunks in sorted(loaded.items()):
         tp, second, third = (*numbers, 0, 0)[:3]
-        seat = Seat(tp, second, third) if len(numbers) == 3 or staged else Seat(tp, 0, second)
-        ranks.append(Rank(seat, chunks))
+        coordinate = (
+            Coordinate(tp, second, third) if len(numbers) == 3 or staged else Coordinate(tp, 0, second)
+        )
+        ranks.append(Rank(coordinate, chunks))
     return ranks
 
 
@@ -186,7 +188,7 @@ def _check_complete(ranks: list[Rank], sizes: dict[str, int], settings: dict[str
         check_ranks(sizes[axis], home)
     for pp in range(sizes["pp"]):
         for axis in ("tp", "ep"):
-            there = {getattr(rank.seat, axis) for rank in ranks if rank.seat.pp == pp}
+            there = {getattr(rank.coordinate, axis) for rank in ranks if rank.coordinate.pp == pp}
             absent = sorted(set(range(sizes[axis])) - there)
             if absent:
                 raise Incomplete(

@@ -1,8 +1,8 @@
-"""Which seat a rank had, as a torch_dist checkpoint tells: the random states are kept for each (PP, TP).
+"""The coordinate of each rank of a torch_dist checkpoint, from the random states, which are kept for each (PP, TP).
 
 `rng_state/shard_PP.TP_PPS.TPS` is written by a rank with that stage and part, one of its data-parallel group
 (megatron/training/checkpointing.py, get_rng_state). Where all of them lie as Megatron numbers its ranks by default
-(megatron/core/parallel_state.py, order tp-cp-ep-dp-pp), the seats of all other ranks follow.
+(megatron/core/parallel_state.py, order tp-cp-ep-dp-pp), the coordinates of all other ranks follow.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ckptconv.tensors.checkpoint import Mesh
 
 _RNG = re.compile(r"^rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)$")
 _FILE = re.compile(r"^__(\d+)_\d+\.distcp$")
-Seat = tuple[tuple[str, int], ...]
+Coordinate = tuple[tuple[str, int], ...]
 
 
-def ranks_of(metadata: DcpMetadata) -> tuple[Mesh | None, dict[int, Seat]]:
-    """The mesh of TP and PP, and rank -> seat as far as the files say so; (None, {}) where no random states are."""
+def ranks_of(metadata: DcpMetadata) -> tuple[Mesh | None, dict[int, Coordinate]]:
+    """The mesh of TP and PP, and rank -> coordinate as far as the files say so; (None, {}) where no random states are."""
     owners: dict[tuple[int, int], int] = {}
     sizes = (0, 0)
     for (name, _), (file, _, _) in metadata.infos.items():
@@ -34,11 +34,11 @@ def ranks_of(metadata: DcpMetadata) -> tuple[Mesh | None, dict[int, Seat]]:
     mesh = Mesh((parts, stages), ("tp", "pp"))
     each, left = divmod(world, stages)
     usual = not left and not each % parts
-    usual = usual and all((rank // each, rank % parts) == seat for seat, rank in owners.items())
+    usual = usual and all((rank // each, rank % parts) == coordinate for coordinate, rank in owners.items())
     if usual:
-        return mesh, {rank: _seat(rank // each, rank % parts, sizes) for rank in range(world)}
-    return mesh, {rank: _seat(pp, tp, sizes) for (pp, tp), rank in owners.items()}
+        return mesh, {rank: _coordinate(rank // each, rank % parts, sizes) for rank in range(world)}
+    return mesh, {rank: _coordinate(pp, tp, sizes) for (pp, tp), rank in owners.items()}
 
 
-def _seat(pp: int, tp: int, sizes: tuple[int, int]) -> Seat:
+def _coordinate(pp: int, tp: int, sizes: tuple[int, int]) -> Coordinate:
     return tuple((axis, at) for axis, at, size in zip(("pp", "tp"), (pp, tp), sizes, strict=True) if size > 1)

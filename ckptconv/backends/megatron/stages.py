@@ -24,7 +24,7 @@ _EXPERT = re.compile(r"^(.*\.experts\.)(\d+)(\.linear_fc[12]\..+)$")
 _REPEATED = re.compile(r"(^|\.)embedding\.")  # for MTP layers, the last stage has the first one's too
 
 
-class Seat(NamedTuple):
+class Coordinate(NamedTuple):
     """A rank's coordinates."""
 
     tp: int
@@ -36,7 +36,7 @@ class Seat(NamedTuple):
 class Rank:
     """One rank's chunks: name -> view, layers numbered within the chunk."""
 
-    seat: Seat
+    coordinate: Coordinate
     chunks: tuple[dict[str, View], ...]
 
     def layers(self, chunk: int) -> int:
@@ -52,7 +52,11 @@ def expert_rows(ranks: list[Rank]) -> Iterator[tuple[tuple[int, int, str], int, 
     for rank in ranks:
         for name, view in ((name, view) for chunk in rank.chunks for name, view in chunk.items()):
             if (match := _EXPERT.match(numbered(name))) and match[3] == ".linear_fc1.weight":
-                yield (rank.seat.pp, rank.seat.ep, name), rank.seat.tp, view.shape[0] if view.shape else 0
+                yield (
+                    (rank.coordinate.pp, rank.coordinate.ep, name),
+                    rank.coordinate.tp,
+                    view.shape[0] if view.shape else 0,
+                )
 
 
 def assembled(
@@ -61,7 +65,7 @@ def assembled(
     """Every tensor of the model by its name in the whole model.
 
     Args:
-        ranks: all ranks, in the order of their seats.
+        ranks: all ranks, in the order of their coordinates.
         sizes: ranks along "pp".
         settings: the trainer's; `expert_tensor_parallel_size` is used.
 
@@ -79,7 +83,7 @@ def _assembled(
         raise CkptconvError("the rank files hold different numbers of model chunks")
     for chunk in range(len(ranks[0].chunks)):
         for pp in range(sizes["pp"]):
-            stage = _Stage.of([rank for rank in ranks if rank.seat.pp == pp], chunk, first)
+            stage = _Stage.of([rank for rank in ranks if rank.coordinate.pp == pp], chunk, first)
             names = dict.fromkeys(name for rank in stage.ranks for name in rank.chunks[chunk])
             for name in names:
                 yield from _tensor(name, stage, settings)
@@ -103,7 +107,7 @@ class _Stage(NamedTuple):
         """Of the ranks of one stage."""
         by_ep: dict[int, list[Rank]] = defaultdict(list)
         for rank in ranks:
-            by_ep[rank.seat.ep].append(rank)
+            by_ep[rank.coordinate.ep].append(rank)
         numbers: dict[str, set[str]] = defaultdict(set)
         for name in ranks[0].chunks[chunk]:
             if match := _EXPERT.match(numbered(name)):
@@ -114,7 +118,9 @@ class _Stage(NamedTuple):
     def held(self, name: str, ranks: list[Rank]) -> list[tuple[int, View]]:
         """(TP index, what that rank holds) for those of some ranks that have the tensor."""
         return [
-            (rank.seat.tp, view) for rank in ranks if (view := rank.chunks[self.chunk].get(name)) is not None
+            (rank.coordinate.tp, view)
+            for rank in ranks
+            if (view := rank.chunks[self.chunk].get(name)) is not None
         ]
 
 

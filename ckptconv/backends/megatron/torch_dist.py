@@ -58,7 +58,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     others = [path / home if (path / home).is_dir() else path for path in also]
     metadata = read_metadata(folder)
     files = read_tensors(metadata, others, not_a_weight)
-    mesh, seats = ranks_of(metadata)
+    mesh, coordinates = ranks_of(metadata)
     stated = read_settings(place.folder, folder)
     refuse_bridges_blocks(stated.settings)
     tensors, taken_apart = uninterleaved(canonical(files.tensors), stated.merged())
@@ -67,7 +67,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         layout="Megatron-Core distributed checkpoint (torch_dist)" + (", saved by verl" if home else ""),
         root=place.folder,
         world_size=files.world_size,
-        files=tuple(replace(file, seat=seats.get(file.rank, ())) for file in files.files),
+        files=tuple(replace(file, coordinate=coordinates.get(file.rank, ())) for file in files.files),
         tensors=tensors,
         meshes=() if mesh is None else (mesh,),
         step=place.step,

@@ -44,12 +44,12 @@ def matches_of(checkpoint: Checkpoint, pattern: str) -> tuple[Match, ...]:
             found=f"{len(checkpoint.tensors)} tensors",
             hint=f"nearest: {', '.join(nearest(pattern, checkpoint.tensors))}",
         )
-    seats = {file.path: (file.rank, dict(file.seat)) for file in checkpoint.files}
+    coordinates = {file.path: (file.rank, dict(file.coordinate)) for file in checkpoint.files}
     groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     found: dict[str, tuple[Part, ...]] = {}
     for name in names:
         tensor = checkpoint.tensors[name]
-        found[name] = parts = tuple(_parts(tensor, seats))
+        found[name] = parts = tuple(_parts(tensor, coordinates))
         alike = tuple((p.rank, p.offsets, p.sizes, p.run, p.file, p.copy) for p in parts)
         groups[starred(name), tensor.view.shape, tensor.view.dtype, tensor.placement, alike].append(name)
     return tuple(
@@ -115,10 +115,10 @@ def _ratio(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a, b).ratio()
 
 
-_Seats = dict[str, tuple[int, dict[str, int]]]
+_Coordinates = dict[str, tuple[int, dict[str, int]]]
 
 
-def _parts(tensor: StoredTensor, seats: _Seats) -> Iterator[Part]:
+def _parts(tensor: StoredTensor, coordinates: _Coordinates) -> Iterator[Part]:
     """The parts of a tensor in every file, both used ones and copies, in the order of their elements."""
     shape, item = tensor.view.shape, itemsize(tensor.view.dtype)
     placed = [(chunk, False) for chunk in tensor.view.chunks]
@@ -127,12 +127,14 @@ def _parts(tensor: StoredTensor, seats: _Seats) -> Iterator[Part]:
     placed.sort(key=lambda pair: (pair[1], pair[0].file, pair[0].box.position_in(shape)))
     found: list[Part] = []
     for (copy, file), group in groupby(placed, key=lambda pair: (pair[1], pair[0].file)):
-        rank, seat = seats[file]
+        rank, coordinate = coordinates[file]
         for run in _runs([chunk for chunk, _ in group], shape, item):
             offsets, sizes = box_around(c.box for c in run)
             begin, count = run[0].box.position_in(shape), sum(c.box.volume for c in run)
             between = (begin, begin + count - 1) if len(run) > 1 else None
-            found.append(Part(rank, seat, offsets, sizes, between, count * item, file, run[0].start, copy))
+            found.append(
+                Part(rank, coordinate, offsets, sizes, between, count * item, file, run[0].start, copy)
+            )
     yield from sorted(found, key=lambda part: (_first(part, shape), part.copy, part.rank))
 
 

@@ -77,7 +77,7 @@ def shares(
     files: dict[int, list[str]] = defaultdict(list)
     for file in checkpoint.files:
         files[file.rank].append(file.path)
-    seats = {file.rank: dict(file.seat) for file in checkpoint.files}
+    coordinates = {file.rank: dict(file.coordinate) for file in checkpoint.files}
     copies: dict[int, int] = defaultdict(int)
     totals: dict[str, int] = defaultdict(int)
     for name, tensor in checkpoint.tensors.items():
@@ -99,7 +99,7 @@ def shares(
             sum(parts.values()) - copies[rank],
             copies[rank],
             tuple(parts[part] / totals[part] if totals[part] else 0.0 for part in order),
-            seats[rank],
+            coordinates[rank],
         )
         for rank, parts in held.items()
     )

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.inspect import Inspection
-from ckptconv.show.ranks import Ranks, colour, coverage, grouped, seats, spans
+from ckptconv.show.ranks import Ranks, colour, coordinates_text, coverage, grouped, spans
 from ckptconv.show.units import size
 
 _MOST = 16
@@ -23,12 +23,12 @@ def shard_map(found: Inspection, width: int) -> list[RenderableType]:
     table.add_column(justify="right", no_wrap=True)
     groups = grouped(found.ranks, _MOST)
     names = [Text(f"  {_named(group)}", colour(group.ranks[0].rank)) for group in groups]
-    where = [seats(group.ranks, found.ranks) for group in groups]
+    where = [coordinates_text(group.ranks, found.ranks) for group in groups]
     sizes = [_size(group) for group in groups]
     taken = max(n.cell_len for n in names) + max(map(len, where)) + max(map(len, sizes)) + 8
     cells = max(min(_BAR, len(found.parts) * 2, width - taken), 8)
-    for group, name, seat, nbytes in zip(groups, names, where, sizes, strict=True):
-        table.add_row(name, seat, coverage(group.parts, group.ranks[0].rank, cells), nbytes)
+    for group, name, coordinate, nbytes in zip(groups, names, where, sizes, strict=True):
+        table.add_row(name, coordinate, coverage(group.parts, group.ranks[0].rank, cells), nbytes)
     legend = Text("  share of a part:  ░ under 25%  ▒ under 50%  ▓ under 75%  █ 75% or more", "dim")
     return [*_title(found.parts, width), table, legend]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.inspect import Inspection, Match, Part
-from ckptconv.show.ranks import colour, glyph, seat, spans
+from ckptconv.show.ranks import colour, coordinate_text, glyph, spans
 from ckptconv.show.split import split
 from ckptconv.show.units import shape, size
 
@@ -55,10 +55,10 @@ def _file(part: Part, found: Inspection) -> RenderableType:
 def _table(match: Match, found: Inspection, width: int) -> list[RenderableType]:
     """A table with a row for each part. On a narrow terminal the files follow below it."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", show_edge=False)
-    seated = any(part.coordinate for part in match.parts)
+    has_coordinates = any(part.coordinate for part in match.parts)
     copies = any(part.copy for part in match.parts)
     table.add_column("rank", justify="right", no_wrap=True)
-    if seated:
+    if has_coordinates:
         table.add_column("mesh", no_wrap=True)
     table.add_column("offsets", no_wrap=True)
     table.add_column("sizes", no_wrap=True)
@@ -69,8 +69,8 @@ def _table(match: Match, found: Inspection, width: int) -> list[RenderableType]:
         table.add_column("file", overflow="fold", ratio=1)
     for part in match.parts[:_PARTS]:
         cells: list[RenderableType] = [_rank(part.rank)]
-        if seated:
-            cells.append(seat(part.coordinate))
+        if has_coordinates:
+            cells.append(coordinate_text(part.coordinate))
         cells += [_offsets(part), _sizes(part), size(part.nbytes)]
         if copies:
             cells.append(Text("copy", "dim") if part.copy else "used")

@@ -12,12 +12,12 @@ from support.helpers import FIXTURES, cli, unpacked
 
 from ckptconv import inspect
 from ckptconv.commands.inspect import RankMap
-from ckptconv.show.ranks import colour, glyph, grouped, seats, spans
+from ckptconv.show.ranks import colour, coordinates_text, glyph, grouped, spans
 
 Made = Callable[[str], Path]
 
 
-def seats_of(run: Path) -> dict[int, dict[str, int]]:
+def coordinates_of(run: Path) -> dict[int, dict[str, int]]:
     return {rank.rank: rank.coordinate for rank in inspect(run).ranks}
 
 
@@ -25,33 +25,37 @@ def seats_of(run: Path) -> dict[int, dict[str, int]]:
 
 
 def test_coordinates_of_device_meshes() -> None:
-    assert seats_of(FIXTURES / "torch_2_8" / "fsdp2_tp_w4") == {
+    assert coordinates_of(FIXTURES / "torch_2_8" / "fsdp2_tp_w4") == {
         0: {"fsdp": 0, "tp": 0},
         1: {"fsdp": 0, "tp": 1},
         2: {"fsdp": 1, "tp": 0},
         3: {"fsdp": 1, "tp": 1},
     }
-    assert seats_of(FIXTURES / "torch_2_8" / "fsdp2_w2") == {0: {}, 1: {}}, "the rank's number says it all"
+    assert coordinates_of(FIXTURES / "torch_2_8" / "fsdp2_w2") == {0: {}, 1: {}}, (
+        "the rank's number says it all"
+    )
 
 
 def test_a_mesh_in_another_order_than_its_ranks_says_no_coordinate(made: Made) -> None:
     """[[3, 1], [0, 2]]: where a rank's data belongs is not where it stands in the mesh."""
-    assert set(map(str, seats_of(made("hsdp_oddnames_w4")).values())) == {"{}"}
+    assert set(map(str, coordinates_of(made("hsdp_oddnames_w4")).values())) == {"{}"}
 
 
 def test_coordinates_of_megatron_by_its_random_states() -> None:
     by_stage = {rank: {"pp": rank // 2, "tp": rank % 2} for rank in range(4)}
-    assert seats_of(unpacked("megatron/qwen3_moe_tp2pp2ep2") / "run") == by_stage
-    assert seats_of(unpacked("megatron/qwen2_tied_pp2") / "run") == {0: {"pp": 0}, 1: {"pp": 1}}
+    assert coordinates_of(unpacked("megatron/qwen3_moe_tp2pp2ep2") / "run") == by_stage
+    assert coordinates_of(unpacked("megatron/qwen2_tied_pp2") / "run") == {0: {"pp": 0}, 1: {"pp": 1}}
     # Four ranks, two of them data-parallel twins: their parts of TP follow from Megatron's order.
-    assert seats_of(unpacked("megatron/mixtral_ep2etp2") / "run") == {
+    assert coordinates_of(unpacked("megatron/mixtral_ep2etp2") / "run") == {
         rank: {"tp": rank % 2} for rank in range(4)
     }
-    assert set(map(str, seats_of(unpacked("megatron/qwen2_mb") / "run").values())) == {"{}"}, "it has none"
+    assert set(map(str, coordinates_of(unpacked("megatron/qwen2_mb") / "run").values())) == {"{}"}, (
+        "it has none"
+    )
 
 
 def test_coordinates_of_megatrons_rank_folders() -> None:
-    found = seats_of(unpacked("megatron/mixtral_mlm_legacy") / "run")
+    found = coordinates_of(unpacked("megatron/mixtral_mlm_legacy") / "run")
     assert found == {rank: {"tp": rank // 2, "ep": rank % 2} for rank in range(4)}
 
 
@@ -104,7 +108,7 @@ def test_ranks_of_one_mesh_coordinate_are_one_line(stages: int, parts: int) -> N
     ]
     groups = grouped(ranks, 16)
     if stages <= 16 and groups[0].together:
-        assert [seats(group.ranks, ranks) for group in groups] == [
+        assert [coordinates_text(group.ranks, ranks) for group in groups] == [
             f"pp{stage} tp*" for stage in range(stages)
         ]
     assert sum(len(group.ranks) for group in groups) == len(ranks)
