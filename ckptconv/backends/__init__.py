@@ -72,7 +72,12 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
     """The same step and role in another folder."""
     root = Path(folder)
     if not root.is_dir():
-        raise CkptconvError("no such folder", where=root, hint="--also names a folder with rank files")
+        raise CkptconvError(
+            "no such folder",
+            where=root,
+            hint="--also names a folder with rank files",
+            kind=Kind.NOT_A_CHECKPOINT,
+        )
     if not backend.is_mine(root) and (steps := steps_of(run_of(root))):
         if first.step not in steps:
             raise _another_step(root, first.step)
@@ -81,7 +86,12 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
         root = root / first.role
     found = locate(root, [backend])
     if found is None:
-        raise CkptconvError("no rank files here", where=root, hint="--also names a folder with rank files")
+        raise CkptconvError(
+            "no rank files here",
+            where=root,
+            hint="--also names a folder with rank files",
+            kind=Kind.NOT_A_CHECKPOINT,
+        )
     place = found[1]
     if place.step is not None and place.step != first.step:
         raise _another_step(root, first.step)
@@ -90,7 +100,10 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
 
 def _another_step(root: Path, step: int | None) -> CkptconvError:
     return CkptconvError(
-        f"step {step} is not in this folder", where=root, hint="--also names the same step on another disk"
+        f"step {step} is not in this folder",
+        where=root,
+        hint="--also names the same step on another disk",
+        kind=Kind.USAGE,
     )
 
 

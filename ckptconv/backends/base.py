@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from ckptconv.backends.registry import LAYOUTS, NAMES
 from ckptconv.backends.runs import Place
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import Checkpoint
 
 
@@ -71,7 +71,7 @@ def backends(name: str | None = None) -> tuple[Backend, ...]:
     layouts = {backend.NAME: backend for backend in loaded.values()}
     found = package or ((layouts[name],) if name in layouts else ())
     if not found:
-        raise CkptconvError(f"unknown backend {name!r}", wanted=", ".join(NAMES))
+        raise CkptconvError(f"unknown backend {name!r}", wanted=", ".join(NAMES), kind=Kind.USAGE)
     return found
 
 

@@ -201,6 +201,7 @@ def _marked(run: Path, steps: Sequence[StepFolder]) -> StepFolder | None:
                 where=mark,
                 found=f"steps {listed}",
                 hint=f"choose one: --step {max(steps_of(run), default=0)}",
+                kind=Kind.INCOMPLETE,
             )
     if len({step.number for step in named.values()}) > 1:
         raise CkptconvError(

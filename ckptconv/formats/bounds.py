@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 MOST_DIMS = 64  # torch's and numpy's own bound
 MOST_RANKS = 1 << 20
@@ -17,13 +17,16 @@ _LONGEST_FILE_NAME = 255  # bytes
 def check_name(name: Any, where: object) -> str:
     """A tensor's name: one line that a terminal shows as it is. Raises CkptconvError for anything else."""
     if not isinstance(name, str):
-        raise CkptconvError("a tensor's name is not a string", where=where, found=type(name).__name__)
+        raise CkptconvError(
+            "a tensor's name is not a string", where=where, found=type(name).__name__, kind=Kind.DAMAGED
+        )
     if len(name) > _LONGEST_NAME or not name.isprintable():
         raise CkptconvError(
             "a tensor's name is too long or has unprintable characters",
             where=where,
             found=ascii(name[:80]),
             wanted=f"one line of at most {_LONGEST_NAME:,} characters",
+            kind=Kind.DAMAGED,
         )
     return name
 
@@ -56,6 +59,7 @@ def whole_numbers(value: Any, what: str, where: object = None) -> tuple[int, ...
             where=where,
             found=value,
             wanted=f"at most {MOST_DIMS}, each from 0 to 2^63 - 1",
+            kind=Kind.DAMAGED,
         )
     return tuple(value)
 
@@ -68,4 +72,5 @@ def check_ranks(count: int, where: object) -> None:
             where=where,
             found=f"{count:,}",
             wanted=f"{MOST_RANKS:,}",
+            kind=Kind.UNSUPPORTED,
         )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 _LARGEST = 256 << 20  # bytes of a file; the largest indexes of models have a tenth of it
 _DIGITS = 100
@@ -17,14 +17,19 @@ def read_json(path: Path) -> Any:
     """The value in a file. Raises CkptconvError for what is no file of its own, too large, or no JSON."""
     try:
         if not path.is_file():
-            raise CkptconvError("not a regular file", where=path)
+            raise CkptconvError("not a regular file", where=path, kind=Kind.DAMAGED)
         if path.stat().st_size > _LARGEST:
             raise CkptconvError(
-                "too large for a settings file", where=path, found=f"{path.stat().st_size:,} bytes"
+                "too large for a settings file",
+                where=path,
+                found=f"{path.stat().st_size:,} bytes",
+                kind=Kind.DAMAGED,
             )
         return parse_json(path.read_bytes(), path)
     except OSError as error:
-        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+        ) from error
 
 
 def parse_json(text: str | bytes, where: object) -> Any:
@@ -32,9 +37,9 @@ def parse_json(text: str | bytes, where: object) -> Any:
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_int=_int)
     except ValueError as error:
-        raise CkptconvError("not valid JSON", where=where, found=str(error)) from error
+        raise CkptconvError("not valid JSON", where=where, found=str(error), kind=Kind.DAMAGED) from error
     except RecursionError as error:
-        raise CkptconvError("the JSON is nested too deeply", where=where) from error
+        raise CkptconvError("the JSON is nested too deeply", where=where, kind=Kind.DAMAGED) from error
 
 
 def _int(digits: str) -> int:
@@ -51,7 +56,9 @@ def settings_text(path: Path) -> str:
         with path.open("rb") as file:
             return file.read(_LARGEST_SETTINGS).decode("utf-8", "replace")
     except OSError as error:
-        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+        ) from error
 
 
 def read_table(path: Path) -> dict[str, Any]:

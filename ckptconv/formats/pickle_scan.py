@@ -6,7 +6,7 @@ the width of numbers are looked at before anything is loaded. Opcodes: CPython's
 
 from __future__ import annotations
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 _WIDEST = 255  # bytes of a number; torch has none of more than 8, random states have 16
 _LONGEST = 1000  # characters of a number that is written as text
@@ -46,7 +46,7 @@ def check_pickle(data: bytes) -> None:
             return
         else:
             at = _past(data, at)
-    raise CkptconvError("a pickle is cut off", found=f"{end:,} bytes")
+    raise CkptconvError("a pickle is cut off", found=f"{end:,} bytes", kind=Kind.DAMAGED)
 
 
 def tuples_in(data: bytes) -> int:
@@ -61,7 +61,7 @@ def _past(data: bytes, at: int) -> int:
     if op in _LINES:
         return _past_lines(data, at)
     if op != _LONG_PUT:
-        raise CkptconvError("a pickle has an opcode that does not exist", found=hex(op))
+        raise CkptconvError("a pickle has an opcode that does not exist", found=hex(op), kind=Kind.DAMAGED)
     _check_place(int.from_bytes(data[at + 1 : at + 5], "little"), at)
     return at + 5
 
@@ -72,10 +72,14 @@ def _past_counted(data: bytes, at: int) -> int:
     size = int.from_bytes(data[at + 1 : begin], "little")
     if size > len(data) - begin:
         raise CkptconvError(
-            "a pickle is cut off, or asks for more bytes than it has", found=f"{size:,} bytes"
+            "a pickle is cut off, or asks for more bytes than it has",
+            found=f"{size:,} bytes",
+            kind=Kind.DAMAGED,
         )
     if data[at] in _NUMBERS and size > _WIDEST:
-        raise CkptconvError("a pickle holds a number that is too wide", found=f"{size:,} bytes")
+        raise CkptconvError(
+            "a pickle holds a number that is too wide", found=f"{size:,} bytes", kind=Kind.DAMAGED
+        )
     return begin + size
 
 
@@ -85,18 +89,20 @@ def _past_lines(data: bytes, at: int) -> int:
     for _ in range(_LINES[data[at]]):
         stop = data.find(b"\n", stop + 1)
         if stop < 0:
-            raise CkptconvError("a pickle is cut off", found=f"{len(data):,} bytes")
+            raise CkptconvError("a pickle is cut off", found=f"{len(data):,} bytes", kind=Kind.DAMAGED)
     if data[at] in _TEXT_NUMBERS and stop - at > _LONGEST:
-        raise CkptconvError("a pickle holds a number that is too wide", found=f"{stop - at:,} digits")
+        raise CkptconvError(
+            "a pickle holds a number that is too wide", found=f"{stop - at:,} digits", kind=Kind.DAMAGED
+        )
     if data[at] == _TEXT_PUT:
         try:
             _check_place(int(data[at + 1 : stop]), at)
         except ValueError as error:
-            raise CkptconvError("invalid memo index in a pickle: not a number") from error
+            raise CkptconvError("invalid memo index in a pickle: not a number", kind=Kind.DAMAGED) from error
     return stop + 1
 
 
 def _check_place(place: int, at: int) -> None:
     """Picklers number the places from 0 on, and every one takes an opcode."""
     if place > at:
-        raise CkptconvError("invalid memo index in a pickle: out of range", found=place)
+        raise CkptconvError("invalid memo index in a pickle: out of range", found=place, kind=Kind.DAMAGED)

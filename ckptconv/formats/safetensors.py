@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name, is_shape
 from ckptconv.formats.json import parse_json
 from ckptconv.tensors.dtypes import from_safetensors, itemsize
@@ -22,7 +22,9 @@ _MAX_HEADER = 100_000_000
 def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
     """The tensors of one safetensors file as views, and its `__metadata__`."""
     if not path.is_file():  # opening a pipe would wait for a writer
-        raise CkptconvError("not a safetensors file, but a folder, a pipe or a device", where=path)
+        raise CkptconvError(
+            "not a safetensors file, but a folder, a pipe or a device", where=path, kind=Kind.DAMAGED
+        )
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         data = file.read(header_length(path, size, file.read(LENGTH)))
@@ -33,7 +35,12 @@ def header_length(path: Path, size: int, first: bytes) -> int:
     """How long the header is that follows the first LENGTH bytes of a file of `size` bytes."""
     length = int.from_bytes(first, "little")
     if size < LENGTH or len(first) < LENGTH or length > min(size - LENGTH, _MAX_HEADER):
-        raise CkptconvError("not a safetensors file, or a truncated one", where=path, found=f"{size:,} bytes")
+        raise CkptconvError(
+            "not a safetensors file, or a truncated one",
+            where=path,
+            found=f"{size:,} bytes",
+            kind=Kind.DAMAGED,
+        )
     return length
 
 
@@ -43,13 +50,20 @@ def parse_header(path: Path, size: int, data: bytes) -> tuple[dict[str, View], d
         header = parse_json(data, path)
     except CkptconvError as error:
         raise CkptconvError(
-            "the safetensors header is not valid JSON", where=path, found=error.found or error.what
+            "the safetensors header is not valid JSON",
+            where=path,
+            found=error.found or error.what,
+            kind=Kind.DAMAGED,
         ) from error
     if not isinstance(header, dict):
-        raise CkptconvError("the safetensors header is not a JSON object", where=path)
+        raise CkptconvError("the safetensors header is not a JSON object", where=path, kind=Kind.DAMAGED)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CkptconvError("__metadata__ in the safetensors header is not an object of strings", where=path)
+        raise CkptconvError(
+            "__metadata__ in the safetensors header is not an object of strings",
+            where=path,
+            kind=Kind.DAMAGED,
+        )
     begin = LENGTH + len(data)
     views, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: _offset(item[1])):
@@ -61,6 +75,7 @@ def parse_header(path: Path, size: int, data: bytes) -> tuple[dict[str, View], d
             where=path,
             found=f"{size:,} bytes",
             wanted=f"{begin + end:,}",
+            kind=Kind.DAMAGED,
         )
     return {name: views[name] for name in header}, metadata
 
@@ -81,17 +96,21 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
     check_name(name, path)
     where = f"{name} in {path}"
     if dtype is None:
-        raise CkptconvError("unknown dtype", where=where, found=str(entry)[:80])
+        raise CkptconvError("unknown dtype", where=where, found=str(entry)[:80], kind=Kind.UNSUPPORTED)
     if low != expected or not is_shape(shape):
         raise CkptconvError(
             "the safetensors header has a gap, an overlap or a tensor without a shape",
             where=where,
             found=str(entry)[:120],
+            kind=Kind.DAMAGED,
         )
     view = stored(str(path), begin + low, shape, dtype)
     if view.numel * itemsize(dtype) != high - low:
         raise CkptconvError(
-            "the byte count of a tensor does not match its shape", where=where, found=str(entry)[:120]
+            "the byte count of a tensor does not match its shape",
+            where=where,
+            found=str(entry)[:120],
+            kind=Kind.DAMAGED,
         )
     return view, high
 

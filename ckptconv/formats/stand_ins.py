@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import whole_numbers
 from ckptconv.tensors.dtypes import from_storage, known
 
@@ -77,7 +77,9 @@ def items(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise CkptconvError("a pickle has another type where a list is expected", found=value)
+        raise CkptconvError(
+            "a pickle has another type where a list is expected", found=value, kind=Kind.DAMAGED
+        )
     return value
 
 
@@ -138,12 +140,12 @@ class Emulated:
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise CkptconvError("a pickle tries to change a function")
+        raise CkptconvError("a pickle tries to change a function", kind=Kind.DAMAGED)
 
 
 def _check_few(count: int) -> None:
     if count > _MOST_ARGS:
-        raise CkptconvError("a pickle passes too many arguments to a call", found=count)
+        raise CkptconvError("a pickle passes too many arguments to a call", found=count, kind=Kind.DAMAGED)
 
 
 def _rebuild_tensor(
@@ -157,12 +159,14 @@ def _rebuild_tensor(
 ) -> TensorRecord:
     if isinstance(metadata, dict) and (metadata.get("conj") or metadata.get("neg")):
         raise CkptconvError(
-            "a tensor is conjugated or negated lazily", hint="save x.resolve_conj().resolve_neg()"
+            "a tensor is conjugated or negated lazily",
+            hint="save x.resolve_conj().resolve_neg()",
+            kind=Kind.UNSUPPORTED,
         )
     if len(shape) != len(stride):
-        raise CkptconvError("a pickled tensor has different numbers of strides and dims")
+        raise CkptconvError("a pickled tensor has different numbers of strides and dims", kind=Kind.DAMAGED)
     if not isinstance(storage, Storage):
-        raise CkptconvError("a pickled tensor is not made of a storage, sizes and strides")
+        raise CkptconvError("a pickled tensor is not made of a storage, sizes and strides", kind=Kind.DAMAGED)
     whole_numbers((offset,), "a pickled tensor's offset")
     sizes, steps = whole_numbers(shape, "a pickled shape"), whole_numbers(stride, "a pickled stride")
     return TensorRecord(storage, offset, sizes, steps)
@@ -180,7 +184,9 @@ def _rebuild_tensor_of_bytes(
 ) -> TensorRecord:
     """Dtypes without a storage class (float8, uint16 ...): an untyped storage, the dtype beside it."""
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
-        raise CkptconvError("a tensor has an unknown dtype", found=getattr(dtype, "kind", dtype))
+        raise CkptconvError(
+            "a tensor has an unknown dtype", found=getattr(dtype, "kind", dtype), kind=Kind.UNSUPPORTED
+        )
     return _rebuild_tensor(storage._replace(dtype=dtype.name), offset, shape, stride, grad, hooks, metadata)
 
 
@@ -216,14 +222,16 @@ def _set(values: Any = ()) -> Any:
 def _member(owner: Any, name: Any) -> Any:
     """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
     if not isinstance(name, str):
-        raise CkptconvError("an attribute's name is not a string")
+        raise CkptconvError("an attribute's name is not a string", kind=Kind.DAMAGED)
     return named(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
 
 
 def named(module: str, name: str) -> Any:
     """The stand-in for a global, whose name is no longer than a name."""
     if len(module) + len(name) > _LONGEST_NAME:
-        raise CkptconvError("a pickle names a class with too long a name", found=f"{module}.{name}"[:80])
+        raise CkptconvError(
+            "a pickle names a class with too long a name", found=f"{module}.{name}"[:80], kind=Kind.DAMAGED
+        )
     return stand_in(module, name)
 
 

@@ -20,7 +20,7 @@ from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import Storage, TensorRecord
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.formats.zip_directory import NotAZip, Window, ZipEntry, data_start, read_directory
@@ -57,7 +57,10 @@ class TorchZip:
         entry = self.entries.get(storage.key)
         if entry is None:
             raise CkptconvError(
-                "a tensor refers to a storage that is not in the file", where=self.path, found=storage.key
+                "a tensor refers to a storage that is not in the file",
+                where=self.path,
+                found=storage.key,
+                kind=Kind.DAMAGED,
             )
         reach, numel = _reach(tensor.shape, tensor.stride)
         last = tensor.offset + reach
@@ -67,6 +70,7 @@ class TorchZip:
                 where=f"{self.path}:data/{storage.key}",
                 found=f"byte {(last + 1) * item:,}",
                 wanted=f"at most {entry.nbytes:,}",
+                kind=Kind.DAMAGED,
             )
         nbytes = numel * item
         if nbytes > _MOST_EXPANDED and nbytes > entry.nbytes:
@@ -75,6 +79,7 @@ class TorchZip:
                 where=f"{self.path}:data/{storage.key}",
                 found=f"{nbytes:,} bytes from {entry.nbytes:,}",
                 hint="save x.contiguous() if it is meant so",
+                kind=Kind.DAMAGED,
             )
         return stored(
             self.path, entry.start + tensor.offset * item, tensor.shape, storage.dtype, stride=tensor.stride
@@ -85,7 +90,12 @@ class TorchZip:
         view = self.view(tensor)
         item = itemsize(view.dtype)
         if view.numel > 1 << 20 or view.dtype not in ("int64", "int32"):
-            raise CkptconvError("a mesh is not a small tensor of integers", where=self.path, found=view.dtype)
+            raise CkptconvError(
+                "a mesh is not a small tensor of integers",
+                where=self.path,
+                found=view.dtype,
+                kind=Kind.DAMAGED,
+            )
         with open(self.path, "rb") as file:
             if view.chunks and view.chunks[0].strides == contiguous_strides(view.shape, item):
                 file.seek(view.chunks[0].start)
@@ -119,19 +129,24 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
     """The same for a range of an open file: DCP keeps one such archive a tensor, one after another."""
     window, entries = _directory(path, handle, start, size)
     if len({entry.name for entry in entries}) != len(entries):
-        raise CkptconvError("two entries of a torch file have one name", where=path)
+        raise CkptconvError("two entries of a torch file have one name", where=path, kind=Kind.DAMAGED)
     main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
     if main is None:
-        raise CkptconvError("not a torch.save file: the zip has no data.pkl", where=path)
+        raise CkptconvError("not a torch.save file: the zip has no data.pkl", where=path, kind=Kind.DAMAGED)
     prefix = main.name.removesuffix("data.pkl")
     for entry in entries:
         if not entry.stored:
             raise CkptconvError(
-                "a compressed entry is not a torch storage", where=f"{path}:{entry.name}", hint=_RESAVE
+                "a compressed entry is not a torch storage",
+                where=f"{path}:{entry.name}",
+                hint=_RESAVE,
+                kind=Kind.DAMAGED,
             )
     order = next((entry for entry in entries if entry.name == f"{prefix}byteorder"), None)
     if order is not None and _small_entry(window, order) not in (b"little", b""):
-        raise CkptconvError("the file was written on a big-endian machine", where=path, hint=_RESAVE)
+        raise CkptconvError(
+            "the file was written on a big-endian machine", where=path, hint=_RESAVE, kind=Kind.UNSUPPORTED
+        )
     pickled = _small_entry(window, main)
     data = f"{prefix}data/"
     storages = dict(_storages(window, [entry for entry in entries if entry.name.startswith(data)], len(data)))
@@ -168,7 +183,9 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
                 bool(entry.crc) or not entry.nbytes
             )  # 0 is the CRC of nothing, and of nothing else here
             if at < end:
-                raise CkptconvError("two zip entries overlap", where=f"{path}:{entry.name}")
+                raise CkptconvError(
+                    "two zip entries overlap", where=f"{path}:{entry.name}", kind=Kind.DAMAGED
+                )
             end = at + left
             while left and is_checked:
                 got = os.preadv(handle, [buffer[: min(block, left)]], at)
@@ -196,10 +213,14 @@ def _opened(path: str) -> Iterator[int]:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
     except OSError as error:
-        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+        ) from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CkptconvError("not a torch.save file but a folder, pipe or device", where=path)
+            raise CkptconvError(
+                "not a torch.save file but a folder, pipe or device", where=path, kind=Kind.DAMAGED
+            )
         yield handle
     finally:
         os.close(handle)
@@ -212,20 +233,25 @@ def _directory(path: str, handle: int, start: int, size: int) -> tuple[Window, l
     except NotAZip as error:
         raise _not_a_zip(path, os.pread(handle, 512, start), size, error) from error
     except OSError as error:
-        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+        ) from error
 
 
 def _small_entry(window: Window, entry: ZipEntry) -> bytes:
     """The bytes of an entry that is no storage, its CRC compared; torch can be told to write none, which is 0."""
     where = f"{window.path}:{entry.name}"
     if entry.nbytes > _MAX_PICKLE:
-        raise CkptconvError("the pickle is too large", where=where, found=f"{entry.nbytes:,} bytes")
+        raise CkptconvError(
+            "the pickle is too large", where=where, found=f"{entry.nbytes:,} bytes", kind=Kind.UNSUPPORTED
+        )
     data = window.read(data_start(window, entry), entry.nbytes)
     if len(data) != entry.nbytes or (entry.crc and zlib.crc32(data) != entry.crc):
         raise CkptconvError(
             "the file is damaged: an entry does not match its checksum",
             where=where,
             hint="copy it again from the node where it was written, or take an earlier step",
+            kind=Kind.DAMAGED,
         )
     return data
 
@@ -237,7 +263,9 @@ def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[
         start = data_start(window, entry)
         if start < end or start + entry.nbytes > window.size:
             raise CkptconvError(
-                "a storage lies outside the file or overlaps another one", where=f"{window.path}:{entry.name}"
+                "a storage lies outside the file or overlaps another one",
+                where=f"{window.path}:{entry.name}",
+                kind=Kind.DAMAGED,
             )
         end = start + entry.nbytes
         yield entry.name[prefix:], Entry(window.start + start, entry.nbytes, entry.crc)
@@ -245,17 +273,20 @@ def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[
 
 def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:
     if not head:
-        return CkptconvError("the file is empty", where=path)
+        return CkptconvError("the file is empty", where=path, kind=Kind.DAMAGED)
     if head[:4] == b"PK\x03\x04":
         return CkptconvError(
             "the file is truncated or damaged",
             where=path,
             found=f"{size:,} bytes; {error}",
             hint="copy it again from the node where it was written, or take an earlier step",
+            kind=Kind.DAMAGED,
         )
     if head[:2] == b"\x80\x02" or head[257:262] == b"ustar":
-        return CkptconvError("legacy (pre-1.6) torch.save file, not a zip", where=path, hint=_RESAVE)
-    return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]))
+        return CkptconvError(
+            "legacy (pre-1.6) torch.save file, not a zip", where=path, hint=_RESAVE, kind=Kind.UNSUPPORTED
+        )
+    return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]), kind=Kind.DAMAGED)
 
 
 __all__ = [

@@ -8,7 +8,7 @@ import pickle
 import threading
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.pickle_scan import check_pickle, tuples_in
 from ckptconv.formats.stand_ins import Dtype, Storage, named
 
@@ -29,7 +29,9 @@ class SafeUnpickler(pickle.Unpickler):
             _, dtype, key, _, numel = pid
             if isinstance(key, str) and type(numel) is int and numel >= 0:
                 return Storage(key, dtype.name, numel)
-        raise CkptconvError("a persistent id is not a torch storage", found=type(pid).__name__)
+        raise CkptconvError(
+            "a persistent id is not a torch storage", found=type(pid).__name__, kind=Kind.DAMAGED
+        )
 
 
 def safe_load(data: bytes, where: str) -> Any:
@@ -41,10 +43,12 @@ def safe_load(data: bytes, where: str) -> Any:
     except CkptconvError as error:
         raise error.within(where=where) from error
     except (MemoryError, RecursionError) as error:
-        raise CkptconvError("a pickle asks for more memory than a checkpoint needs", where=where) from error
+        raise CkptconvError(
+            "a pickle asks for more memory than a checkpoint needs", where=where, kind=Kind.DAMAGED
+        ) from error
     except Exception as error:
         raise CkptconvError(
-            f"a pickle cannot be read: {type(error).__name__}: {error}", where=where
+            f"a pickle cannot be read: {type(error).__name__}: {error}", where=where, kind=Kind.DAMAGED
         ) from error
     finally:
         copyreg.clear_extension_cache()

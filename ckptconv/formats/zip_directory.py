@@ -10,7 +10,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -68,7 +68,9 @@ class Window:
                     break
                 data = data + more if data else more
         except OSError as error:
-            raise CkptconvError(f"cannot be read: {error.strerror or error}", where=self.path) from error
+            raise CkptconvError(
+                f"cannot be read: {error.strerror or error}", where=self.path, kind=Kind.ENVIRONMENT
+            ) from error
         return data
 
 
@@ -101,12 +103,16 @@ def data_start(window: Window, entry: ZipEntry) -> int:
     header = window.read(entry.header, _LOCAL + len(wanted))
     if len(header) < _LOCAL or header[:4] != b"PK\x03\x04":
         raise CkptconvError(
-            "an entry's header is not where the directory says", where=f"{window.path}:{entry.name}"
+            "an entry's header is not where the directory says",
+            where=f"{window.path}:{entry.name}",
+            kind=Kind.DAMAGED,
         )
     name, extra = _LENGTHS.unpack_from(header, 26)
     if int(name) != len(wanted) or header[_LOCAL:] != wanted:
         raise CkptconvError(
-            "a zip entry's header belongs to another entry", where=f"{window.path}:{entry.name}"
+            "a zip entry's header belongs to another entry",
+            where=f"{window.path}:{entry.name}",
+            kind=Kind.DAMAGED,
         )
     return entry.header + _LOCAL + int(name) + int(extra)
 

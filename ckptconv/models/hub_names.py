@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.operations import layouts_of, readable, targets_of
 from ckptconv.models.rules import Piece, to_hub_layout
 from ckptconv.models.table import Config, TableRule, rules_of
@@ -72,7 +72,9 @@ def strip_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
     for name, old in zip(names, tensors, strict=True):
         if name in found:
             raise CkptconvError(
-                "two tensors have the same name once wrapper prefixes are taken off", where=name
+                "two tensors have the same name once wrapper prefixes are taken off",
+                where=name,
+                kind=Kind.DAMAGED,
             )
         found[name] = tensors[old]
     return found

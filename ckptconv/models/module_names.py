@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import hub_names
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.operations import layouts_of, readable, targets_of
@@ -56,7 +56,9 @@ def to_module(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
     """
     if config.get("model_type") in _ONE_WAY:
         raise CkptconvError(
-            f"the module's names of {config['model_type']} cannot be derived from its Hub names", hint=_HINT
+            f"the module's names of {config['model_type']} cannot be derived from its Hub names",
+            hint=_HINT,
+            kind=Kind.UNSUPPORTED,
         )
     return _back(tensors, config)
 
@@ -100,10 +102,13 @@ def _joined(
             f"only a part of {key} is there",
             where=f"{names[0]} and its like",
             found=", ".join(f"{n} × {readable((t,))}" for n, t in zip(counts, rule.targets, strict=True)),
+            kind=Kind.INCOMPLETE,
         )
     if any(arguments.get("check_dims") for _, arguments in rule.ops or ()):
         raise CkptconvError(
-            f"{key} may be transposed, and only the model's own code can tell", where=names[0]
+            f"{key} may be transposed, and only the model's own code can tell",
+            where=names[0],
+            kind=Kind.UNSUPPORTED,
         )
     layouts = layouts_of(rule, len(targets_of(rule, config)), config)
     try:
@@ -132,4 +137,5 @@ def _check_way_back(tensors: Mapping[str, T], found: Mapping[str, Named[T]], con
         "the module's names and layouts cannot be derived from these tensors: converting back gives other names",
         found=odd[0],
         hint=_HINT,
+        kind=Kind.UNSUPPORTED,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import hub_names, megatron, module_names, torchtitan
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.tensors.view import View
@@ -43,6 +43,7 @@ def to_module(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) 
             "the tensors of a quantized model cannot be fused, since their scales would no longer fit",
             wanted="a model without quantization_config",
             hint="remove --layout module",
+            kind=Kind.UNSUPPORTED,
         )
     return module_names.to_module(tensors, config)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.rules import Cut, Layout, Modalities, Pairs, Piece, Rope, Swap, Turned, Unstack
 from ckptconv.models.table import Config, TableRule, heads_key
 
@@ -56,6 +56,7 @@ def _layout(name: str, arguments: dict[str, Any], rule: TableRule, targets: int,
         raise CkptconvError(
             f"the conversion of {rule.entry} has an unknown operation: {name}",
             where=readable(rule.patterns),
+            kind=Kind.UNSUPPORTED,
         )
     return make[name]()
 
@@ -65,7 +66,9 @@ def _transpose(arguments: dict[str, Any], rule: TableRule) -> Layout:
     if not arguments.get("check_dims"):
         return Swap(arguments["dim0"], arguments["dim1"])
     if rule.patterns != rule.targets:
-        raise CkptconvError(f"the conversion of {rule.entry} transposes by shape and renames at once")
+        raise CkptconvError(
+            f"the conversion of {rule.entry} transposes by shape and renames at once", kind=Kind.UNSUPPORTED
+        )
     return _Same()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, Protocol, TypeVar
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.view import Shape, View, cat, narrow, permute, split, stack, unbind, unflatten
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
@@ -42,6 +42,7 @@ class Piece(Generic[T]):
                 "a layout change would need an interleaved tensor in its merged shape",
                 found=list(value.shape),
                 wanted=list(self.shape),
+                kind=Kind.UNSUPPORTED,
             )
         return value.reshape(self.shape)
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import facts
 
 Config = dict[str, Any]
@@ -140,6 +140,7 @@ def _refuse_unknown_parts(node: Node, config: Config, table: dict[str, Any]) -> 
                 f"the table of Hub names has no entry for {node.cls}",
                 where=f"config.json, {key}: {kind}",
                 hint="save this model with its own save_pretrained",
+                kind=Kind.UNSUPPORTED,
             )
 
 
@@ -188,7 +189,9 @@ def _compiled(regex: str) -> re.Pattern[str]:
 
 def _rule(entry: str, rule: dict[str, Any], path: str, base: str) -> TableRule:
     if "unknown" in rule:
-        raise CkptconvError(f"the conversion of {entry} is of an unknown kind: {rule['unknown']}")
+        raise CkptconvError(
+            f"the conversion of {entry} is of an unknown kind: {rule['unknown']}", kind=Kind.UNSUPPORTED
+        )
     kinds = [kind for kind in ("prefix", "group", "offset") if kind in rule]
     patterns = tuple(rule.get("patterns", rule["from"]))
     ops = tuple((name, arguments) for name, arguments in rule["ops"]) if "ops" in rule else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family, Rule, text_of
 from ckptconv.models.hub_names import Named, Renamed
@@ -38,6 +38,7 @@ def chosen(families: Mapping[str, F], config: Config, whose: str) -> F:
             found=", ".join(named_architectures(config)) or None,
             wanted=", ".join(sorted(families)),
             hint="add a table of about 20 lines (docs/adding-a-model.md); inspect works without one",
+            kind=Kind.UNSUPPORTED,
         )
     return families[model_type]
 
@@ -93,7 +94,9 @@ def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict
     made = {}
     for rule, holes, pieces in groups.values():
         if rule.added:
-            raise CkptconvError(f"{rule.hub.text} is not put back: its values would be rounded")
+            raise CkptconvError(
+                f"{rule.hub.text} is not put back: its values would be rounded", kind=Kind.UNSUPPORTED
+            )
         parts = to_trained_layout(rule.layouts(config), [pieces[i] for i in range(len(pieces))])
         for name, piece in zip(_trained_names(rule, holes, len(parts)), parts, strict=True):
             made[name] = piece.plain
@@ -128,6 +131,7 @@ def _rule_for(family: Family, name: str) -> tuple[Rule, int, int]:
     raise CkptconvError(
         f"the table of {family.name} has no entry for the stored tensor {name}",
         hint="it may be of a newer trainer, or the config of another model: see docs/adding-a-model.md",
+        kind=Kind.UNSUPPORTED,
     )
 
 
@@ -137,7 +141,9 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
             holes = pattern.match(name)
             if holes is not None and (shifted := _shift(holes, config, -1)) is not None:
                 return rule, place, shifted
-    raise CkptconvError(f"the table of {family.name} has no entry for the Hub's tensor {name}")
+    raise CkptconvError(
+        f"the table of {family.name} has no entry for the Hub's tensor {name}", kind=Kind.UNSUPPORTED
+    )
 
 
 def _apply(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ckptconv.backends.registry import is_trainers
-from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.formats.json import read_json
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 
@@ -45,22 +45,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json of a folder. Nothing that it names is imported."""
     path = folder / "config.json" if folder.is_dir() else folder
     if not path.is_file():
-        raise CkptconvError("no config.json here", where=folder, hint="pass a model folder: --config DIR")
+        raise CkptconvError(
+            "no config.json here",
+            where=folder,
+            hint="pass a model folder: --config DIR",
+            kind=Kind.INCOMPLETE,
+        )
     if folder.is_dir() and not _inside(folder, path):
         raise CkptconvError(
             "config.json is a link to a file outside its folder, which would be copied into the model",
             where=path,
             found=path.resolve(),
             hint="name the file itself with --config FILE if it is the model's",
+            kind=Kind.UNSUPPORTED,
         )
     try:
         config = read_json(path)
     except CkptconvError as error:
         raise CkptconvError(
-            "config.json cannot be read", where=path, found=": ".join(filter(None, (error.what, error.found)))
+            "config.json cannot be read",
+            where=path,
+            found=": ".join(filter(None, (error.what, error.found))),
+            kind=Kind.DAMAGED,
         ) from error
     if not isinstance(config, dict):
-        raise CkptconvError("config.json is not a JSON object", where=path)
+        raise CkptconvError("config.json is not a JSON object", where=path, kind=Kind.DAMAGED)
     return config
 
 
@@ -159,7 +168,7 @@ def _copy(source: Path, target: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise cannot_write(target, error) from error
         raise CkptconvError(
-            f"cannot be copied: {error.strerror}", where=source
+            f"cannot be copied: {error.strerror}", where=source, kind=Kind.ENVIRONMENT
         ) from error  # the read or the write failed
 
 

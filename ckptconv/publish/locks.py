@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.errors import CkptconvError, Kind, cannot_write
 
 
 @contextlib.contextmanager
@@ -67,4 +67,5 @@ def _take(handle: int, path: Path) -> bool | None:
             f"this file system has no locks ({error.strerror}), so two merges could mix here",
             where=path.parent.parent,
             hint="choose a target on another disk, or have it mounted with locks (Lustre: -o flock)",
+            kind=Kind.TARGET,
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ckptconv.copy.hashing import HASH, Stretch, hash_stretches
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import read_json
 from ckptconv.formats.safetensors import read_header
 from ckptconv.publish.receipt import RECEIPT
@@ -62,9 +62,7 @@ def require_agreement(folder: Path, workers: int | None = None) -> int:
     receipt = read_json(path)
     if not is_receipt(receipt):
         raise CkptconvError(
-            f"{RECEIPT} is not a receipt that ckptconv wrote",
-            where=path,
-            hint=hint,
+            f"{RECEIPT} is not a receipt that ckptconv wrote", where=path, hint=hint, kind=Kind.DAMAGED
         )
     if receipt.get("hash") != HASH:
         return 0
@@ -77,6 +75,7 @@ def require_agreement(folder: Path, workers: int | None = None) -> int:
             found=f"{first.name}: {first.what}" + (f", and {more:,} more contradictions" if more else ""),
             wanted="the bytes whose hashes the receipt lists",
             hint=hint,
+            kind=Kind.DAMAGED,
         )
     return found.hashes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 _OPEN_FILES = 128
 
@@ -47,7 +47,9 @@ class Files:
             try:
                 n = os.preadv(handle, [memory[got:] if got else memory], start + got)
             except OSError as error:
-                raise CkptconvError(f"cannot be read: {error.strerror}", where=file) from error
+                raise CkptconvError(
+                    f"cannot be read: {error.strerror}", where=file, kind=Kind.ENVIRONMENT
+                ) from error
             if not n:
                 raise CkptconvError(
                     "the file ends before its tensors do",
@@ -55,6 +57,7 @@ class Files:
                     found=f"{start + got:,} bytes",
                     wanted=f"at least {start + want:,}",
                     hint="it was truncated, or changed while it was read",
+                    kind=Kind.DAMAGED,
                 )
             got += n
         if self.drop and not keep:
@@ -71,5 +74,7 @@ class Files:
         try:
             handle = self._handles[file] = os.open(file, os.O_RDONLY)
         except OSError as error:
-            raise CkptconvError(f"cannot be opened: {error.strerror}", where=file) from error
+            raise CkptconvError(
+                f"cannot be opened: {error.strerror}", where=file, kind=Kind.ENVIRONMENT
+            ) from error
         return handle

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read import workers as threads
 from ckptconv.read.gather import Array
 from ckptconv.read.reader import Reader, prepare, raw_dtype, same_place
@@ -104,6 +104,7 @@ def _compare(task: _Task, block: int, reader: Reader) -> CkptconvError | None:
             wanted=f"{float(values[at]):g} in {task.copy.dtype}, as in {task.masters.files[0]}",
             hint="the files are of different saves: copy all of one step again; to convert the module's own copy, move the "
             "optimizer files (or the folder zero/) out of this folder",
+            kind=Kind.DAMAGED,
         )
     return None
 

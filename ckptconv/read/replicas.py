@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read import workers as threads
 from ckptconv.read.reader import Prepared, Reader, prepare, raw_dtype, same_place
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor
@@ -62,6 +62,7 @@ def require_equal(checkpoint: Checkpoint, *, everything: bool = True, workers: i
             else "the trainer says that they are replicas"
         ),
         hint="the ranks drifted apart or a file is damaged; ckptconv verify checks the files' CRCs",
+        kind=Kind.DAMAGED,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptconv.backends.fsdp.shared_pickles import remembering
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Load, torch_zip_at
 from ckptconv.tensors.view import View
@@ -116,7 +116,9 @@ def _archives(path: str, pieces: list[Piece], load: Load) -> list[tuple[Piece, _
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise CkptconvError(f"cannot be read: {error.strerror or error}", where=path) from error
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+        ) from error
     try:
         size = os.fstat(handle).st_size
         ordered = sorted(pieces, key=lambda piece: piece.start)

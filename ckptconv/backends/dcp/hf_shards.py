@@ -19,7 +19,7 @@ from ckptconv.backends.dcp.homes import assets_of, check_finished, home_of, opti
 from ckptconv.backends.huggingface.weight_files import RANK_SHARD
 from ckptconv.backends.runs import Place
 from ckptconv.backends.saved_at import apart
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.bounds import is_shape
 from ckptconv.formats.json import parse_json, read_table
 from ckptconv.formats.safetensors import read_header
@@ -51,7 +51,12 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     home = home_of(place.folder, _has_shards)
     if home is None:
-        raise CkptconvError("no shards here", where=place.folder, wanted="shard-R-model-I-of-N.safetensors")
+        raise CkptconvError(
+            "no shards here",
+            where=place.folder,
+            wanted="shard-R-model-I-of-N.safetensors",
+            kind=Kind.NOT_A_CHECKPOINT,
+        )
     check_finished(home, place.folder)
     top, home = home, home if _own(home) else home / _SHARDED
     parts: dict[str, list[_Part]] = {}

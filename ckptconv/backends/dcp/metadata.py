@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.dcp.archives import Piece, read_archives
-from ckptconv.errors import CkptconvError, brief
+from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, is_file_name, is_shape, whole_numbers
 from ckptconv.formats.stand_ins import Dtype, Inert, field_of, items
 from ckptconv.formats.torch_zip import torch_zip_at
@@ -163,6 +163,7 @@ def _infos(
                 f"{brief(name)} is stored compressed",
                 where=folder,
                 hint="save again without storage extensions",
+                kind=Kind.UNSUPPORTED,
             )
         if not is_file_name(file) or not is_shape((start, length)):
             raise CkptconvError(

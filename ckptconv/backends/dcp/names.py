@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.backends.dcp.states import Keys, states_of
-from ckptconv.errors import CkptconvError, listed
+from ckptconv.errors import CkptconvError, Kind, listed
 
 # What a whole model has at its top, beside or in place of its base model: heads, and the base model's usual name.
 _WHOLE = {
@@ -175,6 +175,7 @@ def _first(parts: Mapping[str, Sequence[str]], prefix: str, where: Path) -> str:
             where=where,
             found=", ".join(f"{prefix}{part} ({len(parts[part])} tensors)" for part in models),
             hint='save only the one you want: dcp.save({"model": model.state_dict()})',
+            kind=Kind.UNSUPPORTED,
         )
     return chosen[0]
 
@@ -242,4 +243,5 @@ def _no_model(why_not: Mapping[str, str], where: Path) -> CkptconvError:
         where=where,
         found=f"{len(why_not)} entries: {', '.join(reasons)}" if reasons else "nothing",
         hint="name the folder that the model was saved to",
+        kind=Kind.NOT_A_CHECKPOINT,
     )

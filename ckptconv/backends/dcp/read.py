@@ -45,7 +45,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     home = home_of(place.folder, _has_files)
     if home is None:
-        raise CkptconvError("no distributed checkpoint here", where=place.folder, wanted=METADATA)
+        raise CkptconvError(
+            "no distributed checkpoint here", where=place.folder, wanted=METADATA, kind=Kind.NOT_A_CHECKPOINT
+        )
     check_finished(home, place.folder)
     if not is_dcp(home):
         raise _unfinished(home)

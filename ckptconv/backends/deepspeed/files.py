@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.runs import steps_of
-from ckptconv.errors import CkptconvError, Incomplete, listed
+from ckptconv.errors import CkptconvError, Incomplete, Kind, listed
 from ckptconv.formats.bounds import check_name, is_file_name, whole_numbers
 from ckptconv.formats.bounds import check_ranks as check_most
 from ckptconv.formats.json import settings_text
@@ -155,4 +155,5 @@ def _unread(what: str, path: Path) -> CkptconvError:
         where=path.parent,
         found=path.name,
         hint="save the model whole from the training script (docs/deepspeed.md says what is read)",
+        kind=Kind.UNSUPPORTED,
     )

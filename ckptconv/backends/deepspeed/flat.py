@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import TensorRecord, field_of, items
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.view import Chunk, View, cat, narrow, unflatten
@@ -44,6 +44,7 @@ def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
             where=file.path,
             wanted=f"{key}, a vector for each parameter group",
             hint="elastic checkpoints of old DeepSpeed versions are not read: load and save it again",
+            kind=Kind.UNSUPPORTED,
         )
     views = tuple(file.view(group) for group in groups)
     if any(len(view.shape) != 1 for view in views):

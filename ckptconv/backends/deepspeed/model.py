@@ -12,7 +12,7 @@ from typing import Any
 from ckptconv.backends.copied_files import refuse_copies
 from ckptconv.backends.deepspeed.files import shapes_of, table
 from ckptconv.backends.deepspeed.flat import Shapes, whole
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name
 from ckptconv.formats.stand_ins import TensorRecord, items
 from ckptconv.formats.torch_zip import TorchZip
@@ -126,7 +126,9 @@ class ModelFiles:
             views = []
             for file, record in records:
                 if not isinstance(record, TensorRecord):
-                    raise CkptconvError(f"{name} is frozen, but its values are missing", where=file.path)
+                    raise CkptconvError(
+                        f"{name} is frozen, but its values are missing", where=file.path, kind=Kind.INCOMPLETE
+                    )
                 views.append(file.view(record))
             if self.partitioned:
                 found[name] = StoredTensor(whole(views, shape, name, self.main.path), "stage 3, frozen")
@@ -151,6 +153,7 @@ def _root(file: TorchZip) -> dict[str, Any]:
             "not a model file of DeepSpeed, or one of a pipeline",
             where=file.path,
             wanted='a dict with the weights under "module"',
+            kind=Kind.UNSUPPORTED,
         )
     return file.root
 

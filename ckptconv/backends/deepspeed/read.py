@@ -23,7 +23,7 @@ from ckptconv.backends.deepspeed.universal import Universal, universal
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.formats.stand_ins import Inert
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
@@ -174,12 +174,13 @@ def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
 def _state(file: TorchZip) -> dict[str, Any]:
     state = file.root.get("optimizer_state_dict") if isinstance(file.root, dict) else None
     if not isinstance(state, dict):
-        raise CkptconvError("not an optimizer file of DeepSpeed", where=file.path)
+        raise CkptconvError("not an optimizer file of DeepSpeed", where=file.path, kind=Kind.UNSUPPORTED)
     if state.get("ds_zero_partition_groups"):
         raise CkptconvError(
             "DeepSpeed checkpoints of AutoEP at stage 3 are not read",
             where=file.path,
             hint="its experts are cut over other ranks; ds_to_universal.py converts them",
+            kind=Kind.UNSUPPORTED,
         )
     return state
 

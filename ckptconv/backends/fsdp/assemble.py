@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptconv.backends.fsdp.pieces import Piece
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import View, cat, place
@@ -92,7 +92,10 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
     try:
         lost = sorted(set(range(size)) - groups.keys()) if sizes else []
         if lost:
-            raise CkptconvError(f"no rank holds the experts of index {lost} along the mesh dim {_EXPERTS!r}")
+            raise CkptconvError(
+                f"no rank holds the experts of index {lost} along the mesh dim {_EXPERTS!r}",
+                kind=Kind.INCOMPLETE,
+            )
         views = [_joined(name, groups[index] or found.pieces, index, copies) for index in range(size)]
     except CkptconvError as error:
         if missing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptconv.errors import CkptconvError, brief
+from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.stand_ins import Inert
 
 _KNOWN = {
@@ -62,5 +62,6 @@ def require_known(record: Any, *kinds: str) -> Inert:
             f"a {record.kind} has an attribute that ckptconv does not know: {brief(', '.join(names))}",
             wanted=f"an attribute that torch 2.4 to 2.15 writes: {', '.join(sorted(known)) or 'none'}",
             hint="it may decide which rank holds which rows; update ckptconv, or report it with the torch version",
+            kind=Kind.UNSUPPORTED,
         )
     return record

@@ -18,7 +18,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ckptconv.backends.fsdp.attributes import require_known
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import MOST_DIMS, MOST_RANKS, check_name, whole_numbers
 from ckptconv.formats.stand_ins import Inert, TensorRecord, items
 from ckptconv.formats.torch_zip import TorchZip
@@ -165,6 +165,7 @@ def _index(file: TorchZip, mesh: Inert, found: _Layout, begin: int | None) -> In
                 where=file.path,
                 found=f"ranks {line} along dim {number}",
                 hint="gather the model in the trainer (a full state dict) and convert that",
+                kind=Kind.UNSUPPORTED,
             )
         index.append(sorted(line).index(line[at]))
     return tuple(index)
@@ -219,4 +220,8 @@ def _flat(value: Any, depth: int = 0) -> list[int]:
 
 
 def _unknown() -> CkptconvError:
-    return CkptconvError("a DeviceMesh of an unknown form", hint="please report it with the torch version")
+    return CkptconvError(
+        "a DeviceMesh of an unknown form",
+        hint="please report it with the torch version",
+        kind=Kind.UNSUPPORTED,
+    )

@@ -11,7 +11,7 @@ from ckptconv.backends.fsdp.attributes import require_known
 from ckptconv.backends.fsdp.mesh import Position, read_mesh, read_root
 from ckptconv.backends.fsdp.sharding import PLACEMENTS, Placement, local_box
 from ckptconv.backends.fsdp.shared_pickles import RankPickles
-from ckptconv.errors import CkptconvError, brief
+from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, whole_numbers
 from ckptconv.formats.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord, field_of, items
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
@@ -181,6 +181,7 @@ def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
             "a _StridedShard that comes from a view: its rank holds rows that do not lie together",
             found=f"{', '.join(map(str, placements))}, use_strided_shard_as_shard_order=False",
             hint="redistribute the tensor to plain Shard placements before it is saved",
+            kind=Kind.UNSUPPORTED,
         )
     if any(mesh_dim >= len(placements) for _, dims in order for mesh_dim in dims):
         raise CkptconvError("a DTensor's shard order names a mesh dimension that does not exist")
@@ -195,14 +196,18 @@ def _placement(placement: Any) -> Placement:
     dim, factor = field_of(placement, "dim"), field_of(placement, "split_factor")
     numbers = (0 if dim is None else dim, 1 if factor is None else factor)
     if not all(type(number) is int for number in numbers):
-        raise CkptconvError(f"a {kind} placement has parameters that are not integers", found=brief(numbers))
+        raise CkptconvError(
+            f"a {kind} placement has parameters that are not integers",
+            found=brief(numbers),
+            kind=Kind.UNSUPPORTED,
+        )
     return Placement(kind, *numbers)
 
 
 def _order(entry: Any) -> tuple[int, tuple[int, ...]]:
     """A ShardOrderEntry(tensor_dim, mesh_dims), a NamedTuple."""
     if not isinstance(entry, Inert) or len(entry.args) != 2:
-        raise CkptconvError("a DTensor has a shard order of an unknown form")
+        raise CkptconvError("a DTensor has a shard order of an unknown form", kind=Kind.UNSUPPORTED)
     (dim,), dims = whole_numbers(entry.args[:1], "a dim"), whole_numbers(entry.args[1], "an order of dims")
     return dim, dims
 
@@ -218,6 +223,7 @@ def _others(file: TorchZip, value: Any) -> list[Piece]:
         raise CkptconvError(
             f"holds an object of {value.kind}, not a tensor",
             hint="only tensors are read, nothing that a pickle names is run",
+            kind=Kind.UNSUPPORTED,
         )
     if value is not None:
         raise CkptconvError(f"holds a {type(value).__name__}, not a tensor")
@@ -228,7 +234,9 @@ def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
     """ShardedTensor state: (local shards, metadata, ...), offsets stated; a rank without data has no shard."""
     if not isinstance(state, tuple) or len(state) < 2 or not isinstance(state[1], Inert):
         raise CkptconvError(
-            "a ShardedTensor of an unknown form", hint="please report it with the torch version"
+            "a ShardedTensor of an unknown form",
+            hint="please report it with the torch version",
+            kind=Kind.UNSUPPORTED,
         )
     shards, meta = state[0], state[1]
     shape = whole_numbers(meta.get("size"), "a ShardedTensor's shape")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckptconv.backends.fsdp.assemble import Pieces
 from ckptconv.backends.fsdp.pieces import Piece
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import same_archive
@@ -35,7 +35,12 @@ def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
                 if first is not path:
                     _check_same(rank, first, path)
     if not found:
-        raise CkptconvError("no rank files here", where=folders[0], wanted="model_world_size_W_rank_R.pt")
+        raise CkptconvError(
+            "no rank files here",
+            where=folders[0],
+            wanted="model_world_size_W_rank_R.pt",
+            kind=Kind.NOT_A_CHECKPOINT,
+        )
     if len(found) > 1:
         raise CkptconvError(
             "the folder has rank files of different world sizes",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.boxes import Box
 
 PLACEMENTS = ("Shard", "_StridedShard", "Replicate")  # those of a tensor that can be put together
@@ -40,13 +40,16 @@ def local_box(
     for kind, *_ in placements:
         if kind == "Partial":
             raise CkptconvError(
-                "a tensor is still unreduced (a Partial placement)", hint="all-reduce it before saving"
+                "a tensor is still unreduced (a Partial placement)",
+                hint="all-reduce it before saving",
+                kind=Kind.UNSUPPORTED,
             )
         if kind not in PLACEMENTS:
             raise CkptconvError(
                 f"a placement that ckptconv does not know: {kind}",
                 wanted=", ".join(PLACEMENTS),
                 hint="update ckptconv, or report it with the torch version",
+                kind=Kind.UNSUPPORTED,
             )
     order = [m for _, dims in shard_order for m in dims] if shard_order else _order(mesh, placements)
     offsets, sizes = [0] * len(shape), list(shape)

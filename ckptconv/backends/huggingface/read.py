@@ -22,7 +22,7 @@ from ckptconv.backends.huggingface.weight_files import (
     sizes_of,
 )
 from ckptconv.backends.runs import Place
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.formats.safetensors import read_header
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
@@ -47,10 +47,12 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """Read every header. Raises CkptconvError where index and files disagree or a file breaks its format's laws."""
     folder = place.folder
     if also:
-        raise CkptconvError("--also is only for rank files, and this is a model folder", where=also[0])
+        raise CkptconvError(
+            "--also is only for rank files, and this is a model folder", where=also[0], kind=Kind.USAGE
+        )
     chosen = choose(folder)
     if chosen is None:
-        raise CkptconvError("no model weights found here", where=folder)
+        raise CkptconvError("no model weights found here", where=folder, kind=Kind.NOT_A_CHECKPOINT)
     skipped, notes = beside(sizes_of(folder), chosen)
     files = [_opened(folder / name, folder) for name in chosen.names]
     return assemble(
@@ -154,7 +156,9 @@ def _check_index(folder: Path, expected: dict[str, str], tensors: dict[str, Stor
     for name, file in expected.items():
         held = tensors.get(name)
         if held is None or (held.view.files and held.view.files != (str(folder / file),)):
-            raise CkptconvError(f"the index places {name} in {file}, but it is not there", where=folder)
+            raise CkptconvError(
+                f"the index places {name} in {file}, but it is not there", where=folder, kind=Kind.INCOMPLETE
+            )
     extra = sorted(set(tensors) - set(expected))
     if extra:
         raise CkptconvError(f"the shards hold {extra[0]}, which the index does not name", where=folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError, brief, listed
+from ckptconv.errors import CkptconvError, Kind, brief, listed
 from ckptconv.formats.bounds import check_name
 from ckptconv.formats.stand_ins import Inert, Storage, TensorRecord, WrapperRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
@@ -73,6 +73,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
                 found=listed([brief(key) for key in root], 8) or "an empty dict",
                 wanted=f"tensors by name, or one dict of them under {', '.join(_KEYS)}",
                 hint="save only the model's state dict: torch.save(model.state_dict(), FILE)",
+                kind=Kind.UNSUPPORTED,
             )
         beside += [brief(key) for key in root if key != found[0]]
         keys.append(found[0])
@@ -84,6 +85,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
             where=path,
             found=f"an object of {kind}",
             hint="save only the model's state dict: torch.save(model.state_dict(), FILE)",
+            kind=Kind.UNSUPPORTED,
         )
     return root, keys, beside
 
@@ -109,6 +111,7 @@ def _check_other(name: str, value: Any, path: Path) -> None:
             f"holds a rank's piece of a sharded tensor ({value.kind}), not a whole one",
             where=where,
             hint="name the folder with all ranks' files, not one of them",
+            kind=Kind.UNSUPPORTED,
         )
     if name.endswith("_extra_state") or value is None or isinstance(value, int | float | str):
         return
@@ -123,6 +126,7 @@ def _check_other(name: str, value: Any, path: Path) -> None:
         f"holds an object of {kind}, not a tensor",
         where=where,
         hint="only plain tensors are read, nothing that a pickle names is run",
+        kind=Kind.UNSUPPORTED,
     )
 
 

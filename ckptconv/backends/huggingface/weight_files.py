@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError, Incomplete, listed
+from ckptconv.errors import CkptconvError, Incomplete, Kind, listed
 from ckptconv.formats.bounds import check_name, check_ranks, is_file_name
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
@@ -101,6 +101,7 @@ def one_file(path: Path) -> Chosen:
             "this is one file of a set",
             where=path,
             hint=f"name the folder that holds all {int(match['count'])}",
+            kind=Kind.USAGE,
         )
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise CkptconvError(
@@ -108,6 +109,7 @@ def one_file(path: Path) -> Chosen:
             where=path,
             wanted="*.safetensors, *.bin, *.pt, *.pth or *.ckpt",
             hint="name the checkpoint's folder",
+            kind=Kind.NOT_A_CHECKPOINT,
         )
     return Chosen((path.name,))
 

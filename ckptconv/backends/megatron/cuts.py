@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import View, cat, split
 
@@ -53,6 +53,7 @@ def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
             f"cannot tell how {name} is sharded over tensor parallel ranks",
             found=f"{len(views)} ranks with {list(views[0].shape)} each",
             hint="save the checkpoint as torch_dist, whose files record it",
+            kind=Kind.UNSUPPORTED,
         )
     # A critic's is the same on every rank.
     scalar_head = name.endswith("output_layer.weight") and views[0].shape[0] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import read_table
 
 
@@ -39,4 +39,5 @@ def expert_ranks(
         found=f"{found} rows on each of {len(shared)} ranks",
         wanted=f"{2 * width} rows, or that over {len(shared)}" if isinstance(width, int) else "config.json",
         hint="copy the model's config.json into this folder, or save the checkpoint as torch_dist",
+        kind=Kind.UNSUPPORTED,
     )

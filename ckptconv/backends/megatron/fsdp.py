@@ -19,7 +19,7 @@ from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
 from ckptconv.backends.megatron.names import canonical, not_a_weight, numbered
 from ckptconv.backends.megatron.settings import Stated, namespace, read_settings
 from ckptconv.backends.runs import Place, with_config
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import Checkpoint, Mesh, StoredTensor
 
 NAME = "megatron_fsdp"
@@ -81,6 +81,7 @@ def _check_one_stage(names: Mapping[str, Any], coordinates: list[tuple[int, int]
             where=folder,
             found="several model chunks" if chunks else f"{stages} stages, each with its layers from 0",
             hint="save with --ckpt-format torch_dist, or without pipeline parallelism",
+            kind=Kind.UNSUPPORTED,
         )
 
 
@@ -94,6 +95,8 @@ def _bare(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTens
         match = _MODEL.match(name)
         if match is None:
             raise CkptconvError(
-                f"the stored name {name} does not begin as Megatron-FSDP's do", wanted="model.module.…"
+                f"the stored name {name} does not begin as Megatron-FSDP's do",
+                wanted="model.module.…",
+                kind=Kind.UNSUPPORTED,
             )
         yield numbered(match[1]), tensor

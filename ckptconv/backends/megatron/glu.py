@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckptconv.backends.megatron.settings import RUN_CONFIG, number
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import StoredTensor, TrainerSettings
 from ckptconv.tensors.view import View, cat, narrow, split
 
@@ -46,6 +46,7 @@ def refuse_bridges_blocks(settings: Sequence[TrainerSettings]) -> None:
                     where=one.where,
                     found=f"{name}: {size}",
                     hint="export it with Megatron-Bridge, or save it once more with the setting off",
+                    kind=Kind.UNSUPPORTED,
                 )
 
 
@@ -61,7 +62,9 @@ def uninterleaved(
         over = next((stated[key] for key in ranks if type(stated.get(key)) is int), None)
         if over is None:
             raise CkptconvError(
-                f"{name} is {size}, but the number of ranks is not recorded", wanted=" or ".join(ranks)
+                f"{name} is {size}, but the number of ranks is not recorded",
+                wanted=" or ".join(ranks),
+                kind=Kind.UNSUPPORTED,
             )
         count = 0
         for key, tensor in tensors.items():

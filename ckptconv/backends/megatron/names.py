@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import View, cat, unbind
 
@@ -39,7 +39,7 @@ def canonical(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
                 found[single] = StoredTensor(view, tensor.placement)
     for name, both in halves.items():
         if set(both) != {"w", "v"}:
-            raise CkptconvError(f"only one of the two halves of {name} is stored")
+            raise CkptconvError(f"only one of the two halves of {name} is stored", kind=Kind.INCOMPLETE)
         if name in found:
             raise CkptconvError(f"{name} is stored twice, whole and in two halves")
         found[name] = StoredTensor(cat([both["w"].view, both["v"].view], 0), both["w"].placement)

@@ -21,7 +21,7 @@ from ckptconv.backends.megatron.one_save import check_one_save
 from ckptconv.backends.megatron.settings import rank_file_settings
 from ckptconv.backends.megatron.stages import DECODER, Coordinate, Rank, assembled, expert_rows
 from ckptconv.backends.runs import Place, with_config
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.bounds import check_name, check_ranks
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
@@ -55,7 +55,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     home = _home(place.folder)
     if home is None:
-        raise CkptconvError("no mp_rank_* folders here", where=place.folder)
+        raise CkptconvError("no mp_rank_* folders here", where=place.folder, kind=Kind.NOT_A_CHECKPOINT)
     found = _paths([home, *(_home(path) or path for path in also)])
     opened = {numbers: open_torch_zip(str(path)) for numbers, path in sorted(found.items())}
     refuse_copies((file, None) for file in opened.values())
@@ -116,7 +116,10 @@ def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
             path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
             if path is None:
                 raise CkptconvError(
-                    "a rank's folder has no model file", where=folder, wanted=" or ".join(_FILES)
+                    "a rank's folder has no model file",
+                    where=folder,
+                    wanted=" or ".join(_FILES),
+                    kind=Kind.INCOMPLETE,
                 )
             found.setdefault(tuple(int(n) for n in match.groups() if n is not None), path)
     if len({len(numbers) for numbers in found}) > 1:
@@ -153,7 +156,10 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
         parts = [named[number] for number in sorted(named)]
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise CkptconvError(
-            "the rank file has no model", where=file.path, wanted="'model', 'model0' or a list"
+            "the rank file has no model",
+            where=file.path,
+            wanted="'model', 'model0' or a list",
+            kind=Kind.UNSUPPORTED,
         )
     chunks = []
     for part in parts:
@@ -169,6 +175,7 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
                     f"{untold}, and rank files do not record that",
                     where=f"{bare} in {file.path}",
                     hint="save the checkpoint as torch_dist",
+                    kind=Kind.UNSUPPORTED,
                 )
             views[bare] = file.view(value)
         chunks.append(views)

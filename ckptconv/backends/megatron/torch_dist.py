@@ -20,7 +20,7 @@ from ckptconv.backends.megatron.ranks import ranks_of
 from ckptconv.backends.megatron.settings import read_settings
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
 
 NAME = "megatron"
@@ -44,7 +44,10 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     home = _home(place.folder)
     if home is None:
         raise CkptconvError(
-            "no Megatron checkpoint here", where=place.folder, wanted=".metadata and metadata.json"
+            "no Megatron checkpoint here",
+            where=place.folder,
+            wanted=".metadata and metadata.json",
+            kind=Kind.NOT_A_CHECKPOINT,
         )
     folder = place.folder / home
     verl = "model" if home.startswith("model") else ""

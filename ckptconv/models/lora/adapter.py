@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.lora.factors import Factors
 from ckptconv.models.lora.kinds import is_adapter_config
 from ckptconv.models.lora.names import PREFIX, Separated, saved_factor
@@ -126,6 +126,7 @@ def _parameters(parts: Separated) -> list[str]:
                 f"LoRA on some of the stacked parameters of {each.module}; which ones is not known",
                 wanted="target_parameters in adapter_config.json",
                 hint="merge it: --lora merge",
+                kind=Kind.UNSUPPORTED,
             )
     names = [re.sub(r"^.*\.\d+\.", "", parameter) for each in parts.stacks for parameter in each.parameters]
     return list(dict.fromkeys(names))

@@ -80,6 +80,7 @@ def paired(module: str, part: str, found: Mapping[str, NamedView], parameters: t
         raise CkptconvError(
             f"only one of lora_A / lora_B is stored for {module}",
             found=", ".join(name for name, _ in found.values()),
+            kind=Kind.INCOMPLETE,
         )
     one, two = found[a][1].shape, found[b][1].shape
     if _SHARED.search(module) or (_EXPERT.search(module) and len(one) == 1):

@@ -81,7 +81,9 @@ def check_name(name: str) -> None:
                     f"{name} is a tensor of {kind}, which is not supported", hint=_HINT, kind=Kind.UNSUPPORTED
                 )
     if _LEFT.search(name):
-        raise CkptconvError(f"{name} is an adapter of a kind that is not plain LoRA", hint=_HINT)
+        raise CkptconvError(
+            f"{name} is an adapter of a kind that is not plain LoRA", hint=_HINT, kind=Kind.UNSUPPORTED
+        )
 
 
 def check_config(meta: Mapping[str, Any], onto_base: bool) -> None:
@@ -108,4 +110,5 @@ def check_config(meta: Mapping[str, Any], onto_base: bool) -> None:
             f"the adapter began with {how}, which changes the base weights; the original ones do not fit it",
             found=f"init_lora_weights {how}",
             hint="convert it with PEFT: save_pretrained(path_initial_model_for_weight_conversion=...)",
+            kind=Kind.UNSUPPORTED,
         )

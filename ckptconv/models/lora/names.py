@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.lora.factors import Factors, NamedView, paired
 from ckptconv.models.lora.kinds import check_name, is_adapter_config
 from ckptconv.models.lora.tokens import Tokens, rows_of_tokens
@@ -114,6 +114,7 @@ def separate(
             "more than one adapter is stored",
             found=", ".join(sorted(found.adapters)),
             hint="save one of them",
+            kind=Kind.UNSUPPORTED,
         )
     # PEFT's three copies of a resized embedding: the plain one and modules_to_save are the trained one.
     stale = [found.originals[bare] for bare in found.originals if bare in found.weights]
@@ -149,7 +150,9 @@ def _check_trained(factors: Iterable[Factors], weights: Mapping[str, NamedView])
         module, _, leaf = bare.rpartition(".")
         if module in modules and leaf not in ("weight", "bias"):
             raise CkptconvError(
-                f"{name} is stored with LoRA tensors, but the weight that they update is not", where=module
+                f"{name} is stored with LoRA tensors, but the weight that they update is not",
+                where=module,
+                kind=Kind.INCOMPLETE,
             )
 
 
@@ -160,7 +163,9 @@ def _sort(name: str, view: View, found: _Sorted) -> None:
         found.adapters[adapter] = None
         sides = found.halves.setdefault((module, part, adapter), {})
         if kind in sides:
-            raise CkptconvError("a LoRA tensor is stored twice", found=f"{sides[kind][0]} and {name}")
+            raise CkptconvError(
+                "a LoRA tensor is stored twice", found=f"{sides[kind][0]} and {name}", kind=Kind.DAMAGED
+            )
         sides[kind] = (name, view)
         return
     tokens = _TOKENS.match(name)
@@ -179,7 +184,9 @@ def _sort(name: str, view: View, found: _Sorted) -> None:
     else:
         group = found.weights
     if bare in group:
-        raise CkptconvError(f"two stored tensors are both {bare}", found=f"{group[bare][0]} and {name}")
+        raise CkptconvError(
+            f"two stored tensors are both {bare}", found=f"{group[bare][0]} and {name}", kind=Kind.DAMAGED
+        )
     group[bare] = (name, view)
 
 

@@ -96,7 +96,9 @@ def place_experts(
             continue
         owners = {chunk.start // (2 * rows) for chunk in probe.value.chunks}
         if len(owners) != 1:
-            raise CkptconvError(f"LoRA on the stacked experts {parameter} cannot follow them to {name}")
+            raise CkptconvError(
+                f"LoRA on the stacked experts {parameter} cannot follow them to {name}", kind=Kind.UNSUPPORTED
+            )
         one = ones[owners.pop()]
         found.append(Placed(name, (count, columns), value, one, factors, parameter=parameter))
     return tuple(found)
@@ -186,4 +188,5 @@ def _check_probe(name: str, probe: Named[View]) -> None:
             f"LoRA on {' and '.join(probe.sources)} cannot follow its weight to {name}",
             found="a layout change that does more than move rows",
             hint="merge it with the trainer's own tools",
+            kind=Kind.UNSUPPORTED,
         )

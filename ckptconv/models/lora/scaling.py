@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import inf, sqrt
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.lora.factors import Factors
 
 _TRANSPOSED = ("gpt_oss", "openai_privacy_filter")  # experts with is_transposed
@@ -24,6 +24,7 @@ def rank_of(factors: Factors, meta: Mapping[str, Any], parameter: str = "") -> i
             f"the rank of the LoRA on the experts {parameter} is not known",
             found=f"{factors.rank} rows in {factors.a[0]}; r = {rank}",
             wanted="r in adapter_config.json or lora_train_meta.json",
+            kind=Kind.UNSUPPORTED,
         )
     return rank
 
@@ -50,6 +51,7 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parame
             "the checkpoint has LoRA weights but does not record their alpha",
             found="no lora_alpha above 0 in lora_train_meta.json, adapter_config.json or run_config.yaml",
             hint="pass --lora-alpha N (see the training configuration)",
+            kind=Kind.INCOMPLETE,
         )
     return alpha / (sqrt(rank) if meta.get("use_rslora") else rank)
 

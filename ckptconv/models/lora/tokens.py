@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.lora.factors import NamedView
 from ckptconv.tensors.view import View
 
@@ -54,6 +54,7 @@ def rows_of_tokens(
         raise CkptconvError(
             f"the adapter's config names trained tokens in {KEY}, and none is stored",
             wanted="token_adapter.trainable_tokens_delta",
+            kind=Kind.INCOMPLETE,
         )
     made = []
     for weight, (name, view) in found.items():
@@ -63,6 +64,7 @@ def rows_of_tokens(
                 f"which rows the trained tokens of {name} are is not known",
                 wanted=f"{KEY} in adapter_config.json",
                 hint="put PEFT's adapter_config.json next to the tensors",
+                kind=Kind.UNSUPPORTED,
             )
         if len(view.shape) != 2 or len(indices) != view.shape[0] or len(set(indices)) != len(indices):
             raise CkptconvError(
