@@ -34,9 +34,15 @@ _STEPS = (
 
 @dataclass(slots=True)
 class Ran:
-    """One model's answer. logits: (positions, values) in float32, numpy. text: token ids, greedy; () without a head.
+    """The output of one model.
 
-    step: between 1 and the next number of the dtype. absent: weights that the folder lacks.
+    Args:
+        ids: the token ids of the prompt.
+        logits: a float32 numpy array, (positions, vocabulary or features).
+        text: the token ids of the greedy continuation; () without a language model head.
+        dtype: the dtype in which the model ran.
+        step: the distance between 1 and the next number of that dtype.
+        absent: weights that the folder lacks.
     """
 
     ids: list[int]
@@ -73,7 +79,7 @@ def behaviour_layer(
 
 
 class _Unanswered(Exception):
-    """A model that was not run. wrong: because something is wrong with it."""
+    """A model could not be run. `wrong` is True if the model itself is at fault."""
 
     def __init__(self, said: str, name: str = "", wrong: bool = False) -> None:
         super().__init__(said)
@@ -81,7 +87,7 @@ class _Unanswered(Exception):
 
 
 class _Runner:
-    """The prompt, as ids that both sides get, and where it runs."""
+    """Runs both sides on one device with the same token ids of the prompt."""
 
     def __init__(self, prompt: str, device: str, on_phase: Callable[[str], None]) -> None:
         self._prompt, self._device, self._on_phase = prompt, device, on_phase
@@ -209,7 +215,7 @@ class _Runner:
         )
 
     def decoded(self, text: tuple[int, ...]) -> str:
-        """Tokens as a person reads them."""
+        """Token ids as text."""
         if self.tokenizer is not None:
             return repr(self.tokenizer.decode(text))
         return "tokens " + " ".join(map(str, text))

@@ -1,4 +1,4 @@
-"""What a difference looks like: another tensor's values, a transpose, rows or columns in another order.
+"""Recognises the form of a difference: another tensor's values, a transpose, rows or columns in another order.
 
 Rows and columns of both sides are reduced to numbers of 64 bits in one more pass over the tensors that differ: sums of
 an element's bits times a random number for its column, or its row. Equal rows have equal numbers, others hardly ever;
@@ -71,7 +71,7 @@ def _whole(tasks: Sequence[Task]) -> Iterator[tuple[str, Form]]:
 
 
 def _few(tasks: Sequence[Task]) -> list[Task]:
-    """As many as are worth a second look; a row longer than a tile is none."""
+    """The tasks to examine, up to a limit; tensors with rows longer than a tile are skipped."""
     found, rows = [], 0
     for task in tasks:
         shape = task.tally.shape
@@ -137,7 +137,7 @@ def _prints(
 
 
 class _Table:
-    """Where a row's number stands in the reference, among all the tensors looked at."""
+    """Finds the position of a row's number in the reference, among all the tensors examined."""
 
     def __init__(self, held: Sequence[tuple[str, Array]]) -> None:
         self._names = [name for name, _ in held]
@@ -162,14 +162,14 @@ class _Table:
 
 
 class _Index:
-    """From numbers to the first place where each stands."""
+    """Maps numbers to the first position at which each occurs."""
 
     def __init__(self, numbers: Array) -> None:
         self._order = np.argsort(numbers, kind="stable")
         self._sorted = numbers[self._order]
 
     def find(self, wanted: Array) -> Array:
-        """Places; -1 for what is not there."""
+        """The position of each wanted number; -1 if it does not occur."""
         if not len(self._sorted):
             return np.full(len(wanted), -1)
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)

@@ -1,4 +1,4 @@
-"""What transformers expects in a model folder: its own class, without storage, is asked for its state dict.
+"""Asks transformers which tensors it expects in a model folder: it builds the class on the meta device.
 
 transformers, accelerate and torch are imported in here only. Nothing that a config names is downloaded or
 run: the class comes from transformers itself, whatever `auto_map` says.
@@ -48,7 +48,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class NotChecked:
-    """Why there is nothing to expect, without anything being wrong."""
+    """The reason why nothing can be expected although nothing is wrong."""
 
     why: str
 
@@ -176,5 +176,5 @@ def _without_code(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, on one line."""
+    """The message of an exception, on one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""Are the files the bytes that were written? CRCs of rank files; laws, index and receipt of a model folder.
+"""Checks that files have the bytes that were written: CRCs of rank files; header rules, index and receipt of a folder.
 
 The model folder is read here on another path than everywhere else: safetensors' own reader for the headers,
 plain reads for the data. What this agrees on does not rest on the views that wrote it.

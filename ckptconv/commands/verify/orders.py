@@ -1,4 +1,4 @@
-"""Rows that stand in other places than the reference's, in words."""
+"""Describes in words how the rows of a tensor are permuted relative to the reference."""
 
 from __future__ import annotations
 

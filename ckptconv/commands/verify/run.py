@@ -1,6 +1,6 @@
-"""verify: is it right? One target, with or without a reference, in layers.
+"""verify: checks one target in layers, with or without a reference.
 
-Read in bounded memory; loaded only where the behaviour is asked for.
+Tensors are read in bounded memory. The model is loaded only if its behaviour is to be checked.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Sanity:
             self.first = here if self.first < 0 else min(self.first, here)
 
     def merge(self, other: Sanity) -> None:
-        """Take in what another thread saw of the same tensor."""
+        """Add the counts of another thread for the same tensor."""
         self.nan += other.nan
         self.inf += other.inf
         self.first = min((n for n in (self.first, other.first) if n >= 0), default=-1)

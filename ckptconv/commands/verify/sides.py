@@ -1,4 +1,4 @@
-"""What is compared: a model folder as it is, or a trainer's checkpoint as the plan would write it."""
+"""Opens the sides of a comparison: a model folder as it is, or a trainer's checkpoint as the plan would write it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Side:
 
     @property
     def of_trainer(self) -> bool:
-        """True for what ranks wrote."""
+        """True for a checkpoint that ranks wrote."""
         return self.checkpoint.is_sharded
 
     @property

@@ -1,4 +1,4 @@
-"""What no trained model has: NaN, Inf, matrices of one value, a layer that is another one's copy."""
+"""Looks for what no trained model has: NaN, Inf, matrices of one value, a layer that is a copy of another one."""
 
 from __future__ import annotations
 

@@ -60,7 +60,15 @@ class Tally:
         )
 
     def add_difference(self, ours: Array, theirs: Array, at: int, atol: float, rtol: float) -> None:
-        """Two pieces of raw bits that are not the same; `at`: the flat index of their first element."""
+        """Add two pieces of raw bits that differ.
+
+        Args:
+            ours: the target's elements, as unsigned integers.
+            theirs: the reference's.
+            at: the flat index of their first element.
+            atol: the allowed absolute difference.
+            rtol: the allowed relative difference.
+        """
         bad = ours != theirs
         places = None
         if np.count_nonzero(bad) * 4 < len(bad):  # few differ: only these are looked at
@@ -163,5 +171,5 @@ def _numbers(raw: Array, dtype: str) -> Array:
 
 
 def _wide(dtype: str) -> Any:
-    """What values are subtracted in."""
+    """The dtype in which values are subtracted."""
     return np.complex128 if dtype.startswith("complex") else np.float64

@@ -1,4 +1,4 @@
-"""Did training change anything? The target's hashes against those of the model that it began with."""
+"""Checks that training changed the model: compares the target's hashes with those of the model it started from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values of two sides, block by block through fixed buffers on a few threads; sanity in the same pass."""
+"""Compares the values of two sides, block by block through fixed buffers on a few threads; sanity is in the same pass."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def values_layer(tasks: Sequence[Task], differences: Sequence[Difference], atol:
 
 
 def _is_one(task: Task) -> bool:
-    """True where target and reference are read from the same bytes."""
+    """True if target and reference are read from the same bytes."""
     ours, theirs = task.ours.source, None if task.theirs is None else task.theirs.source
     return isinstance(ours, View) and isinstance(theirs, View) and same_place(ours, theirs)
 
