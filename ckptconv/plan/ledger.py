@@ -15,8 +15,9 @@ from math import prod
 
 from ckptconv.compute import Source, views_of
 from ckptconv.errors import CkptconvError
+from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.view import Chunk, View
+from ckptconv.tensors.view import View
 
 _PRIME = (1 << 61) - 1
 _Place = tuple[str, int, tuple[tuple[int, int], ...], int]  # file, start, (size, stride)s, item

@@ -50,6 +50,28 @@ class Box(NamedTuple):
         return position
 
 
+class Chunk(NamedTuple):
+    """A box of a view, and where its elements are stored.
+
+    Args:
+        offsets: the first corner of the box, in elements of the view.
+        sizes: the size of the box along each dim, in elements.
+        file: the file that holds the elements.
+        start: the byte of that file at which the first element begins.
+        strides: bytes from one element to the next along each dim; 0 for an expanded dim.
+    """
+
+    offsets: Shape
+    sizes: Shape
+    file: str
+    start: int
+    strides: Shape
+
+    @property
+    def box(self) -> Box:
+        return Box(self.offsets, self.sizes)
+
+
 def box_around(boxes: Iterable[Box]) -> Box:
     """The smallest box that holds them all. There must be one at least."""
     boxes = list(boxes)

@@ -13,37 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ckptconv.errors import CkptconvError
-from ckptconv.tensors.boxes import Box, Shape
+from ckptconv.tensors.boxes import Chunk, Shape
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.intervals import boxes_of_interval
 from ckptconv.tensors.tiling import check_tiling
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
-
-
-class Chunk(NamedTuple):
-    """A box of a view, and where its elements are stored.
-
-    Args:
-        offsets: the first corner of the box, in elements of the view.
-        sizes: the size of the box along each dim, in elements.
-        file: the file that holds the elements.
-        start: the byte of that file at which the first element begins.
-        strides: bytes from one element to the next along each dim; 0 for an expanded dim.
-    """
-
-    offsets: Shape
-    sizes: Shape
-    file: str
-    start: int
-    strides: Shape
-
-    @property
-    def box(self) -> Box:
-        return Box(self.offsets, self.sizes)
 
 
 @dataclass(frozen=True, slots=True)

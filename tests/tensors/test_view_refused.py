@@ -13,7 +13,8 @@ from hypothesis.strategies import DataObject
 
 from ckptconv.errors import CkptconvError
 from ckptconv.tensors import view as algebra
-from ckptconv.tensors.view import Chunk, View, check_tiling, place, stored
+from ckptconv.tensors.boxes import Chunk
+from ckptconv.tensors.view import View, check_tiling, place, stored
 
 FIXED = settings(deadline=None, derandomize=True, database=None)
 

@@ -16,7 +16,8 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import TensorRecord, field_of, items
 from ckptconv.formats.torch_zip import TorchZip
-from ckptconv.tensors.view import Chunk, View, cat, narrow, unflatten
+from ckptconv.tensors.boxes import Chunk
+from ckptconv.tensors.view import View, cat, narrow, unflatten
 
 Shapes = dict[str, tuple[int, ...]]
 _OTHER_SAVES = "the model files and the optimizer files are from different saves"

@@ -12,10 +12,9 @@ from typing import Any
 
 from ckptconv.commands.inspect.records import Match, Part
 from ckptconv.errors import CkptconvError
-from ckptconv.tensors.boxes import box_around
+from ckptconv.tensors.boxes import Chunk, Shape, box_around
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor, starred
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.view import Chunk, Shape
 
 _GLOB = re.compile(r"[*?\[]")
 _NEAR = 3
