@@ -1,4 +1,4 @@
-"""Copies of a tensor on several ranks: the placements say that they are equal, this reads whether they are."""
+"""Compares the copies of a tensor on several ranks, which the placements declare to be equal."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ BLOCK = 4 << 20  # bytes of each of the two buffers a thread has
 class Deviation:
     """A copy that differs from the one that is used.
 
-    rank wrote the copy, used the bytes that go into the model; -1 where a file's rank is not known. index:
-    the first element that differs, in the whole tensor. count: how many differ.
+    Args:
+        name: the tensor.
+        rank: the rank that wrote the copy; -1 if it is not known.
+        used: the rank that wrote the bytes that go into the model; -1 if it is not known.
+        index: the first element that differs, in the whole tensor.
+        count: the number of elements that differ.
+        shape: of the whole tensor.
+        file: the file of the copy.
     """
 
     name: str

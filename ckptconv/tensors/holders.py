@@ -28,7 +28,7 @@ class Holders:
 
     @classmethod
     def of_parts(cls, parts: Sequence[Slice], shape: Shape) -> Holders:
-        """From boxes that are known, as a receipt lists them."""
+        """The holders from known boxes, as a receipt lists them."""
         boxes: dict[int, list[Box]] = {}
         for part in parts:
             boxes.setdefault(part.rank, []).append(part.box)
@@ -53,7 +53,7 @@ class Holders:
         }
 
     def part(self, rank: int) -> Slice:
-        """What the rank stores: a bounding box; whole rows where the tensor has another shape than its source."""
+        """The bounding box of what the rank stores; whole rows if the tensor has another shape than its source."""
         box = box_around(self._boxes[rank])
         if self._stored == self._shape or not self._shape:
             return Slice(rank, box.offsets, box.sizes)
@@ -64,7 +64,7 @@ class Holders:
         return Slice(rank, (first // width, *(0 for _ in self._shape[1:])), (rows, *self._shape[1:]))
 
     def parts(self) -> tuple[Slice, ...]:
-        """One box a rank where that is the whole truth: they tile the tensor. Else nothing."""
+        """One box per rank if these boxes tile the tensor, else ()."""
         found = tuple(self.part(rank) for rank, boxes in sorted(self._boxes.items()) if boxes)
         exact = all(part.box.volume == sum(box.volume for box in self._boxes[part.rank]) for part in found)
         return found if exact and sum(part.box.volume for part in found) == prod(self._shape) else ()

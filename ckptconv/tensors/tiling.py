@@ -1,4 +1,4 @@
-"""Do boxes cover a tensor exactly once: inside it, no overlap, nothing missing."""
+"""Checks that boxes cover a tensor exactly once: none is outside, none overlap, nothing is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ckptconv.tensors.boxes import Box, Shape
 
 
 class Placed(Protocol):
-    """What has to be known of a chunk: its box in the tensor, and its file's name for errors."""
+    """The facts about a chunk that the check needs: its box in the tensor, and its file's name for errors."""
 
     @property
     def offsets(self) -> Shape: ...
@@ -45,7 +45,7 @@ def check_tiling(shape: Shape, chunks: Sequence[Placed]) -> None:
 
 
 def _check_disjoint(chunks: Sequence[Placed]) -> None:
-    """Cut where no box crosses, along any dim; what cannot be cut any further is compared box by box."""
+    """Cut the tensor along any dim where no box crosses the cut; groups that cannot be cut are compared box by box."""
     groups = [list(chunks)]
     while groups:
         group = groups.pop()
@@ -59,7 +59,7 @@ def _check_disjoint(chunks: Sequence[Placed]) -> None:
 
 
 def _slabs(chunks: list[Placed], dim: int) -> list[list[Placed]]:
-    """Groups between cuts along a dim that go through no box."""
+    """The groups of boxes between the cuts along a dim that cross no box."""
     slabs: list[list[Placed]] = []
     end = -1
     for chunk in sorted(chunks, key=lambda c: c.offsets[dim]):
