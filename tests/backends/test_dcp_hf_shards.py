@@ -70,11 +70,13 @@ def test_a_model_with_more_rows_than_its_shards_is_refused(made: Made, tmp_path:
 def test_a_shard_that_is_there_twice_with_other_bytes_is_refused(made: Made, tmp_path: Path) -> None:
     run = shutil.copytree(made("dcp_hf_w2") / "run", tmp_path / "run")
     (tmp_path / "other").mkdir()
-    path = Path(shutil.copy(next((run / "hf").glob("shard-00001-*")), tmp_path / "other"))
+    first = next((run / "hf").glob("shard-00001-*"))
+    path = Path(shutil.copy(first, tmp_path / "other"))
     truth = tensors(made("dcp_hf_w2") / "truth.safetensors")
     assert_equal(opened(run, also=[tmp_path / "other"]), truth)
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    shutil.copystat(first, path)  # the same size and time
     with pytest.raises(CkptconvError, match="twice, with different bytes"):
         open_checkpoint(run, also=[tmp_path / "other"])
 
