@@ -138,7 +138,7 @@ def last_byte(then: Callable[[], None]) -> Callable[[Progress], None]:
     return on_progress
 
 
-@pytest.mark.parametrize("which", ["used", "replica", "config.json"])
+@pytest.mark.parametrize("which", ["used", "replica", "config.json", "tokenizer.json"])
 def test_a_file_that_changes_under_the_last_byte_stops_the_merge(
     made: Made, tmp_path: Path, which: str
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_file_that_changes_under_the_last_byte_stops_the_merge(
     copies = {file.path for file in checkpoint.files} - used
     assert used
     assert copies
-    path = {"used": min(used), "replica": min(copies)}.get(which) or str(next(run.rglob("config.json")))
+    path = {"used": min(used), "replica": min(copies)}.get(which) or str(next(run.rglob(which)))
     change = last_byte(lambda: os.utime(path, (1, 1)))
     with pytest.raises(CkptconvError, match="changed while it was read") as error:
         merge(run, tmp_path / "out", on_progress=change)
