@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.errors import CkptconvError
-from ckptconv.hub.names import cached_name, repo_of
+from ckptconv.hub.names import cached_name, public_name, repo_of
 from ckptconv.models import lora
 from ckptconv.plan import Equal, Options, Plan, make_plan
 from ckptconv.plan.stored import take_stock
@@ -67,17 +68,25 @@ def plan_and_assets(
             hint="pass the base model: --config DIR or --config org/name",
         )
     plan = make_plan(checkpoint, found, options, based, equal)
-    if base is not None:
-        plan = replace(plan, texts={name: _with_base(text, base) for name, text in plan.texts.items()})
+    plan = _with_base_name(plan, base, found or {})
     return plan, folder if folder is None or folder.is_dir() else folder.parent
 
 
-def _with_base(settings: Any, base: str | Path) -> Any:
-    """adapter_config.json that names its base: the repository given as --base, or its folder where it names none."""
-    key = "base_model_name_or_path"
-    if not isinstance(settings, dict) or key not in settings:
-        return settings
-    return {**settings, key: cached_name(base) or settings[key] or str(base)}
+def _with_base_name(plan: Plan, base: str | Path | None, config: Mapping[str, Any]) -> Plan:
+    """A plan whose adapter_config.json names the base model as the Hub does, and no folder of this machine.
+
+    The name is that of the repository given as --base, else the one that the adapter's or the base's own config states.
+    Where there is none, base_model_name_or_path stays empty and a note asks the user to fill it.
+    """
+    key, texts, notes = "base_model_name_or_path", dict(plan.texts), list(plan.notes)
+    for file, settings in plan.texts.items():
+        if isinstance(settings, dict) and key in settings:
+            stated = (settings[key], config.get("_name_or_path"))
+            name = cached_name(base) or next(filter(None, map(public_name, stated)), None)
+            texts[file] = {**settings, key: name}
+            if name is None:
+                notes.append(f"{file} names no base model, whose name on the Hub is not known: fill in {key}")
+    return replace(plan, texts=texts, notes=tuple(notes))
 
 
 def require_base(checkpoint: Checkpoint, options: Options) -> None:

@@ -42,6 +42,12 @@ def model_name(reference: object) -> str | None:
     return cached_name(text) or re.split(r"[/\\]", text)[-1]
 
 
+def public_name(said: object) -> str | None:
+    """The repository that a config names: `org/name`, or that of a folder in huggingface_hub's cache. None for a path."""
+    text = said if isinstance(said, str) else ""
+    return text if _NAME.fullmatch(text) and not Path(text).is_dir() else cached_name(text)
+
+
 def cached_name(folder: object) -> str | None:
     """The repository of a folder in huggingface_hub's cache (.../models--org--name/snapshots/COMMIT), else None."""
     parts = re.split(r"[/\\]", str(folder))

@@ -215,6 +215,26 @@ def test_an_exported_adapter_names_the_base_that_the_user_named(tmp_path: Path) 
     assert settings["base_model_name_or_path"] == "org/name"
 
 
+def test_an_exported_adapter_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    """The adapter's own config states the folder that it was trained from, and --base is that folder too."""
+    trained = models.train(models.qwen2(), tmp_path, target_modules=["q_proj"])
+    ways: dict[str, dict[str, Any]] = {
+        "alone": {"lora": "adapter"},
+        "both": {"lora": "both", "base": trained.base},
+    }
+    for name, words in ways.items():
+        done = merge(trained.adapter, tmp_path / name, **words)
+        (file,) = (tmp_path / name).rglob("adapter_config.json")
+        assert str(tmp_path) not in file.read_text()
+        assert json.loads(file.read_text())["base_model_name_or_path"] is None
+        assert any("fill in base_model_name_or_path" in note for note in done.plan.notes)
+    edit_json(trained.base / "config.json", _name_or_path="org/name")
+    done = merge(trained.adapter, tmp_path / "named", lora="both", base=trained.base)
+    (file,) = (tmp_path / "named").rglob("adapter_config.json")
+    assert json.loads(file.read_text())["base_model_name_or_path"] == "org/name"
+    assert not any("fill in" in note for note in done.plan.notes)
+
+
 def test_a_base_of_another_width_is_refused(tmp_path: Path) -> None:
     trained = models.train(models.qwen2(), tmp_path / "one", target_modules=["q_proj"])
     other = models.train(models.qwen3_moe(), tmp_path / "two", target_modules=["q_proj"])

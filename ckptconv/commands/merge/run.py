@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import resource
 import sys
@@ -16,11 +15,10 @@ from pathlib import Path
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.merge import small_files
 from ckptconv.commands.merge.notes import notes_of
-from ckptconv.commands.merge.sources import require_honest_receipts, sources_of, states_of
+from ckptconv.commands.merge.sources import fingerprint, require_honest_receipts, sources_of, states_of
 from ckptconv.commands.merge.zero_updates import zero_updates
 from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.commands.progress import Meter, OnProgress, teller
-from ckptconv.compute import views_of
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
 from ckptconv.display import Displayed
 from ckptconv.errors import cannot_write
@@ -30,9 +28,8 @@ from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
 from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
-from ckptconv.tensors.file_state import FileState, require_unchanged
+from ckptconv.tensors.file_state import require_unchanged
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
-from ckptconv.version import __version__
 
 MAX_MEMORY = 256 << 20
 OnBytes = Callable[[int, str], None]  # bytes written, the file's name
@@ -186,7 +183,7 @@ def merge(
         return Merged(plan, target, count, True, time.monotonic() - begun)
     sources, beside = sources_of(plan), states_of(small)
     require_honest_receipts(sources, count, teller(on_progress, "hash"))
-    with work_folder(target, _fingerprint(plan, sources)) as work:
+    with work_folder(target, fingerprint(plan, sources)) as work:
         check_target(
             target, [], overwrite
         )  # another merge may have ended between the first look and the lock
@@ -240,17 +237,3 @@ def _peak_memory() -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _fingerprint(plan: Plan, sources: dict[str, FileState]) -> str:
-    """A hash that is equal for equal plans: it covers every header, and the state of every source file."""
-    digest = hashlib.sha256(__version__.encode())
-    for out in plan.files:
-        digest.update(out.name.encode() + out.header)
-    for file, was in sources.items():
-        digest.update(repr((file, *was)).encode())
-    for key, output in sorted(plan.outputs.items()):
-        for view in views_of(output.source):
-            digest.update(repr((key, output.dtype, view.chunks[:1])).encode())
-        digest.update(repr(getattr(output.source, "scale", None)).encode())
-    return digest.hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ckptconv.commands.merge.small_files import SmallFiles
@@ -12,6 +13,7 @@ from ckptconv.plan import Plan
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import require_agreement
 from ckptconv.tensors.file_state import FileState, stamp, stamps_of
+from ckptconv.version import __version__
 
 # Files that state how a checkpoint's tensors are sharded, or what they are.
 _SAYS_HOW = re.compile(
@@ -63,3 +65,20 @@ def require_honest_receipts(
             if say:
                 say(f"{folder}, to compare it with its receipt")
             require_agreement(folder, workers)
+
+
+def fingerprint(plan: Plan, sources: Mapping[str, FileState]) -> str:
+    """What makes two plans the same for a resumed run.
+
+    It covers every header, every source file as it was, and for every tensor all that its source is made of: the
+    pieces, and for a computed one the scales, the indices and the factors as well. A source is a frozen record of plain
+    values, so its repr shows each field that decides on a byte.
+    """
+    digest = hashlib.sha256(__version__.encode())
+    for out in plan.files:
+        digest.update(out.name.encode() + out.header)
+    for file, was in sources.items():
+        digest.update(repr((file, *was)).encode())
+    for key, output in sorted(plan.outputs.items()):
+        digest.update(repr((key, output.dtype, output.source)).encode())
+    return digest.hexdigest()
