@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from ckptconv.errors import CkptconvError, Kind
 
-MOST_DIMS = 64  # torch's and numpy's own bound
+MOST_DIMS = 64  # the limit of torch and numpy
 MOST_RANKS = 1 << 20
 _LARGEST = 1 << 63
 _LONGEST_NAME = 1000
@@ -15,7 +15,11 @@ _LONGEST_FILE_NAME = 255  # bytes
 
 
 def check_name(name: Any, where: object) -> str:
-    """A tensor's name: one line that a terminal shows as it is. Raises CkptconvError for anything else."""
+    """Return the name of a tensor if it is one printable line.
+
+    Raises:
+        CkptconvError: the name is not a string, is longer than 1,000 characters, or has unprintable characters.
+    """
     if not isinstance(name, str):
         raise CkptconvError(
             "a tensor's name is not a string", where=where, found=type(name).__name__, kind=Kind.DAMAGED
@@ -32,7 +36,7 @@ def check_name(name: Any, where: object) -> str:
 
 
 def is_file_name(name: Any) -> bool:
-    """True for the name of a file in a folder: no path, and one that a file system takes."""
+    """Return True if the name is a bare file name: it has no path separator and at most 255 bytes."""
     return (
         isinstance(name, str)
         and name.isprintable()
@@ -43,7 +47,7 @@ def is_file_name(name: Any) -> bool:
 
 
 def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
-    """True for at most 64 whole numbers, each from 0 to 2^63 - 1."""
+    """Return True for a list or tuple of at most 64 integers, each from 0 to 2^63 - 1."""
     return (
         isinstance(value, tuple | list)
         and len(value) <= MOST_DIMS
@@ -52,7 +56,16 @@ def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
 
 
 def whole_numbers(value: Any, what: str, where: object = None) -> tuple[int, ...]:
-    """A shape, strides or offsets. Raises CkptconvError for what is none."""
+    """Return a shape, strides or offsets as a tuple.
+
+    Args:
+        value: the untrusted value.
+        what: a description of the value, which begins the error message.
+        where: the file or the tensor, for the error message.
+
+    Raises:
+        CkptconvError: the value is not a list or tuple of at most 64 integers, each from 0 to 2^63 - 1.
+    """
     if not is_shape(value):
         raise CkptconvError(
             f"{what} is not made of whole numbers",
@@ -65,7 +78,7 @@ def whole_numbers(value: Any, what: str, where: object = None) -> tuple[int, ...
 
 
 def check_ranks(count: int, where: object) -> None:
-    """Raise CkptconvError for more ranks than any machine has: they are listed one by one."""
+    """Raise CkptconvError for more than 2^20 ranks, because code lists the ranks one by one."""
     if count > MOST_RANKS:
         raise CkptconvError(
             "too many ranks or files",

@@ -1,4 +1,4 @@
-"""JSON of unknown origin: a value, or one clear error, whatever the text is."""
+"""Read untrusted JSON: the result is a value or a CkptconvError, whatever the text is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
 
-_LARGEST = 256 << 20  # bytes of a file; the largest indexes of models have a tenth of it
-_DIGITS = 100
-_LARGEST_SETTINGS = 16 << 20  # bytes of a trainer's settings as text
+_LARGEST = 256 << 20  # bytes; the largest known model indexes are a tenth as long
+_DIGITS = 100  # of one integer
+_LARGEST_SETTINGS = 16 << 20  # bytes of a trainer's settings file that are read
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file. Raises CkptconvError for what is no file of its own, too large, or no JSON."""
+    """Return the value that a JSON file holds.
+
+    Raises:
+        CkptconvError: the path is not a regular file, or the file is larger than 256 MiB, cannot be read, or is not
+            valid JSON.
+    """
     try:
         if not path.is_file():
             raise CkptconvError("not a regular file", where=path, kind=Kind.DAMAGED)
@@ -33,7 +38,12 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes, where: object) -> Any:
-    """The value. Raises CkptconvError for broken JSON, JSON as deep as the stack, and numbers of very many digits."""
+    """Return the value that a JSON text describes.
+
+    Raises:
+        CkptconvError: the text is not valid JSON, is nested deeper than the interpreter's stack, or has an integer of
+            more than 100 digits.
+    """
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_int=_int)
     except ValueError as error:
@@ -49,7 +59,11 @@ def _int(digits: str) -> int:
 
 
 def settings_text(path: Path) -> str:
-    """The text of a trainer's settings, of its first 16 MiB; "" where there is no such file."""
+    """Return the first 16 MiB of a trainer's settings file as text, or "" if the file does not exist.
+
+    Raises:
+        CkptconvError: the file cannot be read.
+    """
     if not path.is_file():
         return ""
     try:
@@ -62,7 +76,11 @@ def settings_text(path: Path) -> str:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The file's table; {} where it is not there, or holds something else. Raises CkptconvError for broken JSON."""
+    """Return the JSON object in a file, or {} if the file does not exist or holds another type.
+
+    Raises:
+        CkptconvError: the file cannot be read or is not valid JSON.
+    """
     if not path.is_file():
         return {}
     value = read_json(path)

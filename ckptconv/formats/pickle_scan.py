@@ -1,18 +1,18 @@
-"""A pickle's opcodes, walked without running them: does it ask for more than its own size explains?
+"""Walk a pickle's opcodes without executing them, and refuse a pickle that asks for more memory than its size explains.
 
-The C unpickler believes what a pickle says: seven bytes can ask for a memo of 64 GiB. So lengths, places in the memo and
-the width of numbers are looked at before anything is loaded. Opcodes: CPython's Lib/pickletools.py, protocols 0 to 5.
+The C unpickler trusts the lengths in a pickle: seven bytes can ask for a memo of 64 GiB. So this module checks lengths,
+memo indices and the width of numbers before anything is loaded. Opcodes: CPython's Lib/pickletools.py, protocols 0 to 5.
 """
 
 from __future__ import annotations
 
 from ckptconv.errors import CkptconvError, Kind
 
-_WIDEST = 255  # bytes of a number; torch has none of more than 8, random states have 16
+_WIDEST = 255  # bytes of a number; torch writes at most 8, and a random state has 16
 _LONGEST = 1000  # characters of a number that is written as text
 
 _STOP = ord(".")
-_TUPLES = b"t\x85\x86\x87\x91"  # what may nest and is hashed by what is in it: tuples and frozen sets
+_TUPLES = b"t\x85\x86\x87\x91"  # tuples and frozen sets nest, and their hash is that of their items
 # Opcode -> the bytes of its argument.
 _FIXED = {
     **dict.fromkeys(b"(.012NR)l]aed}sutbotQ\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94\x97\x98", 0),
@@ -21,7 +21,7 @@ _FIXED = {
     **dict.fromkeys(b"Jjr\x84", 4),
     **dict.fromkeys(b"G\x95", 8),
 }
-# Opcode -> the bytes of the length before its argument. A signed length below zero is read as one that is too long.
+# Opcode -> the bytes of the length before its argument. A negative signed length is read as a length that is too large.
 _COUNTED = {
     **dict.fromkeys(b"UC\x8c\x8a", 1),
     **dict.fromkeys(b"TBX\x8b", 4),
@@ -31,12 +31,16 @@ _NUMBERS = frozenset(b"\x8a\x8b")
 _LINES = {**dict.fromkeys(b"FILSVPgp", 1), **dict.fromkeys(b"ci", 2)}
 _TEXT_NUMBERS = frozenset(b"FILgp")
 _LONG_PUT, _TEXT_PUT = b"rp"
-# The length of every opcode that needs no second look, which most of a pickle is; 0 for the others.
+# The length of every opcode that needs no further check; 0 for the others. Most opcodes of a pickle need none.
 _LENGTHS = bytes(1 + _FIXED[op] if op in _FIXED and op not in (_STOP, _LONG_PUT) else 0 for op in range(256))
 
 
 def check_pickle(data: bytes) -> None:
-    """Raise CkptconvError for opcodes that do not exist, what is cut off, and what asks for too much."""
+    """Check every opcode up to STOP.
+
+    Raises:
+        CkptconvError: an opcode does not exist, the pickle is cut off, or it asks for too much memory.
+    """
     at, end, lengths = 0, len(data), _LENGTHS
     while at < end:
         length = lengths[data[at]]
@@ -50,7 +54,7 @@ def check_pickle(data: bytes) -> None:
 
 
 def tuples_in(data: bytes) -> int:
-    """At most how deep a pickle can nest tuples."""
+    """Return an upper bound for the depth to which a pickle nests tuples."""
     return sum(data.count(bytes([op])) for op in _TUPLES)
 
 
@@ -67,7 +71,7 @@ def _past(data: bytes, at: int) -> int:
 
 
 def _past_counted(data: bytes, at: int) -> int:
-    """Where an opcode with a text, bytes or a number ends."""
+    """Return the end of an opcode whose argument is a text, bytes or a number with a length."""
     begin = at + 1 + _COUNTED[data[at]]
     size = int.from_bytes(data[at + 1 : begin], "little")
     if size > len(data) - begin:
@@ -84,7 +88,7 @@ def _past_counted(data: bytes, at: int) -> int:
 
 
 def _past_lines(data: bytes, at: int) -> int:
-    """Where an opcode with one or two lines of text ends."""
+    """Return the end of an opcode whose argument is one or two lines of text."""
     stop = at
     for _ in range(_LINES[data[at]]):
         stop = data.find(b"\n", stop + 1)
@@ -103,6 +107,6 @@ def _past_lines(data: bytes, at: int) -> int:
 
 
 def _check_place(place: int, at: int) -> None:
-    """Picklers number the places from 0 on, and every one takes an opcode."""
+    """Picklers number memo places from 0, and each place takes at least one byte of opcodes, so no index exceeds `at`."""
     if place > at:
         raise CkptconvError("invalid memo index in a pickle: out of range", found=place, kind=Kind.DAMAGED)

@@ -1,6 +1,6 @@
-"""One safetensors file, from its header alone.
+"""Read one safetensors file from its header alone.
 
-Format: safetensors README, "Format": eight bytes of header length, a JSON header, then the data.
+The safetensors README, "Format", defines it: eight bytes of header length, a JSON header, then the data.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from ckptconv.formats.json import parse_json
 from ckptconv.tensors.dtypes import from_safetensors, itemsize
 from ckptconv.tensors.view import Shape, View, stored
 
-LENGTH = 8  # bytes that say how long the header is
+LENGTH = 8  # bytes of the field that holds the header's length
 _MAX_HEADER = 100_000_000
 
 
 def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
-    """The tensors of one safetensors file as views, and its `__metadata__`."""
+    """Return the tensors of one safetensors file as views, and its `__metadata__`.
+
+    Raises:
+        CkptconvError: the path is not a regular file, or its header is damaged.
+    """
     if not path.is_file():  # opening a pipe would wait for a writer
         raise CkptconvError(
             "not a safetensors file, but a folder, a pipe or a device", where=path, kind=Kind.DAMAGED
@@ -32,7 +36,16 @@ def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
 
 
 def header_length(path: Path, size: int, first: bytes) -> int:
-    """How long the header is that follows the first LENGTH bytes of a file of `size` bytes."""
+    """Return the length of the JSON header in bytes.
+
+    Args:
+        path: the file, for the error message.
+        size: of the file, in bytes.
+        first: the first LENGTH bytes of the file.
+
+    Raises:
+        CkptconvError: the file is too short to hold such a header.
+    """
     length = int.from_bytes(first, "little")
     if size < LENGTH or len(first) < LENGTH or length > min(size - LENGTH, _MAX_HEADER):
         raise CkptconvError(
@@ -45,7 +58,16 @@ def header_length(path: Path, size: int, first: bytes) -> int:
 
 
 def parse_header(path: Path, size: int, data: bytes) -> tuple[dict[str, View], dict[str, str]]:
-    """What `read_header` gives, from the header's own bytes and the file's size."""
+    """Parse a JSON header that was read already, as `read_header` does.
+
+    Args:
+        path: the file, for the views and the error messages.
+        size: of the file, in bytes.
+        data: the bytes of the JSON header, without the length field.
+
+    Raises:
+        CkptconvError: the header is damaged, or its tensors do not fill the file.
+    """
     try:
         header = parse_json(data, path)
     except CkptconvError as error:
@@ -116,7 +138,7 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
 
 
 def header_by_library(path: Path) -> tuple[dict[str, tuple[str, Shape]], dict[str, str]]:
-    """The same header as safetensors' own reader understands it, so that what we wrote is not judged by our reader.
+    """Read the header with safetensors' own reader, so that a file that ckptconv wrote is not checked by ckptconv's reader.
 
     Returns:
         Tensor name -> its dtype as the format spells it and its shape; and the file's metadata.

@@ -1,8 +1,8 @@
-"""Inert stand-ins for everything that a checkpoint's pickle may name. Nothing unpickled is ever executed.
+"""Inert stand-ins for every class and function that a checkpoint's pickle may name. Nothing unpickled is ever executed.
 
-The unpickler (`unpickle.py`) finds its globals here, by exact (module, name), and nowhere else. What is known becomes a
-small record; every other name becomes an `Inert` class that swallows arguments and state and does nothing, so that an
-unknown object in a part that does not matter costs nothing, and one in a part that does is named in the error.
+The unpickler (`unpickle.py`) resolves its globals here, by exact (module, name), and nowhere else. A known name becomes a
+small record. Every other name becomes an `Inert` class, which keeps arguments and state and runs nothing. An unknown
+object in an unused part of a checkpoint is therefore harmless, and one in a used part is named in the error.
 
 Sources of the layouts: torch/_utils.py and torch/_tensor.py (`_rebuild_*`), torch/distributed/tensor/_dtensor_spec.py,
 torch/distributed/device_mesh.py, torch/distributed/_shard/sharded_tensor/ (torch 2.4 to 2.13).
@@ -18,12 +18,12 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import whole_numbers
 from ckptconv.tensors.dtypes import from_storage, known
 
-_MOST_ARGS = 255  # of a call: what is given is copied, and a pickle can give the same thing a million times
+_MOST_ARGS = 255  # of a call: arguments are copied, and a pickle can pass one object a million times
 _LONGEST_NAME = 1000
 
 
 class Inert:
-    """An object of a class that is never imported: `kind` is its "module.Class", the rest is what was pickled."""
+    """An object of a class that is never imported: `kind` is "module.Class", the other fields hold what was pickled."""
 
     kind = ""
     __slots__ = ("args", "items", "state")
@@ -49,14 +49,14 @@ class Inert:
     def __setitem__(self, key: Any, value: Any) -> None:
         self.items.append((key, value))
 
-    def __hash__(self) -> int:  # may be pickled as a key
+    def __hash__(self) -> int:  # a pickle may use the object as a key
         return id(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field of the state; (dict, slots) pairs are looked through as pickle writes them for slotted classes."""
+        """Return a field of the state; for a class with slots, pickle writes the state as a pair of dicts (dict, slots)."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
         for part in parts:
             if isinstance(part, dict) and name in part:
@@ -68,12 +68,16 @@ class Inert:
 
 
 def field_of(record: Any, name: str) -> Any:
-    """A field of a pickled object; None where there is none, or where it is no object."""
+    """Return a field of a pickled object, or None if the record is not an object or lacks the field."""
     return record.get(name) if isinstance(record, Inert) else None
 
 
 def items(value: Any) -> Sequence[Any]:
-    """What a pickled list or tuple holds; nothing for None. Raises CkptconvError for anything else."""
+    """Return the items of a pickled list or tuple, or an empty tuple for None.
+
+    Raises:
+        CkptconvError: the value has another type.
+    """
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
@@ -84,9 +88,9 @@ def items(value: Any) -> Sequence[Any]:
 
 
 class PlainDict(dict):  # type: ignore[type-arg]
-    """collections.OrderedDict: its order is a dict's own; attributes such as `_metadata` are dropped.
+    """Stand-in for collections.OrderedDict. A dict keeps the order; attributes such as `_metadata` are dropped.
 
-    Made empty, as Python 3 pickles it.
+    Python 3 pickles an OrderedDict as a call without arguments, followed by the items.
     """
 
     def __init__(self) -> None:
@@ -97,13 +101,13 @@ class PlainDict(dict):  # type: ignore[type-arg]
 
 
 class Dtype(NamedTuple):
-    """torch.float32 and its kin, and storage classes, by the dtype they mean."""
+    """Stand-in for a torch dtype or a storage class: the name of the dtype."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """A storage that a persistent id names: its key in the container, its dtype and its elements."""
+    """A storage that a persistent id names: its key in the .pt file, its dtype and its number of elements."""
 
     key: str
     dtype: str
@@ -111,7 +115,7 @@ class Storage(NamedTuple):
 
 
 class TensorRecord(NamedTuple):
-    """torch._utils._rebuild_tensor_v2: a strided window on a storage, in elements."""
+    """The result of torch._utils._rebuild_tensor_v2: a strided window on a storage; offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -120,7 +124,13 @@ class TensorRecord(NamedTuple):
 
 
 class WrapperRecord(NamedTuple):
-    """A tensor subclass that holds others: its class's kind, its pickled fields (DTensor), its raw state (ShardedTensor)."""
+    """A tensor subclass that wraps other tensors.
+
+    Attributes:
+        kind: of its class.
+        state: its pickled fields (a DTensor has them).
+        raw: its state as pickled (a ShardedTensor needs it).
+    """
 
     kind: str
     state: dict[str, Any]
@@ -128,7 +138,7 @@ class WrapperRecord(NamedTuple):
 
 
 class Emulated:
-    """A known function's stand-in; it can be called, and nothing else can be done to it from a pickle."""
+    """Stand-in for a known function. A pickle can call it, but cannot set its state."""
 
     __slots__ = ("_function",)
 
@@ -182,7 +192,7 @@ def _rebuild_tensor_of_bytes(
     dtype: Any,
     metadata: Any = None,
 ) -> TensorRecord:
-    """Dtypes without a storage class (float8, uint16 ...): an untyped storage, the dtype beside it."""
+    """Rebuild a tensor whose dtype has no storage class (float8, uint16, ...): untyped storage, dtype as an argument."""
     if not isinstance(storage, Storage) or not isinstance(dtype, Dtype):
         raise CkptconvError(
             "a tensor has an unknown dtype", found=getattr(dtype, "kind", dtype), kind=Kind.UNSUPPORTED
@@ -200,7 +210,7 @@ def _wrapper(*args: Any) -> Any:
 
 def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     if function is _WRAPPER:
-        parts = state if isinstance(state, tuple) else (state,)  # (dict, slots): DTensor has slots
+        parts = state if isinstance(state, tuple) else (state,)  # a (dict, slots) pair: DTensor has slots
         tables = [part for part in parts if isinstance(part, dict)]
         _check_few(sum(map(len, tables)))
         fields = {key: value for table in tables for key, value in table.items()}
@@ -215,19 +225,23 @@ def _size(values: Any = ()) -> tuple[int, ...]:
 
 
 def _set(values: Any = ()) -> Any:
-    """builtins.set, as old protocols pickle it: the list of its items, which stays as it is."""
+    """Emulate builtins.set, which protocols before 4 call with a list of the items. The list is returned unchanged."""
     return values if isinstance(values, list) else []
 
 
 def _member(owner: Any, name: Any) -> Any:
-    """builtins.getattr, as nested classes and enums are pickled by old protocols: one more inert class, no attribute."""
+    """Emulate builtins.getattr, with which old protocols pickle nested classes and enums; the result is a stand-in."""
     if not isinstance(name, str):
         raise CkptconvError("an attribute's name is not a string", kind=Kind.DAMAGED)
     return named(owner.kind if hasattr(owner, "kind") else type(owner).__name__, name)
 
 
 def named(module: str, name: str) -> Any:
-    """The stand-in for a global, whose name is no longer than a name."""
+    """Return the stand-in for a global.
+
+    Raises:
+        CkptconvError: the module and the name together have more than 1,000 characters.
+    """
     if len(module) + len(name) > _LONGEST_NAME:
         raise CkptconvError(
             "a pickle names a class with too long a name", found=f"{module}.{name}"[:80], kind=Kind.DAMAGED
@@ -252,7 +266,7 @@ _CALLS: dict[tuple[str, str], Any] = {
     ("__builtin__", "set"): Emulated(_set),
 }
 
-# Classes that moved between torch versions: (module, name) -> the one kind that backends know.
+# Classes that torch moved between its versions: (module, name) -> the kind that the backends use.
 _KINDS: dict[tuple[str, str], str] = {
     (module, name): name
     for name, modules in {
@@ -298,7 +312,7 @@ _KINDS["torch.distributed._shard.sharded_tensor.shard", "Shard"] = "LocalShard"
 
 @lru_cache(maxsize=4096)
 def stand_in(module: str, name: str) -> Any:
-    """What the unpickler gets for a global; nothing is imported."""
+    """Return what the unpickler uses for a global. Nothing is imported."""
     if (module, name) in _CALLS:
         return _CALLS[module, name]
     if module in ("torch", "torch.storage"):

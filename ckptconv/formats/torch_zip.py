@@ -1,8 +1,8 @@
-"""The .pt container: a zip of one pickle and raw storages. Read without torch, into views with byte offsets.
+"""Read a .pt file without torch, into views with byte offsets. The file is a zip of one pickle and raw storages.
 
-Layout: caffe2/serialize/inline_container.cc (pytorch). Entries are stored uncompressed under one prefix: `data.pkl`,
-`data/KEY` a storage each, `byteorder`. Local headers carry no sizes, so the central directory is what counts; an
-entry's bytes begin after its local header, whose name and extra lengths are the local ones.
+PyTorch's caffe2/serialize/inline_container.cc defines the layout. The entries are stored uncompressed under one prefix:
+`data.pkl`, one `data/KEY` per storage, and `byteorder`. Local headers carry no sizes, so the reader takes them from the
+central directory. The bytes of an entry begin after its local header, whose own name and extra lengths count there.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import View, contiguous_strides, stored
 
 _RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of files that torch.save wrote
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
 _MAX_PICKLE = 1 << 30
-Load = Callable[[bytes, str], Any]  # a pickle's bytes, and where they are for errors -> its object
-# A tensor with strides of 0 is larger than its storage; past this it is a bomb. No trainer's mask comes near.
+Load = Callable[[bytes, str], Any]  # (the pickle's bytes, its place for error messages) -> its object
+# A tensor with strides of 0 is larger than its storage. Beyond this many bytes it is refused; trainers' masks are smaller.
 _MOST_EXPANDED = 1 << 30
 
 
 class Entry(NamedTuple):
-    """One storage: where its bytes begin in the file, how many, and their CRC-32."""
+    """One storage: its first byte in the file, its length in bytes, and its CRC-32."""
 
     start: int
     nbytes: int
@@ -45,14 +45,18 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TorchZip:
-    """An opened .pt: its object as stand-ins, and the place of every storage."""
+    """The directory of a .pt file: its object as stand-ins, and the place of every storage by key."""
 
     path: str
     root: Any
     entries: dict[str, Entry]
 
     def view(self, tensor: TensorRecord) -> View:
-        """A pickled tensor as a view. Raises CkptconvError when it reaches outside its storage."""
+        """Return a pickled tensor as a view.
+
+        Raises:
+            CkptconvError: the tensor's storage is not in the file, the tensor reaches outside it, or is far larger.
+        """
         storage, item = tensor.storage, itemsize(tensor.storage.dtype)
         entry = self.entries.get(storage.key)
         if entry is None:
@@ -86,7 +90,11 @@ class TorchZip:
         )
 
     def ints(self, tensor: TensorRecord) -> list[int]:
-        """The values of a small integer tensor (a mesh's ranks)."""
+        """Read the values of a small integer tensor (the ranks of a mesh), in row-major order.
+
+        Raises:
+            CkptconvError: the tensor has more than 2^20 elements, or its dtype is not int32 or int64.
+        """
         view = self.view(tensor)
         item = itemsize(view.dtype)
         if view.numel > 1 << 20 or view.dtype not in ("int64", "int32"):
@@ -103,30 +111,48 @@ class TorchZip:
                     struct.unpack(f"<{view.numel}{'q' if item == 8 else 'i'}", file.read(view.nbytes))
                 )
             values = []
-            for index in product(*map(range, view.shape)):  # in C order; a submesh is a strided window
+            for index in product(
+                *map(range, view.shape)
+            ):  # in row-major order; a submesh is a strided window
                 chunk = view.chunks[0]
                 file.seek(chunk.start + sum(map(int.__mul__, index, chunk.strides)))
                 values.append(int.from_bytes(file.read(item), "little", signed=True))
         return values
 
 
-@lru_cache(maxsize=4096)  # thousands of files hold the same few shapes
+@lru_cache(maxsize=4096)  # thousands of files have the same few shapes
 def _reach(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int]:
-    """(the last element's distance from the first, the number of elements)."""
+    """Return (the distance from the first element to the last, the number of elements), both in elements."""
     return sum((size - 1) * step for size, step in zip(shape, stride, strict=True)), prod(shape)
 
 
 def open_torch_zip(path: str, load: Load = safe_load) -> TorchZip:
-    """Read the directory and the pickle of a .pt file; no storage is read. load: as safe_load, which may remember.
+    """Read the directory and the pickle of a .pt file. No storage is read.
 
-    Raises CkptconvError for a truncated, compressed, big-endian, pre-zip or otherwise foreign file.
+    Args:
+        path: the file.
+        load: unpickles as `safe_load` does; it may cache the result.
+
+    Raises:
+        CkptconvError: the file is truncated, compressed, big-endian, older than the zip form, or not from torch.save.
     """
     with _opened(path) as handle:
         return torch_zip_at(path, handle, 0, os.fstat(handle).st_size, load)
 
 
 def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = safe_load) -> TorchZip:
-    """The same for a range of an open file: DCP keeps one such archive a tensor, one after another."""
+    """Read the directory and the pickle of an archive inside an open file. DCP writes one archive per tensor into a file.
+
+    Args:
+        path: the file, for the views and the error messages.
+        handle: an open file descriptor of it.
+        start: the first byte of the archive in the file.
+        size: of the archive, in bytes.
+        load: unpickles as `safe_load` does; it may cache the result.
+
+    Raises:
+        CkptconvError: the archive is truncated, compressed, big-endian, or not from torch.save.
+    """
     window, entries = _directory(path, handle, start, size)
     if len({entry.name for entry in entries}) != len(entries):
         raise CkptconvError("two entries of a torch file have one name", where=path, kind=Kind.DAMAGED)
@@ -154,10 +180,14 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
 
 
 class CheckedEntry(NamedTuple):
-    """What reading one entry against its CRC-32 came to.
+    """The result of the CRC-32 check of one entry.
 
-    nbytes: of the entry. is_checked: False where the file states no CRC for it, so that it was not read: torch writes 0
-    under `set_crc32_options(False)`, and for the storages that `skip_data` leaves to be filled in.
+    Attributes:
+        name: of the entry.
+        nbytes: of the entry.
+        is_checked: False if the file records no CRC for the entry, which is then not read. torch writes 0 under
+            `set_crc32_options(False)`, and for storages that `skip_data` reserves without writing them.
+        is_damaged: True if the bytes do not match the CRC, or some are missing.
     """
 
     name: str
@@ -167,11 +197,14 @@ class CheckedEntry(NamedTuple):
 
 
 def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
-    """Read every entry and compare its CRC-32.
+    """Read every entry of a .pt file and compare its CRC-32.
 
     Args:
         path: a file that torch.save wrote.
-        block: bytes that are read at a time.
+        block: the size of one read, in bytes.
+
+    Raises:
+        CkptconvError: the file is not such an archive, cannot be read, or has overlapping entries.
     """
     buffer = memoryview(bytearray(block))
     with _opened(path) as handle:
@@ -181,7 +214,7 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
             at, left, crc = data_start(window, entry), entry.nbytes, 0
             is_checked = (
                 bool(entry.crc) or not entry.nbytes
-            )  # 0 is the CRC of nothing, and of nothing else here
+            )  # a CRC of 0 is that of an empty entry; for others it means that torch wrote none
             if at < end:
                 raise CkptconvError(
                     "two zip entries overlap", where=f"{path}:{entry.name}", kind=Kind.DAMAGED
@@ -198,7 +231,10 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
 
 
 def same_archive(one: str, two: str) -> bool:
-    """True where two .pt files hold the same entries: by the checksums in their directories, else by their bytes."""
+    """Return True if two .pt files hold the same entries.
+
+    The CRCs in the directories are compared, or the bytes of the files if an entry has no CRC.
+    """
     entries = []
     for path in (one, two):
         with _opened(path) as handle:
@@ -211,7 +247,7 @@ def same_archive(one: str, two: str) -> bool:
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     except OSError as error:
         raise CkptconvError(
             f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
@@ -239,7 +275,7 @@ def _directory(path: str, handle: int, start: int, size: int) -> tuple[Window, l
 
 
 def _small_entry(window: Window, entry: ZipEntry) -> bytes:
-    """The bytes of an entry that is no storage, its CRC compared; torch can be told to write none, which is 0."""
+    """Read an entry that is not a storage and check its CRC; a CRC of 0 means that torch was configured to write none."""
     where = f"{window.path}:{entry.name}"
     if entry.nbytes > _MAX_PICKLE:
         raise CkptconvError(
@@ -257,7 +293,7 @@ def _small_entry(window: Window, entry: ZipEntry) -> bytes:
 
 
 def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[tuple[str, Entry]]:
-    """The storages, by their place in the file; each must lie inside the range, and no two on the same bytes."""
+    """Yield (key, entry) in file order; refuse a storage that is outside the archive or overlaps another."""
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header):
         start = data_start(window, entry)

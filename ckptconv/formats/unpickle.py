@@ -1,4 +1,4 @@
-"""The one place where pickles are read: into stand-ins, after a look at what they ask for."""
+"""Load pickles as inert stand-ins, after `pickle_scan` has checked them. No other module loads pickles."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.pickle_scan import check_pickle, tuples_in
 from ckptconv.formats.stand_ins import Dtype, Storage, named
 
-_SHALLOW = 4000  # tuples in tuples that any thread's stack has room to hash
-_STACK_EACH = 256  # bytes of it that one takes
-_ONE_AT_A_TIME = threading.Lock()  # the size of new threads' stacks is the process's
+_SHALLOW = 4000  # nested tuples; every thread's stack has room to hash that many
+_STACK_EACH = 256  # bytes of stack that the hash of one nested tuple takes
+_ONE_AT_A_TIME = threading.Lock()  # threading.stack_size is global to the process
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Unpickles into stand-ins only: globals come from `stand_in`, persistent ids become `Storage` records."""
+    """An unpickler that resolves every global to a stand-in and every persistent id to a `Storage` record."""
 
     def find_class(self, module: str, name: str) -> Any:
         return named(module, name)
@@ -35,8 +35,16 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 def safe_load(data: bytes, where: str) -> Any:
-    """Unpickle bytes into stand-ins. Raises CkptconvError for anything that is not a whole, plain pickle."""
-    copyreg.clear_extension_cache()  # the C unpickler looks there before it asks find_class
+    """Unpickle bytes into stand-ins.
+
+    Args:
+        data: the pickle.
+        where: the file, for the error message.
+
+    Raises:
+        CkptconvError: the pickle is damaged, cut off, or asks for too much memory.
+    """
+    copyreg.clear_extension_cache()  # the C unpickler reads this cache before it calls find_class
     try:
         check_pickle(data)
         return _load(data)
@@ -55,7 +63,10 @@ def safe_load(data: bytes, where: str) -> Any:
 
 
 def _load(data: bytes) -> Any:
-    """Hashing a tuple goes as deep into the C stack as tuples nest in it; where many might, the stack is made for it."""
+    """Unpickle; where tuples may nest deeply, do so in a thread with a larger stack.
+
+    The hash of a tuple is computed by recursion in C, one level for each nested tuple.
+    """
     deepest = tuples_in(data)
     if deepest <= _SHALLOW:
         return SafeUnpickler(io.BytesIO(data)).load()

@@ -1,7 +1,8 @@
-"""A zip's central directory, strictly as torch writes it: stored entries, one disk, no comment. Whole files or ranges.
+"""Read a zip's central directory as torch writes it: stored entries, one disk, no comment. It reads files or ranges.
 
-Format: PKWARE APPNOTE 4.3.12 (central directory), 4.3.14-16 (its ends). torch closes every archive with the zip64 end
-record and leaves sizes out of local headers (caffe2/serialize/inline_container.cc), so only the directory counts.
+PKWARE APPNOTE 4.3.12 (central directory) and 4.3.14-16 (its end records) define the format. torch ends every archive with
+the zip64 end record and omits sizes from local headers (caffe2/serialize/inline_container.cc), so only the directory
+has them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LENGTHS = struct.Struct("<HH")
 _LOCAL = 30
-_EDGE = 1 << 11  # read at once at both ends: a DCP tensor's whole directory and pickle lie there
+_EDGE = 1 << 11  # bytes read at both ends: they hold a DCP tensor's whole directory and pickle
 _MAX_DIRECTORY = 1 << 30
 _ENCRYPTED = 0x1
 
@@ -28,7 +29,15 @@ class NotAZip(Exception):
 
 
 class ZipEntry(NamedTuple):
-    """An entry: its name, where its local header begins in the range, its bytes and their CRC-32 (0: none was written)."""
+    """An entry of the directory.
+
+    Attributes:
+        name: of the entry.
+        header: the offset of its local header in the range, in bytes.
+        nbytes: of its data.
+        crc: the CRC-32 of its data; 0 if none was written.
+        stored: True if the entry is neither compressed nor encrypted.
+    """
 
     name: str
     header: int
@@ -38,7 +47,7 @@ class ZipEntry(NamedTuple):
 
 
 class Window:
-    """A range of a file that reads like a file of its own; both ends are kept, so small archives cost two reads."""
+    """A range of a file that reads like a whole file. Both ends are cached, so a small archive takes two reads."""
 
     def __init__(self, path: str, handle: int, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
@@ -48,7 +57,7 @@ class Window:
         self._tail_at, self._tail = tail, self._stored(size - tail, tail)
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Bytes at an offset in the range; fewer where the range or the file ends."""
+        """Return bytes at an offset in the range; fewer if the range or the file ends before."""
         nbytes = max(min(nbytes, self.size - offset), 0)
         if offset < 0:
             return b""
@@ -59,7 +68,7 @@ class Window:
         return self._stored(nbytes, offset)
 
     def _stored(self, nbytes: int, offset: int) -> bytes:
-        """From the file, whose system may give less at a time than was asked for."""
+        """Read from the file; one pread may return fewer bytes than requested, so it is repeated."""
         data = b""
         try:
             while len(data) < nbytes:
@@ -75,7 +84,12 @@ class Window:
 
 
 def read_directory(window: Window) -> list[ZipEntry]:
-    """All entries, in the directory's order. Raises NotAZip where there is no directory, or not a whole one."""
+    """Return all entries, in the directory's order.
+
+    Raises:
+        NotAZip: the range has no central directory, or a damaged one.
+        CkptconvError: the file cannot be read.
+    """
     count, size, begin = _end(window)
     if size > _MAX_DIRECTORY or begin + size > window.size or count * _ENTRY.size > size:
         raise NotAZip("its zip directory lies outside the file")
@@ -98,7 +112,11 @@ def read_directory(window: Window) -> list[ZipEntry]:
 
 
 def data_start(window: Window, entry: ZipEntry) -> int:
-    """Where an entry's bytes begin in the range: after its local header, whose name and extra lengths are its own."""
+    """Return the offset of an entry's data in the range: the end of its local header, whose own lengths count.
+
+    Raises:
+        CkptconvError: the local header is missing, or belongs to another entry.
+    """
     wanted = entry.name.encode()
     header = window.read(entry.header, _LOCAL + len(wanted))
     if len(header) < _LOCAL or header[:4] != b"PK\x03\x04":
@@ -118,7 +136,7 @@ def data_start(window: Window, entry: ZipEntry) -> int:
 
 
 def _end(window: Window) -> tuple[int, int, int]:
-    """(entries, bytes, begin) of the directory, from the last record and its zip64 form."""
+    """Return (entries, bytes, offset) of the directory, from the end record and the zip64 end record."""
     last = window.read(window.size - _END.size, _END.size)
     if len(last) < _END.size or last[:4] != b"PK\x05\x06":
         raise NotAZip("its directory, the last thing written, is not at its end")
@@ -135,7 +153,7 @@ def _end(window: Window) -> tuple[int, int, int]:
 
 
 def _wide(extra: bytes, nbytes: int, packed: int, header: int) -> tuple[int, int, int]:
-    """Sizes and offset with the 64-bit values that the extra field holds for those that are all ones."""
+    """Return sizes and offset; where one is all ones, its 64-bit value comes from the extra field."""
     values = [nbytes, packed, header]
     if 0xFFFFFFFF not in values:
         return nbytes, packed, header
