@@ -12,7 +12,7 @@ from support.helpers import assert_one_error, cli, process, unpacked
 
 def test_a_folder_is_no_address(tmp_path: Path) -> None:
     ran = cli("merge", "--ray", unpacked("megatron/qwen2_tp2"), tmp_path / "model")
-    assert_one_error(ran, "--ray wants a cluster's address", names=["auto, or HOST:PORT"])
+    assert_one_error(ran, "--ray needs the address of a cluster", names=["auto, or HOST:PORT"])
 
 
 def test_ray_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
