@@ -16,17 +16,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckptconv.display import Displayed
+from ckptconv.commands.display import Displayed
 from ckptconv.errors import CkptconvError, ExitCode, Incomplete, Kind
-from ckptconv.version import __version__
+
+__version__ = "0.1.0"  # the one place that says which version this is
 
 if TYPE_CHECKING:
     from ckptconv.commands.inspect import Inspection, inspect
     from ckptconv.commands.merge.run import Merged, merge
+    from ckptconv.commands.open import LazyCheckpoint, LazyTensor, open
     from ckptconv.commands.progress import Progress
     from ckptconv.commands.push.run import Pushed, push
     from ckptconv.commands.verify import Difference, Layer, Problem, Verified, verify
-    from ckptconv.lazy import LazyCheckpoint, LazyTensor, open
     from ckptconv.plan import Options, Plan
     from ckptconv.tensors.source_spec import SourceSpec
 
@@ -61,8 +62,8 @@ _HOMES = {
     "Difference": "ckptconv.commands.verify",
     "Inspection": "ckptconv.commands.inspect",
     "Layer": "ckptconv.commands.verify",
-    "LazyCheckpoint": "ckptconv.lazy",
-    "LazyTensor": "ckptconv.lazy",
+    "LazyCheckpoint": "ckptconv.commands.open",
+    "LazyTensor": "ckptconv.commands.open",
     "Merged": "ckptconv.commands.merge.run",
     "Options": "ckptconv.plan",
     "Plan": "ckptconv.plan",
@@ -73,7 +74,7 @@ _HOMES = {
     "Verified": "ckptconv.commands.verify",
     "inspect": "ckptconv.commands.inspect",
     "merge": "ckptconv.commands.merge.run",
-    "open": "ckptconv.lazy",
+    "open": "ckptconv.commands.open",
     "push": "ckptconv.commands.push.run",
     "verify": "ckptconv.commands.verify",
 }

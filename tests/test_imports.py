@@ -21,16 +21,17 @@ SOURCES = Path(ckptconv.__file__).parent
 
 FRAMEWORKS = {"torch", "transformers", "accelerate"}
 # What every room may use.
-EVERYWHERE = {"display", "errors", "version"}
+EVERYWHERE = {"__version__", "errors"}
 COMMANDS = {"commands.inspect", "commands.merge", "commands.push", "commands.verify"}
 BELOW_COMMANDS = {
     "backends", "compute", "copy", "engines", "formats", "hub", "models", "plan", "publish", "read", "tensors",
 }  # fmt: skip
+# What several commands share.
+SHARED = {"commands.display", "commands.planning", "commands.progress"}
 # docs/design.md: a room -> the rooms it may import, downwards only. A room is a folder, or one command.
 LAW: dict[str, set[str]] = {
-    "display": set(),
+    "__version__": set(),
     "errors": set(),
-    "version": set(),
     "tensors": set(),
     "formats": {"tensors"},
     "backends": {"formats", "tensors"},
@@ -44,10 +45,11 @@ LAW: dict[str, set[str]] = {
     "hub": {"backends", "formats", "publish", "tensors"},
     "commands": set(),
     "commands.planning": BELOW_COMMANDS,
+    "commands.display": set(),
     "commands.progress": set(),
-    "commands.merge": BELOW_COMMANDS | {"commands.planning", "commands.progress"},
-    "commands.inspect": BELOW_COMMANDS | {"commands.planning"},
-    "commands.verify": BELOW_COMMANDS | {"commands.merge", "commands.planning", "commands.progress"},
+    "commands.merge": BELOW_COMMANDS | SHARED,
+    "commands.inspect": BELOW_COMMANDS | SHARED,
+    "commands.verify": BELOW_COMMANDS | SHARED | {"commands.merge"},
     "commands.push": {
         "backends",
         "commands.progress",
@@ -57,11 +59,12 @@ LAW: dict[str, set[str]] = {
         "publish",
         "tensors",
     },
-    "lazy": {"backends", "commands.planning", "compute", "hub", "plan", "read", "tensors"},
+    "commands.open": {"backends", "commands.planning", "compute", "hub", "plan", "read", "tensors"},
     "show": COMMANDS | {"commands.progress", "plan", "publish", "tensors"},
     "cli": COMMANDS | {"plan", "show"},
     "__main__": {"cli", "show"},
-    "__init__": COMMANDS | {"commands.progress", "lazy", "plan", "show", "tensors"},
+    "__init__": COMMANDS
+    | {"commands.display", "commands.open", "commands.progress", "plan", "show", "tensors"},
 }
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ckptconv import __version__
 from ckptconv.cli import inspect, merge, push, verify
-from ckptconv.version import __version__
 
 app = typer.Typer(
     name="ckptconv",

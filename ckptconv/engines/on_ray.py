@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ckptconv import __version__
 from ckptconv.copy.finished import finished, take_over
 from ckptconv.copy.run import Copied, buffer_memory
 from ckptconv.engines import job
@@ -25,7 +26,6 @@ from ckptconv.errors import CkptconvError
 from ckptconv.plan import Plan
 from ckptconv.plan.shards import OutFile
 from ckptconv.read.workers import count
-from ckptconv.version import __version__
 
 PATIENCE = 10.0  # seconds for a file system to show what another machine wrote
 _POLL = 0.5  # seconds between two looks at the tasks
@@ -94,7 +94,7 @@ def _task() -> Callable[[str, list[Any]], Copied | tuple[str, str]]:
 
         node = f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
         try:
-            from ckptconv.version import __version__ as here
+            from ckptconv import __version__ as here
         except ImportError:
             here = "none"
         if here != version:

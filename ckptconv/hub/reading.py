@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from ckptconv import __version__
 from ckptconv.hub import errors
 from ckptconv.hub.errors import Saying, Sayings, guarded
 from ckptconv.hub.names import RepoName
-from ckptconv.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptconv import __version__
 from ckptconv.compute import views_of
 from ckptconv.copy.hashing import HASH
 from ckptconv.plan import Output, Plan
 from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.file_state import fingerprint
 from ckptconv.tensors.holders import Holders
-from ckptconv.version import __version__
 
 RECEIPT = "ckptconv.json"
 

@@ -9,7 +9,7 @@ from support.helpers import (
     process,
 )
 
-from ckptconv.version import __version__
+from ckptconv import __version__
 
 COMMANDS = ("inspect", "merge", "verify", "push")
 

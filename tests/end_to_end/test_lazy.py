@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ckptconv
-from ckptconv.lazy import LazyCheckpoint, LazyTensor
+from ckptconv.commands.open import LazyCheckpoint, LazyTensor
 from ckptconv.read.reader import Reader
 from ckptconv.tensors.view import stored
 
@@ -126,7 +126,7 @@ class Counted(Reader):
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
-    monkeypatch.setattr("ckptconv.lazy.Reader", Counted)
+    monkeypatch.setattr("ckptconv.commands.open.Reader", Counted)
     monkeypatch.setattr(Counted, "nbytes_read", 0)
     return Counted
 

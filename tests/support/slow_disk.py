@@ -16,7 +16,7 @@ from typing import Any
 
 
 def hook() -> None:
-    from ckptconv import version
+    import ckptconv
     from ckptconv.copy.output_file import OutputFile
 
     write, read = OutputFile.write, io.open
@@ -40,6 +40,6 @@ def hook() -> None:
         return looked
 
     OutputFile.write = slow_write  # type: ignore[method-assign]
-    version.__version__ = wrong("version", version.__version__)
+    ckptconv.__version__ = wrong("version", ckptconv.__version__)
     if "BLIND_NODE" in os.environ:
         os.stat, io.open = blindly(os.stat), blindly(io.open)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptconv.display import Displayed
+from ckptconv.commands.display import Displayed
 from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.view import Shape
 

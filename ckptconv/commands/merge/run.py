@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
+from ckptconv.commands.display import Displayed
 from ckptconv.commands.merge import small_files
 from ckptconv.commands.merge.notes import notes_of
 from ckptconv.commands.merge.sources import fingerprint, require_honest_receipts, sources_of, states_of
@@ -20,7 +21,6 @@ from ckptconv.commands.merge.zero_updates import zero_updates
 from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
-from ckptconv.display import Displayed
 from ckptconv.errors import cannot_write
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub

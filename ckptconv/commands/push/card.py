@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ckptconv import __version__
 from ckptconv.backends.registry import trainer_named
 from ckptconv.commands.push import loading
 from ckptconv.commands.push.folder import ModelFolder
 from ckptconv.errors import listed
 from ckptconv.hub.names import model_name
-from ckptconv.version import __version__
 
 README = "README.md"
 _MARK = "<!-- made by ckptconv push, sha256 of the text above: {} -->"

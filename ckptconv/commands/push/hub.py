@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CommitInfo, HfApi, ModelInfo, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ckptconv import __version__
 from ckptconv.commands.push.card import README, is_untouched
 from ckptconv.commands.push.errors import Job
 from ckptconv.errors import CkptconvError
-from ckptconv.version import __version__
 
 if TYPE_CHECKING:
     from ckptconv.commands.push.run import Parcel

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptconv.display import Displayed
+from ckptconv.commands.display import Displayed
 from ckptconv.errors import ExitCode
 from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.view import Shape
