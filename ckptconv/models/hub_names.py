@@ -21,7 +21,7 @@ from ckptconv.tensors.view import Shape
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 
 # What torch.compile, FSDP1 and activation checkpointing put into names, and DDP before them.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 _DDP = "module."
 
 

@@ -80,7 +80,7 @@ def unknown_class(config: Mapping[str, Any]) -> str:
     """What to report where names and shapes cannot be checked."""
     named = facts.named_architectures(config)
     what = named[0] if named else f"model type {config.get('model_type')!r}"
-    return f"names and shapes were not checked: transformers has no class for {what}"
+    return f"names and shapes were not checked: ckptconv has no list of the tensors of {what}"
 
 
 def misfit_of(skeleton: Skeleton, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Misfit:

@@ -74,7 +74,32 @@ def same(found: Arrays, wanted: Arrays) -> None:
         assert found[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("case", CASES)
+TEXT_ALONE = (
+    "0_2/llama4"  # torchtitan trains the language model; config.json names the class with a vision tower
+)
+
+
+def test_a_vision_tower_that_was_not_trained_comes_from_the_base(tmp_path: Path) -> None:
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+
+    given = config(TEXT_ALONE)
+    given["text_config"]["interleave_moe_layer_step"] = (
+        2  # layer 0 is dense; the class's default is that none is
+    )
+    vision = {"hidden_size": 20, "intermediate_size": 28, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4, "vision_output_dim": 20}
+    vision |= {"projector_input_dim": 20, "projector_output_dim": 20}
+    whole = Llama4ForConditionalGeneration(Llama4Config(**given, vision_config=vision))
+    whole.save_pretrained(tmp_path / "base")
+    options = {"config": tmp_path / "base", "dtype": "keep", "step": 2}
+    with pytest.raises(CkptconvError, match=r"vision_model"):
+        merge(steps(TEXT_ALONE), tmp_path / "out", **options)
+    merge(steps(TEXT_ALONE), tmp_path / "out", base=tmp_path / "base", **options)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    same(load_file(tmp_path / "out" / "model.safetensors"), {**base, **truth(TEXT_ALONE)})
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != TEXT_ALONE])
 def test_a_checkpoint_becomes_what_torchtitans_own_adapter_makes_of_it(case: str, tmp_path: Path) -> None:
     merge(steps(case), tmp_path / "out", config=home(case) / "hf", dtype="keep", step=2)
     found = load_file(tmp_path / "out" / "model.safetensors")

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ckptconv import __version__
 from ckptconv.commands.merge.small_files import SmallFiles
 from ckptconv.compute import views_of
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import require_agreement
 from ckptconv.tensors.file_state import FileState, stamp, stamps_of
-from ckptconv.version import __version__
 
 # Files that state how a checkpoint's tensors are sharded, or what they are.
 _SAYS_HOW = re.compile(
@@ -53,14 +53,15 @@ def states_of(small: SmallFiles) -> dict[str, FileState]:
 def require_honest_receipts(
     sources: Iterable[str], workers: int, say: Callable[[str], None] | None = None
 ) -> None:
-    """Check the receipts of the folders that are read.
+    """Check the receipts of the folders whose weights are read.
 
     Args:
         sources: the files that are read.
         workers: threads that hash.
         say: called with a sentence before a folder's tensors are hashed, which reads all of them.
     """
-    for folder in dict.fromkeys(Path(file).parent for file in sources):
+    weights = (file for file in sources if not _SAYS_HOW.search(file))
+    for folder in dict.fromkeys(Path(file).parent for file in weights):
         if (folder / RECEIPT).is_file():
             if say:
                 say(f"{folder}, to compare it with its receipt")

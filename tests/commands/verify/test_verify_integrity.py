@@ -61,7 +61,7 @@ def test_records_without_a_crc_are_not_counted_as_checked(tmp_path: Path) -> Non
         for entry in open_torch_zip(str(path)).entries.values():
             file.seek(entry.start)
             file.write(np.linspace(1, 2, entry.nbytes // 4, dtype=np.float32).tobytes())
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (tmp_path / "config.json").write_text('{"architectures": ["Odd"], "model_type": "odd"}')
     layer = verify(tmp_path).layer("integrity")
     assert layer is not None
     assert layer.ok is None
