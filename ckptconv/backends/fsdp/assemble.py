@@ -1,10 +1,10 @@
-"""One tensor from what all ranks hold of it: which parts make the whole, and which are copies.
+"""Assemble one tensor from all ranks' pieces: decide which parts make the whole, and which are replicas.
 
 Within a tensor's own mesh the placements say what is cut and what is replicated. A mesh may span only some of the ranks,
-and nothing says what the others hold: under FSDP + TP the same norms, under expert parallelism other experts. verl's
-VeOmni engine (verl/workers/engine/veomni/, veomni/distributed/parallel_plan.py) cuts experts along dim 0 over the mesh dim
-"ep" before FSDP sees them, and their DTensors know the mesh ("ep_fsdp",) alone. So parts of different "ep" indices are
-joined along dim 0, and other parts from outside the mesh are copies only if their bytes are equal.
+and the files do not say what the other ranks hold: the same norms under FSDP + TP, other experts under expert parallelism.
+verl's VeOmni engine (verl/workers/engine/veomni/, veomni/distributed/parallel_plan.py) cuts experts along dim 0 over the
+mesh dim "ep" before FSDP sees them, and their DTensors record only the mesh ("ep_fsdp",). So parts of different "ep"
+indices are joined along dim 0, and other parts from outside the mesh are replicas only if their bytes are equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,16 @@ class Pieces:
     pieces: list[Piece] = field(default_factory=list)
 
     def add(self, name: str, rank: int, piece: Piece) -> None:
-        """Take one more piece. Raises CkptconvError where it is of another tensor than those before."""
+        """Add one more piece.
+
+        Args:
+            name: of the tensor, for the error message.
+            rank: that holds the piece.
+            piece: to add.
+
+        Raises:
+            CkptconvError: the piece's shape, dtype or kind differs from those of the first piece.
+        """
         if self.pieces:
             first = self.pieces[0]
             if (piece.shape, piece.dtype, piece.box is None) != (first.shape, first.dtype, first.box is None):
@@ -47,7 +56,7 @@ class Pieces:
 
 
 class _Copies:
-    """The copies of a tensor that were met, and what is known of them."""
+    """The replicas of a tensor that were found, and whether their bytes are known to be equal."""
 
     def __init__(self) -> None:
         self.views: list[tuple[tuple[int, ...], View]] = []
@@ -62,16 +71,25 @@ class _Copies:
 
     @property
     def equal(self) -> bool | None:
-        """Whether all are equal to the used bytes by their checksums; None where only reading can tell."""
+        """True if the checksums of all replicas equal those of the used bytes; None if only reading the bytes can decide."""
         return (
             None if not self._same else False if False in self._same else None if None in self._same else True
         )
 
 
 def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, folder: Path) -> StoredTensor:
-    """The whole tensor and its copies. missing: ranks whose files are not here.
+    """Return the whole tensor and its replicas.
 
-    Raises CkptconvError for parts that do not tile the tensor, and Incomplete where a missing file explains it.
+    Args:
+        name: of the tensor.
+        found: the pieces of all ranks whose files exist.
+        missing: ranks whose files do not exist.
+        world_size: the number of ranks that saved.
+        folder: of the checkpoint, for error messages.
+
+    Raises:
+        Incomplete: the parts do not tile the tensor, and a rank file is missing.
+        CkptconvError: the parts do not tile the tensor, although every rank file exists.
     """
     first, copies = found.pieces[0], _Copies()
     if first.box is None:
@@ -108,7 +126,7 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
 
 
 def _joined(name: str, pieces: list[Piece], index: int, copies: _Copies) -> View:
-    """The tensor that one group of ranks holds whole; further parts of one box become copies."""
+    """Return the tensor that one group of ranks holds; further pieces of the same box become replicas."""
     first, parts = pieces[0], dict[Box, Piece]()
     for piece in pieces:
         box = piece.box
@@ -133,7 +151,7 @@ def _joined(name: str, pieces: list[Piece], index: int, copies: _Copies) -> View
 
 
 def _experts(piece: Piece) -> tuple[int, int]:
-    """(parts, index) of the dim over which experts are cut before the tensor's own mesh; (1, 0) for none."""
+    """Return (size, index) of the dim outside the tensor's mesh over which experts are cut; (1, 0) if there is none."""
     outside = piece.position.outside if piece.position is not None else ()
     return next(((dim.size, dim.index) for dim in outside if dim.name == _EXPERTS), (1, 0))
 
@@ -147,7 +165,13 @@ def _index(piece: Piece) -> tuple[int, ...]:
 
 
 def incomplete(missing: Sequence[int], world_size: int, folder: Path) -> Incomplete:
-    """The error for rank files that are not here."""
+    """Return the error for missing rank files.
+
+    Args:
+        missing: ranks whose files do not exist.
+        world_size: the number of ranks that saved.
+        folder: of the checkpoint.
+    """
     found = " ".join("✗" if rank in missing else str(rank) for rank in range(world_size))
     word = "rank" if len(missing) == 1 else "ranks"
     return Incomplete(
@@ -160,7 +184,7 @@ def incomplete(missing: Sequence[int], world_size: int, folder: Path) -> Incompl
 
 
 def spans(ranks: Sequence[int]) -> str:
-    """[1, 2, 3, 7] -> "1-3, 7"."""
+    """Return ascending ranks as text: [1, 2, 3, 7] becomes "1-3, 7"."""
     found: list[list[int]] = []
     for rank in ranks:
         if found and found[-1][1] == rank - 1:

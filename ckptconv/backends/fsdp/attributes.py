@@ -1,9 +1,9 @@
-"""The attributes that a DeviceMesh, a DTensorSpec and the placements are known to have; anything else is refused.
+"""An allow-list of the attributes of a DeviceMesh, a DTensorSpec and the placements. Any other attribute is refused.
 
 One attribute can change which rank holds which rows: torch 2.15 added DeviceMesh._preserve_rank_order, and files that set
-it look like any others but for that name. A newer torch may add more, so an attribute that is not listed here is an error,
-whatever its value is. The lists are what torch 2.4 to 2.15 pickles (torch/distributed/device_mesh.py, _mesh_layout.py,
-tensor/_dtensor_spec.py, tensor/placement_types.py); most names never decide where a shard belongs.
+it differ from others only in that name. A newer torch may add more, so an attribute that is not listed here is an error,
+whatever its value is. The lists hold what torch 2.4 to 2.15 pickles (torch/distributed/device_mesh.py, _mesh_layout.py,
+tensor/_dtensor_spec.py, tensor/placement_types.py). Most of these attributes never decide where a shard belongs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _KNOWN = {
             # torch 2.10 and later
             *("_device_type", "_layout", "_rank_map", "_mesh_dim_names", "_root_mesh", "_flatten_rank_map"),
             *("_flatten_mapping", "_dim_group_names", "_rank", "_preserve_rank_order"),
-            # all of them
+            # all versions
             *("_coordinate_on_dim", "_thread_id", "_hash"),
         }
     ),
@@ -44,9 +44,10 @@ _KNOWN = {
 
 
 def require_known(record: Any, *kinds: str) -> Inert:
-    """The record, which is of one of the kinds and has no attribute beyond those listed here.
+    """Return the record if it has one of the kinds and only attributes that are listed here.
 
-    Raises CkptconvError, with the names of the attributes that are not known.
+    Raises:
+        CkptconvError: the record has another kind, or unknown attributes, which the error names.
     """
     if not isinstance(record, Inert) or record.kind not in kinds:
         raise CkptconvError(

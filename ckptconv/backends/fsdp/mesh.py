@@ -1,13 +1,16 @@
-"""A pickled DeviceMesh: its sizes, and where the rank that wrote the file stands in it.
+"""Read a pickled DeviceMesh: its sizes, and the coordinate of the rank that wrote the file.
 
-torch pickles `_layout`, `_rank_map` and `_root_mesh` since 2.10, a `mesh` tensor before (torch/distributed/device_mesh.py).
+torch pickles `_layout`, `_rank_map` and `_root_mesh` since 2.10, and a `mesh` tensor before
+(torch/distributed/device_mesh.py).
 
-Order: a shard's place along a mesh dim is its rank's place in that dim's process group. Groups that `new_group` makes sort
-their ranks, so on a mesh whose ranks do not ascend that place is not `_coordinate_on_dim`. They do not sort with torch
-2.15's DeviceMesh(preserve_rank_order=True), nor does torch 2.14's `split_group`, whose groups have a hash for a name.
+Order: the index of a shard along a mesh dim is the index of its rank in that dim's process group. `new_group` sorts the
+ranks of a group, so on a mesh whose ranks do not ascend this index differs from `_coordinate_on_dim`. The ranks are not
+sorted under torch 2.15's DeviceMesh(preserve_rank_order=True), nor by torch 2.14's `split_group`, which names a group by a
+hash.
 
-Submeshes: one of ('ep_fsdp', 'ep') over ranks 0-3, ('ep_fsdp',) alone, is the ranks (0, 2) on ranks 0 and 2 and the ranks
-(1, 3) on the others. Its rank map is the root's, so only the root mesh says which of the two a rank belongs to.
+Submeshes: the submesh ('ep_fsdp',) of a mesh ('ep_fsdp', 'ep') over ranks 0-3 spans the ranks (0, 2) on ranks 0 and 2, and
+the ranks (1, 3) on ranks 1 and 3. Its rank map is that of the root, so only the root mesh says to which submesh a rank
+belongs.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.view import contiguous_strides
 
-_Axis = list[int]  # where in the rank map each index along a mesh dim lies, from the dim's first
+_Axis = list[int]  # the offset in the rank map of each index along a mesh dim
 Index = tuple[int, ...]
 
 
@@ -40,11 +43,13 @@ class Outside:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where one rank stands in a mesh.
+    """The position of one rank in a mesh.
 
-    index: along each dim, the place of the rank's shard. coordinate: the same in the order of the mesh, as torch pickles it.
-    first: the first rank of the rank's own (sub)mesh, which tells it from the others of the root; None: not known.
-    outside: the root's dims that the mesh does not span.
+    Attributes:
+        index: the index of the rank's shard along each mesh dim.
+        coordinate: the rank's index along each mesh dim in the order of the mesh, as torch pickles it.
+        first: the first rank of the rank's own (sub)mesh, which identifies it within the root; None if unknown.
+        outside: the dims of the root that the mesh does not span.
     """
 
     index: Index
@@ -54,7 +59,14 @@ class Position:
 
 
 class _Layout(NamedTuple):
-    """A mesh as places in a table of ranks. dims: one axis per mesh dim."""
+    """A mesh as offsets into a list of ranks.
+
+    Attributes:
+        dims: one axis per mesh dim.
+        ranks: the list.
+        names: of the mesh dims; empty if they have none.
+        coordinate: of the rank that wrote the file; None if the mesh does not contain it.
+    """
 
     dims: list[_Axis]
     ranks: list[int]
@@ -67,14 +79,15 @@ class _Layout(NamedTuple):
         return Mesh(shape, self.names if len(self.names) == len(shape) else ())
 
     def place(self) -> int:
-        """Where the rank stands in the table, from where its mesh begins."""
+        """Return the offset of the rank in the list, relative to the start of its mesh."""
         return sum(dim[index] for dim, index in zip(self.dims, self.coordinate or (), strict=True))
 
 
 def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, Position | None]:
-    """The mesh and the rank's position in it; None for a rank outside the mesh.
+    """Return the mesh and the rank's position in it, or None as the position if the mesh does not contain the rank.
 
-    Raises CkptconvError for a mesh with attributes that are not known, and for one whose order of ranks is not known.
+    Raises:
+        CkptconvError: the mesh has unknown attributes, or the order of its ranks is unknown.
     """
     found = _read(file, mesh)
     if found.coordinate is None:
@@ -96,7 +109,7 @@ def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, Position | None]:
 
 
 def read_root(file: TorchZip, mesh: Inert) -> tuple[Mesh, Position | None]:
-    """The mesh that this one was cut from, or the mesh itself, and the rank's position in it."""
+    """Return the root of a mesh, which may be the mesh itself, and the rank's position in the root."""
     root = mesh.get("_root_mesh")
     return read_mesh(file, root if isinstance(root, Inert) else mesh)
 
@@ -137,7 +150,7 @@ def _coordinate(mesh: Inert, shape: Index) -> Index | None:
 
 
 def _outside(mesh: _Layout, root: _Layout) -> tuple[Outside, ...]:
-    """The root's dims whose second index is no place of the mesh: the mesh has one index along them."""
+    """Return the root's dims along which the mesh has only one index: the offset of the second index is not in the mesh."""
     inside = {sum(places) for places in product(*mesh.dims)}
     names = root.names or tuple(f"dim{n}" for n in range(len(root.dims)))
     return tuple(
@@ -148,7 +161,7 @@ def _outside(mesh: _Layout, root: _Layout) -> tuple[Outside, ...]:
 
 
 def _index(file: TorchZip, mesh: Inert, found: _Layout, begin: int | None) -> Index:
-    """The rank's index among the ranks of each dim's process group."""
+    """Return the rank's index in the process group of each mesh dim."""
     ranks, coordinate = found.ranks, found.coordinate or ()
     if ranks == sorted(ranks) or mesh.get("_preserve_rank_order"):
         return coordinate
@@ -172,7 +185,7 @@ def _index(file: TorchZip, mesh: Inert, found: _Layout, begin: int | None) -> In
 
 
 def _is_sorted_group(mesh: Inert, dim: int) -> bool:
-    """True for a group that new_group made, which counts its names; torch before 2.8 keeps (tag, ranks, name)."""
+    """Return True if new_group made the group: then its name is a counter. torch before 2.8 pickles (tag, ranks, name)."""
     groups = items(mesh.get("_dim_group_names") or mesh.get("_dim_group_infos"))
     group = groups[dim] if dim < len(groups) else None
     name = group[-1] if isinstance(group, list | tuple) and group else group
@@ -180,7 +193,7 @@ def _is_sorted_group(mesh: Inert, dim: int) -> bool:
 
 
 def _axes(layout: Inert) -> list[_Axis]:
-    """The dims of a _MeshLayout: `axes`, a _FlatLayout each, or one shape and stride whose items may nest."""
+    """Return the dims of a _MeshLayout, which has one _FlatLayout per dim (`axes`), or a shape and stride that may nest."""
     require_known(layout, "_MeshLayout")
     axes = layout.get("axes")
     if axes is not None:
@@ -198,7 +211,7 @@ def _axes(layout: Inert) -> list[_Axis]:
 
 
 def _positions(shape: Any, stride: Any) -> _Axis:
-    """Offsets of one dim, row-major over its parts: a dim that was flattened from several has several."""
+    """Return the offsets of one mesh dim; one that was flattened from several is row-major over them."""
     sizes, steps = _flat(shape), _flat(stride)
     if len(sizes) != len(steps) or prod(sizes) > MOST_RANKS:
         raise _unknown()
@@ -206,7 +219,7 @@ def _positions(shape: Any, stride: Any) -> _Axis:
 
 
 def _flat(value: Any, depth: int = 0) -> list[int]:
-    """The numbers of tuples in tuples, which nest once for each time that dims were flattened."""
+    """Return the numbers in nested tuples; each flattening of dims adds one level."""
     if type(value) is int and 0 <= value < 1 << 63:
         return [value]
     if depth > MOST_DIMS or not isinstance(value, tuple | list) or len(value) > MOST_DIMS:

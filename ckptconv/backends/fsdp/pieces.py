@@ -1,6 +1,7 @@
-"""What an FSDP rank file holds, tensor by tensor: DTensors, ShardedTensors, plain tensors.
+"""Read the tensors of an FSDP rank file: DTensors, ShardedTensors and plain tensors.
 
-Thousands of ranks say the same of thousands of tensors, so what does not depend on the rank is looked at once.
+The files of thousands of ranks repeat the same facts about thousands of tensors, so a fact that does not depend on the rank
+is computed once.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.view import View, stored
 
-Meshes = dict[Mesh, dict[int, tuple[int, ...]]]  # a mesh, and the coordinates of its ranks
-_MOST_ROOTS = 8  # state dicts that are remembered
+Meshes = dict[Mesh, dict[int, tuple[int, ...]]]  # a mesh -> rank -> its coordinate
+_MOST_ROOTS = 8  # cached state dicts
 
 
 class Checksum(NamedTuple):
-    """What a file's directory says of a stored tensor's bytes. crc: the CRC-32 of its storage, 0 where none was written.
+    """A stored tensor's checksum, as the file's directory records it.
 
-    start, stride: the tensor's place in the storage. slack: bytes of the storage that are not the tensor's.
+    Attributes:
+        crc: the CRC-32 of the tensor's storage; 0 if none was written.
+        start: the tensor's first element in the storage.
+        stride: the tensor's strides in the storage, in elements.
+        slack: the number of bytes in the storage that the tensor does not use.
     """
 
     crc: int
@@ -35,7 +40,7 @@ class Checksum(NamedTuple):
     slack: int
 
     def same(self, other: Checksum) -> bool | None:
-        """Whether two tensors of one shape and dtype hold the same bytes; None where only reading can tell."""
+        """Compare two tensors of equal shape and dtype; the result is None if only reading the bytes can decide."""
         if not self.crc or not other.crc:
             return None
         if self == other:
@@ -45,7 +50,17 @@ class Checksum(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What one rank holds of a tensor. box None: a plain tensor, whole. position: the rank's in the tensor's own mesh."""
+    """The part of a tensor that one rank holds.
+
+    Attributes:
+        shape: of the whole tensor.
+        dtype: of the tensor.
+        placement: its placements, as text.
+        box: that the rank holds, in elements; None for a plain tensor, which is whole.
+        view: of the stored bytes.
+        position: of the rank in the tensor's own mesh; None if there is no mesh, or if it does not contain the rank.
+        checksum: of the stored bytes.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -57,7 +72,7 @@ class Piece(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """How tensors of one shape are cut over a mesh. said: the placements in words."""
+    """How tensors of one shape are cut over a mesh; `said` is the placements as text."""
 
     shape: tuple[int, ...]
     mesh: Inert
@@ -67,7 +82,7 @@ class _Cut(NamedTuple):
 
 
 class _DTensor(NamedTuple):
-    """What a DTensor's pickle says, but for the rank's place in the mesh. cut: one object for all that are cut alike."""
+    """A pickled DTensor without the rank's position in the mesh. Tensors with equal cuts share one `cut` object."""
 
     dtype: str
     cut: _Cut
@@ -75,7 +90,7 @@ class _DTensor(NamedTuple):
 
 
 class Reader:
-    """Reads the rank files of one checkpoint, one after another. meshes: those that were met."""
+    """Read the rank files of one checkpoint, one after another. `meshes` collects their meshes."""
 
     def __init__(self) -> None:
         self.meshes: Meshes = {}
@@ -83,7 +98,14 @@ class Reader:
         self._roots: dict[int, tuple[Any, dict[int, _DTensor], dict[_Cut, _Cut]]] = {}  # by their id
 
     def read(self, path: str, rank: int) -> tuple[int, list[tuple[str, Piece]]]:
-        """The bytes of all storages, and every tensor's pieces. Raises CkptconvError for what is no tensor."""
+        """Read the metadata of one rank file.
+
+        Returns:
+            The size of all storages in bytes, and (tensor name, piece) for every piece.
+
+        Raises:
+            CkptconvError: the file is not a state dict, or one of its values is not a tensor.
+        """
         file = open_torch_zip(path, self._pickles.load)
         root = file.root
         if not isinstance(root, dict):
@@ -110,7 +132,7 @@ class Reader:
 
 
 class _Here:
-    """Resolves the DTensor specs that all ranks share to the boxes of one rank."""
+    """Resolve the DTensor specs, which all ranks share, to the boxes of one rank."""
 
     def __init__(self, file: TorchZip, rank: int, meshes: Meshes) -> None:
         self._file, self._rank, self._meshes = file, rank, meshes
@@ -118,7 +140,7 @@ class _Here:
         self._boxes: dict[int, Box] = {}  # by the id of a cut
 
     def dtensor(self, told: _DTensor) -> Piece:
-        """The piece that this rank holds, checked against its placement."""
+        """Return the piece that this rank holds, after a check of its shape against its placement."""
         dtype, cut, local = told
         mesh, position = self._positions.get(id(cut.mesh)) or self._position(cut.mesh)
         if position is None:  # a rank outside the mesh holds nothing
@@ -151,7 +173,13 @@ class _Here:
 
 
 def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> Checksum:
-    """What the file's directory says of a tensor's bytes."""
+    """Return the checksum that the file's directory records for a tensor.
+
+    Args:
+        file: the rank file.
+        tensor: its record in the pickle.
+        view: of the same tensor.
+    """
     entry = file.entries.get(tensor.storage.key)
     if entry is None or not view.numel:
         return Checksum(0, 0, (), 0)
@@ -205,7 +233,7 @@ def _placement(placement: Any) -> Placement:
 
 
 def _order(entry: Any) -> tuple[int, tuple[int, ...]]:
-    """A ShardOrderEntry(tensor_dim, mesh_dims), a NamedTuple."""
+    """Return (tensor_dim, mesh_dims) of a ShardOrderEntry, which is a NamedTuple."""
     if not isinstance(entry, Inert) or len(entry.args) != 2:
         raise CkptconvError("a DTensor has a shard order of an unknown form", kind=Kind.UNSUPPORTED)
     (dim,), dims = whole_numbers(entry.args[:1], "a dim"), whole_numbers(entry.args[1], "an order of dims")
@@ -213,7 +241,7 @@ def _order(entry: Any) -> tuple[int, tuple[int, ...]]:
 
 
 def _others(file: TorchZip, value: Any) -> list[Piece]:
-    """The pieces of anything but a DTensor."""
+    """Return the pieces of a value that is not a DTensor."""
     if isinstance(value, TensorRecord):
         view = file.view(value)
         return [Piece(view.shape, view.dtype, "", None, view, None, checksum(file, value, view))]
@@ -231,7 +259,7 @@ def _others(file: TorchZip, value: Any) -> list[Piece]:
 
 
 def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
-    """ShardedTensor state: (local shards, metadata, ...), offsets stated; a rank without data has no shard."""
+    """Return a ShardedTensor's pieces. Its state is (local shards, metadata, ...); a rank without data has no shard."""
     if not isinstance(state, tuple) or len(state) < 2 or not isinstance(state[1], Inert):
         raise CkptconvError(
             "a ShardedTensor of an unknown form",

@@ -1,4 +1,4 @@
-"""The rank files of a checkpoint: one per rank, and none that stands for another."""
+"""Find the rank files of a checkpoint: exactly one per rank, and no copy of one rank's file under another rank's name."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from ckptconv.formats.torch_zip import same_archive
 from ckptconv.tensors.dtypes import itemsize
 
 RANK_FILE = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
-_LEAST = 1 << 10  # bytes of shards below which two ranks may well hold the same ones and zeros
+_LEAST = 1 << 10  # bytes; two ranks may hold equal ones and zeros in fewer bytes of shards
 
 
 def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
-    """(world size, rank -> its file). folders: the checkpoint's, and more of it from other disks.
+    """Return (world size, rank -> its file).
 
-    Raises CkptconvError for two files of one rank, unless they are the same, and for files of several world sizes.
+    Args:
+        folders: the checkpoint's folder, and further folders of it from other nodes' disks.
+
+    Raises:
+        CkptconvError: a rank has two files with different bytes, or the files have several world sizes.
     """
     found: dict[int, dict[int, Path]] = {}
     for folder in folders:
@@ -64,7 +68,7 @@ def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
 
 
 def _check_same(rank: int, first: Path, other: Path) -> None:
-    """Two files of one rank: two names in one folder are an error, the same file in two folders is not."""
+    """Refuse two files of one rank in one folder, or with different bytes in two folders."""
     if first.parent == other.parent:
         raise CkptconvError(
             f"rank {rank} has two files in one folder",
@@ -83,10 +87,13 @@ def _check_same(rank: int, first: Path, other: Path) -> None:
 
 
 def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> None:
-    """Raise CkptconvError where one rank's file holds another rank's shards.
+    """Check that no rank's file is a copy of another rank's.
 
-    Files that state one and the same place in a mesh are one rank's, copied. So are files that state different parts of the
-    tensors, and whose storages have the same checksums, all of them.
+    Two files with the same position in a mesh are copies. So are two files with different parts of the tensors whose
+    storages all have the same checksums.
+
+    Raises:
+        CkptconvError: two files are copies.
     """
     shards: dict[int, dict[str, Piece]] = defaultdict(dict)
     places: dict[tuple[object, ...], int] = {}
@@ -115,7 +122,7 @@ def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> 
 
 
 def _are_copies(one: Mapping[str, Piece], two: Mapping[str, Piece]) -> bool:
-    """Equal checksums throughout, in parts of tensors that are not the same parts."""
+    """Return True if all checksums are equal although the parts of the tensors differ."""
     apart = [name for name in one if name in two and _part(one[name]) != _part(two[name])]
     return (
         one.keys() == two.keys()

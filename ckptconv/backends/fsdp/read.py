@@ -1,7 +1,7 @@
-"""verl's FSDP checkpoints: one model_world_size_W_rank_R.pt a rank, of DTensors, ShardedTensors or plain tensors.
+"""Read verl's FSDP checkpoints: one model_world_size_W_rank_R.pt per rank, with DTensors, ShardedTensors or plain tensors.
 
-Written by verl/utils/checkpoint/fsdp_checkpoint_manager.py with torch.save of the sharded state dict. Placements say
-what is cut and what is replicated; values never do. A plain tensor is whole on every rank.
+verl/utils/checkpoint/fsdp_checkpoint_manager.py writes them with torch.save of the sharded state dict. The placements say
+what is cut and what is replicated, so values are never compared to find out. A plain tensor is whole on every rank.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ saved_by = nothing_said
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder with at least one rank file."""
+    """Return True if the folder holds at least one rank file."""
     return any(RANK_FILE.match(path.name) for path in folder.iterdir())
 
 
 def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read every rank's metadata. also: further folders of the same checkpoint, from other nodes' disks.
+    """Read the metadata of every rank file.
 
-    Raises CkptconvError for a missing rank, ranks that disagree, and shards that do not tile their tensor.
+    Args:
+        place_: the folder of the checkpoint.
+        also: further folders of the same checkpoint, from other nodes' disks.
+
+    Raises:
+        CkptconvError: a rank is missing, ranks disagree, or shards do not tile their tensor.
     """
     folders = [place_.folder, *also]
     world_size, paths = find_rank_files(folders)
@@ -84,10 +89,10 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
 
 def _coordinates(meshes: Meshes) -> dict[int, tuple[tuple[str, int], ...]]:
-    """Rank -> its coordinate in the largest mesh.
+    """Return rank -> its coordinate in the largest mesh.
 
-    The result is empty for a mesh of one dim, which says no more than the rank's number, and for a mesh whose ranks are
-    not ascending: there two ranks may have one coordinate.
+    The result is empty for a mesh of one dim, whose coordinate is the rank itself, and for a mesh whose ranks are not
+    ascending, where two ranks may have the same coordinate.
     """
     mesh = max(meshes, key=lambda mesh: (prod(mesh.shape), len(mesh.shape)), default=None)
     if mesh is None or len(mesh.shape) < 2 or len(set(meshes[mesh].values())) < len(meshes[mesh]):

@@ -1,6 +1,6 @@
-"""Which box of a tensor a rank holds, from mesh coordinate and placements, as torch.distributed.tensor cuts it.
+"""Compute which box of a tensor a rank holds, from its mesh coordinate and the placements, as torch.distributed.tensor does.
 
-Every cut is torch.chunk's: ceil(n / parts) elements each, the last ones short or empty
+Every cut follows torch.chunk: each part has ceil(n / parts) elements, and the last parts may be shorter or empty
 (torch/distributed/tensor/placement_types.py, Shard.local_shard_size_and_offset).
 """
 
@@ -11,15 +11,15 @@ from typing import NamedTuple
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.boxes import Box
 
-PLACEMENTS = ("Shard", "_StridedShard", "Replicate")  # those of a tensor that can be put together
+PLACEMENTS = ("Shard", "_StridedShard", "Replicate")  # a tensor with any other placement cannot be assembled
 
 
 class Placement(NamedTuple):
-    """One mesh dim's placement: kind "Shard", "_StridedShard" or "Replicate", and the tensor dim that it cuts."""
+    """The placement of one mesh dim: its kind, one of PLACEMENTS, and the tensor dim that it cuts."""
 
     kind: str
     dim: int = 0
-    split_factor: int = 1  # of a _StridedShard: into how many parts the dims that cut before it have cut
+    split_factor: int = 1  # of a _StridedShard: the number of parts after the cuts before it
 
     def __str__(self) -> str:
         return self.kind if self.kind == "Replicate" else f"{self.kind}({self.dim})"
@@ -32,10 +32,20 @@ def local_box(
     placements: tuple[Placement, ...],
     shard_order: tuple[tuple[int, tuple[int, ...]], ...] = (),
 ) -> Box:
-    """The box that the rank at a mesh coordinate holds.
+    """Return the box that the rank at a mesh coordinate holds, in elements.
 
-    Mesh dims cut from left to right, but for a `_StridedShard`, whose split factor says how many parts dims to its
-    right have cut before it. shard_order: newer torch states the order itself, (tensor dim, mesh dims) pairs.
+    Mesh dims cut from left to right, except a `_StridedShard`: its split factor is the number of parts into which dims to
+    its right cut the tensor before it.
+
+    Args:
+        shape: of the whole tensor.
+        mesh: the size of each mesh dim.
+        coordinate: the rank's index in each mesh dim.
+        placements: one for each mesh dim.
+        shard_order: (tensor dim, mesh dims) pairs, with which newer torch records the order of the cuts.
+
+    Raises:
+        CkptconvError: a placement is Partial or unknown, or cuts a dim that the tensor does not have.
     """
     for kind, *_ in placements:
         if kind == "Partial":
@@ -67,7 +77,7 @@ def local_box(
 
 
 def _order(mesh: tuple[int, ...], placements: tuple[Placement, ...]) -> list[int]:
-    """The mesh dims in the order in which they cut: from left to right, a _StridedShard after those it says."""
+    """Return the mesh dims in the order of their cuts, left to right except for each _StridedShard."""
     cuts: dict[int, list[int]] = {}
     for mesh_dim in reversed(range(len(mesh))):
         kind, dim, factor = placements[mesh_dim]

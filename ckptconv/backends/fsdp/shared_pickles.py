@@ -1,10 +1,10 @@
-"""Rank files' pickles: one is read for all ranks that have the same, or differ in nothing but what is a rank's own.
+"""Load one pickle for all rank files whose pickles are equal, or differ only in their per-rank fields.
 
-FSDP's ranks pickle the same names, shapes and placements a thousand times over. Their own are the coordinates of their
-meshes (`_coordinate_on_dim`), and numbers that nobody reads: a mesh's `_rank`, and the `_hash` of meshes and specs
-(torch/distributed/device_mesh.py and tensor/_dtensor_spec.py, protocol 2). Their positions in the pickle are guessed from
-their names, so the guess is checked: sentinel values are written there, the pickle is loaded, and exactly these fields must
-have changed.
+FSDP's ranks pickle the same names, shapes and placements thousands of times. Two kinds of field differ per rank: the
+coordinates of the meshes (`_coordinate_on_dim`), and numbers that ckptconv never uses, which are a mesh's `_rank` and the
+`_hash` of meshes and specs (torch/distributed/device_mesh.py and tensor/_dtensor_spec.py, protocol 2). This module finds
+these fields in the bytes by their names, which is a guess, and then checks the guess: it writes sentinel values there, loads
+the pickle, and requires that exactly these fields have changed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ckptconv.formats.unpickle import safe_load
 
 _COORDINATE, _OWN = b"_coordinate_on_dim", (b"_hash", b"_rank")
 _NUMBERS = rb"((?:K.|M..){1,4})"
-# A tuple of one to three numbers or of more, or a list of one or of more.
+# A tuple of one to three numbers, a longer tuple, or a list.
 _COORDINATES = (
     b"(?:" + _NUMBERS + rb"[\x85\x86\x87]|\(" + _NUMBERS + rb"t|\](?:q.|r....)\(?" + _NUMBERS + b"[ae])"
 )
 _LONG = b"|".join(b"\x8a" + re.escape(bytes([size])) + b"." * size for size in range(1, 10))
 _NUMBER = b"(K.|M..|J....|" + _LONG + b")"
-_MOST = 1 << 26  # bytes of pickles that are remembered: their objects take some times as much
+_MOST = 1 << 26  # bytes of cached pickles; their objects take several times as much memory
 _Span = tuple[int, int]
 
 
 def remembering() -> Load:
-    """safe_load that knows again what it has loaded: many files have one and the same pickle. Nobody may change it."""
+    """Return a `safe_load` with a cache, because many files have equal pickles. Callers must not change the result."""
     seen: dict[bytes, Any] = {}
     size = 0
 
@@ -50,21 +50,29 @@ def remembering() -> Load:
 
 
 class _Known(NamedTuple):
-    """A pickle that was loaded: its object, and its meshes' states in the order of their coordinates; None: not shared."""
+    """A loaded pickle.
+
+    Attributes:
+        root: its object.
+        meshes: the states of its meshes, in the order of their coordinates in the pickle; None if it cannot be shared.
+    """
 
     root: Any
     meshes: list[dict[str, Any]] | None
 
 
 class RankPickles:
-    """Loads the pickles of one checkpoint's rank files, one after another."""
+    """Load the pickles of one checkpoint's rank files, one after another."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
         self._size = 0
 
     def load(self, data: bytes, where: str) -> Any:
-        """As safe_load does. Ranks may get the same object, so what is got is to be used before the next is loaded."""
+        """Load a pickle as `safe_load` does.
+
+        Several ranks may get the same object with other coordinates, so use the result before the next call.
+        """
         places = list(_values(data, _COORDINATE, _COORDINATES))
         if not 0 < len(places) < 256:
             return safe_load(data, where)
@@ -111,7 +119,7 @@ def _tried(data: bytes, places: list[_Span], own: list[_Span], where: str) -> _K
 
 
 def _tables(root: Any) -> Iterator[dict[Any, Any]]:
-    """The states of a state dict's specs, of the meshes that they name, and of the meshes that those were cut from."""
+    """Yield the states of a state dict's specs, of their meshes, and of the meshes from which those were sliced."""
     meshes: dict[int, Inert] = {}
     for value in root.values() if isinstance(root, dict) else ():
         spec = value.state.get("_spec") if isinstance(value, WrapperRecord) else None
@@ -131,14 +139,14 @@ def _tables(root: Any) -> Iterator[dict[Any, Any]]:
 
 
 def _parts(record: Inert) -> Iterator[dict[Any, Any]]:
-    """The fields of a pickled object: one dict, or a pair of them for a class with slots."""
+    """Yield the fields of a pickled object: one dict, or two for a class with slots."""
     for part in record.state if isinstance(record.state, tuple) else (record.state,):
         if isinstance(part, dict):
             yield part
 
 
 def _values(data: bytes, name: bytes, value: bytes) -> Iterator[_Span]:
-    """Where the values of a field lie. Its name is written once, later ones point to it in the memo."""
+    """Yield the spans of a field's values. The pickle writes the field's name once and later refers to its memo index."""
     start = b"X" + len(name).to_bytes(4, "little") + name
     first = re.compile(re.escape(start) + b"(q.|r....)", re.DOTALL).search(data)
     if first is None:
@@ -154,7 +162,15 @@ def _values(data: bytes, name: bytes, value: bytes) -> Iterator[_Span]:
 def _filled(
     data: bytes, places: Sequence[_Span], numbers: Sequence[int], own: Sequence[_Span], mark: int
 ) -> bytes:
-    """The pickle with other numbers in the coordinates, as wide as they are, and in what is a rank's own."""
+    """Return the pickle with other values in its per-rank fields.
+
+    Args:
+        data: the pickle.
+        places: the spans of the coordinates.
+        numbers: the new value of every index in each coordinate, encoded in as many bytes as before.
+        own: the spans of the other per-rank fields.
+        mark: the new value of those, below 2^31.
+    """
     changes = {span: b"J" + mark.to_bytes(4, "little") for span in own}
     for (begin, end), number in zip(places, numbers, strict=True):
         changes[begin, end] = re.sub(
