@@ -1,4 +1,4 @@
-"""Decide from config.json whether rank files shard experts over TP; names and shapes alone do not tell."""
+"""Decide from config.json whether rank files shard experts over TP; names and shapes alone cannot show it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from ckptconv.formats.json import read_table
 def expert_ranks(
     rows: Iterable[tuple[Hashable, int, int]], folder: Path, assets: Path | None
 ) -> dict[str, int]:
-    """`expert_tensor_parallel_size` for trainers that do not write it; {} where no expert is on two TP ranks.
+    """Return `expert_tensor_parallel_size` for trainers that do not record it.
+
+    A wrong guess would write experts of another width, so a config that does not match is an error.
 
     Args:
-        rows: of every expert's fc1: which expert, TP rank, rows.
-        folder: the checkpoint's, for messages.
-        assets: the folder with config.json, whose width of an expert decides.
+        rows: (expert, TP rank, number of rows) for the fc1 weight of every expert on every rank.
+        folder: of the checkpoint, for error messages.
+        assets: the folder with config.json, whose expert width decides; None if there is no such folder.
 
-    Raises CkptconvError without a config or where it does not fit: a wrong guess would give experts of another width.
+    Returns:
+        The setting by its name, or {} if every expert is on one TP rank only.
+
+    Raises:
+        CkptconvError: an expert is on several TP ranks, and config.json is missing or its width matches neither case.
     """
     held: dict[Hashable, dict[int, int]] = {}
     for expert, tp, count in rows:
