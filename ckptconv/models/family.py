@@ -1,8 +1,8 @@
-"""How a family is written: rules with a name pattern on each side and a verb for the layout change between them.
+"""The building blocks of a family: rules with a name pattern on each side, named after the layout change between them.
 
-`{layer}`, `{expert}` are numbers, `{what}` is weight or bias, `{a,b}` several tensors of one rule. A number that the
-Hub's side lacks is gathered: all of its tensors, in order, make one. `{mtp}` counts from 0 in training and goes on after
-the last layer on the Hub. A rule works both ways.
+`{layer}` and `{expert}` are numbers, `{what}` is weight or bias, and `{a,b}` stands for several tensors of one rule. A
+number that the Hub's pattern lacks is gathered: the tensors with all its values, in order, become one. `{mtp}` counts from
+0 in training, and continues after the last layer on the Hub. A rule works in both directions.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ Layouts = Callable[[Config], tuple[Layout, ...]]
 
 @dataclass(frozen=True)
 class Rule:
-    """trained: the trainer's pattern. hub: the Hub's. layouts: the changes between them, for a config.
+    """A pair of name patterns and the layout changes between them.
 
+    trained: the trainer's pattern.
+    hub: the Hub's pattern.
+    layouts: returns the layout changes for a config.
     rows: how many rows the Hub keeps of a padded vocabulary.
     instead: the Hub name to use when the tensor has fewer than `rows` rows, i.e. output_layer is a critic's value head.
     added: a number added to each stored value (Gemma-style norms are stored as a difference to one).
     reason: why a tensor has no counterpart on the Hub (hub is empty).
-    if_cut: the error to raise if several ranks hold parts of the tensor.
+    if_cut: a note for the user if several ranks hold parts of the tensor.
     """
 
     trained: Pattern
@@ -41,7 +44,7 @@ class Rule:
 
     @cached_property
     def gathered(self) -> tuple[str, ...]:
-        """The numbers that the Hub's name does not have, in the order in which the trainer's has them."""
+        """Return the holes that the Hub's name lacks, in the order of the trainer's name."""
         return (
             tuple(hole for hole in self.trained.holes if hole not in self.hub.holes) if self.hub.text else ()
         )
@@ -53,10 +56,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """The rules of one kind of model; the first that matches a name counts.
+    """The rules of one kind of model; the first rule that matches a name counts.
 
-    variants: other tables for the same kind of model, each with a pattern of a stored name that tells it.
-    copies: Hub tensors that repeat another, one for each MTP layer that is stored (its embedding and head).
+    variants: other tables for the same kind of model, each with a pattern of the stored names by which it is recognised.
+    copies: (Hub tensor, the tensor that it repeats): the embedding and the head of every stored MTP layer.
     """
 
     name: str
@@ -65,7 +68,7 @@ class Family:
     copies: tuple[tuple[Pattern, str], ...] = ()
 
     def variant_for(self, names: Collection[str]) -> Family:
-        """This table, or the variant whose mark is among the stored names."""
+        """Return the variant whose pattern matches a stored name, or this table if none does."""
         for mark, family in self.variants:
             if any(mark.match(name) is not None for name in names):
                 return family
@@ -73,17 +76,17 @@ class Family:
 
 
 def Same(trained: str, hub: str) -> Rule:
-    """The same elements in the same order."""
+    """A tensor whose elements keep their order."""
     return Rule(Pattern(trained), Pattern(hub))
 
 
 def Changed(trained: str, hub: str, *layouts: Layout) -> Rule:
-    """Layout changes that need nothing of the config."""
+    """A tensor with layout changes that do not depend on the config."""
     return Rule(Pattern(trained), Pattern(hub), lambda config: layouts)
 
 
 def Vocab(trained: str, hub: str, instead: str | None = None) -> Rule:
-    """Rows padded beyond the vocabulary, which the Hub does not have."""
+    """A tensor whose rows are padded beyond the vocabulary; the Hub does not store the padding."""
     return Rule(
         Pattern(trained),
         Pattern(hub),
@@ -93,27 +96,33 @@ def Vocab(trained: str, hub: str, instead: str | None = None) -> Rule:
 
 
 def QKV(trained: str, hub: str) -> Rule:
-    """Queries, keys and values in one tensor, grouped by KV head."""
+    """A tensor that fuses queries, keys and values, grouped by KV head."""
     return Rule(Pattern(trained), Pattern(hub), lambda config: (qkv_layout(text_of(config)),))
 
 
 def GateUp(trained: str, hub: str) -> Rule:
-    """Gate and up projection in one tensor, one after the other."""
+    """A tensor that concatenates the gate and up projections."""
     return Changed(trained, hub, Cut(0, 2))
 
 
 def ZeroCentered(trained: str, hub: str) -> Rule:
-    """A norm that is stored as its difference to one, and on the Hub is not."""
+    """A norm weight that the trainer stores as its difference from 1, and the Hub as it is."""
     return Rule(Pattern(trained), Pattern(hub), added=1.0)
 
 
 def LeftOut(trained: str, reason: str) -> Rule:
-    """A tensor that the Hub does not have."""
+    """A tensor that the Hub does not store."""
     return Rule(Pattern(trained), Pattern(""), reason=reason)
 
 
 def within(rules: Collection[Rule], trained: str, hub: Callable[[str], str]) -> tuple[Rule, ...]:
-    """The same rules for a model inside another: trained is put before the trainer's names, hub changes the Hub's."""
+    """Return the rules for the same model inside another.
+
+    Args:
+        rules: of the inner model.
+        trained: a prefix for the trainer's patterns.
+        hub: returns the outer model's Hub pattern for an inner one.
+    """
     return tuple(
         replace(
             rule,
@@ -126,20 +135,20 @@ def within(rules: Collection[Rule], trained: str, hub: Callable[[str], str]) -> 
 
 
 def text_of(config: Config) -> Config:
-    """The config of the language model: `text_config` over the rest, where there is one."""
+    """Return the config of the language model: the keys of `text_config`, if it exists, override the others."""
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config
 
 
 def qkv_layout(config: Config) -> Grouped:
-    """[Its queries, k, v] for every KV head, with sizes from the config."""
+    """Return the layout [its queries, key, value] for every KV head, with sizes from the config."""
     heads = int(config["num_attention_heads"])
     groups = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
     return Grouped(groups, (heads // groups * head_dim, head_dim, head_dim))
 
 
-# What the Hub's MTP layers repeat of the model: (the copy's name, what it is a copy of).
+# The tensors of the model that the Hub's MTP layers repeat: (the copy's name, the name of the original).
 MTP_COPIES = (
     (Pattern("model.layers.{mtp}.embed_tokens.weight"), "model.embed_tokens.weight"),
     (Pattern("model.layers.{mtp}.shared_head.head.weight"), "lm_head.weight"),

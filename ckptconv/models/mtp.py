@@ -1,6 +1,6 @@
-"""Multi-token prediction layers: which tensors are theirs, and what config.json says of them.
+"""Multi-token prediction (MTP) layers: the names of their tensors, and their count in config.json.
 
-transformers loads none of them; vLLM and SGLang draft with them.
+transformers does not load these layers; vLLM and SGLang use them for speculative decoding.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from typing import Any
 
 from ckptconv.models.family import text_of
 
-# DeepSeek, GLM, MiMo; Qwen3.5; what transformers calls the first.
+# The keys of DeepSeek, GLM and MiMo; of Qwen3.5; and transformers' name for the first.
 _KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 _OWN = r"(^|\.)mtp(_layers)?\."
 
 
 def patterns(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Regular expressions for their names: names of their own, or layers after the last that the config counts."""
+    """Return regular expressions for the names of MTP tensors.
+
+    Some models name MTP layers `mtp.`; others number them after the last of the config's `num_hidden_layers`.
+    """
     layers = text_of(config).get("num_hidden_layers")
     if not isinstance(layers, int):
         return (_OWN,)
@@ -25,13 +28,13 @@ def patterns(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def stated(config: Mapping[str, Any]) -> int:
-    """How many the config counts."""
+    """Return the number of MTP layers in the config; 0 if it has no such key."""
     found = [text_of(config).get(key) for key in _KEYS]
     return max([count for count in found if isinstance(count, int)], default=0)
 
 
 def set_none(config: dict[str, Any]) -> str | None:
-    """Sets every count of them in the config to 0; returns what to say of it."""
+    """Set every count of MTP layers in the config to 0 and return a note on it; None if every count was 0 already."""
     text = config.get("text_config")
     changed = []
     for part in (config, text if isinstance(text, dict) else {}):

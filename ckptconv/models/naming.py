@@ -1,4 +1,4 @@
-"""Trained names and layouts -> the Hub's, or a module's, by whose names they are."""
+"""Convert tensors from the names and layouts in which they are stored to those of the Hub, or of transformers' module."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from ckptconv.tensors.view import View
 
 
 def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:
-    """naming: "transformers" for a trainer's names, "megatron", or "hub" for a model folder's.
+    """Rename tensors to the Hub's names, and change their layouts to the Hub's.
 
-    Whether these are a module's or the Hub's is told by the names themselves: transformers 4 trains under the Hub's, and
-    folders are written under a module's. torchtitan's own classes are told so too. What is quantized stays as it is.
+    The names show whether they are the module's or the Hub's: transformers 4 trains under the Hub's names, and a model
+    folder may have the module's. The names also show torchtitan's own classes. A quantized model folder is not changed.
+
+    Args:
+        naming: "transformers" for the names in a trainer's checkpoint, "megatron", or "hub" for those in a model folder.
+        tensors: stored name -> view.
+        config: the model's config.json.
+
+    Raises:
+        CkptconvError: a rule does not fit the tensors, or no table covers the model.
     """
     if naming == "megatron":
         return megatron.to_hub(tensors, config)
@@ -35,7 +43,18 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
 
 
 def to_module(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:
-    """A model folder under the names of transformers' module: experts fused. A trainer's names stay as trained."""
+    """Rename the tensors of a model folder to the names of transformers' module, in which experts are fused.
+
+    The names in a trainer's checkpoint are not changed.
+
+    Args:
+        naming: as for `to_hub`.
+        tensors: stored name -> view.
+        config: the model's config.json.
+
+    Raises:
+        CkptconvError: the model is quantized, a part of a fused tensor is missing, or the module's names are unknown.
+    """
     if naming != "hub" or module_names.form(tensors, config) != "hub":
         return _as_they_are(tensors)
     if _is_quantized(config):

@@ -1,6 +1,6 @@
-"""Operations of transformers' table as layout changes of ours, and its patterns as text to read.
+"""Turn the operations of transformers' table into ckptconv's layout changes, and its patterns into readable text.
 
-transformers names an operation and its arguments; sizes come from the tensors, counts of heads from the config.
+The table names an operation and its arguments. Sizes come from the tensors, and the number of heads from the config.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ T = TypeVar("T")
 
 
 def targets_of(rule: TableRule, config: Config) -> tuple[str, ...]:
-    """The Hub patterns; one with a star and a count in the config stands for that many."""
+    """Return the Hub patterns of a rule. A pattern with `*` whose count is in the config is repeated that many times.
+
+    Raises:
+        CkptconvError: the config does not give the count.
+    """
     for _, arguments in rule.ops or ():
         count = arguments.get("num_shards_attribute")
         if count:
@@ -34,12 +38,21 @@ def targets_of(rule: TableRule, config: Config) -> tuple[str, ...]:
 
 
 def layouts_of(rule: TableRule, targets: int, config: Config) -> list[Layout]:
-    """The layout changes of a rule that makes this many patterns, in the order they are done."""
+    """Return the layout changes of a rule, in the order in which they apply.
+
+    Args:
+        rule: of the table.
+        targets: the number of Hub patterns that the rule produces.
+        config: the model's config.json.
+
+    Raises:
+        CkptconvError: an operation is unknown, or the config does not give the number of heads.
+    """
     return [_layout(name, arguments, rule, targets, config) for name, arguments in rule.ops or ()]
 
 
 def _layout(name: str, arguments: dict[str, Any], rule: TableRule, targets: int, config: Config) -> Layout:
-    """A layout change of ours for an operation of transformers, already turned towards the Hub."""
+    """Return the layout change for one operation of transformers; the table has it in the direction towards the Hub."""
     dim = arguments.get("dim", 0)
     make: dict[str, Callable[[], Layout]] = {
         "Chunk": lambda: Cut(dim, targets),
@@ -62,7 +75,11 @@ def _layout(name: str, arguments: dict[str, Any], rule: TableRule, targets: int,
 
 
 def _transpose(arguments: dict[str, Any], rule: TableRule) -> Layout:
-    """check_dims: transposed only where the shape is not the module's, which a trained tensor's always is."""
+    """Return the change for a Transpose.
+
+    With `check_dims`, transformers transposes only a tensor whose shape is not the module's. A trained tensor always has
+    the module's shape, so it is not changed.
+    """
     if not arguments.get("check_dims"):
         return Swap(arguments["dim0"], arguments["dim1"])
     if rule.patterns != rule.targets:
@@ -74,7 +91,7 @@ def _transpose(arguments: dict[str, Any], rule: TableRule) -> Layout:
 
 @dataclass(frozen=True)
 class _Same:
-    """No change."""
+    """The identity."""
 
     def split(self, pieces: list[Piece[T]]) -> list[Piece[T]]:
         return pieces
@@ -99,7 +116,7 @@ def _rope(arguments: dict[str, Any], rule: TableRule, config: Config) -> Layout:
 
 
 def readable(patterns: tuple[str, ...]) -> str:
-    """Patterns as names with holes: what they have in common once, what differs in braces."""
+    """Return patterns as one name with holes: common segments appear once, and differing segments are in braces."""
     plain = [
         re.sub(r"\(\?[!=<][^()]*\)|^\^", "", text).replace("\\.", ".").replace("*", "{expert}")
         for text in patterns
@@ -112,7 +129,7 @@ def readable(patterns: tuple[str, ...]) -> str:
 
 
 def _braced(words: list[str]) -> str:
-    """gate_proj, up_proj -> {gate,up}_proj."""
+    """Return differing segments in braces: gate_proj and up_proj become {gate,up}_proj."""
     ends = [word.split("_") for word in words]
     shared = 0
     while all(len(end) > shared + 1 and end[-1 - shared] == ends[0][-1 - shared] for end in ends):

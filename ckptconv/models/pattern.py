@@ -1,4 +1,4 @@
-"""Names with holes: what a rule matches on one side and fills in on the other."""
+"""Names with holes: a rule matches one name and fills the holes of the other."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import ClassVar
 class Pattern:
     """A name with holes: `model.layers.{layer}.mlp.{gate,up}_proj.weight`.
 
-    A hole `{layer}` stands for digits, `{what}` for weight or bias, any other for one segment; `{gate,up}` are names, in
-    order, that belong together.
+    A hole `{layer}` matches digits, `{what}` matches weight or bias, and any other hole matches one segment.
+    `{gate,up}` stands for several tensors that belong together, in this order.
     """
 
     text: str
@@ -23,12 +23,12 @@ class Pattern:
 
     @cached_property
     def holes(self) -> tuple[str, ...]:
-        """The names of the holes, in order."""
+        """Return the names of the holes, in order."""
         return tuple(re.findall(r"\{(\w+)\}", self.text))
 
     @cached_property
     def names(self) -> tuple[Pattern, ...]:
-        """The patterns that a list in braces stands for; itself where there is none."""
+        """Return one pattern for each item of the list in braces; the pattern itself if it has no such list."""
         found = re.search(r"\{([^{}]*,[^{}]*)\}", self.text)
         if not found:
             return (self,)
@@ -45,10 +45,10 @@ class Pattern:
         return re.compile("".join(parts))
 
     def match(self, name: str) -> dict[str, str] | None:
-        """What the holes hold in this name, or None where it does not match."""
+        """Return the text of each hole in a name, or None if the name does not match."""
         found = self._regex.fullmatch(name)
         return found.groupdict() if found else None
 
     def fill(self, holes: Mapping[str, str | int]) -> str:
-        """The name with the holes filled."""
+        """Return the name with its holes filled."""
         return self.text.format(**holes)

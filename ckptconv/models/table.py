@@ -1,8 +1,8 @@
-"""The table of transformers' own conversions, as data, and which of its entries a config calls for.
+"""Read the table of transformers' own conversions, and select the entries that apply to a config.
 
-transformers_table.json is written by make_table; transformers is not imported here. Its sections: `rules` (entry ->
-rules, module -> Hub), `classes` (model class -> its sub-models), `auto` (which class an AutoModel picks), `heads`
-(what configs call num_attention_heads).
+make_table writes transformers_table.json; this module does not import transformers. The table has four sections: `rules`
+(entry -> its rules, from the module to the Hub), `classes` (model class -> its sub-models), `auto` (the class that an
+AutoModel chooses), and `heads` (model type -> its key for num_attention_heads).
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class TableRule:
-    """One rule of the table, under the prefix of the sub-model it belongs to.
+    """One rule of the table, under the prefix of its sub-model.
 
-    regexes, patterns, targets: what is searched in a name (first hit counts), how it is called in `ops`, what it
-    becomes. ops: the layout changes as (name, arguments); None for a plain renaming. scopes: what may
-    stand before a sub-model's names (its path; transformers takes it also without the base model's prefix). order: of
-    the regexes, longest pattern first. kind: "prefix", "group", "offset" or "". load: the same rule from the Hub's
-    names to the module's, as a renaming.
+    Attributes:
+        entry: the model type or class that has the rule.
+        regexes: searched in a name; the leftmost match counts.
+        patterns: the texts by which `ops` refers to the regexes.
+        targets: the Hub patterns.
+        ops: the layout changes as (name, arguments); None for a rule that only renames.
+        scopes: the prefixes that the sub-model's names may have: its path, with and without the base model's prefix.
+        order: the indices of the regexes, longest pattern first.
+        kind: "prefix", "group", "offset" or "".
+        offset: the value that an "offset" rule has in the table; else 0.
+        load: the same rule from the Hub's names to the module's, as a renaming; None if there is none.
     """
 
     entry: str
@@ -45,7 +51,7 @@ class TableRule:
     load: TableRule | None = None
 
     def search(self, name: str) -> tuple[str, re.Match[str], int] | None:
-        """(prefix, match in the rest of the name, which pattern), or None."""
+        """Return (prefix, match in the rest of the name, index of the pattern), or None if the rule does not match."""
         for scope in self.scopes:
             if name.startswith(scope):
                 break
@@ -61,7 +67,7 @@ class TableRule:
 
 
 class Node(NamedTuple):
-    """A model or sub-model: where it lies, its class and its model type."""
+    """A model or sub-model: its path in the module tree, its class and its model type."""
 
     path: str
     cls: str
@@ -70,19 +76,22 @@ class Node(NamedTuple):
 
 @cache
 def load() -> dict[str, Any]:
-    """The table, read once."""
+    """Return the table, which is read once."""
     return json.loads((files("ckptconv.models") / "transformers_table.json").read_text("utf-8"))
 
 
 def rules_of(
     config: Config, names: Collection[str] | None, *, prefix_changes: bool = False
 ) -> list[TableRule]:
-    """The rules for a model, in the order they are tried when it is saved (sub-models first).
+    """Return the rules for a model, in the order in which saving tries them (sub-models first).
 
     Args:
         config: the model's config.json.
         names: the trained names; a sub-model without any matching name is skipped. None includes every sub-model.
-        prefix_changes: also the rules that restore a prefix which the Hub repository had and the module lacks.
+        prefix_changes: also include the rules that restore a prefix which the Hub repository has and the module lacks.
+
+    Raises:
+        CkptconvError: a rule is of an unknown kind, or the table does not know the sub-models of the model's class.
     """
     table = load()
     nodes = list(_nodes(config, table))
@@ -98,18 +107,20 @@ def rules_of(
 
 
 def heads_key(model_type: str) -> str:
-    """What a config of this model type calls num_attention_heads."""
+    """Return the key that a config of this model type uses for num_attention_heads."""
     return load()["heads"].get(model_type, "num_attention_heads")
 
 
 def _nodes(config: Config, table: dict[str, Any]) -> Iterator[Node]:
-    """The model and its sub-models, in the order of the module tree."""
+    """Yield the model and its sub-models, in the order of the module tree."""
     kind = str(config.get("model_type", ""))
     known = table["classes"]
     stated, code = config.get("architectures"), config.get("auto_map")
     cls = str(stated[0] if isinstance(stated, list) and stated else facts.default_architecture(config) or "")
     own_code = [str(path).rpartition(".")[2] for path in code.values()] if isinstance(code, dict) else []
-    if cls in known or cls not in own_code:  # a repository's own code may share a model type, not the names
+    if (
+        cls in known or cls not in own_code
+    ):  # a repository's own code may share a model type but not its names
         yield from _walk(Node("", cls, kind), config, known, table)
 
 
@@ -132,7 +143,7 @@ def _walk(node: Node, config: Config, known: dict[str, Any], table: dict[str, An
 
 
 def _refuse_unknown_parts(node: Node, config: Config, table: dict[str, Any]) -> None:
-    """A class that make_table could not build: its sub-models are unknown, which matters if one has rules."""
+    """Refuse a class that make_table could not build: its sub-models are unknown, and one of them may have rules."""
     for key, inner in config.items():
         kind = str(inner.get("model_type")) if isinstance(inner, dict) else ""
         if any(not rule.get("prefix") for rule in _entry(table, kind)):
@@ -150,10 +161,10 @@ def _entry(table: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _claimed(nodes: list[Node], entries: dict[str, Any]) -> list[tuple[str, str]]:
-    """(entry, path) for each node that brings rules of its own; what lies in an equal node is covered by that one.
+    """Return (entry, path) for each node that has rules; an equal node above it covers a node.
 
-    The class comes before the model type, and is found even where the model type was seen. transformers:
-    conversion_mapping.get_model_conversion_mapping.
+    A class is looked up before a model type, and also where the model type is covered already. This order is that of
+    transformers, conversion_mapping.get_model_conversion_mapping.
     """
     seen: defaultdict[str, list[str]] = defaultdict(list)
     found: list[tuple[str, str]] = []

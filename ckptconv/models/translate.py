@@ -1,4 +1,7 @@
-"""Runs a family's table over a checkpoint's tensors, and back. One look-up a kind of name, whatever the depth."""
+"""Apply a family's table to a checkpoint's tensors, in both directions.
+
+Names that differ only in their numbers share one look-up.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from ckptconv.tensors.view import View, narrow
 T = TypeVar("T")
 F = TypeVar("F")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_Place = tuple[int, tuple[int, ...]]  # which of a rule's trained names, and the gathered numbers in it
+_Place = tuple[
+    int, tuple[int, ...]
+]  # (index among the rule's trained names, the gathered numbers in the name)
 
 
 @dataclass
@@ -30,7 +35,16 @@ class _Group(Generic[T]):
 
 
 def chosen(families: Mapping[str, F], config: Config, whose: str) -> F:
-    """What a trainer's families have for a config's model type. Raises CkptconvError where there is none, and lists them."""
+    """Return the family for a config's model type.
+
+    Args:
+        families: model type -> family, for one trainer.
+        config: the model's config.json.
+        whose: the trainer's name, for the error message.
+
+    Raises:
+        CkptconvError: the trainer has no family for this model type; the error lists the known types.
+    """
     model_type = str(config.get("model_type"))
     if model_type not in families:
         raise CkptconvError(
@@ -44,16 +58,22 @@ def chosen(families: Mapping[str, F], config: Config, whose: str) -> F:
 
 
 def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str) -> Renamed[T]:
-    """A trainer's tensors, by canonical name, as the Hub names and lays them out. whose: the trainer's name.
+    """Convert a trainer's tensors to the Hub's names and layouts. Vocabulary padding is dropped, with its reason.
 
-    Vocabulary padding is left out, with its reason. Raises CkptconvError for a name that no rule knows, and where only
-    some of the tensors of a rule are there.
+    Args:
+        family: the table.
+        tensors: canonical name -> tensor.
+        config: the model's config.json.
+        whose: the trainer's name, for the report.
+
+    Raises:
+        CkptconvError: no rule matches a name, or some tensors of a rule are missing.
     """
     family = family.variant_for(tensors.keys())
     made: dict[str, Named[T]] = {}
     left_out: list[tuple[str, T, str]] = []
     counts: dict[str, int] = {}
-    numbers: dict[str, None] = {}  # of MTP layers, on the Hub
+    numbers: dict[str, None] = {}  # of MTP layers, as the Hub numbers them
     notes: dict[str, None] = {}
     for group in _collect(family, tensors):
         rule = group.rule
@@ -80,9 +100,17 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
 
 
 def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict[str, T]:
-    """The way back: the Hub's tensors under the trainer's canonical names (numpy arrays or torch tensors).
+    """Convert the Hub's tensors to the trainer's canonical names and layouts, the inverse of `to_hub`.
 
-    Padding is not put back, copies are not kept, and rules that add a number are refused: they round.
+    Vocabulary padding is not restored, and the Hub's copies are dropped.
+
+    Args:
+        family: the table.
+        tensors: Hub name -> numpy array or torch tensor.
+        config: the model's config.json.
+
+    Raises:
+        CkptconvError: no rule matches a name, or a rule adds a number to the values, whose inverse would round.
     """
     groups: dict[tuple[str, ...], tuple[Rule, dict[str, str], dict[int, Piece[T]]]] = {}
     for name, value in tensors.items():
@@ -149,7 +177,7 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
 def _apply(
     group: _Group[T], holes: dict[str, str], config: Config
 ) -> tuple[list[str], Pieces[T], list[tuple[str, T]]]:
-    """The Hub's names, the tensors for them, and the padding that was cut off. holes: as the Hub counts."""
+    """Return the Hub's names, their tensors, and the padding that was removed. `holes` has the Hub's layer numbers."""
     rule, stored = group.rule, _in_order(group)
     first, _ = stored[0]
     pieces, padding = [Piece.of(value) for _, value in stored], []
@@ -175,7 +203,7 @@ def _apply(
 
 
 def _in_order(group: _Group[T]) -> list[tuple[str, T]]:
-    """The tensors of a group by place and number; a number that is left out, or a place, is an error."""
+    """Return the tensors of a group by place and number; a missing place or number is an error."""
     found = group.found
     if len(found) == 1 and len(group.rule.trained.names) == 1 and not group.rule.gathered:
         return list(found.values())
@@ -206,12 +234,12 @@ def _trained_names(rule: Rule, holes: dict[str, str], count: int) -> list[str]:
 
 
 def _is_cut(value: object) -> bool:
-    """True where a stored tensor lies in several places: a part with every rank."""
+    """Return True if a stored tensor has several chunks, because each rank holds a part of it."""
     return isinstance(value, View) and len(value.chunks) > 1
 
 
 def _shift(holes: dict[str, str], config: Config, way: int) -> dict[str, str] | None:
-    """The numbers of MTP layers go on after the last layer on the Hub. way: 1 there, -1 back; None for no such layer."""
+    """Shift the number of an MTP layer to the Hub's (way 1), which continues after the last layer, or back (way -1)."""
     if "mtp" not in holes:
         return holes
     number = int(holes["mtp"]) + way * int(text_of(config).get("num_hidden_layers") or 0)
@@ -219,7 +247,7 @@ def _shift(holes: dict[str, str], config: Config, way: int) -> dict[str, str] | 
 
 
 def _cut_padding(name: str, piece: Piece[T], rows: int) -> tuple[Piece[T], T | None]:
-    """Rows beyond the config's vocabulary; a tensor with fewer rows than that is an error."""
+    """Cut the rows beyond the config's vocabulary and return them too; a tensor with fewer rows is an error."""
     stored = piece.shape[0]
     if stored < rows:
         raise CkptconvError(

@@ -1,4 +1,4 @@
-"""The first step on trained names: take off what wrappers around the model put into them."""
+"""Remove the segments that wrappers around the model add to names. This is the first step on trained names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TypeVar
 from ckptconv.models.hub_names import strip_wrappers
 
 T = TypeVar("T")
-# TRL's AutoModelForCausalLMWithValueHead as verl saves it: the model under this prefix, the head beside it.
+# TRL's AutoModelForCausalLMWithValueHead as verl saves it: the model has this prefix, and the head is outside it.
 _TRL, _HEAD = "pretrained_model.", "v_head."
 
 
 def unwrap(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, str]]:
-    """The tensors under bare names, and bare name -> stored name."""
+    """Return the tensors under their bare names, and bare name -> stored name."""
     stripped = strip_wrappers(tensors)
     names = list(stripped)
     if any(name.startswith(_HEAD) for name in names) and all(
