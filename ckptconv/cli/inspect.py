@@ -49,7 +49,8 @@ def command(
 ) -> None:
     """Show what a checkpoint holds and which rank stores what.
 
-    Reads metadata only, so a 1 TB checkpoint is as quick as a 1 MB one. Exits with 1 if the checkpoint is incomplete.
+    Reads metadata only, so a 1 TB checkpoint is as quick as a 1 MB one. Exits with 1 if the checkpoint is incomplete or is
+    not the whole model that its config names.
 
     Example: ckptconv inspect checkpoints/run --step 400
     """
@@ -73,3 +74,5 @@ def command(
         title = f"ckptconv inspect {directory}{f' --tensor {tensor}' if tensor else ' --tree' if found.tree else ''}"
         export(screen(found, WIDTH, depth), svg=svg, html=html, title=title, width=WIDTH)
     sink.result(screen(found, sink.out.width, depth), found, quiet=str(found.root))
+    if found.complete is False:
+        raise typer.Exit(ExitCode.NO)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import facts, hub_names, module_names, mtp
 from ckptconv.models.config import check_fit
 from ckptconv.models.skeleton import Group, Member, Numbers, Skeleton, Stack, Values, skeleton_of
@@ -22,6 +22,10 @@ _BESIDE = re.compile(
 # A critic of verl or Megatron has a score without the bias that transformers gives it, which begins at zero.
 _ROUTER_BIAS = "e_score_correction_bias"
 _QUANTISED = re.compile(r"(scale|scales|_scale_inv|SCB|weight_format|absmax|quant_map|qweight|qzeros|g_idx)$")
+
+
+class NotTheModel(CkptconvError):
+    """The planned tensors are not those of the class that config.json names; the kind is INCOMPLETE where some are missing."""
 
 
 @dataclass
@@ -79,8 +83,23 @@ def require_fit(
 def unknown_class(config: Mapping[str, Any]) -> str:
     """What to report where names and shapes cannot be checked."""
     named = facts.named_architectures(config)
-    what = named[0] if named else f"model type {config.get('model_type')!r}"
+    kind = config.get("model_type")
+    if not named and not kind:
+        return "names and shapes were not checked: config.json names no class"
+    what = named[0] if named else f"model type {kind!r}"
     return f"names and shapes were not checked: ckptconv has no list of the tensors of {what}"
+
+
+def why_unchecked(config: Mapping[str, Any]) -> str:
+    """Why `require_fit` cannot judge tensors by this config; "" where it can."""
+    skeleton = skeleton_of(config)
+    if skeleton is None:
+        return unknown_class(config).partition(": ")[2]
+    if config.get("quantization_config"):
+        return "a quantiser decides names and shapes"
+    if _has_own_code(config, skeleton.architecture):
+        return f"the repository's own code defines {skeleton.architecture}"
+    return ""
 
 
 def misfit_of(skeleton: Skeleton, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Misfit:
@@ -316,29 +335,32 @@ def _shown(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _error(misfit: Misfit, architecture: str, where: Path) -> CkptconvError:
+def _error(misfit: Misfit, architecture: str, where: Path) -> NotTheModel:
     if misfit.foreign:
         wanted = f"; missing: {_shown(misfit.missing)}" if misfit.missing else ""
-        return CkptconvError(
+        return NotTheModel(
             f"the names are not those of {architecture}",
             where=where,
             found=f"{_shown(misfit.foreign)}{wanted}",
             wanted=f"the tensors of {architecture}, which config.json names",
             hint="name the right model's folder with --config DIR, or check the prefix of the stored names",
+            kind=Kind.DOES_NOT_FIT,
         )
     if misfit.wrong:
         name, key, stated, size = misfit.wrong[0]
-        return CkptconvError(
+        return NotTheModel(
             "config.json does not match these tensors",
             where=where,
             found=f"{size:,} by {name}",
             wanted=f"{key} {stated:,}",
             hint="name the right model's folder with --config DIR",
+            kind=Kind.DOES_NOT_FIT,
         )
-    return CkptconvError(
+    return NotTheModel(
         f"tensors of {architecture} are missing from the checkpoint",
         where=where,
         found=f"{len(misfit.missing):,} missing: {_shown(misfit.missing, 6)}",
         wanted="every tensor of the model",
         hint="take what was frozen and not saved from its base model: --base DIR",
+        kind=Kind.INCOMPLETE,
     )

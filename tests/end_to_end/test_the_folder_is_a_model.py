@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.helpers import cli, save_ws1, tensors
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from ckptconv import CkptconvError, merge
+from ckptconv import CkptconvError, inspect, merge
 
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 SIZES = {
@@ -64,11 +66,61 @@ def test_a_model_that_lacks_a_part_or_has_other_names_is_refused(
     state, config = model()
     merge(save_ws1(state, config, tmp_path / "good"), tmp_path / "fine")
     run = save_ws1(change(state), config, tmp_path / "run")
-    with pytest.raises(CkptconvError, match=r"names are not those|are missing|does not belong") as error:
+    with pytest.raises(CkptconvError, match=r"names are not those|are missing|does not match") as error:
         merge(run, tmp_path / "out")
     found = f"{error.value.what} {error.value.found} {error.value.wanted}"
     assert re.search(says, found), found
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["layers.0.", "layers.1.mlp.up_proj", "q_proj.bias", "lm_head", "model.norm"])
+def test_inspect_calls_no_checkpoint_complete_that_lacks_a_part_of_the_model(
+    part: str, tmp_path: Path
+) -> None:
+    state, config = model()
+    whole = cli("inspect", save_ws1(state, config, tmp_path / "good"), "--json")
+    assert (whole.code, json.loads(whole.out)["complete"]) == (0, True)
+    run = save_ws1(without(part)(state), config, tmp_path / "run")
+    asked = cli("inspect", run, "--json")
+    found = json.loads(asked.out)
+    assert (asked.code, found["complete"]) == (1, False)
+    assert part.rstrip(".") in found["why_not"]
+    shown = cli("inspect", run, columns=300)
+    assert shown.code == 1
+    assert "✗ not a whole model: tensors of Qwen2ForCausalLM are missing" in shown.flat
+
+
+def test_inspect_looks_for_missing_tensors_in_a_hugging_face_folder_too(tmp_path: Path) -> None:
+    state, config = model()
+    for name, change in (("whole", without("nothing")), ("cut", without("layers.1."))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        save_file(change(state), tmp_path / name / "model.safetensors")
+    assert inspect(tmp_path / "whole").complete is True
+    cut = inspect(tmp_path / "cut")
+    assert (cut.complete, "layers.1 (all of it)" in cut.why_not) == (False, True), cut.why_not
+
+
+@pytest.mark.parametrize(
+    ("change", "why_not"),
+    [
+        ({"architectures": ["Odd"], "model_type": "odd"}, "ckptconv has no list of the tensors of Odd"),
+        ({"architectures": None, "model_type": None}, "config.json names no class"),
+        (None, "no config.json"),
+    ],
+)
+def test_inspect_says_why_a_checkpoint_is_not_compared_with_a_model(
+    change: dict[str, Any] | None, why_not: str, tmp_path: Path
+) -> None:
+    state, config = model()
+    run = save_ws1(state, {**config, **(change or {})}, tmp_path / "run")
+    if change is None:
+        next(run.rglob("config.json")).unlink()
+    found = inspect(run)
+    assert (found.complete, found.why_not) == (None, why_not)
+    shown = cli("inspect", run, columns=300)
+    assert shown.code == 0
+    assert f"every stored element is there; not compared with a model: {why_not}" in shown.flat
 
 
 @pytest.mark.parametrize("stated", [3, 6])

@@ -195,6 +195,10 @@ class Inspection(Displayed):
 
     saved_by: what files say of the trainer and its versions. heads: what the model ends in. matches: with a pattern, the
     tensors that it matches. tree: the modules, where they were asked for.
+
+    complete: True where the tensors that `merge` would write are all those of the class that config.json names; False
+    where some are missing or others are there; None where they could not be compared. why_not: the reason where
+    `complete` is not True.
     """
 
     path: Path
@@ -219,7 +223,8 @@ class Inspection(Displayed):
     rows: tuple[Row, ...]
     lora: str | None
     notes: tuple[str, ...]
-    complete: bool = True
+    complete: bool | None = None
+    why_not: str = ""
     optimizer_bytes: int = 0
     saved_by: tuple[Evidence, ...] = ()
     heads: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptconv.commands.inspect.evidence import evidence_of, step_of
 from ckptconv.commands.inspect.heads import heads_of, lora_of
 from ckptconv.commands.inspect.match import matches_of
-from ckptconv.commands.inspect.next import next_of
+from ckptconv.commands.inspect.next import next_and_fit
 from ckptconv.commands.inspect.parts import shares
 from ckptconv.commands.inspect.records import Inspection
 from ckptconv.commands.inspect.rows import ordered, rows_of, slices_of
@@ -92,6 +92,7 @@ def describe(
     parts, ranks = shares(checkpoint, slices)
     named = named_architectures(config)
     evidence = evidence_of(checkpoint, config)
+    next_, fit = next_and_fit(checkpoint, path, config, asked_step)
     return Inspection(
         path=path,
         layout=checkpoint.layout,
@@ -115,6 +116,8 @@ def describe(
         rows=ordered(rows_of(checkpoint, slices), sort, reverse),
         lora=lora_of(checkpoint),
         notes=checkpoint.notes,
+        complete=fit.complete,
+        why_not=fit.why_not,
         optimizer_bytes=sum(
             item.nbytes for item in checkpoint.skipped if "optimizer" in f"{item.what} {item.reason}"
         ),
@@ -122,5 +125,5 @@ def describe(
         heads=heads_of(checkpoint, config),
         matches=None if matches is None else ordered(matches, sort, reverse),
         tree=tree_of(checkpoint, sort, reverse) if tree else None,
-        next=next_of(checkpoint, path, config, asked_step),
+        next=next_,
     )

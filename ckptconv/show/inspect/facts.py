@@ -93,14 +93,22 @@ def _model(found: Inspection) -> str:
 
 def end(found: Inspection) -> list[RenderableType]:
     """The verdict (complete or not), the notes, and the next command."""
-    mark = (OK, "green") if found.complete else (NO, "red")
-    said = " complete: no element is missing, and replicas have the same shape and dtype"
-    lines: list[RenderableType] = [Text.assemble(mark, said)]
+    lines: list[RenderableType] = [_verdict(found)]
     lines += [Padding(Text(note, "yellow"), (0, 0, 0, 2)) for note in found.notes]
     if found.next is not None:
         lines.append(Text.assemble(("  next: ", "dim"), found.next.command))
         lines += [Padding(text, (0, 0, 0, 8)) for text in _what_for(found.next)]
     return lines
+
+
+def _verdict(found: Inspection) -> Text:
+    if found.complete:
+        sentence = " complete: no element is missing, and replicas have the same shape and dtype"
+        return Text.assemble((OK, "green"), sentence)
+    if found.complete is None:
+        sentence = f" every stored element is there; not compared with a model: {found.why_not}"
+        return Text.assemble((OK, "green"), _printable(sentence))
+    return Text.assemble((NO, "red"), _printable(f" not a whole model: {found.why_not}"))
 
 
 def _what_for(next_: Next) -> list[Text]:
