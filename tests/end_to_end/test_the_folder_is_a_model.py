@@ -73,7 +73,9 @@ def test_a_model_that_lacks_a_part_or_has_other_names_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("part", ["layers.0.", "layers.1.mlp.up_proj", "q_proj.bias", "lm_head", "model.norm"])
+@pytest.mark.parametrize(
+    "part", ["layers.0.", "layers.1.mlp.up_proj", "q_proj.bias", "lm_head", "model.norm"]
+)
 def test_inspect_calls_no_checkpoint_complete_that_lacks_a_part_of_the_model(
     part: str, tmp_path: Path
 ) -> None:

@@ -50,7 +50,9 @@ def next_and_fit(
             return Next(command, why_not=why_not, hint=f"{command} --dry-run"), Fit(None, why_not)
         plan = plan_for(checkpoint, options, equal=unread)
     except NeedsReading as error:
-        return Next(command, why_not=error.what, hint=f"{command} --dry-run"), _fit_if_tied(checkpoint, options)
+        return Next(command, why_not=error.what, hint=f"{command} --dry-run"), _fit_if_tied(
+            checkpoint, options
+        )
     except CkptconvError as error:
         if error.what == NO_CONFIG:
             hint = "no config.json here; BASE_MODEL is a folder or Hub repo"
