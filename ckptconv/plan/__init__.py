@@ -4,8 +4,9 @@ Errors are found here, from metadata, before a byte is written. Only one questio
 the config ties still equal to its embedding? The caller of `make_plan` answers it. At the end the ledger proves the plan.
 """
 
-from ckptconv.plan.fit import NotTheModel, require_fit, why_unchecked
+from ckptconv.plan.fit import require_fit, why_unchecked
 from ckptconv.plan.make import make_plan
+from ckptconv.plan.misfit import NotTheModel
 from ckptconv.plan.options import Dtype, Layout, Lora, Mtp, Options, options_of
 from ckptconv.plan.records import ADAPTER_FOLDER, Dropped, Output, Plan
 from ckptconv.plan.tied import Equal, NeedsReading, unread

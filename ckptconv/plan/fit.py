@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError, Kind
+from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, hub_names, module_names, mtp
 from ckptconv.models.config import check_fit
 from ckptconv.models.skeleton import Group, Member, Numbers, Skeleton, Stack, Values, skeleton_of
+from ckptconv.plan.misfit import Misfit, refusal, shown
 from ckptconv.tensors.view import Shape, stored
 
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
@@ -22,32 +22,6 @@ _BESIDE = re.compile(
 # A critic of verl or Megatron has a score without the bias that transformers gives it, which begins at zero.
 _ROUTER_BIAS = "e_score_correction_bias"
 _QUANTISED = re.compile(r"(scale|scales|_scale_inv|SCB|weight_format|absmax|quant_map|qweight|qzeros|g_idx)$")
-
-
-class NotTheModel(CkptconvError):
-    """The planned tensors are not those of the class that config.json names; the kind is INCOMPLETE where some are missing."""
-
-
-@dataclass
-class Misfit:
-    """What is wrong. Each list holds texts for people; names first.
-
-    Args:
-        foreign: Names that the class does not have.
-        missing: Names that it has and that are not planned; a whole layer is one text.
-        wrong: (name, what the config calls it, its value there, the tensor's size).
-    """
-
-    foreign: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    wrong: list[tuple[str, str, int, int]] = field(default_factory=list)
-
-    @property
-    def weight(self) -> int:
-        return len(self.foreign) + len(self.missing)
-
-    def __bool__(self) -> bool:
-        return bool(self.foreign or self.missing or self.wrong)
 
 
 def require_fit(
@@ -74,10 +48,10 @@ def require_fit(
     if _has_own_code(config, skeleton.architecture):
         notes.append(
             f"the tensors are not those of transformers' {skeleton.architecture} (the repository's own code was not run): "
-            + _shown([*misfit.foreign, *misfit.missing, *(name for name, *_ in misfit.wrong)])
+            + shown([*misfit.foreign, *misfit.missing, *(name for name, *_ in misfit.wrong)])
         )
         return
-    raise _error(misfit, skeleton.architecture, where)
+    raise refusal(misfit, skeleton.architecture, where)
 
 
 def unknown_class(config: Mapping[str, Any]) -> str:
@@ -328,39 +302,4 @@ def _has_own_code(config: Mapping[str, Any], architecture: str) -> bool:
     code = config.get("auto_map")
     return isinstance(code, dict) and any(
         str(path).rpartition(".")[2] == architecture for path in code.values()
-    )
-
-
-def _shown(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def _error(misfit: Misfit, architecture: str, where: Path) -> NotTheModel:
-    if misfit.foreign:
-        wanted = f"; missing: {_shown(misfit.missing)}" if misfit.missing else ""
-        return NotTheModel(
-            f"the names are not those of {architecture}",
-            where=where,
-            found=f"{_shown(misfit.foreign)}{wanted}",
-            wanted=f"the tensors of {architecture}, which config.json names",
-            hint="name the right model's folder with --config DIR, or check the prefix of the stored names",
-            kind=Kind.DOES_NOT_FIT,
-        )
-    if misfit.wrong:
-        name, key, stated, size = misfit.wrong[0]
-        return NotTheModel(
-            "config.json does not match these tensors",
-            where=where,
-            found=f"{size:,} by {name}",
-            wanted=f"{key} {stated:,}",
-            hint="name the right model's folder with --config DIR",
-            kind=Kind.DOES_NOT_FIT,
-        )
-    return NotTheModel(
-        f"tensors of {architecture} are missing from the checkpoint",
-        where=where,
-        found=f"{len(misfit.missing):,} missing: {_shown(misfit.missing, 6)}",
-        wanted="every tensor of the model",
-        hint="take what was frozen and not saved from its base model: --base DIR",
-        kind=Kind.INCOMPLETE,
     )
