@@ -1,7 +1,7 @@
-"""The archives inside `__R_T.distcp` files: each is opened once and read from front to back.
+"""Read the archives inside `__R_T.distcp` files. Each file is opened once and read from front to back.
 
-What the metadata says of a chunk is checked against the archive's own directory and pickle; tens of thousands of chunks in
-thousands of files are usual for a large mixture of experts.
+The metadata of a chunk is checked against the archive's own directory and pickle. A large mixture of experts usually has
+tens of thousands of chunks in thousands of files.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Load, torch_zip_at
 from ckptconv.tensors.view import View
 
-_LEAST = 1 << 10  # bytes of parts below which two files may well hold the same ones and zeros
-_READERS = 8  # for the latency of shared file systems; a local disk needs none
+_LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
+_READERS = 8  # threads, which hide the latency of shared file systems
 
 
 class Piece(NamedTuple):
-    """One stored chunk of a tensor: its box and dtype, and the range that its archive has in a file.
+    """One stored chunk of a tensor: its box and dtype, and the range of its archive in a file.
 
-    dtype: None where the metadata does not say.
+    Attributes:
+        name: of the tensor.
+        dtype: of the tensor; None if the metadata does not record it.
+        offsets: of the chunk's box in the tensor, in elements.
+        sizes: of the chunk's box, in elements.
+        file: the name of the file that holds the archive.
+        start: the archive's first byte in the file.
+        length: of the archive, in bytes.
     """
 
     name: str
@@ -41,17 +48,22 @@ class Piece(NamedTuple):
 
 
 class _Archive(NamedTuple):
-    """A piece's archive. crc: the CRC-32 of its storage as the archive's directory says it, 0 where none was written."""
+    """A piece's archive. `crc` is the CRC-32 of its storage in the archive's directory; 0 if none was written."""
 
     view: View
     crc: int
 
 
 def read_archives(pieces: Iterable[Piece], folders: Sequence[Path]) -> dict[Piece, View]:
-    """Every piece as its archive describes it. folders: where its file may lie.
+    """Return a view for every piece, after a check against its archive.
 
-    Raises CkptconvError for a missing file, a short one, archives that contradict the metadata, a file that lies in two
-    folders with different bytes, and two files that hold the same parts, so that one is a copy of the other.
+    Args:
+        pieces: the chunks that the metadata lists.
+        folders: the folders that may hold their files.
+
+    Raises:
+        CkptconvError: a file is missing or short, an archive contradicts the metadata, two folders hold a file with
+            different bytes, or one file is a copy of another.
     """
     by_file: dict[str, list[Piece]] = {}
     for piece in pieces:
@@ -67,7 +79,7 @@ def read_archives(pieces: Iterable[Piece], folders: Sequence[Path]) -> dict[Piec
 
 
 def _check_no_copies(by_file: dict[str, list[Piece]], archives: dict[Piece, _Archive], folder: Path) -> None:
-    """No file holds what another one does: not the same parts, but storages with the same checksums, all of them."""
+    """Refuse two files that list different parts of the same tensors, but whose storages all have the same checksums."""
     alike: dict[tuple[object, ...], str] = {}
     for file, pieces in by_file.items():
         held = [piece for piece in pieces if archives[piece].crc]
@@ -86,7 +98,7 @@ def _check_no_copies(by_file: dict[str, list[Piece]], archives: dict[Piece, _Arc
 
 
 def _are_copies(one: list[Piece], two: list[Piece], archives: dict[Piece, _Archive]) -> bool:
-    """All that one file holds has the checksums of what the other holds, and enough of it is not the same parts."""
+    """Return True if all checksums of two files are equal although enough of their parts differ."""
     first, second = (Counter((p.name, p.sizes, archives[p].crc) for p in pieces) for pieces in (one, two))
     own = {(piece.name, piece.offsets) for piece in two}
     apart = [piece for piece in one if (piece.name, piece.offsets) not in own]
@@ -94,7 +106,7 @@ def _are_copies(one: list[Piece], two: list[Piece], archives: dict[Piece, _Archi
 
 
 def _find(file: str, folders: Sequence[Path]) -> str:
-    """The file's path. Raises CkptconvError where it is in no folder, or in two with different bytes."""
+    """Return the file's path; refuse a file that is in none of the folders, or in two with different bytes."""
     paths = [folder / file for folder in folders if (folder / file).is_file()]
     if not paths:
         raise Incomplete(

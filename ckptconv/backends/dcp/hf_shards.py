@@ -1,11 +1,12 @@
-"""Safetensors that each rank wrote for itself: torch's HuggingFaceStorageWriter, before they are consolidated.
+"""Read the safetensors files that torch's HuggingFaceStorageWriter writes on each rank, before consolidation.
 
-`shard-0000R-model-0000I-of-0000N.safetensors` is what rank R-1 holds of output file I; where its parts begin stands in the
-header's `__metadata__`, DCP_SHARDING_INFO (torch/distributed/checkpoint/hf_storage.py, _hf_utils.py). No file says how many
-ranks there were or how large a tensor is: a whole tensor is what its parts tile.
+`shard-0000R-model-0000I-of-0000N.safetensors` holds the part of output file I that rank R-1 has. The header's
+`__metadata__`, DCP_SHARDING_INFO, records the offsets of its parts (torch/distributed/checkpoint/hf_storage.py,
+_hf_utils.py). The files record neither the number of ranks nor the shape of a whole tensor, which follows from its parts.
 
-With enable_consolidation the shards lie in `sharded/`, and the whole model is next to that folder. The shards are read all
-the same: torch's consolidation (_consolidate_hf_safetensors.py, torch 2.13 and 2.14) writes 0.0 for every 0-dim tensor.
+With enable_consolidation the shards are in `sharded/`, and the whole model is next to that folder. ckptconv still reads the
+shards, because torch's consolidation (_consolidate_hf_safetensors.py, torch 2.13 and 2.14) writes 0.0 for every 0-dim
+tensor.
 """
 
 from __future__ import annotations
@@ -33,21 +34,27 @@ SIGN = "shard-R-model-I-of-N.safetensors (HuggingFaceStorageWriter)"
 IS_SHARDED = True
 saved_by = nothing_said
 _INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
-_SHARDED = "sharded"  # where the writer puts them when it consolidates afterwards
+_SHARDED = "sharded"  # the writer's folder for shards that it consolidates afterwards
 _MAP = ".hf_metadata/fqn_to_file_index_mapping.json"  # NeMo-Automodel (components/checkpoint/addons.py)
 
 _Part = tuple[tuple[int, ...], View]
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder with ranks' shards, itself or where trainers put them."""
+    """Return True if the folder, or the place where trainers put them, holds ranks' shards."""
     return home_of(folder, _has_shards) is not None
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read every header. also: folders with more of the shards.
+    """Read the header of every shard.
 
-    Raises CkptconvError for shards that do not tile their tensors, and Incomplete for files that are not here.
+    Args:
+        place: the folder of the checkpoint.
+        also: further folders with shards of the same checkpoint.
+
+    Raises:
+        Incomplete: a shard is missing.
+        CkptconvError: shards do not tile their tensors.
     """
     home = home_of(place.folder, _has_shards)
     if home is None:
@@ -98,7 +105,7 @@ def _own(folder: Path) -> bool:
 
 
 def _check_consolidated(folder: Path, tensors: dict[str, StoredTensor]) -> Iterator[Skipped]:
-    """What torch made of the shards, with its size. Only its headers are read: the names and shapes must be the shards'."""
+    """Yield torch's consolidated files with their sizes; their headers must have the shards' names and shapes."""
     nbytes = 0
     for path in sorted(folder.glob("*.safetensors")):
         nbytes += path.stat().st_size
@@ -122,7 +129,7 @@ def _rank(path: Path) -> int:
 
 
 def _files(folders: Sequence[Path]) -> list[Path]:
-    """Every shard once, in rank order. Raises CkptconvError for two saves in one folder."""
+    """Return every shard once, in rank order; refuse two saves in one folder."""
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.iterdir()):
@@ -160,7 +167,7 @@ def _read_shard(path: Path) -> Iterator[tuple[str, _Part]]:
 
 
 def _whole(name: str, parts: list[_Part], home: Path) -> StoredTensor:
-    """The tensor that the parts tile; they must leave no hole and not overlap."""
+    """Return the tensor that the parts tile; a gap or an overlap is an error."""
     if len({len(offsets) for offsets, _ in parts}) != 1:
         raise CkptconvError(f"the shards of {name} have different numbers of dims", where=home)
     shape = box_around(Box(offsets, view.shape) for offsets, view in parts).ends
@@ -179,7 +186,7 @@ def _whole(name: str, parts: list[_Part], home: Path) -> StoredTensor:
 
 
 def _unnamed(home: Path, parts: dict[str, list[_Part]]) -> list[str]:
-    """Names that NeMo's own map of the model has and no shard holds."""
+    """Return the names in NeMo's map of the model that are missing from the shards."""
     lost = sorted(set(read_table(home / _MAP)) - set(parts))
     if not lost:
         return []

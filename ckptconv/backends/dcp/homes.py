@@ -1,4 +1,4 @@
-"""Where trainers put a distributed checkpoint of a model, and where its config and tokenizer lie.
+"""Find the folders in which trainers save a distributed checkpoint of a model, its config and its tokenizer.
 
 accelerate: STEP/pytorch_model_fsdp_N/ beside STEP/optimizer_N/ (accelerate/utils/fsdp_utils.py, save_fsdp_model);
 NeMo-Automodel: STEP/model/ beside STEP/optim/ (components/checkpoint/checkpointing.py, save_model);
@@ -21,18 +21,22 @@ _ASSETS = ("", "huggingface", "hf", "tokenizer", ".hf_metadata", "hf_assets")
 _UNFINISHED = (
     ".incomplete"  # NeMo-Automodel's mark on a step while it is written (components/checkpoint/utils.py)
 )
-_ABOVE = 4  # STEP/policy/weights/model lies four below the run
+_ABOVE = 4  # STEP/policy/weights/model is four levels below the run
 
 
 def home_of(folder: Path, has: Callable[[Path], bool]) -> Path | None:
-    """The folder with the files, itself or below: the first home for which `has` is true."""
+    """Return the first home for which `has` is true: the folder itself or one below it; None if there is none."""
     if _OPTIMIZER.match(folder.name) and _has_a_model(folder.parent):
         return None
     return next((folder / home for home in _HOMES if has(folder / home)), None)
 
 
 def check_finished(home: Path, top: Path) -> None:
-    """Raise Incomplete where the trainer's own mark says that a step was never saved to its end."""
+    """Check that the trainer finished the save.
+
+    Raises:
+        Incomplete: the trainer's own marker shows that it did not.
+    """
     for folder in (home, *home.parents):
         if (folder / _UNFINISHED).is_file():
             raise Incomplete(
@@ -46,7 +50,7 @@ def check_finished(home: Path, top: Path) -> None:
 
 
 def assets_of(home: Path) -> Path | None:
-    """The nearest folder with a config.json: in or beside the checkpoint, or in the run's folder above it."""
+    """Return the nearest folder with a config.json: in the checkpoint, next to it, or in the run's folder above it."""
     folders = [home, *list(home.absolute().parents)[:_ABOVE]]
     for folder in folders:
         for name in _ASSETS:
@@ -56,7 +60,7 @@ def assets_of(home: Path) -> Path | None:
 
 
 def other_models(home: Path) -> Iterator[str]:
-    """accelerate numbers the models that were prepared together; the names of those that were not taken."""
+    """Yield the names of the models next to the chosen one; accelerate numbers the models that were prepared together."""
     if home.name.startswith(_ACCELERATE):
         yield from sorted(
             path.name for path in home.parent.glob(f"{_ACCELERATE}*") if path.is_dir() and path != home
@@ -64,7 +68,7 @@ def other_models(home: Path) -> Iterator[str]:
 
 
 def optimizers_beside(home: Path) -> Iterator[Skipped]:
-    """The optimizers' folders beside a model's, with their size; nothing in them is read."""
+    """Yield the optimizers' folders next to a model's folder, with their sizes. Their files are not read."""
     if home.name in (Path(name).name for name in _HOMES):
         for folder in sorted(home.parent.iterdir()):
             if folder.is_dir() and _OPTIMIZER.match(folder.name):
@@ -73,10 +77,10 @@ def optimizers_beside(home: Path) -> Iterator[Skipped]:
 
 
 def by_accelerate(home: Path) -> bool:
-    """True for a folder of accelerate's SHARDED_STATE_DICT."""
+    """Return True for a folder that accelerate saved with SHARDED_STATE_DICT."""
     return home.name.startswith(_ACCELERATE)
 
 
 def _has_a_model(folder: Path) -> bool:
-    """An optimizer's folder is not looked at where a model's lies beside it, in whatever form."""
+    """Return True if the folder holds a model in any form; an optimizer's folder next to it is then not searched."""
     return any((folder / home).exists() for home in _HOMES[1:]) or any(folder.glob("*model*"))

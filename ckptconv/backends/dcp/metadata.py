@@ -1,7 +1,7 @@
-"""torch.distributed.checkpoint on disk: `.metadata` says which part of which tensor lies where in `__R_T.distcp`.
+"""Read the files of torch.distributed.checkpoint: `.metadata` records where each chunk is in the `__R_T.distcp` files.
 
-Written by torch/distributed/checkpoint/filesystem.py: every chunk is an archive of its own, as torch.save makes it, at
-an offset of its rank's file. What the metadata says is checked against each archive's own pickle.
+torch/distributed/checkpoint/filesystem.py writes them. Every chunk is a separate torch.save archive at an offset in the file
+of its rank. The metadata is checked against the pickle of each archive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Info = tuple[str, int, int]  # file, offset, length
 
 @dataclass(frozen=True, slots=True)
 class DcpFiles:
-    """The tensors that were asked for, the files they lie in, and the size of everything else."""
+    """The requested tensors, the files that hold them, and the size of everything else."""
 
     tensors: dict[str, StoredTensor]
     files: tuple[RankFile, ...]
@@ -37,23 +37,27 @@ class DcpFiles:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that hold the tensors."""
+        """Return the files that hold the tensors."""
         return [Path(file.path) for file in self.files]
 
     @property
     def world_size(self) -> int:
-        """Ranks that wrote something; DCP does not say how many took part."""
+        """Return the number of ranks that wrote a file; DCP does not record how many took part."""
         return len({file.rank for file in self.files})
 
 
 def is_dcp(folder: Path) -> bool:
-    """True for a folder with DCP's metadata."""
+    """Return True if the folder holds DCP's metadata."""
     return (folder / METADATA).is_file()
 
 
 @dataclass(frozen=True, slots=True)
 class DcpMetadata:
-    """What `.metadata` says. table: name -> what is stored; paths: name -> the keys of the state dict that lead there."""
+    """The contents of `.metadata`.
+
+    table: name -> the record of the stored entry.
+    paths: name -> the keys of the state dict that lead to the entry.
+    """
 
     folder: Path
     table: dict[str, Any]
@@ -61,13 +65,17 @@ class DcpMetadata:
     infos: dict[tuple[str, tuple[int, ...] | None], _Info]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a stored tensor; None for what is no tensor."""
+        """Return the shape of a stored tensor, or None if the entry is not a tensor."""
         entry = self.table[name]
         return _shape(name, entry, self.folder) if _is_tensor(entry) else None
 
 
 def read_metadata(folder: Path) -> DcpMetadata:
-    """Read `.metadata` alone. Raises CkptconvError where it is none."""
+    """Read only `.metadata`.
+
+    Raises:
+        CkptconvError: the file is not DCP's metadata.
+    """
     root = safe_load((folder / METADATA).read_bytes(), str(folder / METADATA))
     table = root.get("state_dict_metadata") if isinstance(root, Inert) else None
     places = root.get("storage_data") if isinstance(root, Inert) else None
@@ -83,15 +91,15 @@ def read_metadata(folder: Path) -> DcpMetadata:
 def read_tensors(
     metadata: DcpMetadata, also: Sequence[Path], why_not: Callable[[str], str | None]
 ) -> DcpFiles:
-    """Read the archive header of every tensor that is wanted.
+    """Read the archive headers of the requested tensors.
 
     Args:
         metadata: from `read_metadata`.
         also: other folders that hold some of the files.
-        why_not: for a name, the reason to leave it out ("optimizer"), or None.
+        why_not: returns the reason to skip a name ("optimizer"), or None to read it.
 
     Raises:
-        CkptconvError: a save that never finished, a missing file, an archive that contradicts the metadata.
+        CkptconvError: the save did not finish, a file is missing, or an archive contradicts the metadata.
     """
     folder, infos = metadata.folder, metadata.infos
     left_out: dict[str, list[int]] = {}
@@ -115,7 +123,16 @@ def read_tensors(
 
 
 def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
-    """An entry that is no tensor, as stand-ins; None where there is none, or where its file is not here."""
+    """Read an entry that is not a tensor, as stand-ins.
+
+    Args:
+        metadata: from `read_metadata`.
+        name: of the entry.
+        also: further folders that hold some of the files.
+
+    Returns:
+        The object, or None if the entry or its file does not exist.
+    """
     info = metadata.infos.get((name, None))
     file = info and next((f for d in (metadata.folder, *also) if (f := d / info[0]).is_file()), None)
     if info is None or file is None or _is_tensor(metadata.table.get(name)):
@@ -125,7 +142,7 @@ def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
 
 
 def dtype_of(entry: Any) -> str | None:
-    """The dtype of a TensorStorageMetadata; its TensorProperties pickle as a tuple that begins with it."""
+    """Return the dtype of a TensorStorageMetadata: the first item of the tuple as which its TensorProperties are pickled."""
     properties = entry.get("properties") if isinstance(entry, Inert) else None
     state = properties.state if isinstance(properties, Inert) else None
     fields = state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()
@@ -141,7 +158,7 @@ def _is_tensor(entry: Any) -> bool:
 
 
 def _paths(table: dict[str, Any], planner: Any) -> dict[str, tuple[str | int, ...]]:
-    """A planner that does not flatten the state dict keeps no paths; a name is then one key (default_planner.py)."""
+    """Return the paths; without paths, because the planner did not flatten, a name is one key (default_planner.py)."""
     known = planner if isinstance(planner, dict) else {}
     found: dict[str, tuple[str | int, ...]] = {}
     for name in table:

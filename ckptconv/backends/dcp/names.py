@@ -1,8 +1,9 @@
-"""Which entries of a distributed checkpoint are the model's, and what trainers put before its names.
+"""Select the entries of a distributed checkpoint that belong to the model, and find the prefix that a trainer adds.
 
-A state dict is saved flat: the keys that lead to a tensor, joined by dots (torch/distributed/checkpoint/_nested_dict.py).
-`planner_data` keeps the keys apart, so `{"model": {"layers.0.weight": ...}}` differs from `{"model.layers.0.weight": ...}`:
-a dict's key is no part of a module's name. Where all lies flat, the names alone decide, by the rules of `_wraps`.
+A saved state dict is flat: a name is the keys that lead to a tensor, joined by dots
+(torch/distributed/checkpoint/_nested_dict.py). `planner_data` keeps the keys separate, so
+`{"model": {"layers.0.weight": ...}}` differs from `{"model.layers.0.weight": ...}`: the key of a
+dict is not part of a module's name. Where the state dict itself was flat, only the names decide, by the rules of `_wraps`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 from ckptconv.backends.dcp.states import Keys, states_of
 from ckptconv.errors import CkptconvError, Kind, listed
 
-# What a whole model has at its top, beside or in place of its base model: heads, and the base model's usual name.
+# The top-level names of a whole model: its heads, and the usual names of its base model.
 _WHOLE = {
     *("model", "base_model", "pretrained_model", "lm_head", "embed_out", "score", "classifier", "v_head"),
     *("qa_outputs", "value_head", "tok_embeddings", "output"),
 }
-# What a base model has at its top.
+# The top-level names of a base model.
 _BODY = {
     *(
         "layers",
@@ -45,7 +46,7 @@ _BODY = {
         "backbone",
     ),
 }
-# The names that transformers' own classes give their base model: with a bare base model below they stay.
+# The names that transformers' own classes give their base model. They are kept if only a base model is below them.
 _OWN = {"model", "base_model"} | _BODY
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "state_dict", "app"}
 _ATTRIBUTES = {"net", "network", "llm", "lm", "hf_model"}
@@ -59,7 +60,11 @@ _FILLERS = {"model", "net", "network", "module", "policy", "state", "dict", "wei
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """names: stored name -> the model's own. why_not: stored name -> why it is none of the model's."""
+    """The tensors of the model.
+
+    names: stored name -> the model's own name.
+    why_not: stored name -> the reason why the entry does not belong to the model.
+    """
 
     names: dict[str, str]
     why_not: dict[str, str]
@@ -69,10 +74,15 @@ class Chosen:
 def choose_model(
     paths: Mapping[str, Keys], shapes: Mapping[str, tuple[int, ...] | None], where: Path
 ) -> Chosen:
-    """Tell the model's tensors from all else that was saved with them, and take off their prefix.
+    """Separate the model's tensors from other entries, and remove their prefix.
 
-    paths: stored name -> the keys that lead to it. shapes: its shape, None for what is no tensor.
-    Raises CkptconvError where no model is stored, or several that nothing ranks, or tensors whose part is not known.
+    Args:
+        paths: stored name -> the keys that lead to it.
+        shapes: stored name -> its shape; None for an entry that is not a tensor.
+        where: the checkpoint's folder, for error messages.
+
+    Raises:
+        CkptconvError: there is no model, several models cannot be ranked by name, or a tensor belongs to no known part.
     """
     return choose_root(paths, shapes, where, states_of(paths))
 
@@ -83,7 +93,7 @@ def choose_root(
     where: Path,
     why_not: dict[str, str],
 ) -> Chosen:
-    """Tell one model's names from those of the models next to it, and take off their prefix.
+    """Separate one model's names from those of the models next to it, and remove their prefix.
 
     Args:
         paths: Stored name -> the keys that lead to it; one key where the trainer's state dict is flat.
@@ -92,7 +102,7 @@ def choose_root(
         why_not: Stored name -> why it is not part of any model.
 
     Raises:
-        CkptconvError: where several models are stored and their names do not rank them.
+        CkptconvError: several models are stored, and their names do not rank them.
     """
     why_not = dict(why_not)
     tensors = [name for name in paths if name not in why_not and shapes[name] is not None]
@@ -122,7 +132,7 @@ def choose_root(
 
 
 def _peel(names: Sequence[str], prefix: str, keys: Collection[str]) -> str:
-    """The prefix, made longer by all that every name shares and that is no part of a model's names."""
+    """Extend the prefix by the segments that all names share and that do not belong to the model's names."""
     while True:
         firsts, below = _below(names, prefix)
         if len(firsts) != 1 or "" in below:
@@ -134,12 +144,12 @@ def _peel(names: Sequence[str], prefix: str, keys: Collection[str]) -> str:
 
 
 def _wraps(first: str, below: Collection[str]) -> bool:
-    """Whether a segment that all names share stands before a model, by the segments that follow it.
+    """Return True if a segment that all names share is a wrapper of the model; the segments after it decide.
 
-    A head or a `model` below says so. `model.layers`, without a head, is how transformers' own classes name their
-    base model, so that stays; a trainer's attribute (`net.layers`) goes.
+    A head or a `model` below it shows a wrapper. transformers' own classes name their base model `model.layers`, so
+    without a head that segment is kept. A trainer's attribute (`net.layers`) is removed.
     """
-    if first == "base_model":  # PEFT's, which the LoRA rules read
+    if first == "base_model":  # PEFT's prefix, which the LoRA rules read
         return False
     if first in _WRAPPERS or _WHOLE & set(below):
         return True
@@ -147,7 +157,7 @@ def _wraps(first: str, below: Collection[str]) -> bool:
 
 
 def _parts(names: Sequence[str], prefix: str, keys: Collection[str]) -> dict[str, list[str]]:
-    """The models that lie beside each other under a prefix, by their segment; "" holds the rest. {}: it is one model."""
+    """Return segment -> names for the models under a prefix; "" has the other names. The result for one model is {}."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name[len(prefix) :].split(".")[0], []).append(name)
@@ -165,7 +175,7 @@ def _parts(names: Sequence[str], prefix: str, keys: Collection[str]) -> dict[str
 
 
 def _first(parts: Mapping[str, Sequence[str]], prefix: str, where: Path) -> str:
-    """The part to convert: the only one, or the only one that is no copy, critic or reference."""
+    """Return the part to convert: the only part, or the only one that is not a copy, a critic or a reference."""
     models = [part for part in parts if part or _is_model(parts[part], prefix)]
     first = [part for part in models if _role(part) != "other"]
     chosen = first if first else models
@@ -188,7 +198,7 @@ def _leave_out(
     where: Path,
     notes: list[str],
 ) -> None:
-    """Drop what is not chosen, with a reason and a note; parameters of no known model are an error."""
+    """Drop the parts that are not chosen, with a reason and a note; refuse parameters that belong to none of the models."""
     for part, names in parts.items():
         if part == first:
             continue
@@ -214,7 +224,7 @@ def _leave_out(
 
 
 def _below(names: Sequence[str], prefix: str) -> tuple[set[str], set[str]]:
-    """The segments right after the prefix, and those after them ("" where a name ends)."""
+    """Return the segments right after the prefix, and the segments after those ("" if a name ends there)."""
     split = [name[len(prefix) :].split(".") for name in names]
     return {keys[0] for keys in split}, {keys[1] if len(keys) > 1 else "" for keys in split}
 
@@ -228,7 +238,7 @@ def _is_whole(names: Sequence[str], prefix: str) -> bool:
 
 
 def _role(segment: str) -> str:
-    """ "first" for what one converts (actor, policy), "other" for what lies beside it (critic, ema), "" for neither."""
+    """Return "first" for a model that users convert (actor, policy), "other" for one next to it (critic, ema), else ""."""
     words = set(re.findall("[a-z]+", segment.lower()))
     for role, known in (("other", _OTHER_ROLES), ("first", _FIRST_ROLES)):
         if words & known and not words - known - _FILLERS:

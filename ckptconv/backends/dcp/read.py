@@ -1,7 +1,7 @@
-"""torch.distributed.checkpoint folders (DCP), from whichever trainer: `.metadata` beside `__RANK_FILE.distcp`.
+"""Read torch.distributed.checkpoint folders (DCP) of any trainer: `.metadata` next to `__RANK_FILE.distcp` files.
 
-dcp.save and dcp.async_save, FSDP1, FSDP2, HSDP, tensor parallelism, accelerate's SHARDED_STATE_DICT, torchtitan, NeMo.
-Which entries are the model's, and under which prefix, is found in `dcp_names`; names come out as the module has them.
+These come from dcp.save and dcp.async_save: FSDP1, FSDP2, HSDP, tensor parallelism, accelerate's SHARDED_STATE_DICT,
+torchtitan, NeMo. `names` finds the entries of the model and their prefix. The result has the module's names.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ saved_by = nothing_said
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder that holds a DCP checkpoint, itself or where trainers put it, finished or not."""
+    """Return True if the folder, or the place where trainers put it, holds a DCP checkpoint, finished or not."""
     return home_of(folder, _has_files) is not None
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read the metadata. also: folders with more of the `.distcp` files.
+    """Read the metadata.
 
-    Raises CkptconvError for a save that never finished, for one that holds no model or several, and for all that
-    `read_tensors` refuses.
+    Args:
+        place: the folder of the checkpoint.
+        also: further folders with `.distcp` files of the same checkpoint.
+
+    Raises:
+        CkptconvError: the save did not finish, it holds no model or several, or `read_tensors` refuses it.
     """
     home = home_of(place.folder, _has_files)
     if home is None:
@@ -81,7 +85,7 @@ def _has_files(folder: Path) -> bool:
 
 
 def _unfinished(home: Path) -> CkptconvError:
-    """`.metadata` is written last, as `.metadata.tmp` first (torch/distributed/checkpoint/filesystem.py, finish)."""
+    """Return the error for an unfinished save: torch renames `.metadata.tmp` to `.metadata` last (filesystem.py, finish)."""
     if any(home.glob(f"__*{METADATA}")):
         return CkptconvError(
             "each rank saved separately (use_collectives=False), which is not supported yet",
@@ -99,7 +103,7 @@ def _unfinished(home: Path) -> CkptconvError:
 
 
 def _lora(home: Path) -> dict[str, object]:
-    """PEFT's settings, where a trainer left them beside an adapter's shards."""
+    """Return PEFT's settings if a trainer saved them next to an adapter's shards."""
     for folder in (home, home.parent, home.parent.parent):
         found = read_table(folder / "adapter_config.json")
         if found:

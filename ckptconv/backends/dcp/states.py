@@ -1,8 +1,8 @@
-"""What lies beside a model in a distributed checkpoint: optimizers, schedulers, loaders, random states, counters.
+"""Recognise the entries of a distributed checkpoint that are not the model: optimizers, schedulers, loaders, counters, …
 
-Told by the keys that lead to it in the state dict, which trainers choose (torchtitan: optimizer, lr_scheduler, dataloader,
-train_state; Megatron, accelerate, recipes: optim, sched, rng ...), and by the shape of an optimizer's own state dict:
-`state` beside `param_groups` (torch/distributed/checkpoint/state_dict.py, nested or flattened).
+Two things identify them: the keys of the state dict that lead to them, which trainers choose (torchtitan: optimizer,
+lr_scheduler, dataloader, train_state; Megatron, accelerate, recipes: optim, sched, rng ...), and the form of an optimizer's
+state dict, which has `state` next to `param_groups` (torch/distributed/checkpoint/state_dict.py, nested or flattened).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STATES = {
     "random state": {"rng", "random"},
     "loss scaler": {"scaler"},
 }
-# Weaker words, and those that may stand beside one: a key of other words too (`embed_tokens`) is no counter's.
+# Weaker words, and the words that may accompany them. A key that has other words too (`embed_tokens`) is not a counter.
 _COUNTERS = {
     *(
         "train",
@@ -38,12 +38,12 @@ _COUNTERS = {
 _FILLERS = {"state", "states", "dict", "lr", "global", "last", "num", "seen", "current", "total", "best"}
 _AROUND = {"app", "state_dict", "module", "_orig_mod", "checkpoint"}
 _WRAPPERS = {*_AROUND, "model"}
-# What torch's optimizers keep for a parameter (torch/optim), where nothing else says that it is a state.
+# The states that torch's optimizers keep for each parameter (torch/optim); used if no key above names an optimizer.
 _SLOTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf"}
 
 
 def states_of(paths: Mapping[str, Keys]) -> dict[str, str]:
-    """The entries that are no part of any model: stored name -> what they are."""
+    """Return stored name -> kind of state, for every entry that does not belong to a model."""
     optimizers = {
         path[:depth]
         for path in paths.values()
@@ -69,7 +69,7 @@ def _of_optimizer(path: Keys, optimizers: set[Keys]) -> str | None:
 
 
 def _by_words(path: Keys) -> str | None:
-    """What a state dict's keys say; of a name that lies flat, what stands first, as deeper segments are a module's own."""
+    """Return the kind that the keys name. In a flat name only the first segment counts; deeper ones are a module's."""
     keys = [str(key) for key in path[:-1]]
     for key in keys:
         if reason := _meaning(key):
