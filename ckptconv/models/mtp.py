@@ -12,6 +12,7 @@ from ckptconv.models.family import text_of
 
 # The keys of DeepSeek, GLM and MiMo; of Qwen3.5; and transformers' name for the first.
 _KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+_MOST = 64  # models have at most a handful; config.json may state any number
 _OWN = r"(^|\.)mtp(_layers)?\."
 
 
@@ -23,7 +24,7 @@ def patterns(config: Mapping[str, Any]) -> tuple[str, ...]:
     layers = text_of(config).get("num_hidden_layers")
     if not isinstance(layers, int):
         return (_OWN,)
-    numbers = "|".join(str(layers + i) for i in range(stated(config)))
+    numbers = "|".join(str(layers + i) for i in range(min(stated(config), _MOST)))
     return (_OWN, rf"^(model\.)?(language_model\.)?layers\.({numbers})\.") if numbers else (_OWN,)
 
 

@@ -11,6 +11,7 @@ from ckptconv.compute import Fuse, Shift
 from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
 from ckptconv.plan import NeedsReading, Options, make_plan, unread
+from ckptconv.plan.complete import completed
 from ckptconv.plan.fuse import fuse
 from ckptconv.plan.ledger import used_by
 from ckptconv.plan.lora_mode import mode_of
@@ -78,8 +79,9 @@ def test_what_is_asked_for_must_go_with_what_is_stored(
 
 def test_a_base_model_beside_stored_weights_is_refused() -> None:
     base = checkpoint({"a": (2,)})
-    with pytest.raises(CkptconvError, match="--base is only for"):
-        mode_of(take_stock(base), Options(), base)
+    tensors = {name: Fill(tensor.view, tensor.view.shape, (name,)) for name, tensor in base.tensors.items()}
+    with pytest.raises(CkptconvError, match="lacks nothing that the base model has"):
+        completed(tensors, {}, base)
     with pytest.raises(CkptconvError, match="already contains the base weights"):
         mode_of(take_stock(checkpoint({**BASE, **PAIR})), Options(), base)
 
@@ -149,17 +151,31 @@ TIED = {
     "tie_word_embeddings": True,
     "vocab_size": 9,
     "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "intermediate_size": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
 }
+LAYER = {
+    f"model.layers.0.{name}": shape
+    for name, shape in {
+        "self_attn.q_proj.weight": (8, 8), "self_attn.q_proj.bias": (8,),
+        "self_attn.k_proj.weight": (4, 8), "self_attn.k_proj.bias": (4,),
+        "self_attn.v_proj.weight": (4, 8), "self_attn.v_proj.bias": (4,), "self_attn.o_proj.weight": (8, 8),
+        "mlp.gate_proj.weight": (6, 8), "mlp.up_proj.weight": (6, 8), "mlp.down_proj.weight": (8, 6),
+        "input_layernorm.weight": (8,), "post_attention_layernorm.weight": (8,),
+    }.items()
+}  # fmt: skip
 
 
 def test_a_plan_asks_about_stored_values_only_where_the_config_ties_them() -> None:
-    stored = checkpoint({EMBED: (9, 8), HEAD: (9, 8), NORM: (8,)})
+    stored = checkpoint({EMBED: (9, 8), HEAD: (9, 8), NORM: (8,), **LAYER})
     with pytest.raises(NeedsReading, match="must be read"):
         make_plan(stored, TIED, Options())
     asked: list[int] = []
     plan = make_plan(stored, TIED, Options(), equal=lambda one, two: bool(asked.append(one.numel) or True))
     assert asked == [72]
-    assert list(plan.outputs) == [EMBED, NORM]
+    assert plan.outputs.keys() == {EMBED, NORM, *LAYER}
     assert make_plan(stored, {**TIED, "tie_word_embeddings": False}, Options()).outputs.keys() >= {
         EMBED,
         HEAD,
@@ -169,7 +185,10 @@ def test_a_plan_asks_about_stored_values_only_where_the_config_ties_them() -> No
 def test_a_plan_leaves_the_callers_config_as_it_was() -> None:
     config = dict(TIED)
     plan = make_plan(
-        checkpoint({EMBED: (9, 8), HEAD: (9, 8), NORM: (8,)}), config, Options(), equal=lambda one, two: False
+        checkpoint({EMBED: (9, 8), HEAD: (9, 8), NORM: (8,), **LAYER}),
+        config,
+        Options(),
+        equal=lambda one, two: False,
     )
     assert plan.config is not None
     assert (plan.config["tie_word_embeddings"], plan.config["dtype"]) == (False, "bfloat16")
