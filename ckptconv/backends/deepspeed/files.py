@@ -1,4 +1,4 @@
-"""Which files a DeepSpeed checkpoint has, by rank, and whether all of them are here.
+"""Find the files of a DeepSpeed checkpoint by rank, and check that none is missing.
 
 Names: deepspeed/runtime/engine.py (`_get_ckpt_name`, `_get_rank_zero_ckpt_name`, `_get_expert_ckpt_name`),
 deepspeed/runtime/pipe/module.py (`ckpt_layer_path`); `latest` holds the tag, the folder's name.
@@ -23,12 +23,16 @@ _MODEL = re.compile(r"^(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt$")
 _OPTIM = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
 _EXPERT = re.compile(r"^(?:(?:layer_\d+_)?expert_\d+|expp_rank_\d+)_mp_rank_\d+_(?:model|optim)_states\.pt$")
 _PIPELINE = re.compile(r"^layer_\d+-model_.*states\.pt$")
-_UNIVERSAL = "zero"  # the folder of a universal checkpoint that has one folder a parameter
+_UNIVERSAL = "zero"  # the folder of a universal checkpoint that has one folder per parameter
 
 
 @dataclass(slots=True)
 class Files:
-    """A checkpoint's files. model, optim: by data parallel rank. universal: the folders with a folder a parameter."""
+    """The files of a checkpoint.
+
+    model, optim: data parallel rank -> file.
+    universal: the folders that hold one folder per parameter.
+    """
 
     folder: Path
     model: dict[int, Path] = field(default_factory=dict)
@@ -37,14 +41,14 @@ class Files:
 
     @property
     def partitioned(self) -> bool:
-        """Stage 3: every rank has a model file of its own."""
+        """True at stage 3, where every rank writes a model file."""
         return any(path.name.startswith("zero_pp_rank_") for path in self.model.values())
 
 
 def home(folder: Path) -> Path | None:
-    """The folder with the files: this one, or the one that its `latest` names; None where there is none.
+    """Return the folder with the files: this folder, or the one that its `latest` names; None if there is none.
 
-    A run's folder with several steps is left to the search for steps.
+    For the folder of a run with several steps the result is None, because the search for steps handles it.
     """
     if _has_files(folder):
         return folder
@@ -59,7 +63,11 @@ def home(folder: Path) -> Path | None:
 
 
 def find(folders: Sequence[Path]) -> Files:
-    """The files of all folders, by rank. Raises CkptconvError for the layouts that are not read."""
+    """Return the files of all folders, by rank.
+
+    Raises:
+        CkptconvError: the checkpoint has a layout that ckptconv does not read.
+    """
     found = Files(folders[0])
     for folder in folders:
         paths = sorted(folder.iterdir())
@@ -82,7 +90,17 @@ def find(folders: Sequence[Path]) -> Files:
 
 
 def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path) -> None:
-    """Every rank's file is there, and no other's. kind: "model" or "optim"."""
+    """Check that there is exactly one file for every rank.
+
+    Args:
+        ranks: that have a file.
+        world: the number of ranks.
+        kind: "model" or "optim".
+        folder: of the checkpoint, for error messages.
+
+    Raises:
+        CkptconvError: a rank has no file, or a file's rank is not below `world`.
+    """
     held = set(ranks)
     check_most(world, folder)
     missing = sorted(set(range(world)) - held)
@@ -106,7 +124,16 @@ def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path) -> No
 
 
 def table(value: Any, what: str, file: TorchZip) -> dict[str, Any]:
-    """A part of a pickle that must be a table with text as keys; {} where it is None."""
+    """Return a part of a pickle that must be a dict with strings as keys; {} if it is None.
+
+    Args:
+        value: the part.
+        what: its name, for the error message.
+        file: that holds it.
+
+    Raises:
+        CkptconvError: the part is not such a dict.
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -119,7 +146,7 @@ def table(value: Any, what: str, file: TorchZip) -> dict[str, Any]:
 
 
 def shapes_of(value: Any, what: str, file: TorchZip) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, in order."""
+    """Return name -> shape, in the pickle's order; the arguments are those of `table`."""
     shapes = table(value, what, file)
     return {name: whole_numbers(shape, f"{what} of {name}", file.path) for name, shape in shapes.items()}
 

@@ -1,8 +1,8 @@
-"""ZeRO's flat partitions: every parameter as views on the pieces that the ranks hold. No data moves.
+"""Read ZeRO's flat partitions: every parameter becomes a view on the ranks' vectors. No data moves.
 
-Stages 1 and 2: the parameters of a group lie one after another in one vector, padded at its end, and each rank has an
+Stages 1 and 2: the parameters of a group are contiguous in one vector, which is padded at its end, and each rank has an
 equal part of it (deepspeed/runtime/zero/stage_1_and_2.py, runtime/bf16_optimizer.py). Stage 3: each parameter is cut
-by itself, ceil(numel / ranks) elements a rank, padded at its own end (runtime/zero/partition_parameters.py).
+separately into ceil(numel / ranks) elements per rank, and padded at its own end (runtime/zero/partition_parameters.py).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _OTHER_SAVES = "the model files and the optimizer files are from different saves
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """What one rank holds: a vector for each parameter group (stage 3: sub group).
+    """The vectors of one rank, one for each parameter group (at stage 3, for each sub group).
 
-    maps: for each group, name -> (start, elements) in the rank's vector, as the rank wrote it down; () in files
-    from before DeepSpeed 0.7 and at stage 3.
+    maps: for each group, name -> (start, elements) in the rank's vector, as the rank recorded it; () in files
+    of DeepSpeed before 0.7 and at stage 3.
     """
 
     path: str
@@ -37,7 +37,16 @@ class Partition:
 
 
 def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
-    """A rank's masters, from its optimizer state. Raises CkptconvError for a state without flat vectors."""
+    """Return a rank's master weights, from its optimizer state.
+
+    Args:
+        file: the optimizer file.
+        state: the optimizer state in it.
+        key: of the flat vectors in the state.
+
+    Raises:
+        CkptconvError: the state has no flat vectors.
+    """
     groups, maps = state.get(key), state.get("param_slice_mappings")
     if not isinstance(groups, list | tuple) or not all(isinstance(group, TensorRecord) for group in groups):
         raise CkptconvError(
@@ -55,9 +64,16 @@ def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
 
 
 def by_group(ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Any, where: str) -> dict[str, View]:
-    """Stages 1 and 2. gaps: for each group, the elements left free after each parameter; None for none.
+    """Return the parameters of stages 1 and 2.
 
-    Raises CkptconvError where vectors are too short, longer than padding explains, or a rank's own map disagrees.
+    Args:
+        ranks: the partitions, in rank order.
+        shapes: name -> shape for each group.
+        gaps: for each group, the number of unused elements after each parameter; None if there are no gaps.
+        where: the checkpoint, for error messages.
+
+    Raises:
+        CkptconvError: vectors are too short, longer than padding explains, or disagree with a rank's own map.
     """
     _check_counts(ranks, len(shapes), where)
     found: dict[str, View] = {}
@@ -71,7 +87,7 @@ def by_group(ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Any, wh
             found[name] = _piece(flat.part(at, prod(shape)), shape, name, where)
             places[name] = at, at + prod(shape)
             at += prod(shape) + gap
-        # The padded length is a multiple of 2 × ranks; what the last rank saves ends before that padding.
+        # The padded length is a multiple of 2 × ranks; the vector that the last rank saves ends before that padding.
         align = 2 * len(ranks)
         if ceil(at / align) != ceil(flat.size / align):
             raise CkptconvError(
@@ -86,7 +102,16 @@ def by_group(ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Any, wh
 
 
 def by_parameter(ranks: Sequence[Partition], shapes: Sequence[Shapes], where: str) -> dict[str, View]:
-    """Stage 3. Raises CkptconvError unless the parameters fill every rank's vectors exactly."""
+    """Return the parameters of stage 3.
+
+    Args:
+        ranks: the partitions, in rank order.
+        shapes: name -> shape for each sub group.
+        where: the checkpoint, for error messages.
+
+    Raises:
+        CkptconvError: the parameters do not fill every rank's vectors exactly.
+    """
     _check_counts(ranks, len(shapes), where)
     flats = [_Flat(cat(rank.groups, 0)) for rank in ranks if rank.groups]
     found: dict[str, View] = {}
@@ -110,7 +135,14 @@ def by_parameter(ranks: Sequence[Partition], shapes: Sequence[Shapes], where: st
 
 
 def whole(pieces: Sequence[View], shape: Sequence[int], name: str, where: str) -> View:
-    """A parameter from the vectors that the ranks hold of it, the last ones padded."""
+    """Return a parameter from the ranks' vectors, of which the last may be padded.
+
+    Args:
+        pieces: the vectors, in rank order.
+        shape: of the parameter.
+        name: of the parameter, for the error message.
+        where: the checkpoint, for the error message.
+    """
     return _piece(cat(pieces, 0), shape, name, where)
 
 
@@ -122,7 +154,7 @@ def _piece(flat: View, shape: Sequence[int], name: str, where: str) -> View:
 
 
 class _Flat:
-    """A long vector in chunks, one after another: a part looks at those chunks alone that it touches."""
+    """A long vector of consecutive chunks. A part of it visits only the chunks that it touches."""
 
     def __init__(self, view: View) -> None:
         self.size = view.numel
@@ -130,7 +162,7 @@ class _Flat:
         self._starts = [chunk.offsets[0] for chunk in view.chunks]
 
     def part(self, at: int, size: int) -> View:
-        """Elements at .. at+size-1; fewer where the vector ends."""
+        """Return the elements at .. at+size-1; fewer if the vector ends before."""
         end, chunks = min(at + size, self.size), self._view.chunks
         found: list[Chunk] = []
         for number in range(max(bisect_right(self._starts, at) - 1, 0), len(chunks)):
@@ -165,7 +197,7 @@ def _check_counts(ranks: Sequence[Partition], groups: int, where: str) -> None:
 
 
 def _check_maps(ranks: Sequence[Partition], number: int, places: dict[str, tuple[int, int]]) -> None:
-    """places: name -> the elements of the whole vector that are its own. Each rank's map must say the same."""
+    """Check each rank's map against `places`: name -> (begin, end) of its elements in the whole vector."""
     names = list(places)
     ends = [end for _, end in places.values()]
     low = 0
@@ -174,7 +206,7 @@ def _check_maps(ranks: Sequence[Partition], number: int, places: dict[str, tuple
         if number < len(rank.maps):
             stated = {name: address for name, address in rank.maps[number].items() if address[1]}
             mine = {}
-            for at in range(bisect_right(ends, low), len(names)):  # places ascend
+            for at in range(bisect_right(ends, low), len(names)):  # places are in ascending order
                 name = names[at]
                 begin, end = places[name]
                 if begin >= high:
@@ -194,7 +226,7 @@ def _check_maps(ranks: Sequence[Partition], number: int, places: dict[str, tuple
 
 
 def _addresses(group: dict[Any, Any]) -> dict[str, tuple[int, int]]:
-    """A group's param_slice_mappings: name -> fragment_address(numel, start) (deepspeed/utils/tensor_fragment.py)."""
+    """Return a group's param_slice_mappings: name -> fragment_address(numel, start) (deepspeed/utils/tensor_fragment.py)."""
     return {
         name: (start, numel)
         for name, address in group.items()

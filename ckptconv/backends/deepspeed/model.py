@@ -1,7 +1,7 @@
-"""DeepSpeed's model files: what is not in the partitions (buffers, frozen and tied weights), and the names' order.
+"""Read DeepSpeed's model files: tensors that the partitions lack (buffers, frozen and tied weights), and the order of names.
 
-Fields: deepspeed/runtime/engine.py, `_common_checkpoint_state`. At stage 3 each rank has a model file, with buffers
-whole, trained parameters empty, and frozen ones in pieces.
+Fields: deepspeed/runtime/engine.py, `_common_checkpoint_state`. At stage 3 each rank has a model file: buffers
+are whole in it, trained parameters are empty, and frozen ones are cut.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ckptconv.tensors.view import View
 
 
 class ModelFiles:
-    """The opened model files, by rank; rank 0's says what there is. partitioned: stage 3, a file for each rank."""
+    """The opened model files, by rank; rank 0's file lists the tensors. `partitioned`: stage 3, with one file per rank."""
 
     def __init__(self, files: dict[int, TorchZip], partitioned: bool) -> None:
         self.files, self.partitioned = files, partitioned
@@ -41,7 +41,7 @@ class ModelFiles:
 
     @property
     def shapes(self) -> list[Shapes] | None:
-        """The trained parameters' shapes, for each group; None at stage 0."""
+        """Return name -> shape of the trained parameters, for each group; None at stage 0."""
         groups = self.root.get("param_shapes")
         if groups is None:
             return None
@@ -49,9 +49,14 @@ class ModelFiles:
         return [shapes_of(group, "param_shapes", self.main) for group in listed]
 
     def tensors(self, trained: dict[str, View], placement: str) -> dict[str, StoredTensor]:
-        """Every tensor of the model in the module's order: the masters, and what only the model files hold.
+        """Return every tensor of the model in the module's order.
 
-        Raises CkptconvError for a parameter that neither the partitions nor the model files hold.
+        Args:
+            trained: the master weights, by name.
+            placement: how the master weights are cut, as text.
+
+        Raises:
+            CkptconvError: neither the partitions nor the model files hold a parameter.
         """
         module = table(self.root.get("module"), "module", self.main)
         frozen = self._frozen(module)
@@ -59,7 +64,7 @@ class ModelFiles:
         shared = table(self.root.get("shared_params"), "shared_params", self.main)
         for source in shared.values():
             check_name(source, f"shared_params in {self.main.path}")
-        # Files from before DeepSpeed 0.8 do not say what is tied: the same bytes of the file are the same parameter.
+        # Files of DeepSpeed before 0.8 do not record ties: names with the same bytes of the file are the same parameter.
         place = {value: name for name, value in module.items() if name in known and _elements(value)}
         found: dict[str, StoredTensor] = {}
         for name, value in module.items():
@@ -84,7 +89,7 @@ class ModelFiles:
         return found | {name: tensor for name, tensor in tied.items() if name not in found}
 
     def low_precision(self, trained: dict[str, View]) -> dict[str, View]:
-        """The module's own copies of the masters, in the dtype that it computed in; {} at stage 3, which has none."""
+        """Return the module's copies of the master weights, in its compute dtype; {} at stage 3, which saves none."""
         module = table(self.root.get("module"), "module", self.main)
         records = {name: module.get(name) for name in trained} if not self.partitioned else {}
         return {
@@ -94,7 +99,7 @@ class ModelFiles:
         }
 
     def _own(self, name: str, value: TensorRecord) -> StoredTensor:
-        """A tensor that is whole in the model file: a buffer, a weight at stage 0, a frozen weight at stage 1."""
+        """Return a tensor that is whole in the model file: a buffer, a weight at stage 0, or a frozen weight at stage 1."""
         if name not in items(self.root.get("buffer_names")):
             if self.partitioned:
                 raise CkptconvError(
@@ -113,7 +118,7 @@ class ModelFiles:
         )
 
     def _frozen(self, module: dict[str, Any]) -> dict[str, StoredTensor]:
-        """Parameters that no optimizer owns, where they are stated (stages 2 and 3): whole, or a piece a rank."""
+        """Return the parameters without an optimizer, which stages 2 and 3 list: whole ones, or one piece per rank."""
         shapes = shapes_of(self.root.get("frozen_param_shapes"), "frozen_param_shapes", self.main)
         if self.partitioned and len(self.files) > 1:
             refuse_copies((file, _fragments(file)) for file in self.files.values())
@@ -142,7 +147,7 @@ class ModelFiles:
 
 
 def _fragments(file: TorchZip) -> list[TensorRecord]:
-    """A rank's own parts of frozen parameters."""
+    """Return a rank's parts of the frozen parameters."""
     held = table(_root(file).get("frozen_param_fragments"), "fragments", file)
     return [record for record in held.values() if isinstance(record, TensorRecord)]
 

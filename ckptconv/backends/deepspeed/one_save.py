@@ -1,4 +1,4 @@
-"""Were a checkpoint's optimizer files and model files written by one save?
+"""Check that one save wrote a checkpoint's optimizer files and model files.
 
 An Adam state holds the number of its steps, as a tensor or a number per parameter group (torch/optim/adam.py,
 deepspeed/ops/adam/); the model files hold the engine's `global_steps`, of which `skipped_steps` had an overflow and changed
@@ -16,12 +16,12 @@ from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip
 
 _FORMATS = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
-_MOST_STEPS = 10_000  # counters of one rank that are read
+_MOST_STEPS = 10_000  # the number of counters that are read per rank
 _DEEPEST = 6
 
 
 def steps_of(file: TorchZip, state: Mapping[str, Any]) -> dict[str, int]:
-    """The counters in a rank's optimizer state: where each is -> steps."""
+    """Return the step counters in a rank's optimizer state: place in the state -> steps."""
     found: dict[str, int] = {}
     for place, value in _counters(state, ""):
         if len(found) == _MOST_STEPS:
@@ -42,8 +42,11 @@ def check_steps(
         global_steps, skipped_steps: as the model file has them.
         model: the model file.
 
-    Returns: a note where the optimizer counts fewer steps, as it does when it began anew in between.
-    Raises CkptconvError for ranks that differ, and for an optimizer that is ahead of the model.
+    Returns:
+        A note if the optimizer counts fewer steps than the model, as it does after a restart of the optimizer.
+
+    Raises:
+        CkptconvError: ranks differ, or the optimizer is ahead of the model.
     """
     path, first = next(iter(ranks.items()))
     for other, steps in ranks.items():
@@ -76,7 +79,7 @@ def check_steps(
 
 
 def _counters(value: Any, place: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Everything under a key `step`."""
+    """Yield every value under a key `step`, with its place."""
     if depth > _DEEPEST:
         return
     pairs = (

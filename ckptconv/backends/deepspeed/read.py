@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO checkpoints: a model file, and the ranks' flat partitions of the fp32 masters. Without DeepSpeed.
+"""Read DeepSpeed's ZeRO checkpoints without DeepSpeed: a model file, and the ranks' flat partitions of the master weights.
 
 Folders: RUN/global_stepN/ with the tag in RUN/latest; RUN/checkpoint-N/global_stepN/ (transformers' Trainer);
 accelerate's NAME/pytorch_model/. Contents: deepspeed/runtime/engine.py (`_common_checkpoint_state`,
@@ -36,14 +36,19 @@ IS_SHARDED = True
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder with DeepSpeed's files, or one whose `latest` names it."""
+    """Return True if the folder, or the one that its `latest` names, holds DeepSpeed's files."""
     return home(folder) is not None
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read every file's metadata. also: folders with more of the rank files.
+    """Read the metadata of every file.
 
-    Raises CkptconvError for a missing rank, files of different saves, and layouts that are not read.
+    Args:
+        place: the folder of the checkpoint.
+        also: further folders with rank files of the same checkpoint.
+
+    Raises:
+        CkptconvError: a rank is missing, files are from different saves, or ckptconv does not read the layout.
     """
     folders = [home(folder) or folder for folder in (place.folder, *also)]
     files = find(folders)
@@ -53,7 +58,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
             where=folders[0],
             wanted="mp_rank_00_model_states.pt, or at stage 3 zero_pp_rank_0_mp_rank_00_model_states.pt",
         )
-    load = remembering()  # at stage 3 all ranks' pickles are alike
+    load = remembering()  # at stage 3 all ranks' pickles are equal
     opened = {rank: open_torch_zip(str(path), load) for rank, path in sorted(files.model.items())}
     model = ModelFiles(opened, files.partitioned)
     masters = _masters(files, model)
@@ -78,7 +83,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         notes=(
             *replace(place, steps=()).notes(),
             *masters.notes,
-            # Apart from each other: the optimizer files are written after the model files, and take longer.
+            # Compared separately: the optimizer files are written after the model files, and take longer.
             *apart(list(files.model.values())),
             *apart(list(files.optim.values())),
         ),
@@ -86,14 +91,14 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
 
 def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
-    """DeepSpeed's version."""
+    """Yield DeepSpeed's version."""
     version = (checkpoint.extras.get("deepspeed") or {}).get("version")
     if isinstance(version, str):
         yield Fact("DeepSpeed", version, "the model file")
 
 
 class _Masters(NamedTuple):
-    """The trained parameters, where ZeRO holds them. partitions, universal: the files that hold them."""
+    """The master weights, and the files that hold them: `partitions` or `universal`."""
 
     layout: str
     world: int
@@ -166,7 +171,7 @@ def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
     else:
         views = by_group(held, shapes, states[first].get("param_alignment_paddings"), model.main.path)
     pairs = tuple((opened[rank], held[rank]) for rank in range(world))
-    # At stages 1 and 2 the module's own copy tells more: merge compares it with the masters.
+    # At stages 1 and 2 merge compares the module's own copy with the masters, which proves more.
     said = tuple(notes) if stage == 3 else ()
     return _Masters(f"ZeRO-{stage} checkpoint", world, views, f"stage {stage}, flat", pairs, notes=said)
 
@@ -186,7 +191,7 @@ def _state(file: TorchZip) -> dict[str, Any]:
 
 
 def _facts(state: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """(stage, partitions for each group). BF16_Optimizer states no stage; it cuts as stage 1 does."""
+    """Return (stage, number of partitions of each group). BF16_Optimizer records no stage; it cuts as stage 1 does."""
     stage, count = state.get("zero_stage", 1), state.get("partition_count")
     if isinstance(stage, Inert):
         stage = stage.args[0] if stage.args else 0
@@ -205,7 +210,7 @@ def _rank_files(files: Files, masters: Iterable[View]) -> Iterator[RankFile]:
 def _skipped(
     files: Files, model: ModelFiles, masters: _Masters, tensors: dict[str, StoredTensor]
 ) -> Iterator[Skipped]:
-    """What is in the files and not in the model."""
+    """Yield the contents of the files that do not belong to the model."""
     used: dict[str, int] = {}
     for view in {id(v): v for t in tensors.values() for v in (t.view, *(c for _, c in t.replicas))}.values():
         item = view.nbytes // max(view.numel, 1)

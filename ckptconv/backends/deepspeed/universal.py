@@ -1,7 +1,7 @@
-"""Universal checkpoints: `zero/PARAMETER/fp32.pt`, whole and without padding, moments beside it.
+"""Read universal checkpoints: `zero/PARAMETER/fp32.pt` is whole and has no padding; the moments are next to it.
 
-Written by deepspeed/checkpoint/ds_to_universal.py: from stages 1 and 2 a table with the tensor under "param", from
-stage 3 a bare vector, whose shape is in the model files. Tensor parallel slices are merged in them already.
+deepspeed/checkpoint/ds_to_universal.py writes them: from stages 1 and 2 a dict with the tensor under "param", and from
+stage 3 a vector, whose shape is in the model files. Tensor parallel parts are merged already.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ class Universal:
     parameters: dict[str, Path]
 
     def masters(self, shapes: Sequence[Shapes]) -> dict[str, View]:
-        """Every parameter that the model file names. Raises Incomplete where one has no file."""
+        """Return every parameter that the model file names.
+
+        Raises:
+            Incomplete: a parameter has no file.
+        """
         found = {}
         for name, shape in (item for group in shapes for item in group.items()):
             path = self.parameters.get(name)
@@ -44,19 +48,23 @@ class Universal:
         return found
 
     def check_names(self, known: Container[str]) -> None:
-        """Every folder is of a tensor that the model files know. Raises CkptconvError for one that is not."""
+        """Check that every folder belongs to a tensor of the model files.
+
+        Raises:
+            CkptconvError: a folder does not.
+        """
         for name, path in self.parameters.items():
             if name not in known:
                 raise CkptconvError(f"the model file does not list {name}", where=path)
 
     def rest(self, trained: Container[str]) -> int:
-        """Bytes beside the masters: moments, step counts, float32 copies of buffers and of frozen and tied weights."""
+        """Return the bytes of the other files: moments, step counts, float32 copies of buffers, frozen and tied weights."""
         files = (path for folder in self.parameters.values() for path in folder.iterdir())
         return sum(f.stat().st_size for f in files if f.name != _MASTER or f.parent.name not in trained)
 
 
 def universal(folders: Sequence[Path]) -> Universal | None:
-    """The parameters under the `zero` folders; None where there are none."""
+    """Return the parameters under the `zero` folders, or None if there is no such folder."""
     found = {
         path.name: path
         for folder in reversed(folders)
