@@ -10,7 +10,7 @@ from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.huggingface import read as huggingface
 from ckptconv.backends.locate import locate
 from ckptconv.backends.roots import one_model
-from ckptconv.backends.runs import Place, is_step, run_of, steps_of
+from ckptconv.backends.runs import Place, is_output, is_step, run_of, steps_of
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.file_state import FileState, stamps_under
@@ -49,7 +49,7 @@ def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Pat
         raise _nothing(root, known, backend, step)
     reader, place = found
     others = [_other(folder, reader, place) for folder in also]
-    before = stamps_under([place.folder, *others], leave=is_step)
+    before = stamps_under([place.folder, *others], leave=_is_other)
     try:
         return one_model(replace(reader.read(place, others), stamps=before))
     except CkptconvError as error:
@@ -65,7 +65,7 @@ def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Pat
 def state_of(path: Path, backend: str | None = None) -> dict[str, FileState]:
     """Every file of the checkpoint that `open_checkpoint` would read, as it is now; {} where it would find none."""
     found = locate(path, backends(backend))
-    return stamps_under([found[1].folder], leave=is_step) if found else {}
+    return stamps_under([found[1].folder], leave=_is_other) if found else {}
 
 
 def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
@@ -134,3 +134,8 @@ def _nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step 
         hint="pass the folder of the run, or of a step or role in it",
         kind=Kind.NOT_A_CHECKPOINT,
     )
+
+
+def _is_other(folder: Path) -> bool:
+    """Whether a folder below a checkpoint is no part of it."""
+    return is_step(folder) or is_output(folder)

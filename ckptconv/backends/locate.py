@@ -10,6 +10,7 @@ from ckptconv.backends.base import Backend
 from ckptconv.backends.runs import (
     Place,
     choose,
+    is_output,
     is_role,
     run_of,
     several,
@@ -86,6 +87,7 @@ def _role_in(
 ) -> Located | None:
     """The trained model among the subfolders of a step; ranks' shards come before whole models of the same rank."""
     folders = [path for path in sorted(step.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in folders if is_role(path.name) or not is_output(path)] or folders
     claimed = [(path, backend) for path in folders if (backend := _claim(path, backends))]
     if not claimed:
         return None

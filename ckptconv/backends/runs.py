@@ -78,6 +78,11 @@ def with_config(*folders: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
+def is_output(folder: Path) -> bool:
+    """Whether a merge wrote a folder, or is writing it: it is no part of a checkpoint that it lies in."""
+    return folder.name.endswith(".ckptconv-partial") or (folder / "ckptconv.json").is_file()
+
+
 def is_step(path: Path) -> bool:
     """True for a step's folder, by its name."""
     return step_of(path) is not None

@@ -99,7 +99,7 @@ def _joined(
     counts = [len(group.get(index, ())) for index in range(len(rule.targets))]
     if 0 in counts or ("*" in rule.targets[0] and len(set(counts)) > 1):
         raise CkptconvError(
-            f"only a part of {key} is there",
+            f"some pieces needed for {key} are missing",
             where=f"{names[0]} and its like",
             found=", ".join(f"{n} × {readable((t,))}" for n, t in zip(counts, rule.targets, strict=True)),
             kind=Kind.INCOMPLETE,

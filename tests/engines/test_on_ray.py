@@ -114,7 +114,7 @@ def test_an_error_in_a_task_arrives_as_it_is(
 
 @pytest.mark.parametrize(
     ("unseen", "what"),
-    [("checkpoint", "a file of the checkpoint"), ("target", "the folder that this merge writes")],
+    [("checkpoint", "a file of the checkpoint"), ("target", "the folder that this merge writes to")],
 )
 def test_a_node_that_does_not_see(
     machines: Machines,

@@ -81,14 +81,16 @@ def test_the_screen_is_a_folders_screen(hub: Hub, send: Push, folder: Path) -> N
 def test_a_revision(hub: Hub, send: Push, folder: Path) -> None:
     send()
     config = (folder / "config.json").read_bytes()
-    edited = config.replace(b"Qwen2ForCausalLM", b"Qwen2ForTokenClassification")
+    edited = config.replace(
+        b"Qwen2ForCausalLM", b"Qwen2Model"
+    )  # a class that ckptconv has no list of tensors for
     repo = hub.store.repos["alice/tiny"]
     repo.refs["run/two"] = repo.refs["main"]
     repo.commit("run/two", "two", {"config.json": File(len(edited), edited)})
     assert inspect("alice/tiny").architecture == "Qwen2ForCausalLM"
     for path, revision in (("alice/tiny@run/two", None), ("hf://alice/tiny", "run/two")):
         found = inspect(path, revision=revision)
-        assert found.architecture == "Qwen2ForTokenClassification"
+        assert found.architecture == "Qwen2Model"
         assert "run/two at" in found.layout
     assert cli("inspect", "alice/tiny", "--revision", "run/two").code == 0
     assert refused(inspect, "alice/tiny@v9").what == "alice/tiny has no revision v9"

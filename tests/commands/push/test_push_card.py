@@ -13,6 +13,7 @@ from support.helpers import FIXTURES, edit_json, unpacked
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.push.card import is_untouched, model_card
 from ckptconv.commands.push.folder import check_folder, check_structure
+from ckptconv.errors import CkptconvError
 
 pytest_plugins = ["support.hub.fixture"]
 
@@ -92,7 +93,7 @@ def test_an_adapter(tmp_path: Path) -> None:
 )
 def test_the_base_model_is_a_name_and_no_path(folder: Path, said: str, front: str, row: str) -> None:
     (folder / "ckptconv.json").write_text(
-        json.dumps({"base_model": said, "notes": ["taken from /mnt/secret/x"]})
+        json.dumps({"base_model": said, "notes": ["taken from /mnt/secret/x"], "tensors": {}, "files": {}})
     )
     card = card_of(folder)
     assert front in card
@@ -105,19 +106,33 @@ def test_the_base_model_is_a_name_and_no_path(folder: Path, said: str, front: st
 @pytest.mark.parametrize(
     "receipt",
     [
-        "[]",
-        "{",
-        '{"source": 3, "files": [1], "dtype": null, "base_model": "/mnt/x"}',
-        '{"source": {"mesh": {"tp": 2}, "layout": 7}, "dtype": {"casts": [1, [2]]}, "dropped": [3], "notes": {"a": 1}}',
+        {"source": 3, "dtype": None, "base_model": "/mnt/x"},
+        {
+            "source": {"mesh": {"tp": 2}, "layout": 7},
+            "dtype": {"casts": [1, [2]]},
+            "dropped": [3],
+            "notes": {"a": 1},
+        },
     ],
 )
-def test_an_odd_receipt(folder: Path, receipt: str) -> None:
-    (folder / "ckptconv.json").write_text(receipt)
+def test_an_odd_receipt(folder: Path, receipt: dict) -> None:
+    (folder / "ckptconv.json").write_text(json.dumps({**receipt, "tensors": {}, "files": {}}))
     assert card_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("receipt", "what"),
+    [("[]", "not a receipt"), ("{", "not valid JSON"), ('{"source": 3, "files": [1]}', "not a receipt")],
+)
+def test_what_is_not_a_receipt_is_not_published(folder: Path, receipt: str, what: str) -> None:
+    (folder / "ckptconv.json").write_text(receipt)
+    with pytest.raises(CkptconvError, match=what):
+        check_folder(folder)
+
+
 def test_what_would_break_a_table(folder: Path) -> None:
-    (folder / "ckptconv.json").write_text(json.dumps({"source": {"layout": "odd|name\n# x", "step": "<b>"}}))
+    source = {"layout": "odd|name\n# x", "step": "<b>"}
+    (folder / "ckptconv.json").write_text(json.dumps({"source": source, "tensors": {}, "files": {}}))
     assert "| Checkpoint | odd\\|name # x |" in card_of(folder)
 
 
