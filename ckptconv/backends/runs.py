@@ -148,7 +148,7 @@ def choose(run: Path, wanted: Step | None) -> tuple[StepFolder, tuple[str, ...]]
 
 
 def mark_of(run: Path) -> Path | None:
-    """The file that names the run's latest step, or None. `latest` may be a link to a step's folder, which is no file."""
+    """The file that names the run's latest step, or None. A link to a step's folder does not count."""
     return next((run / name for name in _marks() if (run / name).is_file()), None)
 
 

@@ -61,7 +61,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
 
 def read_file(path: Path) -> Checkpoint:
-    """One file of weights that a user named: the model's config is looked for beside it."""
+    """Read one file of weights that a user named. The model's config is looked for in the same folder."""
     chosen, folder = one_file(path), path.parent
     return assemble(folder, chosen, [_opened(path, folder)], folder, Place(folder, None, None))
 

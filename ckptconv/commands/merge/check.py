@@ -84,7 +84,7 @@ def _headers(plan: Plan, work: Path) -> Iterator[str]:
 
 
 def _index(plan: Plan, work: Path) -> Iterator[str]:
-    """The index names each tensor of the files beside it, in its file."""
+    """Check that the index names each tensor of the model's files, and the file that holds it."""
     if not (work / INDEX).is_file():
         return
     stated = json.loads((work / INDEX).read_text(encoding="utf-8"))["weight_map"]

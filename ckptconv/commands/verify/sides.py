@@ -170,7 +170,7 @@ def under_hub_names(side: Side) -> Side:
         return side
     try:
         made = _planned(side.source, side.checkpoint, "keep", None, None, False)
-    except CkptconvError:  # it is no model that can be planned, and is compared as it is
+    except CkptconvError:  # the checkpoint cannot be planned as a model, so it is compared as stored
         return side
     return side if made.tensors.keys() == side.tensors.keys() else replace(made, as_stored=False)
 
