@@ -80,7 +80,7 @@ def backend_of(checkpoint: Checkpoint) -> Backend:
     return next(backend for backend in backends() if checkpoint.backend == backend.NAME)
 
 
-def nothing_said(checkpoint: Checkpoint) -> tuple[Fact, ...]:
+def unknown_writer(checkpoint: Checkpoint) -> tuple[Fact, ...]:
     """The `saved_by` of a layout whose files do not say who saved them."""
     return ()
 

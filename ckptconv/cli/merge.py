@@ -214,8 +214,8 @@ def command(
             )
         sink.phase("Reading", show.summary(plan))
         sink.phase("Planning", show.planned(plan))
-        if plan.dtype_said:
-            sink.phase("Dtype", plan.dtype_said)
+        if plan.dtype_summary:
+            sink.phase("Dtype", plan.dtype_summary)
         for note in plan.notes:
             sink.note(note)
         if pushing:

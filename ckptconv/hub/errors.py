@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Saying:
+class Explanation:
     """The explanation of one kind of error. {repo}, {endpoint}, {command} and so on are filled in.
 
     Args:
@@ -32,7 +32,7 @@ class Saying:
 
 
 @dataclass(frozen=True)
-class Sayings:
+class Explanations:
     """The explanations for one kind of request.
 
     Args:
@@ -43,11 +43,11 @@ class Sayings:
         readme: for a model card that the Hub refuses.
     """
 
-    by_name: Mapping[str, Saying]
-    by_status: Mapping[int, Saying]
-    server: Saying
-    other: Saying
-    readme: Saying | None = None
+    by_name: Mapping[str, Explanation]
+    by_status: Mapping[int, Explanation]
+    server: Explanation
+    other: Explanation
+    readme: Explanation | None = None
 
 
 def scrub(text: str, token: str | None) -> str:
@@ -59,7 +59,7 @@ def scrub(text: str, token: str | None) -> str:
 
 def explain(
     error: BaseException,
-    table: Sayings,
+    table: Explanations,
     words: Mapping[str, str],
     *,
     token: str | None,
@@ -74,14 +74,14 @@ def explain(
         token: the user's token, to mask it.
         hint: replaces the hint of the table.
     """
-    saying, cause = _find(error, table)
+    explanation, cause = _find(error, table)
     status = getattr(getattr(cause, "response", None), "status_code", "")
     words = {**words, "status": str(status)}
     explained = CkptconvError(
-        scrub(saying.what.format(**words), token),
+        scrub(explanation.what.format(**words), token),
         where=scrub(f"{words['endpoint']}/{words['repo']}", token),
-        found=_message(cause, token) if saying.quote else None,
-        hint=scrub((hint or saying.hint).format(**words), token),
+        found=_message(cause, token) if explanation.quote else None,
+        hint=scrub((hint or explanation.hint).format(**words), token),
         kind=Kind.ENVIRONMENT,
     )
     chain = "".join(f"{link} {link!r}" for link in _chain(error))
@@ -105,7 +105,7 @@ def guarded(step: Callable[[], T], explained: Callable[[Exception], CkptconvErro
     raise failure
 
 
-def _find(error: BaseException, table: Sayings) -> tuple[Saying, BaseException]:
+def _find(error: BaseException, table: Explanations) -> tuple[Explanation, BaseException]:
     """The explanation of an error, or of its cause if huggingface_hub wrapped it."""
     vague: BaseException | None = None
     for link in _chain(error):

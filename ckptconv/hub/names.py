@@ -42,9 +42,9 @@ def model_name(reference: object) -> str | None:
     return cached_name(text) or re.split(r"[/\\]", text)[-1]
 
 
-def public_name(said: object) -> str | None:
+def public_name(name: object) -> str | None:
     """The repository that a config names: `org/name`, or that of a folder in huggingface_hub's cache. None for a path."""
-    text = said if isinstance(said, str) else ""
+    text = name if isinstance(name, str) else ""
     return text if _NAME.fullmatch(text) and not Path(text).is_dir() else cached_name(text)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptconv import __version__
 from ckptconv.hub import errors
-from ckptconv.hub.errors import Saying, Sayings, guarded
+from ckptconv.hub.errors import Explanation, Explanations, guarded
 from ckptconv.hub.names import RepoName
 
 if TYPE_CHECKING:
@@ -18,52 +18,54 @@ T = TypeVar("T")
 
 _AGAIN = "try again"
 _SIGN_IN = "hf auth login"
-_NO_ADDRESS = Saying("{endpoint} is not an address", "set HF_ENDPOINT to https://huggingface.co")
-_BROKEN = Saying("the connection to {endpoint} broke", _AGAIN)
-_MISSING = Saying(
+_NO_ADDRESS = Explanation("{endpoint} is not an address", "set HF_ENDPOINT to https://huggingface.co")
+_BROKEN = Explanation("the connection to {endpoint} broke", _AGAIN)
+_MISSING = Explanation(
     "{repo} is neither a local folder nor a Hub repository you can access",
     "check the name; for a private repository, sign in first: hf auth login",
 )
-_OFFLINE = Saying(
+_OFFLINE = Explanation(
     "{repo}: no such folder, and no Hub repository of that name in the offline cache",
     "HF_HUB_OFFLINE=0 hf download {repo}",
 )
-_READ = Sayings(
+_READ = Explanations(
     by_name={
-        "GatedRepoError": Saying(
+        "GatedRepoError": Explanation(
             "{repo} is gated, and this account has not been let in",
             "ask for it at {endpoint}/{repo}, then: hf auth login",
         ),
-        "DisabledRepoError": Saying("the Hub has disabled {repo}", "see {endpoint}/{repo}"),
+        "DisabledRepoError": Explanation("the Hub has disabled {repo}", "see {endpoint}/{repo}"),
         "RepositoryNotFoundError": _MISSING,
-        "RevisionNotFoundError": Saying(
+        "RevisionNotFoundError": Explanation(
             "{repo} has no revision {revision}", "see {endpoint}/{repo}/tree/main"
         ),
         "OfflineModeIsEnabled": _OFFLINE,
         "LocalEntryNotFoundError": _OFFLINE,
-        "HFValidationError": Saying("{repo!r} is not a valid repository name", "as in: ORG/NAME", quote=True),
-        "ConnectError": Saying(
+        "HFValidationError": Explanation(
+            "{repo!r} is not a valid repository name", "as in: ORG/NAME", quote=True
+        ),
+        "ConnectError": Explanation(
             "{repo}: no such folder, and {endpoint} cannot be reached to look for a repository",
             "check the path, the network and HF_ENDPOINT",
             quote=True,
         ),
-        "ProxyError": Saying("the proxy refuses", "check HTTPS_PROXY", quote=True),
+        "ProxyError": Explanation("the proxy refuses", "check HTTPS_PROXY", quote=True),
         "UnsupportedProtocol": _NO_ADDRESS,
         "InvalidURL": _NO_ADDRESS,
-        "TimeoutException": Saying("{endpoint} does not answer", _AGAIN),
+        "TimeoutException": Explanation("{endpoint} does not answer", _AGAIN),
         "TransportError": _BROKEN,
         "ConnectionError": _BROKEN,
-        "JSONDecodeError": Saying("{endpoint} does not respond like a Hub", "check HF_ENDPOINT"),
-        "OSError": Saying("{repo} could not be read", _AGAIN, quote=True),
+        "JSONDecodeError": Explanation("{endpoint} does not respond like a Hub", "check HF_ENDPOINT"),
+        "OSError": Explanation("{repo} could not be read", _AGAIN, quote=True),
     },
     by_status={
-        401: Saying("the Hub does not accept this token", "hf auth login --force"),
-        403: Saying("this token may not read {repo}", _SIGN_IN, quote=True),
+        401: Explanation("the Hub does not accept this token", "hf auth login --force"),
+        403: Explanation("this token may not read {repo}", _SIGN_IN, quote=True),
         404: _MISSING,
-        429: Saying("the Hub's rate limit was reached", "wait some minutes; a token is allowed more"),
+        429: Explanation("the Hub's rate limit was reached", "wait some minutes; a token is allowed more"),
     },
-    server=Saying("the Hub failed with status {status}", _AGAIN),
-    other=Saying("{repo} could not be read", _AGAIN, quote=True),
+    server=Explanation("the Hub failed with status {status}", _AGAIN),
+    other=Explanation("{repo} could not be read", _AGAIN, quote=True),
 )
 
 

@@ -7,7 +7,7 @@ the config ties still equal to its embedding? The caller of `make_plan` answers 
 from ckptconv.plan.fit import require_fit, why_unchecked
 from ckptconv.plan.make import make_plan
 from ckptconv.plan.misfit import NotTheModel
-from ckptconv.plan.options import Dtype, Layout, Lora, Mtp, Options, options_of
+from ckptconv.plan.options import Dtype, Layout, LoraMode, Mtp, Options, options_of
 from ckptconv.plan.records import ADAPTER_FOLDER, Dropped, Output, Plan
 from ckptconv.plan.tied import Equal, NeedsReading, unread
 
@@ -17,7 +17,7 @@ __all__ = [
     "Dtype",
     "Equal",
     "Layout",
-    "Lora",
+    "LoraMode",
     "Mtp",
     "NeedsReading",
     "NotTheModel",

@@ -282,12 +282,12 @@ class _Whole:
             if not isinstance(stated, list):
                 return anywhere, ""
             return {n for n in everywhere if (n[-1] in stated) is rest[0]}, f"by {path[-1]}"
-        told: dict[str, bool] = rest[0]
-        if not isinstance(stated, list) or any(str(value) not in told for value in stated):
+        choices: dict[str, bool] = rest[0]
+        if not isinstance(stated, list) or any(str(value) not in choices for value in stated):
             return anywhere, ""
         if any(numbers[-1] >= len(stated) for numbers in everywhere):
             return anywhere, ""
-        return {n for n in everywhere if told[str(stated[n[-1]])]}, f"by {path[-1]}"
+        return {n for n in everywhere if choices[str(stated[n[-1]])]}, f"by {path[-1]}"
 
     def _check_slots(self) -> None:
         for ids in self._skeleton.slots:

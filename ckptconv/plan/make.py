@@ -77,7 +77,7 @@ def _plan(
         config=first.config,
         texts={name: text for part in parts for name, text in part.texts.items()},
         notes=(*checkpoint.notes, *notes, *first.notes),
-        dtype_said=first.dtype_said,
+        dtype_summary=first.dtype_summary,
         rules=first.rules,
         balanced=balance(views, outputs, first.used, dropped),
         is_adapter=mode == "adapter",

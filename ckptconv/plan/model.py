@@ -81,7 +81,7 @@ def plan_model(
         left=(*weights.left, *renamed.left, *tied.left, *placement.left_out, *plain.left, *twins),
         config=config,
         notes=(*weights.notes, *renamed.notes, *tied.notes, *plain.notes, *repeated, *corrections),
-        dtype_said=typed.sentence,
+        dtype_summary=typed.sentence,
         rules=renamed.rules,
     )
     return part, weights

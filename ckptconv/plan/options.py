@@ -10,7 +10,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.plan.shards import in_bytes
 
 Dtype = Literal["auto", "keep", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
-Lora = Literal["merge", "adapter", "both"]
+LoraMode = Literal["merge", "adapter", "both"]
 Layout = Literal["hub", "module"]
 Mtp = Literal["keep", "drop"]
 
@@ -40,7 +40,7 @@ class Options:
     """
 
     dtype: Dtype = "auto"
-    lora: Lora | None = None
+    lora: LoraMode | None = None
     lora_alpha: float | None = None
     layout: Layout = "hub"
     max_shard_size: int | str = "5GB"
@@ -48,7 +48,7 @@ class Options:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, get_args(Dtype))
-        _one_of("lora", self.lora, (None, *get_args(Lora)))
+        _one_of("lora", self.lora, (None, *get_args(LoraMode)))
         _one_of("layout", self.layout, get_args(Layout))
         _one_of("mtp", self.mtp, get_args(Mtp))
         object.__setattr__(self, "dtype", _SHORT.get(self.dtype, self.dtype))

@@ -83,7 +83,7 @@ class Part:
         config: the model's config.json as it will be written.
         texts: small JSON files by name.
         notes: what the user must know.
-        dtype_said: the sentence about dtypes.
+        dtype_summary: the sentence about dtypes.
         rules: the layout changes that were applied, as text.
     """
 
@@ -94,7 +94,7 @@ class Part:
     config: dict[str, Any] | None = None
     texts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    dtype_said: str = ""
+    dtype_summary: str = ""
     rules: tuple[str, ...] = ()
 
 
@@ -110,7 +110,7 @@ class Plan:
         config: the model's config.json as it will be written; None if it is not known.
         texts: small JSON files by name.
         notes: what the user must know.
-        dtype_said: the sentence about dtypes.
+        dtype_summary: the sentence about dtypes.
         rules: the layout changes that were applied, as text.
         balanced: the bytes over which the ledger balanced.
         is_adapter: True if only an adapter is written.
@@ -125,7 +125,7 @@ class Plan:
     config: dict[str, Any] | None
     texts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    dtype_said: str = ""
+    dtype_summary: str = ""
     rules: tuple[str, ...] = ()
     balanced: int = 0
     is_adapter: bool = False

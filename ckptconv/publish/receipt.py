@@ -53,7 +53,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
             "fingerprint": fingerprint(source.stamps),
         },
         "base_model": (plan.config or {}).get("_name_or_path") or None,
-        "dtype": {"policy": plan.dtype_said, "casts": [list(cast) for cast in plan.casts]},
+        "dtype": {"policy": plan.dtype_summary, "casts": [list(cast) for cast in plan.casts]},
         "bytes": plan.nbytes,
         "files": {file.name: file.nbytes for file in plan.files},
         "dropped": [{"name": d.name, "bytes": d.nbytes, "reason": d.reason} for d in plan.dropped],

@@ -82,11 +82,11 @@ def svg(shown: RenderableType, title: str, width: int) -> str:
     used = {run.classes for line in lines for run in line}
     across = round(width * _ACROSS + 2 * _EDGE)
     down = len(lines) * _DOWN + 2 * _EDGE
-    said = escape(title)
+    escaped = escape(title)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" width="{across}" '
         'role="img" xml:space="preserve">',
-        f"<title>{said}</title>",
+        f"<title>{escaped}</title>",
         f"<style>text{{font:{_SIZE}px {FONT};white-space:pre}}{_colours('fill', used)}</style>",
         f'<rect width="{across}" height="{down}" rx="8" class="p"/>',
     ]
@@ -116,15 +116,15 @@ def html(shown: RenderableType, title: str, width: int) -> str:
             text += " " * (run.column - column) + _span(run)
             column = run.column + cell_len(run.text)
         lines.append(text)
-    said = escape(title)
+    escaped = escape(title)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{said}</title>\n<style>\n:root{{color-scheme:light dark}}body{{margin:1.5rem}}\n"
+        f"<title>{escaped}</title>\n<style>\n:root{{color-scheme:light dark}}body{{margin:1.5rem}}\n"
         f"pre{{font:.875rem/1.3 {FONT};overflow-x:auto}}\n"
         ".g{display:inline-block;overflow:hidden;vertical-align:bottom;width:calc(var(--n)*1ch)}\n"
         f"{_colours('color', {run.classes for line in drawn for run in line})}\n</style>\n</head>\n<body>\n"
-        f'<pre><span class="b">$ {said}</span>\n' + "\n".join(lines) + "</pre>\n</body>\n</html>\n"
+        f'<pre><span class="b">$ {escaped}</span>\n' + "\n".join(lines) + "</pre>\n</body>\n</html>\n"
     )
 
 
@@ -143,11 +143,11 @@ def _colours(what: str, used: Iterable[str]) -> str:
     They use no CSS variables. SVG viewers outside of browsers support neither variables nor media queries, and draw the
     light background.
     """
-    said = sorted({name for classes in used for name in classes.split()})
+    names = sorted({name for classes in used for name in classes.split()})
 
     def rules(palette: Palette) -> str:
         of = {"d": palette.faint} | {f"c{number}": colour for number, colour in enumerate(palette.colours)}
-        return "".join(f".{name}{{{what}:{of[name]}}}" for name in said if name in of)
+        return "".join(f".{name}{{{what}:{of[name]}}}" for name in names if name in of)
 
     def paper(palette: Palette) -> str:
         if what == "fill":

@@ -113,13 +113,13 @@ def coordinates_text(ranks: Sequence[RankMap], of: Sequence[RankMap]) -> str:
         ranks: the ranks to describe.
         of: all ranks.
     """
-    said = []
+    texts = []
     for name in ranks[0].coordinate:
         here = sorted({rank.coordinate.get(name, 0) for rank in ranks})
         every = {rank.coordinate.get(name, 0) for rank in of}
         all_of_it = len(here) > 1 and len(here) == len(every)
-        said.append(f"{_before_number(name)}{'*' if all_of_it else spans(here)}")
-    return " ".join(said)
+        texts.append(f"{_before_number(name)}{'*' if all_of_it else spans(here)}")
+    return " ".join(texts)
 
 
 def _before_number(name: str) -> str:
@@ -137,14 +137,14 @@ def spans(numbers: Sequence[int], most: int = 3) -> str:
             found[-1][1] = number
         else:
             found.append([number, number])
-    said = [str(low) if low == high else f"{low}-{high}" for low, high in found]
-    if len(said) <= most:
-        return ", ".join(said)
+    texts = [str(low) if low == high else f"{low}-{high}" for low, high in found]
+    if len(texts) <= most:
+        return ", ".join(texts)
     steps = {b[0] - a[0] for a, b in pairwise(found)}
     lengths = {high - low for low, high in found}
     if len(steps) == len(lengths) == 1:
-        return f"{said[0]}, {said[1]}, .. {said[-1]}"
-    return f"{', '.join(said[: most - 1])}, … ({len(numbers)})"
+        return f"{texts[0]}, {texts[1]}, .. {texts[-1]}"
+    return f"{', '.join(texts[: most - 1])}, … ({len(numbers)})"
 
 
 def is_flat(row: Row) -> bool:
@@ -200,5 +200,5 @@ def _counted(what: str, ranks: Sequence[int], width: int) -> Text:
 
 def _ranks(ranks: Sequence[int], width: int) -> str:
     """The ranks, or their number if the list is too long."""
-    said = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans(ranks)}"
-    return said if len(said) <= width else f"{len(ranks)} ranks"
+    text = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans(ranks)}"
+    return text if len(text) <= width else f"{len(ranks)} ranks"

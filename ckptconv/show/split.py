@@ -27,12 +27,12 @@ class _Box(NamedTuple):
 
 
 class _Picture(NamedTuple):
-    """A picture of `down` by `across` elements. `said` describes the two directions."""
+    """A picture of `down` by `across` elements. `caption` describes the two directions."""
 
     down: int
     across: int
     boxes: list[_Box]
-    said: str
+    caption: str
 
 
 def split(match: Match, width: int) -> list[RenderableType]:
@@ -47,7 +47,7 @@ def split(match: Match, width: int) -> list[RenderableType]:
     room = max(min(_WIDTH, width - margin - 2), 8)
     columns = _steps({x for box in drawn.boxes for x in (box.left, box.right)}, drawn.across, room, room)
     coarse = "   (each line shows its middle row)" if len(tops | {0, drawn.down}) - 1 > _MOST else ""
-    lines: list[RenderableType] = [Text(f"  {drawn.said}{coarse}", "dim")]
+    lines: list[RenderableType] = [Text(f"  {drawn.caption}{coarse}", "dim")]
     starts = {box.top for box in drawn.boxes}
     last = None
     for row, middle_row in rows:
@@ -99,10 +99,10 @@ def _boxed(shape: Sequence[int], used: Sequence[Part]) -> _Picture:
         return _Picture(1, 1 if across is None else shape[across], boxes, "elements →")
     down, across = dims
     boxes = [_Box(*_reach(part, down), *_reach(part, across), part.rank) for part in seen]
-    said = "rows ↓ columns →" if len(shape) == 2 else f"dim {down} ↓ dim {across} →"
+    caption = "rows ↓ columns →" if len(shape) == 2 else f"dim {down} ↓ dim {across} →"
     if others:
-        said += f"   (where dim {' and '.join(map(str, others))} begins; it is cut too)"
-    return _Picture(shape[down], shape[across], boxes, said)
+        caption += f"   (where dim {' and '.join(map(str, others))} begins; it is cut too)"
+    return _Picture(shape[down], shape[across], boxes, caption)
 
 
 def _reach(part: Part, dim: int) -> tuple[int, int]:
@@ -121,8 +121,8 @@ def _flat(shape: Sequence[int], used: Sequence[Part]) -> _Picture:
         first, last = -(-low // across), (high + 1) // across
         if first < last:
             boxes.append(_Box(first, last, 0, across, part.rank))
-    said = "elements →" if down == 1 else "rows ↓ the elements of a row →"
-    return _Picture(down, across, boxes, said)
+    caption = "elements →" if down == 1 else "rows ↓ the elements of a row →"
+    return _Picture(down, across, boxes, caption)
 
 
 def _interval(part: Part, shape: Sequence[int]) -> tuple[int, int]:

@@ -51,10 +51,10 @@ def _layers(found: Verified) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for layer in found.layers:
-        said = Text(layer.found)
+        summary = Text(layer.found)
         if layer.ok and layer.proves:
-            said.append(f" – {layer.proves}", "dim")
-        table.add_row(layer.name, _mark(layer.ok), said)
+            summary.append(f" – {layer.proves}", "dim")
+        table.add_row(layer.name, _mark(layer.ok), summary)
         for note in layer.notes:
             table.add_row("", "", Text(note, "dim"))
     return table
@@ -159,13 +159,13 @@ def _verdict(found: Verified) -> Text:
     tail = f"   {size(found.read)} read   {seconds(found.seconds)}"
     if not found.ok:
         bad = [layer.name for layer in found.layers if layer.ok is False]
-        said = f"problems in: {', '.join(bad)}" if bad else "nothing could be checked"
-        return Text.assemble((f"{NO} ", "red"), (what, "bold"), f"   {said}{tail}")
+        result = f"problems in: {', '.join(bad)}" if bad else "nothing could be checked"
+        return Text.assemble((f"{NO} ", "red"), (what, "bold"), f"   {result}{tail}")
     if found.against:
-        said = (
+        result = (
             f"{found.equal} of {found.compared} tensors equal"
             if found.compared
             else "no values were compared"
         )
-        return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {said}{tail}")
+        return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {result}{tail}")
     return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {found.tensors} tensors{tail}")

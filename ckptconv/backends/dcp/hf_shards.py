@@ -15,7 +15,7 @@ import filecmp
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ckptconv.backends.base import nothing_said
+from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.dcp.homes import assets_of, check_finished, home_of, optimizers_beside
 from ckptconv.backends.huggingface.weight_files import RANK_SHARD
 from ckptconv.backends.runs import Place
@@ -32,7 +32,7 @@ from ckptconv.tensors.view import place as put
 NAME = "hf_shards"
 SIGN = "shard-R-model-I-of-N.safetensors (HuggingFaceStorageWriter)"
 IS_SHARDED = True
-saved_by = nothing_said
+saved_by = unknown_writer
 _INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 _SHARDED = "sharded"  # the writer's folder for shards that it consolidates afterwards
 _MAP = ".hf_metadata/fqn_to_file_index_mapping.json"  # NeMo-Automodel (components/checkpoint/addons.py)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptconv.backends.base import nothing_said
+from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.dcp.homes import (
     assets_of,
     by_accelerate,
@@ -29,7 +29,7 @@ from ckptconv.tensors.checkpoint import Checkpoint, Lora
 NAME = "dcp"
 SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
 IS_SHARDED = True
-saved_by = nothing_said
+saved_by = unknown_writer
 
 
 def is_mine(folder: Path) -> bool:

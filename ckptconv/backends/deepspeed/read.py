@@ -172,8 +172,8 @@ def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
         views = by_group(held, shapes, states[first].get("param_alignment_paddings"), model.main.path)
     pairs = tuple((opened[rank], held[rank]) for rank in range(world))
     # At stages 1 and 2 merge compares the module's own copy with the masters, which proves more.
-    said = tuple(notes) if stage == 3 else ()
-    return _Masters(f"ZeRO-{stage} checkpoint", world, views, f"stage {stage}, flat", pairs, notes=said)
+    kept = tuple(notes) if stage == 3 else ()
+    return _Masters(f"ZeRO-{stage} checkpoint", world, views, f"stage {stage}, flat", pairs, notes=kept)
 
 
 def _state(file: TorchZip) -> dict[str, Any]:

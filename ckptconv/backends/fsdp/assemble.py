@@ -121,8 +121,8 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
         raise error.within(inside=name, where=folder) from error
     if size == 1:
         return StoredTensor(views[0], first.placement, tuple(copies.views), copies.equal, copies.implied)
-    said = f"{first.placement}, {_EXPERTS} {size} along dim 0"
-    return StoredTensor(cat(views, 0), said, tuple(copies.views), copies.equal, copies.implied)
+    placement = f"{first.placement}, {_EXPERTS} {size} along dim 0"
+    return StoredTensor(cat(views, 0), placement, tuple(copies.views), copies.equal, copies.implied)
 
 
 def _joined(name: str, pieces: list[Piece], index: int, copies: _Copies) -> View:

@@ -72,13 +72,13 @@ class Piece(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """How tensors of one shape are cut over a mesh; `said` is the placements as text."""
+    """How tensors of one shape are cut over a mesh; `text` is the placements as text."""
 
     shape: tuple[int, ...]
     mesh: Inert
     placements: tuple[Placement, ...]
     order: tuple[tuple[int, tuple[int, ...]], ...]
-    said: str
+    text: str
 
 
 class _DTensor(NamedTuple):
@@ -114,16 +114,16 @@ class Reader:
             )
         if id(root) not in self._roots and len(self._roots) == _MOST_ROOTS:
             self._roots.clear()
-        _, told, cuts = self._roots.setdefault(id(root), (root, {}, {}))
-        here = _Here(file, rank, self.meshes)
+        _, dtensors, cuts = self._roots.setdefault(id(root), (root, {}, {}))
+        resolver = _RankResolver(file, rank, self.meshes)
         pieces: list[tuple[str, Piece]] = []
         for name, value in root.items():
             check_name(name, path)
             try:
                 if isinstance(value, WrapperRecord) and value.kind == "DTensor":
-                    if id(value) not in told:
-                        told[id(value)] = _told(value, cuts)
-                    pieces.append((name, here.dtensor(told[id(value)])))
+                    if id(value) not in dtensors:
+                        dtensors[id(value)] = _read_dtensor(value, cuts)
+                    pieces.append((name, resolver.dtensor(dtensors[id(value)])))
                 else:
                     pieces += ((name, piece) for piece in _others(file, value))
             except CkptconvError as error:
@@ -131,7 +131,7 @@ class Reader:
         return sum(entry.nbytes for entry in file.entries.values()), pieces
 
 
-class _Here:
+class _RankResolver:
     """Resolve the DTensor specs, which all ranks share, to the boxes of one rank."""
 
     def __init__(self, file: TorchZip, rank: int, meshes: Meshes) -> None:
@@ -139,13 +139,13 @@ class _Here:
         self._positions: dict[int, tuple[Mesh, Position | None]] = {}  # by the id of a mesh
         self._boxes: dict[int, Box] = {}  # by the id of a cut
 
-    def dtensor(self, told: _DTensor) -> Piece:
+    def dtensor(self, tensor: _DTensor) -> Piece:
         """Return the piece that this rank holds, after a check of its shape against its placement."""
-        dtype, cut, local = told
+        dtype, cut, local = tensor
         mesh, position = self._positions.get(id(cut.mesh)) or self._position(cut.mesh)
         if position is None:  # a rank outside the mesh holds nothing
             nothing = Box((0,) * len(cut.shape), (0,) * len(cut.shape))
-            return Piece(cut.shape, dtype, cut.said, nothing, stored(self._file.path, 0, (0,), dtype))
+            return Piece(cut.shape, dtype, cut.text, nothing, stored(self._file.path, 0, (0,), dtype))
         box = self._boxes.get(id(cut))
         if box is None:
             if len(cut.placements) != len(mesh.shape):
@@ -159,9 +159,9 @@ class _Here:
             raise CkptconvError(
                 "a shard's shape does not match its placement",
                 found=f"{view.dtype} {list(view.shape)}",
-                wanted=f"{dtype} {list(box.sizes)}, for {cut.said} at mesh coordinate {position.index}",
+                wanted=f"{dtype} {list(box.sizes)}, for {cut.text} at mesh coordinate {position.index}",
             )
-        return Piece(cut.shape, dtype, cut.said, box, view, position, checksum(self._file, local, view))
+        return Piece(cut.shape, dtype, cut.text, box, view, position, checksum(self._file, local, view))
 
     def _position(self, mesh: Inert) -> tuple[Mesh, Position | None]:
         found = self._positions[id(mesh)] = read_mesh(self._file, mesh)
@@ -186,7 +186,7 @@ def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> Checksum:
     return Checksum(entry.crc, tensor.offset, tensor.stride, entry.nbytes - view.nbytes)
 
 
-def _told(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
+def _read_dtensor(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
     spec, local = value.state.get("_spec"), value.state.get("_local_tensor")
     meta = spec.get("tensor_meta") if isinstance(spec, Inert) else None
     if not isinstance(spec, Inert) or not isinstance(local, TensorRecord) or not isinstance(meta, Inert):
@@ -285,8 +285,8 @@ def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
             raise CkptconvError(
                 "a shard's shape does not match its metadata", found=view.shape, wanted=box.sizes
             )
-        said = checksum(file, tensor, view)
-        pieces.append(Piece(shape, dtype or view.dtype, "ShardedTensor", box, view, None, said))
+        crc = checksum(file, tensor, view)
+        pieces.append(Piece(shape, dtype or view.dtype, "ShardedTensor", box, view, None, crc))
     if not pieces and dtype:
         empty = Box((0,) * len(shape), (0,) * len(shape))
         pieces.append(Piece(shape, dtype, "ShardedTensor", empty, stored(file.path, 0, (0,), dtype)))

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends.base import nothing_said
+from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.fsdp.assemble import Pieces, assemble, spans
 from ckptconv.backends.fsdp.pieces import Meshes, Reader
 from ckptconv.backends.fsdp.rank_files import RANK_FILE, check_no_copies, find_rank_files
@@ -25,7 +25,7 @@ from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped
 NAME = "fsdp"
 SIGN = "model_world_size_W_rank_R.pt (verl FSDP)"
 IS_SHARDED = True
-saved_by = nothing_said
+saved_by = unknown_writer
 
 
 def is_mine(folder: Path) -> bool:

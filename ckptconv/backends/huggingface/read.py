@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptconv.backends.base import nothing_said
+from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.huggingface.torch_bin import read_state_dict
 from ckptconv.backends.huggingface.weight_files import (
     ADAPTER_CONFIG,
@@ -31,7 +31,7 @@ from ckptconv.tensors.view import View
 NAME = "huggingface"
 SIGN = "*.safetensors or pytorch_model*.bin"
 IS_SHARDED = False
-saved_by = nothing_said
+saved_by = unknown_writer
 _TRAINER_STATE = "trainer_state.json"
 
 

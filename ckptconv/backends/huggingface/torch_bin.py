@@ -52,12 +52,12 @@ def read_state_dict(path: Path) -> StateDict:
         except CkptconvError as error:
             raise error.within(inside=name, where=path) from error
         used.setdefault(value.storage.key, set()).add(tensors[name])
-    said = [f"in {path.name}, the model is taken from {'.'.join(keys)!r}"] if keys else []
+    notes = [f"in {path.name}, the model is taken from {'.'.join(keys)!r}"] if keys else []
     if beside or others:
-        said.append(
+        notes.append(
             f"{path.name} has other entries that are not read: {listed([brief(name) for name in (*beside, *others)], 8)}"
         )
-    return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(said))
+    return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(notes))
 
 
 def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:

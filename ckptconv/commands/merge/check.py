@@ -93,7 +93,7 @@ def _index(plan: Plan, work: Path) -> Iterator[str]:
     }
     for name in sorted(stated.keys() | wanted.keys()):
         if stated.get(name) != wanted.get(name):
-            yield f"{INDEX}: {name} is said to be in {stated.get(name)}, not {wanted.get(name)}"
+            yield f"{INDEX}: {name} is listed in {stated.get(name)}, not {wanted.get(name)}"
 
 
 def _values(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None) -> list[str]:
@@ -114,15 +114,15 @@ def _values(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None) -> l
                     bad = np.flatnonzero(found.view(raw) != wanted.view(raw))
                     at = tile.low + int(bad[0])
                     index = [int(n) for n in np.unravel_index(at, tile.output.shape)]
-                    said = f"{tile.name}, element {index} in {tile.file.name}"
-                    wrong[tile.key] = min((at, said), wrong.get(tile.key, (at, said)))
+                    where = f"{tile.name}, element {index} in {tile.file.name}"
+                    wrong[tile.key] = min((at, where), wrong.get(tile.key, (at, where)))
                 if on_bytes:
                     on_bytes(wanted.nbytes, tile.file.name)
 
             yield do
 
     for_each(_tiles(plan, work), worker, min(workers, _MOST))
-    return [said for _, said in wrong.values()]
+    return [where for _, where in wrong.values()]
 
 
 def _tiles(plan: Plan, work: Path) -> Iterator[_Tile]:

@@ -24,7 +24,7 @@ from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
 from ckptconv.errors import cannot_write
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
-from ckptconv.plan import Dtype, Layout, Lora, Mtp, Options, Plan, options_of
+from ckptconv.plan import Dtype, Layout, LoraMode, Mtp, Options, Plan, options_of
 from ckptconv.publish.target import check_room, check_target, publish, work_folder
 from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
@@ -82,7 +82,7 @@ def merge(
     target: str | Path,
     *,
     dtype: Dtype | None = None,
-    lora: Lora | None = None,
+    lora: LoraMode | None = None,
     lora_alpha: float | None = None,
     layout: Layout | None = None,
     max_shard_size: int | str | None = None,

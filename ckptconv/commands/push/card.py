@@ -49,9 +49,9 @@ def model_card(folder: ModelFolder, repo_id: str) -> str:
 
 def trainer_of(source: Mapping[str, Any]) -> str | None:
     """The trainer that wrote the checkpoint, from the receipt's description of the layout; None if it names none."""
-    said = source.get("trainer")
-    if isinstance(said, str) and said:
-        return said
+    trainer = source.get("trainer")
+    if isinstance(trainer, str) and trainer:
+        return trainer
     return trainer_named(str(source.get("layout") or ""))
 
 
@@ -110,13 +110,13 @@ def _mesh(mesh: object) -> str:
 def _conversion(dtype: object) -> str:
     """The dtype changes as text: "310 tensors float32 → bfloat16, 2 tensors float32 as stored"."""
     casts = _table(dtype).get("casts")
-    said = []
+    changes = []
     for cast in casts if isinstance(casts, list) else ():
         if isinstance(cast, list) and len(cast) == 4:
             stored, written, tensors, _ = cast
             change = f"{stored} as stored" if stored == written else f"{stored} → {written}"
-            said.append(f"{tensors} tensors {change}")
-    return ", ".join(said)
+            changes.append(f"{tensors} tensors {change}")
+    return ", ".join(changes)
 
 
 def _left_out(receipt: Mapping[str, Any]) -> str:

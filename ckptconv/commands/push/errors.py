@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ckptconv.errors import CkptconvError
 from ckptconv.hub import errors
-from ckptconv.hub.errors import Saying, Sayings
+from ckptconv.hub.errors import Explanation, Explanations
 
 
 @dataclass(frozen=True)
@@ -60,46 +60,50 @@ _NO_TOKEN = "create a token at {endpoint}/settings/tokens, then run: hf auth log
 _NO_RIGHT = "use a token with write access or another repo name, then: {command}"
 _NO_SPACE = "see {endpoint}/settings/billing, then: {command}"
 _TOO_LARGE = "make smaller shards, then push: ckptconv merge DIR {folder} --overwrite --max-shard-size 5GB"
-_NO_ADDRESS = Saying("{endpoint} is not an address", "HF_ENDPOINT=https://huggingface.co {command}")
-_BROKEN = Saying("the connection to {endpoint} broke", _AGAIN)
-_SERVER = Saying("the Hub failed with status {status}", _AGAIN)
-_README = Saying("the front matter of README.md is not valid", "correct it, then: {command}", quote=True)
-_OTHER = Saying("the upload failed", _AGAIN, quote=True)
+_NO_ADDRESS = Explanation("{endpoint} is not an address", "HF_ENDPOINT=https://huggingface.co {command}")
+_BROKEN = Explanation("the connection to {endpoint} broke", _AGAIN)
+_SERVER = Explanation("the Hub failed with status {status}", _AGAIN)
+_README = Explanation("the front matter of README.md is not valid", "correct it, then: {command}", quote=True)
+_OTHER = Explanation("the upload failed", _AGAIN, quote=True)
 _BY_STATUS = {
-    400: Saying("the Hub refused the request", "correct what it names, then: {command}", quote=True),
-    401: Saying("the Hub does not accept this token", _NO_TOKEN),
-    402: Saying("the Hub asks for a paid plan or more storage", _NO_SPACE, quote=True),
-    403: Saying("the token of {user} has no write access to {repo}", _NO_RIGHT, quote=True),
-    404: Saying("the Hub has no {repo} that this token can see", "check the name, then: {command}"),
-    409: Saying("{repo} was being changed at the same time", _AGAIN, quote=True),
-    412: Saying("{repo} was changed during the upload", _AGAIN),
-    413: Saying("a file is larger than the Hub takes", _TOO_LARGE),
-    429: Saying("the Hub's rate limit was reached", "wait a few minutes, then: {command}"),
+    400: Explanation("the Hub refused the request", "correct what it names, then: {command}", quote=True),
+    401: Explanation("the Hub does not accept this token", _NO_TOKEN),
+    402: Explanation("the Hub asks for a paid plan or more storage", _NO_SPACE, quote=True),
+    403: Explanation("the token of {user} has no write access to {repo}", _NO_RIGHT, quote=True),
+    404: Explanation("the Hub has no {repo} that this token can see", "check the name, then: {command}"),
+    409: Explanation("{repo} was being changed at the same time", _AGAIN, quote=True),
+    412: Explanation("{repo} was changed during the upload", _AGAIN),
+    413: Explanation("a file is larger than the Hub takes", _TOO_LARGE),
+    429: Explanation("the Hub's rate limit was reached", "wait a few minutes, then: {command}"),
 }
 _BY_NAME = {
-    "OfflineModeIsEnabled": Saying(
+    "OfflineModeIsEnabled": Explanation(
         "HF_HUB_OFFLINE is set, so nothing is uploaded", "HF_HUB_OFFLINE=0 {command}"
     ),
-    "LocalTokenNotFoundError": Saying("no token for {endpoint}", "hf auth login"),
-    "HFValidationError": Saying(
+    "LocalTokenNotFoundError": Explanation("no token for {endpoint}", "hf auth login"),
+    "HFValidationError": Explanation(
         "{repo!r} is not a valid repository name", "as in: ckptconv push {folder} ORG/NAME", True
     ),
-    "RevisionNotFoundError": Saying("{repo} has no {revision}", "look at {endpoint}/{repo}, then: {command}"),
-    "ConnectError": Saying(
+    "RevisionNotFoundError": Explanation(
+        "{repo} has no {revision}", "look at {endpoint}/{repo}, then: {command}"
+    ),
+    "ConnectError": Explanation(
         "cannot reach {endpoint}", "check network and HF_ENDPOINT, then: {command}", quote=True
     ),
-    "ProxyError": Saying("the proxy refuses", "check HTTPS_PROXY, then: {command}", quote=True),
+    "ProxyError": Explanation("the proxy refuses", "check HTTPS_PROXY, then: {command}", quote=True),
     "UnsupportedProtocol": _NO_ADDRESS,
     "InvalidURL": _NO_ADDRESS,
-    "TimeoutException": Saying("{endpoint} does not answer", _AGAIN),
+    "TimeoutException": Explanation("{endpoint} does not answer", _AGAIN),
     "TransportError": _BROKEN,
     "ConnectionError": _BROKEN,
-    "JSONDecodeError": Saying("{endpoint} does not respond like a Hub", "check HF_ENDPOINT, then: {command}"),
-    "XetAuthenticationError": Saying("the Hub's storage does not accept this token", _AGAIN, quote=True),
-    "OSError": Saying("a file could not be read or sent", _AGAIN, quote=True),
+    "JSONDecodeError": Explanation(
+        "{endpoint} does not respond like a Hub", "check HF_ENDPOINT, then: {command}"
+    ),
+    "XetAuthenticationError": Explanation("the Hub's storage does not accept this token", _AGAIN, quote=True),
+    "OSError": Explanation("a file could not be read or sent", _AGAIN, quote=True),
 }
 
-_PUSH = Sayings(_BY_NAME, _BY_STATUS, server=_SERVER, other=_OTHER, readme=_README)
+_PUSH = Explanations(_BY_NAME, _BY_STATUS, server=_SERVER, other=_OTHER, readme=_README)
 
 
 def explain(error: BaseException, job: Job, left: str | None = None) -> CkptconvError:

@@ -233,8 +233,8 @@ def _send(job: Job, parcel: Parcel, say: OnProgress, bars: bool) -> Pushed:
             left=lambda: hub.left_open(api, job, target),
         )
     uploaded = commit.oid != target.commit
-    said = "uploaded" if uploaded else "nothing changed"
-    say(Progress("upload", parcel.nbytes, parcel.nbytes, said))
+    result = "uploaded" if uploaded else "nothing changed"
+    say(Progress("upload", parcel.nbytes, parcel.nbytes, result))
     return _record(job, parcel, commit, created=target.created, uploaded=uploaded)
 
 

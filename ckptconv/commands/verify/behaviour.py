@@ -73,17 +73,17 @@ def behaviour_layer(
         second = None if theirs is None else runner.run(theirs, ours)
     except _Unanswered as why:
         if why.wrong:
-            return Layer("behaviour", False, proves, "it cannot be run", (Problem(why.name, why.said),))
-        return Layer("behaviour", None, "", f"skipped: {why.said}")
+            return Layer("behaviour", False, proves, "it cannot be run", (Problem(why.name, why.reason),))
+        return Layer("behaviour", None, "", f"skipped: {why.reason}")
     return _alone(first, runner) if second is None else _compared(first, second, runner, tolerant)
 
 
 class _Unanswered(Exception):
     """A model could not be run. `wrong` is True if the model itself is at fault."""
 
-    def __init__(self, said: str, name: str = "", wrong: bool = False) -> None:
-        super().__init__(said)
-        self.said, self.name, self.wrong = said, name, wrong
+    def __init__(self, reason: str, name: str = "", wrong: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.name, self.wrong = reason, name, wrong
 
 
 class _Runner:
@@ -184,8 +184,8 @@ class _Runner:
     def _compare_tokenizer(self, folder: Path) -> None:
         tokenizer = _tokenizer(folder) if self.tokenizer is not None else None
         if tokenizer is not None and list(tokenizer(self._prompt)["input_ids"]) != self._ids:
-            said = "gives other tokens for the prompt than the reference's; both models got these"
-            self.problems.append(Problem("tokenizer", said))
+            problem = "gives other tokens for the prompt than the reference's; both models got these"
+            self.problems.append(Problem("tokenizer", problem))
 
     def _forward(self, model: Any, absent: tuple[str, ...]) -> Ran:
         import torch
@@ -244,8 +244,8 @@ def _compared(ours: Ran, theirs: Ran, runner: _Runner, tolerant: bool) -> Layer:
     problems = [*runner.problems, *_problems(ours, ""), *_problems(theirs, "the reference's ")]
     notes = [*runner.notes]
     if ours.logits.shape != theirs.logits.shape:
-        said = f"shape {ours.logits.shape}, the reference's {theirs.logits.shape}"
-        return Layer("behaviour", False, _AGAINST, "other logits", (*problems, Problem("logits", said)))
+        problem = f"shape {ours.logits.shape}, the reference's {theirs.logits.shape}"
+        return Layer("behaviour", False, _AGAINST, "other logits", (*problems, Problem("logits", problem)))
     with np.errstate(invalid="ignore"):
         delta = np.abs(ours.logits - theirs.logits)
     largest, scale = float(np.nanmax(delta)), float(np.nanmax(np.abs(theirs.logits)))
@@ -263,9 +263,9 @@ def _compared(ours: Ran, theirs: Ran, runner: _Runner, tolerant: bool) -> Layer:
     if not (largest <= rounding or tolerant) or not likeliest.all():
         problems.append(Problem("logits", f"differ by up to {largest:.3g}, {agree}"))
     if apart is not None:
-        said = f"leaves the reference's at token {apart + 1} of {len(ours.text)}"
+        problem = f"leaves the reference's at token {apart + 1} of {len(ours.text)}"
         problems.append(
-            Problem("greedy text", said, f"{runner.decoded(ours.text)} / {runner.decoded(theirs.text)}")
+            Problem("greedy text", problem, f"{runner.decoded(ours.text)} / {runner.decoded(theirs.text)}")
         )
     elif ours.text:
         notes.append(f"both: {runner.decoded(ours.text)}")

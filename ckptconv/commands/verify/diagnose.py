@@ -31,7 +31,7 @@ _TENSORS, _ROWS = 32, 1 << 20  # no more than these are looked at
 class Form(NamedTuple):
     """What a difference is, in words; and which tensor of the reference has just these values, "" for none."""
 
-    said: str
+    looks_like: str
     equals: str = ""
 
 
@@ -49,9 +49,9 @@ def looks_like(
     prints = _all_prints(todo, workers, on_read)
     table = _Table([(task.tally.name, prints[task.tally.name][1].rows) for task in todo])
     for task in todo:
-        said = _form(task, *prints[task.tally.name], table)
-        if said:
-            found[task.tally.name] = Form(said)
+        looks_like = _form(task, *prints[task.tally.name], table)
+        if looks_like:
+            found[task.tally.name] = Form(looks_like)
     return found
 
 
@@ -66,8 +66,8 @@ def _whole(tasks: Sequence[Task]) -> Iterator[tuple[str, Form]]:
         if not tally.count or other is None or other == name:
             continue
         swapped = compared[other].hash(0) == tally.hash(1)
-        said = f"swapped with {other}" if swapped else f"has the values of the reference's {other}"
-        yield name, Form(said, other)
+        looks_like = f"swapped with {other}" if swapped else f"has the values of the reference's {other}"
+        yield name, Form(looks_like, other)
 
 
 def _few(tasks: Sequence[Task]) -> list[Task]:
@@ -187,11 +187,11 @@ def _form(task: Task, ours: _Prints, theirs: _Prints, table: _Table) -> str:
     if len(own) == len(wrong):
         order = np.arange(len(ours.rows))
         order[list(own)] = list(own.values())
-        if said := rotary(order):
-            return said
-    said = describe(name, "row", runs_of(wrong, places), len(wrong), _cuts(parts, shape, 0))
-    if said or len(shape) < 2:
-        return said
+        if text := rotary(order):
+            return text
+    text = describe(name, "row", runs_of(wrong, places), len(wrong), _cuts(parts, shape, 0))
+    if text or len(shape) < 2:
+        return text
     wrong = np.flatnonzero(ours.columns != theirs.columns)
     at = _Index(theirs.columns).find(ours.columns[wrong]).tolist()
     columns: list[Run] = runs_of(wrong, [(name, place) if place >= 0 else None for place in at])

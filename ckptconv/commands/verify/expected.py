@@ -94,9 +94,9 @@ def class_of(config: Mapping[str, Any]) -> str | NotChecked | Problem:
     if config.get("auto_map"):
         return NotChecked("the model brings its own code, which is not run")
     if not known:
-        said = f"transformers {transformers.__version__} does not know the model type {config.get('model_type')!r}"
+        problem = f"transformers {transformers.__version__} does not know the model type {config.get('model_type')!r}"
         exists = architecture is not None and hasattr(transformers, architecture)
-        return Problem("config.json", said) if exists else NotChecked(said)
+        return Problem("config.json", problem) if exists else NotChecked(problem)
     if architecture is None:
         return Problem(
             "config.json", "names no architecture", hint="set architectures, so that it can be loaded"

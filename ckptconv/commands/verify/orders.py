@@ -70,8 +70,8 @@ def describe(
     if len(runs) > max(_SHOWN, found // 2):  # hardly two neighbours together
         return f"the same {word}s in another order" if own and found == wrong else ""
     longest = sorted(runs, key=lambda run: -run.length)[:_SHOWN]
-    said = "; ".join(_run(name, word, run, cuts) for run in sorted(longest))
-    return said + (f"; and {len(runs) - _SHOWN} more pieces" if len(runs) > _SHOWN else "")
+    text = "; ".join(_run(name, word, run, cuts) for run in sorted(longest))
+    return text + (f"; and {len(runs) - _SHOWN} more pieces" if len(runs) > _SHOWN else "")
 
 
 def _run(name: str, word: str, run: Run, cuts: Mapping[tuple[int, int], int]) -> str:

@@ -182,7 +182,7 @@ def _differences(tasks: Sequence[values.Task], workers: int | None, meter: Meter
     forms = looks_like(tasks, workers, meter.add)
     found = [d for d in (task.tally.difference() for task in tasks) if d is not None]
     return tuple(
-        replace(d, looks_like=forms[d.name].said, equals=forms[d.name].equals) if d.name in forms else d
+        replace(d, looks_like=forms[d.name].looks_like, equals=forms[d.name].equals) if d.name in forms else d
         for d in found
     )
 

@@ -37,7 +37,7 @@ class Side:
     """Tensors under the Hub's names, unread.
 
     planned: they come out of a plan, no folder holds them so. as_stored: its plan casts nothing, so the dtypes are
-    the trainer's and not a model folder's. notes, dtype_said: the plan's. cuts: how a folder's receipt says that its
+    the trainer's and not a model folder's. notes, dtype_summary: the plan's. cuts: how a folder's receipt says that its
     tensors were cut over ranks. source, beside: what `merge` would need to write it. adapter: an adapter's config.
     """
 
@@ -49,7 +49,7 @@ class Side:
     as_stored: bool = False
     is_adapter: bool = False
     notes: tuple[str, ...] = ()
-    dtype_said: str = ""
+    dtype_summary: str = ""
     cuts: Mapping[str, tuple[Slice, ...]] = field(default_factory=dict)
     beside: Beside = field(default_factory=lambda: Beside())
     adapter: Mapping[str, Any] = field(default_factory=dict)
@@ -195,7 +195,7 @@ def _planned(
         as_stored=as_stored,
         is_adapter=plan.is_adapter,
         notes=plan.notes,
-        dtype_said=plan.dtype_said,
+        dtype_summary=plan.dtype_summary,
         adapter=plan.texts.get(ADAPTER_CONFIG, {}),
     )
 
@@ -206,7 +206,7 @@ def _is_alone(checkpoint: Checkpoint) -> bool:
 
 
 def _cuts_of(folder: Path) -> dict[str, tuple[Slice, ...]]:
-    """Tensor -> the boxes of the ranks that stored it, by a receipt that says so; a broken one is said elsewhere."""
+    """Tensor -> the boxes of the ranks that stored it, as a receipt states it. Another layer reports a broken receipt."""
     try:
         receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
         cuts = [

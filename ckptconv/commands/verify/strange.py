@@ -41,8 +41,10 @@ def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = (), may_be_empty
             if "lora_B" in tally.name or "lora_embedding_B" in tally.name:
                 unused.append(tally.name)
             elif sum(size > 1 for size in tally.shape) > 1:
-                said = f"is {number:g} in every element"
-                problems.append(Problem(tally.name, said, hint="was it trained, and was all of it saved?"))
+                sentence = f"is {number:g} in every element"
+                problems.append(
+                    Problem(tally.name, sentence, hint="was it trained, and was all of it saved?")
+                )
             else:
                 flat[word] += 1
     notes = [
@@ -92,8 +94,8 @@ def _duplicates(tasks: Sequence[Task], tied: Collection[str]) -> tuple[list[Prob
     if not others:
         return problems, []
     number = sum(len(names) - 1 for names in others)
-    said = "matrix has the weights of another" if number == 1 else "matrices have the weights of another"
-    return problems, [f"{number:,} {said}: {others[0][0]} and {others[0][1]}"]
+    sentence = "matrix has the weights of another" if number == 1 else "matrices have the weights of another"
+    return problems, [f"{number:,} {sentence}: {others[0][0]} and {others[0][1]}"]
 
 
 def _constant(bits: int, dtype: str) -> float:

@@ -96,10 +96,10 @@ def check_config(meta: Mapping[str, Any], onto_base: bool) -> None:
             hint=_HINT,
             kind=Kind.UNSUPPORTED,
         )
-    for key, said in _SETTINGS.items():
+    for key, feature in _SETTINGS.items():
         if meta.get(key):
             raise CkptconvError(
-                f"{said} is not supported",
+                f"{feature} is not supported",
                 found=f"{key} in the adapter's config",
                 hint=_HINT,
                 kind=Kind.UNSUPPORTED,

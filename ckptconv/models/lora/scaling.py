@@ -30,7 +30,7 @@ def rank_of(factors: Factors, meta: Mapping[str, Any], parameter: str = "") -> i
 
 
 def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parameter: str = "") -> float:
-    """alpha / r (or alpha / sqrt(r) for rsLoRA). alpha: what the user said; otherwise the metadata must say it.
+    """alpha / r (or alpha / sqrt(r) for rsLoRA). alpha: the user's --lora-alpha; otherwise the metadata must state it.
 
     Raises CkptconvError where it does not, and where the metadata states another rank.
     """

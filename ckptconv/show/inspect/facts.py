@@ -34,8 +34,8 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
     step = [f"step {found.step}"] if found.step is not None else []
     rows = [("format", " · ".join([found.layout, *step, *([found.role] if found.role else [])]))]
     if found.saved_by:
-        said = (f"{item.what} {item.value}".removeprefix("trainer ") for item in found.saved_by)
-        rows.append(("saved", " · ".join(said)))
+        parts = (f"{item.what} {item.value}".removeprefix("trainer ") for item in found.saved_by)
+        rows.append(("saved", " · ".join(parts)))
     rows.append(("model", _model(found)))
     if found.heads:
         rows.append(("head", listed(found.heads, _HEADS)))
@@ -81,14 +81,14 @@ def _model(found: Inspection) -> str:
         return "unknown (no config.json found)"
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else config
-    said = [found.architecture or f"{config.get('model_type', 'unknown')} (config names no architecture)"]
+    parts = [found.architecture or f"{config.get('model_type', 'unknown')} (config names no architecture)"]
     if isinstance(text.get("num_hidden_layers"), int):
-        said.append(f"{text['num_hidden_layers']} layers")
+        parts.append(f"{text['num_hidden_layers']} layers")
     if isinstance(text.get("hidden_size"), int):
-        said.append(f"hidden {text['hidden_size']}")
+        parts.append(f"hidden {text['hidden_size']}")
     if isinstance(text.get("vocab_size"), int):
-        said.append(f"vocabulary {text['vocab_size']:,}")
-    return "  ".join(said)
+        parts.append(f"vocabulary {text['vocab_size']:,}")
+    return "  ".join(parts)
 
 
 def end(found: Inspection) -> list[RenderableType]:

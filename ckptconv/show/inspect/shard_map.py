@@ -38,10 +38,10 @@ def _title(parts: tuple[str, ...], width: int) -> list[Text]:
     lines = [Text.assemble(("which rank stores what", "bold"), "   ")]
     names = _spans(parts)
     for number, name in enumerate(names):
-        said = f" {name}{',' if number < len(names) - 1 else ''}"
-        if lines[-1].cell_len + len(said) > width and number:
+        title = f" {name}{',' if number < len(names) - 1 else ''}"
+        if lines[-1].cell_len + len(title) > width and number:
             lines.append(Text(" " * 25))
-        lines[-1].append(said)
+        lines[-1].append(title)
     return lines
 
 
@@ -61,8 +61,8 @@ def _size(group: Ranks) -> str:
         return f"{len(held)}× {size(sum(held))} in all"
     low, high = size(min(held)), size(max(held))
     copies = sum(rank.copies for rank in group.ranks) // len(held)
-    said = low if low == high else f"{low}–{high}" if low.split()[1] != high.split()[1] else _range(low, high)
-    return f"{len(held)}× {said}" + (f"  + {size(copies)} copies" if copies else "")
+    each = low if low == high else f"{low}–{high}" if low.split()[1] != high.split()[1] else _range(low, high)
+    return f"{len(held)}× {each}" + (f"  + {size(copies)} copies" if copies else "")
 
 
 def _range(low: str, high: str) -> str:
@@ -81,10 +81,10 @@ def _spans(parts: tuple[str, ...]) -> list[str]:
         if stack not in numbers:
             found.append(stack)
         numbers.setdefault(stack, []).append(int(number))
-    said = []
+    texts = []
     for name in dict.fromkeys(found):
         held = numbers.get(name)
-        said.append(
+        texts.append(
             name if held is None else f"{name} {held[0]}–{held[-1]}" if len(held) > 1 else f"{name} {held[0]}"
         )
-    return said
+    return texts

@@ -111,7 +111,7 @@ def test_headers_and_index_are_checked(made: Made, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(small_files, "write", wrong)
     with pytest.raises(CkptconvError, match="does not match the checkpoint") as raised:
         merge(made("fsdp2_w4"), tmp_path / "out", verify=True, options=Options(max_shard_size="20KB"))
-    assert "lm_head.wait is said to be in" in str(raised.value)
+    assert "lm_head.wait is listed in" in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 
