@@ -10,9 +10,8 @@ from dataclasses import replace
 
 from ckptconv.backends.dcp.names import choose_root
 from ckptconv.tensors.checkpoint import Checkpoint, Skipped
+from ckptconv.tensors.names import without_wrappers
 
-# Segments that torch.compile, FSDP1, activation checkpointing and Lightning put into names.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 _READ_ALREADY = ("dcp",)
 
 
@@ -24,13 +23,7 @@ def one_model(checkpoint: Checkpoint) -> Checkpoint:
     """
     if checkpoint.naming != "transformers" or checkpoint.backend in _READ_ALREADY:
         return checkpoint
-    bare: dict[str, str] = {}
-    for name in checkpoint.tensors:
-        short = name
-        for wrapper in _WRAPPERS:
-            if wrapper in short:
-                short = short.replace(wrapper, "")
-        bare[short] = name
+    bare = {without_wrappers(name): name for name in checkpoint.tensors}
     if len(bare) != len(checkpoint.tensors) or any(name.startswith("base_model.") for name in bare):
         return checkpoint  # two tensors of one name are reported where names are unwrapped; PEFT's names are the LoRA rules'
     shapes: dict[str, tuple[int, ...] | None] = {

@@ -16,13 +16,10 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.operations import layouts_of, readable, targets_of
 from ckptconv.models.rules import Piece, to_hub_layout
 from ckptconv.models.table import Config, TableRule, rules_of
+from ckptconv.tensors.names import MODULE, without_wrappers
 from ckptconv.tensors.view import Shape
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
-
-# What torch.compile, FSDP1 and activation checkpointing put into names, and DDP before them.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
-_DDP = "module."
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,9 @@ class _Group(Generic[T]):
 
 def strip_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
     """Names without the segments that wrappers put in. `module.` goes where every name begins with it."""
-    names = list(tensors)
-    for wrapper in _WRAPPERS:
-        names = [name.replace(wrapper, "") for name in names]
-    while names and all(name.startswith(_DDP) for name in names):
-        names = [name[len(_DDP) :] for name in names]
+    names = [without_wrappers(name) for name in tensors]
+    while names and all(name.startswith(f"{MODULE}.") for name in names):
+        names = [name[len(MODULE) + 1 :] for name in names]
     found: dict[str, T] = {}
     for name, old in zip(names, tensors, strict=True):
         if name in found:

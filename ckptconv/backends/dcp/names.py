@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ckptconv.backends.dcp.states import Keys, states_of
 from ckptconv.errors import CkptconvError, Kind, listed
+from ckptconv.tensors.names import MODULE, WRAPPERS
 
 # The top-level names of a whole model: its heads, and the usual names of its base model.
 _WHOLE = {
@@ -48,7 +49,7 @@ _BODY = {
 }
 # The names that transformers' own classes give their base model. They are kept if only a base model is below them.
 _OWN = {"model", "base_model"} | _BODY
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "state_dict", "app"}
+_AROUND = {"state_dict", "app", MODULE, *WRAPPERS}
 _ATTRIBUTES = {"net", "network", "llm", "lm", "hf_model"}
 _FIRST_ROLES = {"actor", "policy", "student"}
 _OTHER_ROLES = {
@@ -151,7 +152,7 @@ def _wraps(first: str, below: Collection[str]) -> bool:
     """
     if first == "base_model":  # PEFT's prefix, which the LoRA rules read
         return False
-    if first in _WRAPPERS or _WHOLE & set(below):
+    if first in _AROUND or _WHOLE & set(below):
         return True
     return bool(first in _ATTRIBUTES or _role(first)) and bool(_BODY & set(below))
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ckptconv.tensors.names import MODULE, WRAPPERS
+
 Keys = tuple[str | int, ...]
 
 _STATES = {
@@ -36,8 +38,8 @@ _COUNTERS = {
     *("callbacks", "loops", "metrics", "args", "config", "hparams", "tokens", "ntokens", "timer", "stats"),
 }
 _FILLERS = {"state", "states", "dict", "lr", "global", "last", "num", "seen", "current", "total", "best"}
-_AROUND = {"app", "state_dict", "module", "_orig_mod", "checkpoint"}
-_WRAPPERS = {*_AROUND, "model"}
+_AROUND = {"app", "state_dict", "checkpoint", MODULE, *WRAPPERS}
+_MODEL = {*_AROUND, "model"}
 # The states that torch's optimizers keep for each parameter (torch/optim); used if no key above names an optimizer.
 _SLOTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf"}
 
@@ -75,7 +77,7 @@ def _by_words(path: Keys) -> str | None:
         if reason := _meaning(key):
             return reason
     if all(key in _AROUND for key in keys):
-        segments = [key for key in str(path[-1]).split(".")[:-1] if key not in _WRAPPERS]
+        segments = [key for key in str(path[-1]).split(".")[:-1] if key not in _MODEL]
         return _meaning(segments[0]) if segments else None
     return None
 

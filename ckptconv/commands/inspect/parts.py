@@ -8,13 +8,14 @@ from collections.abc import Iterable
 
 from ckptconv.commands.inspect.records import RankMap, Slice
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.names import MODULE, WRAPPERS
 
 _BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers?|h|blocks?)\.(?P<number>\d+)(?:\.|$)")
 _MTP = re.compile(r"(?:^|\.)mtp(?:_layers)?\.(?:layers\.)?(?P<number>\d+)?")
 # The prefixes of a model's own layers. Any other prefix is a separate stack: a tower, an encoder, MTP layers.
 _AROUND = {
-    "app", "base_model", "backbone", "decoder", "gpt_neox", "language_model", "llm", "lm", "model", "module",
-    "policy", "pretrained_model", "text_model", "transformer", "_orig_mod",
+    "app", "base_model", "backbone", "decoder", "gpt_neox", "language_model", "llm", "lm", "model", "policy",
+    "pretrained_model", "text_model", "transformer", MODULE, *WRAPPERS,
 }  # fmt: skip
 _TOWER = re.compile(r"^(vision|visual|vit|image|img|video|audio|speech)")
 _BESIDE_A_TOWER = re.compile(r"projector|merger|connector|aligner|adapter")
