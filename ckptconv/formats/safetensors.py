@@ -12,7 +12,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name, is_shape
 from ckptconv.formats.json import parse_json
-from ckptconv.tensors.dtypes import from_safetensors, itemsize
+from ckptconv.tensors.dtypes import from_safetensors, itemsize, shape_from_safetensors
 from ckptconv.tensors.view import Shape, View, stored
 
 LENGTH = 8  # bytes of the field that holds the header's length
@@ -126,7 +126,15 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, expected: int) -> tup
             found=str(entry)[:120],
             kind=Kind.DAMAGED,
         )
-    view = stored(str(path), begin + low, shape, dtype)
+    inner = shape_from_safetensors(dtype, tuple(shape))
+    if inner is None:
+        raise CkptconvError(
+            "the last dim of packed values ends within a byte",
+            where=where,
+            found=str(entry)[:120],
+            kind=Kind.UNSUPPORTED,
+        )
+    view = stored(str(path), begin + low, inner, dtype)
     if view.numel * itemsize(dtype) != high - low:
         raise CkptconvError(
             "the byte count of a tensor does not match its shape",

@@ -14,7 +14,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts
 from ckptconv.plan.records import Filled
-from ckptconv.tensors.dtypes import from_text, is_float
+from ckptconv.tensors.dtypes import from_text, is_coded, is_float
 
 KEPT = "dtypes unchanged"
 _PACKED = ("int8", "uint8", "int32")  # dtypes into which quantized weights are packed
@@ -98,12 +98,12 @@ def target(stored: Iterable[str], config: Mapping[str, Any] | None, policy: str)
 
 
 def _refuse_quantized(stored: set[str], config: Mapping[str, Any], policy: str) -> None:
-    eighths = {dtype for dtype in stored if dtype.startswith("float8")}
+    coded = {dtype for dtype in stored if is_coded(dtype)}
     packed = stored.intersection(_PACKED) if config.get("quantization_config") else set()
-    if eighths or packed:
+    if coded or packed:
         raise CkptconvError(
             f"quantized weights cannot be cast to {policy}: only their scales make them numbers",
-            found=", ".join(sorted(eighths | packed)),
+            found=", ".join(sorted(coded | packed)),
             wanted="--dtype auto or keep, which copy them as they are",
             hint="dequantize the model first, with the library that quantized it",
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ckptconv.errors import CkptconvError
-from ckptconv.tensors.dtypes import itemsize, to_safetensors
+from ckptconv.tensors.dtypes import itemsize, shape_in_safetensors, to_safetensors
 from ckptconv.tensors.view import Shape
 
 _SIZE = re.compile(
@@ -28,6 +28,7 @@ INDEX = "model.safetensors.index.json"
 # The members of safetensors' Dtype enum, in its order of alignment.
 _ORDER = (
     *("BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"),
+    *("F8_E4M3FNUZ", "F8_E5M2FNUZ"),
     *("I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"),
 )
 _RANK = {code: rank for rank, code in enumerate(_ORDER)}
@@ -117,7 +118,7 @@ def out_file(name: str, tensors: Mapping[str, Laid]) -> OutFile:
         tensor = tensors[tensor_name]
         header[tensor_name.removeprefix(f"{folder}/") if folder else tensor_name] = {
             "dtype": to_safetensors(tensor.dtype),
-            "shape": list(tensor.shape),
+            "shape": list(shape_in_safetensors(tensor.dtype, tensor.shape)),
             "data_offsets": [at, at + tensor.nbytes],
         }
         relative[tensor_name] = at

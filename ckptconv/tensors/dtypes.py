@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# name -> (bytes per element, safetensors' name). Source: safetensors README, "Format"; torch.Storage classes.
+# name -> (bytes per element, safetensors' name). Sources: safetensors, src/tensor.rs, Dtype; torch.Storage classes.
 _TABLE: dict[str, tuple[int, str]] = {
     "float64": (8, "F64"),
     "float32": (4, "F32"),
@@ -18,6 +18,11 @@ _TABLE: dict[str, tuple[int, str]] = {
     "float8_e4m3fn": (1, "F8_E4M3"),
     "float8_e5m2": (1, "F8_E5M2"),
     "float8_e8m0fnu": (1, "F8_E8M0"),
+    "float8_e4m3fnuz": (1, "F8_E4M3FNUZ"),
+    "float8_e5m2fnuz": (1, "F8_E5M2FNUZ"),
+    "float4_e2m1fn_x2": (1, "F4"),  # an element is one byte with two values, as in torch
+    "float6_e2m3": (1, "F6_E2M3"),  # an element is one byte; four values take three bytes
+    "float6_e3m2": (1, "F6_E3M2"),
     "int64": (8, "I64"),
     "int32": (4, "I32"),
     "int16": (2, "I16"),
@@ -29,6 +34,11 @@ _TABLE: dict[str, tuple[int, str]] = {
     "bool": (1, "BOOL"),
     "complex64": (8, "C64"),
 }
+# Packed dtypes: bits per value. safetensors counts values in a shape's last dim; here, as in torch, it counts bytes.
+_BITS = {"float4_e2m1fn_x2": 4, "float6_e2m3": 6, "float6_e3m2": 6}
+_ML_DTYPES = (
+    "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz",
+)  # fmt: skip
 _BY_SAFETENSORS = {code: name for name, (_, code) in _TABLE.items()}
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -93,6 +103,31 @@ def from_safetensors(code: str) -> str | None:
     return _BY_SAFETENSORS.get(code)
 
 
+def shape_in_safetensors(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a safetensors header states for a tensor: packed dtypes count values, not bytes, in the last dim."""
+    bits = _BITS.get(name)
+    return shape if bits is None else (*shape[:-1], shape[-1] * 8 // bits)
+
+
+def shape_from_safetensors(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of a tensor from that in a safetensors header; None if the last dim of packed values ends within a byte."""
+    bits = _BITS.get(name)
+    if bits is None:
+        return shape
+    nbytes, rest = divmod(shape[-1] * bits, 8) if shape else (0, 1)
+    return None if rest else (*shape[:-1], nbytes)
+
+
+def is_packed(name: str) -> bool:
+    """True for a dtype with several values per byte, whose last dim counts bytes."""
+    return name in _BITS
+
+
+def is_coded(name: str) -> bool:
+    """True for the dtypes of at most one byte whose values are codes that need scales: float8, float6, float4."""
+    return name.startswith(("float8", "float6", "float4"))
+
+
 def from_storage(class_name: str) -> str | None:
     """The dtype of a torch storage class such as "BFloat16Storage", or None for an unknown class."""
     return _STORAGES.get(class_name)
@@ -111,8 +146,10 @@ def is_float(name: str) -> bool:
 
 
 def to_numpy(name: str) -> np.dtype[Any]:
-    """The numpy dtype; it comes from ml_dtypes for the formats that numpy lacks."""
-    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"):
+    """The numpy dtype; it comes from ml_dtypes for the formats that numpy lacks. Packed dtypes are uint8."""
+    if name in _BITS:
+        return np.dtype(np.uint8)
+    if name in _ML_DTYPES:
         import ml_dtypes
 
         return np.dtype(getattr(ml_dtypes, name))

@@ -24,7 +24,14 @@ from ckptconv.plan import Output, Plan
 from ckptconv.plan.shards import INDEX
 from ckptconv.read.reader import Array, Reader, raw_dtype
 from ckptconv.read.workers import for_each
-from ckptconv.tensors.dtypes import itemsize, to_safetensors
+from ckptconv.tensors.dtypes import (
+    from_safetensors,
+    is_packed,
+    itemsize,
+    shape_from_safetensors,
+    shape_in_safetensors,
+    to_safetensors,
+)
 
 _BLOCK = 4 << 20  # bytes of a tensor at a time
 _MAPPED = 16 << 20  # bytes that are read from a mapping before it is given back
@@ -77,7 +84,9 @@ def _headers(plan: Plan, work: Path) -> Iterator[str]:
             yield f"{out.name}: safetensors cannot open it: {error}"
             continue
         outputs = [plan.outputs[key] for key in out.offsets]
-        wanted = {o.name: (to_safetensors(o.dtype), tuple(o.shape)) for o in outputs}
+        wanted = {
+            o.name: (to_safetensors(o.dtype), shape_in_safetensors(o.dtype, tuple(o.shape))) for o in outputs
+        }
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):
                 yield f"{out.name}: {name} is {found.get(name)}, not {wanted.get(name)}"
@@ -109,7 +118,7 @@ def _values(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None) -> l
                 raw = raw_dtype(tile.output.dtype)
                 wanted = np.empty((tile.high - tile.low) * raw.itemsize, np.uint8)
                 filler.fill(tile.output.source, tile.output.dtype, tile.low, tile.high, wanted)
-                found = written.read(tile.file, tile.name, tile.slices, wanted.nbytes)
+                found = written.read(tile.file, tile.output, tile.slices, wanted.nbytes)
                 if not np.array_equal(found, wanted):
                     bad = np.flatnonzero(found.view(raw) != wanted.view(raw))
                     at = tile.low + int(bad[0])
@@ -161,10 +170,13 @@ class _Written:
         self._file: Any = None
         self._read = 0
 
-    def read(self, path: Path, name: str, slices: Slices, nbytes: int) -> Array:
+    def read(self, path: Path, output: Output, slices: Slices, nbytes: int) -> Array:
         """The slice's bytes."""
         from safetensors import safe_open
 
+        name = output.name
+        if is_packed(output.dtype):  # safetensors slices by values, which may end within a byte
+            return self._plain(path, name, slices, nbytes)
         if path != self._path or self._read > _MAPPED:
             self._file = None  # unmaps it
             self._path, self._file, self._read = path, safe_open(path, framework="numpy"), 0
@@ -181,7 +193,8 @@ class _Written:
             length = int.from_bytes(file.read(8), "little")
             entry = json.loads(file.read(length))[name]
             begin, end = entry["data_offsets"]
-            item = (end - begin) // max(prod(entry["shape"]), 1)
-            first = np.ravel_multi_index([s.start for s in slices], entry["shape"]) if slices else 0
+            shape = shape_from_safetensors(str(from_safetensors(entry["dtype"])), tuple(entry["shape"])) or ()
+            item = (end - begin) // max(prod(shape), 1)
+            first = np.ravel_multi_index([s.start for s in slices], shape) if slices else 0
             file.seek(8 + length + begin + int(first) * item)
             return np.frombuffer(file.read(nbytes), np.uint8)
