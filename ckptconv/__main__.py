@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import resource
+import signal
 import sys
 
-from ckptconv.errors import CkptconvError, ExitCode
+from ckptconv.errors import CkptconvError, ExitCode, Interrupted
+
+_OPEN_FILES = 65536
 
 
 def main() -> None:
     """`ckptconv` and `python -m ckptconv`."""
     _open_streams()
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler stops a job with SIGTERM: it is taken as Ctrl-C
+    _raise_limit_of_files()
     debug = bool(os.environ.get("CKPTCONV_DEBUG"))
     # Millions of small records and hardly a cycle: half of a large plan's time went to the collector.
     gc.set_threshold(200_000, 20, 20)
@@ -28,10 +35,10 @@ def main() -> None:
         sys.exit(int(error.code))
     except SystemExit as end:  # typer turns Ctrl-C into exit code 130 without a word
         if end.code == int(ExitCode.INTERRUPTED):
-            print("Stopped. Nothing was left behind.", file=sys.stderr)
+            _show_stop(end)
         raise
-    except KeyboardInterrupt:
-        print("Stopped. Nothing was left behind.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        _show_stop(stop)
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:  # `ckptconv inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +68,35 @@ def _open_streams() -> None:
     os.close(handle)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _raise_limit_of_files() -> None:
+    """Let this process open as many files as it may: the usual soft limit is 1,024, and a run has a file per rank."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than the one that it reports
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _show_stop(end: BaseException) -> None:
+    """Say what Ctrl-C left."""
+    cause: BaseException | None = end
+    while cause is not None and not isinstance(cause, Interrupted):
+        cause = cause.__cause__ or cause.__context__
+    with contextlib.suppress(OSError):
+        if cause is None:
+            print("Stopped. Nothing was left behind.", file=sys.stderr)
+            return
+        files = "1 complete file" if cause.files == 1 else f"{cause.files:,} complete files"
+        stays = "stays" if cause.files == 1 else "stay"
+        print(f"Stopped. {files} ({cause.nbytes:,} bytes) {stays} for the next run.", file=sys.stderr)
+        print(f"  in     {cause.folder}", file=sys.stderr)
+        print("  hint   run the same command again to go on, or remove that folder", file=sys.stderr)
 
 
 def _show(error: CkptconvError) -> None:

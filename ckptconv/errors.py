@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
+import os
 from collections.abc import Sequence
 from enum import Enum, IntEnum
+from pathlib import Path
 
 _MOST = 64  # items of a list that an error shows
 _LONGEST = 4000  # characters
@@ -152,10 +155,43 @@ class Incomplete(CkptconvError):
         super().__init__(what, where=where, found=found, wanted=wanted, hint=hint, code=code, kind=kind)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a merge that keeps complete files for the next run.
+
+    Args:
+        folder: where they are.
+        files: how many.
+        nbytes: their bytes.
+    """
+
+    def __init__(self, folder: Path, files: int, nbytes: int) -> None:
+        super().__init__(folder, files, nbytes)
+        self.folder, self.files, self.nbytes = folder, files, nbytes
+
+
 def cannot_write(where: object, error: OSError) -> CkptconvError:
     """The error for a write that the system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CkptconvError(
-            "the disk is full", where=where, hint="free space or choose another target", kind=Kind.TARGET
-        )
+        what, hint = _full(str(where), error.errno)
+        return CkptconvError(what, where=where, hint=hint, kind=Kind.TARGET)
     return CkptconvError(f"cannot be written: {error.strerror or error}", where=where, kind=Kind.TARGET)
+
+
+def _full(where: str, number: int) -> tuple[str, str]:
+    """What is used up, and what helps: bytes, a quota, or the file system's table of files."""
+    if number == errno.EDQUOT:
+        return (
+            "your quota on this disk is used up",
+            "free space (`quota -s` shows it) or choose another target",
+        )
+    folder = where
+    while not os.path.isdir(folder) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder)
+    with contextlib.suppress(OSError):
+        now = os.statvfs(folder)
+        if now.f_files and not now.f_favail and now.f_bavail:
+            return (
+                "the disk has room but no inodes left",
+                "remove files (`df -i` counts them) or choose another target",
+            )
+    return "the disk is full", "free space or choose another target"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from inspect import getdoc
 from typing import Annotated, Any
@@ -38,10 +37,6 @@ def _version(wanted: bool) -> None:
     raise typer.Exit()
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 @app.callback()
 def _root(
     version: Annotated[
@@ -58,7 +53,6 @@ def _root(
     ckptconv verify  MODEL                    check the model
     ckptconv push    MODEL org/name           upload it; run again to resume
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler stops a job with SIGTERM: clean up as for Ctrl-C
 
 
 class _Command(TyperCommand):

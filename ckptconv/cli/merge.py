@@ -103,6 +103,14 @@ def command(
             "--overwrite", help="Replace OUT after the new model is complete.", rich_help_panel=_OUTPUT
         ),
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on with the complete files of a run that was stopped; --no-resume begins anew and keeps none.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = True,
     check_replicas: Annotated[
         bool,
         typer.Option(
@@ -169,7 +177,7 @@ def command(
     """Turn a checkpoint into a Hugging Face model folder.
 
     Format, latest step, dtype, tied embeddings, value head and LoRA are detected and reported. OUT appears complete or
-    not at all; to resume a merge that was killed, run the same command again.
+    not at all; to resume a merge that was stopped, run the same command again.
 
     Example: ckptconv merge checkpoints/run MODEL
 
@@ -234,6 +242,7 @@ def command(
         "max_memory": o.memory(max_memory),
         "workers": workers,
         "check_replicas": check_replicas,
+        "resume": resume,
         "verify": verify,
         "on_plan": on_plan,
         "on_progress": shown,

@@ -126,6 +126,13 @@ def take_over(plan: Plan, work: Path, workers: int) -> TakenOver:
     return TakenOver(kept, tuple(missing), tuple(damaged))
 
 
+def finished_paths(work: Path) -> list[Path]:
+    """The complete files in a work folder: those that have a record. Nothing is read."""
+    records = _records(work)
+    names = [path.relative_to(records).with_suffix("") for path in records.rglob("*.json")]
+    return sorted(work / name for name in names if (work / name).is_file())
+
+
 def hand_over(own: Path, work: Path, out: OutFile) -> None:
     """Move a complete file and its record into another work folder.
 
@@ -139,7 +146,7 @@ def hand_over(own: Path, work: Path, out: OutFile) -> None:
     """
     record, final = _record(work, out.name), work / out.name
     try:
-        for folder in (work.with_name(f"{work.name}.done"), record.parent, final.parent):
+        for folder in (_records(work), record.parent, final.parent):
             folder.mkdir(exist_ok=True)
         os.replace(_record(own, out.name), record)
         os.replace(own / out.name, final)
@@ -155,4 +162,8 @@ def _hashes(plan: Plan, work: Path, out: OutFile, workers: int) -> dict[str, str
 
 def _record(work: Path, name: str) -> Path:
     """The path of a file's record. It is next to the work folder, which holds only the model."""
-    return work.with_name(f"{work.name}.done") / f"{name}.json"
+    return _records(work) / f"{name}.json"
+
+
+def _records(work: Path) -> Path:
+    return work.with_name(f"{work.name}.done")

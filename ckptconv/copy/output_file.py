@@ -59,7 +59,7 @@ class OutputFile:
 
     def __init__(self, path: Path, header: bytes, nbytes: int) -> None:
         self.path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         self._direct = _open_direct(path)
         self._nbytes = nbytes
         self._pages = Pages(self._through_cache)
@@ -119,7 +119,7 @@ class OutputFile:
 
 def _open_direct(path: Path) -> int | None:
     flag = getattr(os, "O_DIRECT", None)
-    if flag is None or _file_system(os.stat(path).st_dev) not in _LOCAL:
+    if flag is None or file_system(os.stat(path).st_dev) not in _LOCAL:
         return None
     try:
         return os.open(path, os.O_WRONLY | flag)
@@ -128,7 +128,7 @@ def _open_direct(path: Path) -> int | None:
 
 
 @lru_cache
-def _file_system(device: int) -> str:
+def file_system(device: int) -> str:
     """The type of file system of a device number, from mountinfo (proc(5)); "" if the system does not list it."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:

@@ -21,7 +21,7 @@ from ckptconv.copy.run import Copied, copy
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import Plan
 from ckptconv.plan.shards import OutFile
-from ckptconv.publish.target import stamp_of
+from ckptconv.publish.work import stamp_of
 from ckptconv.tensors.checkpoint import Lora
 
 _MODEL = "model"  # the work folder of an attempt, inside the attempt's folder

@@ -40,12 +40,17 @@ def fsync_tree(folder: Path) -> None:
         if path.is_dir():
             fsync_folder(path)
         elif not path.name.endswith(".safetensors"):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            fsync_file(path)
     fsync_folder(folder)
+
+
+def fsync_file(path: Path) -> None:
+    """fsync one file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def fsync_folder(folder: Path) -> None:

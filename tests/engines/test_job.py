@@ -15,7 +15,7 @@ from ckptconv.copy.run import copy
 from ckptconv.engines import job
 from ckptconv.errors import CkptconvError
 from ckptconv.plan import Plan
-from ckptconv.publish.target import work_folder
+from ckptconv.publish.work import work_folder
 
 
 @pytest.fixture

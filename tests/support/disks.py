@@ -1,4 +1,4 @@
-"""File systems of a test's own: a small tmpfs, or a small ext4 with O_DIRECT. Skipped where mounting is not permitted."""
+"""File systems of a test's own: a small tmpfs, ext4, vfat, FUSE, overlay. Skipped where mounting is not permitted."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _until_unmounted(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """Pages of memory: no O_DIRECT before Linux 6.6."""
+def tmpfs(folder: Path, size: str, inodes: int = 0) -> Iterator[Path]:
+    """Pages of memory: no O_DIRECT before Linux 6.6. inodes: how many files it can hold; 0 for no such limit."""
     folder.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
+    _mount("-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes}", "tmpfs", str(folder))
     with _until_unmounted(folder):
         yield folder
 
@@ -49,6 +49,47 @@ def ext4(folder: Path, nbytes: int) -> Iterator[Path]:
     _mount("-o", "loop", str(disk), str(folder))
     with _until_unmounted(folder):
         shutil.rmtree(folder / "lost+found")
+        yield folder
+
+
+@contextlib.contextmanager
+def vfat(folder: Path, nbytes: int) -> Iterator[Path]:
+    """A memory card: no owners, no links, times of two seconds, another inode number at each mount."""
+    if shutil.which("mkfs.vfat") is None:
+        pytest.skip("needs mkfs.vfat")
+    folder.mkdir()
+    disk = folder.with_name(f"{folder.name}.img")
+    disk.touch()
+    os.truncate(disk, nbytes)
+    subprocess.run(["mkfs.vfat", str(disk)], check=True, stdout=subprocess.DEVNULL)
+    _mount("-t", "vfat", "-o", "loop", str(disk), str(folder))
+    with _until_unmounted(folder):
+        yield folder
+
+
+@contextlib.contextmanager
+def fuse(folder: Path) -> Iterator[Path]:
+    """A FUSE file system: an open file that is removed stays under another name until it is closed."""
+    if shutil.which("bindfs") is None or not Path("/dev/fuse").exists():
+        pytest.skip("needs bindfs")
+    below = folder.with_name(f"{folder.name}.below")
+    for path in (folder, below):
+        path.mkdir()
+    if subprocess.run(["bindfs", str(below), str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    with _until_unmounted(folder):
+        yield folder
+
+
+@contextlib.contextmanager
+def overlay(folder: Path, lower: Path) -> Iterator[Path]:
+    """A container's file system: `lower` is its image."""
+    upper, work = folder.with_name(f"{folder.name}.upper"), folder.with_name(f"{folder.name}.work")
+    for path in (folder, upper, work):
+        path.mkdir()
+    layers = f"lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=off"
+    _mount("-t", "overlay", "-o", layers, "overlay", str(folder))
+    with _until_unmounted(folder):
         yield folder
 
 

@@ -1,11 +1,13 @@
 """Merges that are killed at random moments and run again, until one ends; and what has to hold after each kill.
 
-A kill is timed (SIGKILL from outside, after a part of the time that the merge takes: it reaches the start, the planning, the
-copying) or counted (before, or in the middle of, the n-th call that changes the disk: it reaches each rename and unlink).
+A kill is timed (SIGKILL, SIGTERM or SIGINT from outside, after a part of the time that the merge takes: it reaches the
+start, the planning, the copying) or counted (before, or in the middle of, the n-th call that changes the disk: it reaches
+each rename and unlink).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -45,6 +47,7 @@ class Tally:
     """What became of the kills: by the moment that they met; of runs that ended before the signal; of finished shards."""
 
     moments: Counter[str] = field(default_factory=Counter)
+    signals: Counter[str] = field(default_factory=Counter)
     too_late: int = 0
     shards_kept: int = 0
     runs: int = 0
@@ -56,7 +59,8 @@ class Tally:
     def __str__(self) -> str:
         met = ", ".join(f"{number} {moment}" for moment, number in self.moments.most_common())
         kept = f"{self.shards_kept} finished shards taken over"
-        return f"{self.kills} kills ({met}); {self.too_late} runs ended before; {kept}"
+        by = ", ".join(f"{number} {name}" for name, number in self.signals.most_common())
+        return f"{self.kills} kills ({met}; {by}); {self.too_late} runs ended before; {kept}"
 
 
 def make_case(words: list[object], target: Path, replaces: Callable[[Path], None] | None = None) -> Case:
@@ -100,15 +104,21 @@ def survive(case: Case, rng: random.Random, kills: int, tally: Tally) -> None:
 def kill_once(case: Case, rng: random.Random, tally: Tally) -> bool:
     """False where the merge ended before the signal came."""
     tally.runs += 1
+    number = signal.SIGKILL
     if rng.random() < 0.5:
         begun = start("merge", *case.words, "-q")
         time.sleep(rng.uniform(0, case.seconds * 1.05))
+        number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         if rng.random() < 0.5:
-            os.killpg(begun.pid, signal.SIGKILL)
+            os.killpg(begun.pid, number)
         else:
-            begun.kill()
+            begun.send_signal(number)
     else:
-        do = rng.choice(["kill", "kill", "tear"])
+        do = rng.choice(
+            ["kill", "kill", "tear", f"signal:{int(signal.SIGTERM)}", f"signal:{int(signal.SIGINT)}"]
+        )
+        if do.startswith("signal"):
+            number = signal.Signals(int(do.removeprefix("signal:")))
         begun = start(
             "merge",
             *case.words,
@@ -116,10 +126,12 @@ def kill_once(case: Case, rng: random.Random, tally: Tally) -> bool:
             env=faults(do, CHANGES, case.target.parent, at=rng.randint(1, case.calls)),
         )
     ran = finish(begun)
-    if ran.code != -signal.SIGKILL:
-        assert ran.code == 0, ran
+    if ran.code == 0:
         tally.too_late += 1
         return False
+    # A signal before Python has its handlers ends it as SIGKILL does.
+    assert ran.code == -number or (ran.code == 130 and number != signal.SIGKILL), ran
+    tally.signals[number.name] += 1
     tally.moments[moment(case)] += 1
     return True
 
@@ -139,15 +151,22 @@ def moment(case: Case) -> str:
 def finished_shards(case: Case) -> Shards:
     """Name -> inode and time of change of each shard that a killed run has finished."""
     model, records = case.home / "model", case.home / "model.done"
-    plan = (case.home / "plan").read_text() if (case.home / "plan").exists() else ""
-    if not model.is_dir() or not plan.endswith(f" {model.stat().st_ino}"):
-        return {}  # nothing yet, or the old target, which changed places with the new one
+    if not model.is_dir() or not (case.home / "plan").exists() or was_exchanged(case):
+        return {}
     stats = {
         path.name: path.stat()
         for path in model.glob("*.safetensors")
         if (records / f"{path.name}.json").exists()
     }
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def was_exchanged(case: Case) -> bool:
+    """True if `model` is the old target, which changed places with the new one."""
+    noted, receipt = case.home / "publishing", case.home / "model" / "ckptconv.json"
+    if not noted.exists():
+        return False
+    return not receipt.exists() or hashlib.sha256(receipt.read_bytes()).hexdigest() != noted.read_text()
 
 
 def published(case: Case) -> bool:

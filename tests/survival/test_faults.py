@@ -81,7 +81,10 @@ def test_any_call_that_changes_the_disk_may_fail(made: Made, tmp_path: Path, exi
         ran = run(*words, env=faults(f"{do}:{number}", calls, out.parent, at=at))
         if ran.code:
             refused += 1
-            assert_one_error(ran, r"the disk is full|cannot be (written|copied|moved into place)")
+            assert_one_error(
+                ran,
+                r"the disk is full|quota on this disk is used up|cannot be (written|copied|moved into place)",
+            )
             assert state(out.parent) == before, (at, number, calls)
         else:  # a removal that failed: the model is whole, and the next run removes the rest
             assert state(out) == whole, (at, number, calls)

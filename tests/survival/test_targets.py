@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.disks import ext4, tmpfs
+from support.disks import ext4, fuse, overlay, tmpfs, vfat
 from support.helpers import ROLE, assert_one_error, command, environment, own_copy, state
 from support.killing import CHANGES
 from support.shim import LONG, SHARDS, Paused, faults, finish, run, start
@@ -50,6 +51,66 @@ def test_a_target_on_a_disk_of_its_own(made: Made, tmp_path: Path, alone: dict[s
             assert done.returncode == 0, done
         assert state(disk / "a" / "out") == alone
         assert [path.name for path in disk.rglob("*") if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", ["fuse", "vfat", "overlay"])
+def test_a_merge_leaves_only_its_target_on_other_file_systems_and_is_resumed_there(
+    made: Made, tmp_path: Path, alone: dict[str, str], kind: str
+) -> None:
+    """FUSE keeps a removed file while it is open; FUSE and FAT give a folder another inode number after a while."""
+    (tmp_path / "lower").mkdir()
+    with (
+        fuse(tmp_path / "disk")
+        if kind == "fuse"
+        else vfat(tmp_path / "disk", 16 << 20)
+        if kind == "vfat"
+        else overlay(tmp_path / "disk", tmp_path / "lower")
+    ) as disk:
+        words, count = ["merge", made("fsdp2_w4"), disk / "a" / "out", *SHARDS], tmp_path / "count"
+        assert run(*words, env=faults("count", "write", "ckptconv-partial", count=count)).code == 0
+        shutil.rmtree(disk / "a")
+        late = int(count.read_text()) * 3 // 4
+        ran = run(*words, env=faults(f"signal:{int(signal.SIGTERM)}", "write", "ckptconv-partial", at=late))
+        assert ran.code == 130
+        work = disk / "a" / ".out.ckptconv-partial" / "model"
+        kept = [path.name for path in work.glob("*.safetensors")]
+        assert kept
+        if kind != "overlay":
+            Path("/proc/sys/vm/drop_caches").write_text("2")  # forgets inodes
+        done = run(*words[:-1], "--json")
+        assert sorted(json.loads(done.out)["resumed"]) == sorted(kept)
+        assert run(*words, "--overwrite").code == 0
+        assert state(disk / "a" / "out") == alone
+        assert [path.name for path in (disk / "a").iterdir()] == ["out"]
+
+
+def test_a_target_in_an_overlays_lower_layer_is_refused_before_anything_is_written(
+    made: Made, tmp_path: Path
+) -> None:
+    """The kernel does not rename such a folder, so that the last step of the merge would fail."""
+    old = old_model(tmp_path / "lower" / "out")
+    with overlay(tmp_path / "disk", tmp_path / "lower") as disk:
+        ran = run("merge", made("fsdp2_w4"), disk / "out", *SHARDS, "--overwrite")
+        assert_one_error(ran, r"lower layer of an overlay", names=(f"rm -r {disk / 'out'}",))
+        assert state(disk / "out") == old
+        assert [path.name for path in disk.iterdir()] == ["out"]
+        shutil.rmtree(disk / "out")
+        assert run("merge", made("fsdp2_w4"), disk / "out", *SHARDS).code == 0
+
+
+def test_a_disk_without_inodes_is_not_called_full(made: Made, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "8m", inodes=9) as disk:
+        ran = run("merge", made("fsdp2_w4"), disk / "out", *SHARDS)
+        assert_one_error(ran, r"no inodes left", names=("df -i",))
+        assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [0o027, 0o002])
+def test_all_files_follow_the_umask(made: Made, tmp_path: Path, mask: int) -> None:
+    words = " ".join(command("merge", made("fsdp2_w4"), tmp_path / "out", *SHARDS))
+    subprocess.run(["sh", "-c", f"umask {mask:04o}; {words}"], env=environment(), check=True, timeout=60)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~mask}
 
 
 def test_a_mount_point_is_refused_before_anything_is_written(made: Made, tmp_path: Path) -> None:
@@ -110,7 +171,11 @@ def test_an_old_target_that_was_moved_aside_comes_back(
     )
     if stop != signal.SIGKILL:
         assert done.returncode == 130
-        assert state(out.parent) == {"out": "", "out/config.json": old["config.json"]}
+        assert state(out) == old
+        assert {path.name for path in out.parent.iterdir()} == {"out", ".out.ckptconv-partial"}
+        assert run("merge", made("fsdp2_w4"), out, *SHARDS, "--overwrite").code == 0
+        assert state(out) == alone
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
         return
     assert done.returncode == -signal.SIGKILL
     assert not out.exists()

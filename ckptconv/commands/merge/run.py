@@ -25,7 +25,8 @@ from ckptconv.errors import cannot_write
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.plan import Dtype, Layout, LoraMode, Mtp, Options, Plan, options_of
-from ckptconv.publish.target import check_room, check_target, publish, work_folder
+from ckptconv.publish.target import check_room, check_target, publish
+from ckptconv.publish.work import work_folder
 from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
 from ckptconv.tensors.file_state import require_unchanged
@@ -98,6 +99,7 @@ def merge(
     dry_run: bool = False,
     verify: bool = False,
     check_replicas: bool = False,
+    resume: bool = True,
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     ray: str | None = None,
@@ -108,7 +110,7 @@ def merge(
     """Convert a checkpoint into a Hugging Face model folder.
 
     The target appears whole or not at all, and an existing one is only replaced with `overwrite`, at the end. A run
-    that was killed leaves a work folder next to it, which the same call picks up again.
+    that was stopped (kill, Ctrl-C) leaves its complete files in a folder next to it, and the same call picks them up.
 
     Args:
         source: a run, step, role or model folder, a repository ("org/name"), or a SourceSpec.
@@ -123,6 +125,7 @@ def merge(
         verify: read everything that was written again, with safetensors' own reader, and compare it with the source
             before the folder appears.
         check_replicas: read the other ranks' copies too, and compare their bytes.
+        resume: take over the complete files of a run that was stopped, and keep them on Ctrl-C. False begins anew.
         max_memory: the bound on all buffers together, in bytes.
         workers: threads; the number of cores and one more when omitted.
         ray: a Ray cluster to copy on in place of this machine, "auto" or "HOST:PORT". workers and max_memory are then
@@ -183,7 +186,7 @@ def merge(
         return Merged(plan, target, count, True, time.monotonic() - begun)
     sources, beside = sources_of(plan), states_of(small)
     require_honest_receipts(sources, count, teller(on_progress, "hash"))
-    with work_folder(target, fingerprint(plan, sources)) as work:
+    with work_folder(target, fingerprint(plan, sources), resume) as work:
         check_target(
             target, [], overwrite
         )  # another merge may have ended between the first look and the lock

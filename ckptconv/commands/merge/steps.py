@@ -22,7 +22,7 @@ from ckptconv.commands.merge.run import Merged, merge
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.json import read_table
 from ckptconv.publish.receipt import RECEIPT
-from ckptconv.publish.target import tidy
+from ckptconv.publish.work import tidy
 from ckptconv.tensors.file_state import fingerprint
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written

@@ -56,7 +56,7 @@ def start(run: Path, target: Path, *flags: str) -> subprocess.Popen[str]:
     )
     work = target.parent / f".{target.name}.ckptconv-partial"
     until = time.monotonic() + 60
-    while len(list(work.glob("model.done/*.json"))) < 5:
+    while len(list(work.glob("model.done/*.json"))) < 6:  # the last one may not have its name yet
         assert begun.poll() is None, begun.communicate()
         assert time.monotonic() < until
         time.sleep(0.002)
@@ -65,7 +65,7 @@ def start(run: Path, target: Path, *flags: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
 @pytest.mark.parametrize("existing", [False, True], ids=["new_target", "overwrite"])
-def test_a_stopped_merge_leaves_the_target_as_it_was(
+def test_a_stopped_merge_leaves_the_target_as_it_was_and_keeps_its_complete_files(
     slow: Path, tmp_path: Path, stop: signal.Signals, existing: bool
 ) -> None:
     if existing:
@@ -75,8 +75,39 @@ def test_a_stopped_merge_leaves_the_target_as_it_was(
     begun = start(slow, tmp_path / "out", "--overwrite")
     begun.send_signal(stop)
     out, err = begun.communicate(timeout=60)
+    work = tmp_path / ".out.ckptconv-partial"
+    files = [path for path in (work / "model").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors"}, "an incomplete file was kept"
+    nbytes = sum(path.stat().st_size for path in files)
+    said = (
+        f"Stopped. {len(files)} complete files ({nbytes:,} bytes) stay for the next run.\n  in     {work}\n"
+    )
+    assert (begun.returncode, out) == (130, "")
+    assert err == f"{said}  hint   run the same command again to go on, or remove that folder\n"
+    assert {
+        name: digest for name, digest in state(tmp_path).items() if not name.startswith(work.name)
+    } == before
+
+    done = cli("merge", slow, tmp_path / "out", *SHARDS[:-1], "--overwrite", "--json")
+    assert sorted(json.loads(done.out)["resumed"]) == sorted(path.name for path in files)
+    merge(slow, tmp_path / "alone", dtype="keep", max_shard_size="40KB")
+    assert state(tmp_path / "out") == state(tmp_path / "alone")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "alone"}
+
+
+def test_no_resume_keeps_nothing_of_a_stopped_merge(slow: Path, tmp_path: Path) -> None:
+    begun = start(slow, tmp_path / "out", "--no-resume")
+    begun.send_signal(signal.SIGINT)
+    out, err = begun.communicate(timeout=60)
     assert (begun.returncode, out, err) == (130, "", "Stopped. Nothing was left behind.\n")
-    assert state(tmp_path) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_resume_begins_anew(made: Made, tmp_path: Path) -> None:
+    kill_at(made("fsdp2_w4"), tmp_path / "out", 20)
+    done = merge(made("fsdp2_w4"), tmp_path / "out", dtype="keep", max_shard_size="10KB", resume=False)
+    assert done.resumed == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 INTERRUPTED = """
@@ -92,7 +123,7 @@ def on_progress(step):
         time.sleep(0.5)  # the disk is slow
         written = True
 try:
-    merge(sys.argv[1], sys.argv[2], max_shard_size="10KB", workers=1, on_progress=on_progress)
+    merge(sys.argv[1], sys.argv[2], max_shard_size="10KB", workers=1, on_progress=on_progress, resume=False)
 except KeyboardInterrupt:
     print(written, sorted(path.name for path in Path(sys.argv[2]).parent.iterdir()))
 """
