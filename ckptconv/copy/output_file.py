@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +126,6 @@ def _open_direct(path: Path) -> int | None:
         return None
 
 
-@lru_cache
 def file_system(device: int) -> str:
     """The type of file system of a device number, from mountinfo (proc(5)); "" if the system does not list it."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
