@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from ckptconv.compute import Block
+from ckptconv.compute.block import Block
 from ckptconv.read.reader import Reader, raw_dtype
 from ckptconv.tensors.dtypes import itemsize, to_numpy
 from ckptconv.tensors.view import View, cat, narrow, permute, place, split, stack, stored, unflatten

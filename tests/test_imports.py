@@ -227,10 +227,10 @@ def test_help_imports_neither_torch_nor_transformers(command: tuple[str, ...]) -
     assert not imported_by(*command, "--help") & (HEAVY | {"numpy"})
 
 
-def test_inspect_imports_neither_torch_nor_transformers(made: Callable[[str], Path]) -> None:
+def test_inspect_imports_neither_torch_nor_numpy(made: Callable[[str], Path]) -> None:
     found = imported_by("inspect", str(made("fsdp2_w4")))
     assert "ckptconv" in found
-    assert not found & HEAVY
+    assert not found & (HEAVY | {"numpy", "pydantic"})  # each takes longer than all of ckptconv's own modules
 
 
 def test_merging_a_plain_model_imports_neither_torch_nor_transformers(
@@ -238,4 +238,4 @@ def test_merging_a_plain_model_imports_neither_torch_nor_transformers(
 ) -> None:
     found = imported_by("merge", str(made("fsdp2_w4")), str(tmp_path / "model"))
     assert (tmp_path / "model" / "config.json").is_file()
-    assert not found & FRAMEWORKS
+    assert not found & (FRAMEWORKS | {"pydantic"})

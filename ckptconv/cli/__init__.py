@@ -8,13 +8,21 @@ from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from ckptconv import __version__
 from ckptconv.cli import inspect, merge, push, verify
+from ckptconv.cli.values import convert_plainly
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return convert_plainly(super().get_params(ctx))
+
 
 app = typer.Typer(
     name="ckptconv",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -60,7 +68,7 @@ class _Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, without a type for flags and arguments."""
-        params = super().get_params(ctx)
+        params = convert_plainly(super().get_params(ctx))
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""

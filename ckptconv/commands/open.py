@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.planning import plan_for, require_base
-from ckptconv.compute import CAST_BLOCK, Block, Source
+from ckptconv.compute import Source
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.plan import Options, Plan
-from ckptconv.read.reader import Reader
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.dtypes import itemsize, to_numpy
 from ckptconv.tensors.source_spec import Step, Where, spec_of
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 _SHOWN = 20  # tensors that a repr lists
-_SCRATCH = 8 * CAST_BLOCK  # bytes
 
 
 class LazyTensor:
@@ -126,9 +124,12 @@ class LazyTensor:
         """
         import numpy as np
 
+        from ckptconv.compute.block import CAST_BLOCK, Block
+        from ckptconv.read.reader import Reader
+
         out = np.empty(self.nbytes, np.uint8)
         if self.numel:
-            block, scratch = Block(self.source, self.dtype), np.empty(_SCRATCH, np.uint8)
+            block, scratch = Block(self.source, self.dtype), np.empty(8 * CAST_BLOCK, np.uint8)
             with Reader() as reader:
                 block.fill(reader, self._first, self._first + self.numel, out, scratch)
         return out.view(to_numpy(self.dtype)).reshape(self.shape)

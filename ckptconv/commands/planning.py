@@ -15,8 +15,8 @@ from ckptconv.models import lora
 from ckptconv.plan import Equal, Options, Plan, make_plan
 from ckptconv.plan.stored import take_stock
 from ckptconv.publish import assets
-from ckptconv.read.reader import same_values
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.view import View
 
 # `inspect` recognises this text to suggest --config.
 NO_CONFIG = "no config.json found for this checkpoint"
@@ -27,7 +27,7 @@ def plan_for(
     options: Options,
     config: str | Path | None = None,
     base: str | Path | None = None,
-    equal: Equal = same_values,
+    equal: Equal | None = None,
 ) -> Plan:
     """The plan of an opened checkpoint, as `merge` would run it.
 
@@ -36,8 +36,8 @@ def plan_for(
         options: the user's choices.
         config: a folder with the model's config.json, or that file; the checkpoint's own when omitted.
         base: the folder of the base model, for a checkpoint that holds only LoRA tensors.
-        equal: compares a head with its embedding if the config ties them and they are stored separately. The default
-            reads both; with `ckptconv.plan.unread`, planning raises NeedsReading instead.
+        equal: compares a head with its embedding if the config ties them and they are stored separately. None reads
+            both; with `ckptconv.plan.unread`, planning raises NeedsReading instead.
 
     Raises:
         CkptconvError: there is no config, or the checkpoint cannot become what the options ask for.
@@ -50,7 +50,7 @@ def plan_and_assets(
     options: Options,
     config: str | Path | None = None,
     base: str | Path | None = None,
-    equal: Equal = same_values,
+    equal: Equal | None = None,
 ) -> tuple[Plan, Path | None]:
     """The plan, and the folder with the tokenizer and other small files; see `plan_for` for the arguments."""
     holds_base = options.lora in ("adapter", "both") and take_stock(checkpoint).parts.holds_base
@@ -67,9 +67,15 @@ def plan_and_assets(
             where=checkpoint.root,
             hint="pass the base model: --config DIR or --config org/name",
         )
-    plan = make_plan(checkpoint, found, options, based, equal)
+    plan = make_plan(checkpoint, found, options, based, equal or _by_reading)
     plan = _with_base_name(plan, base, found or {})
     return plan, folder if folder is None or folder.is_dir() else folder.parent
+
+
+def _by_reading(one: View, other: View) -> bool:
+    from ckptconv.read.reader import same_values
+
+    return same_values(one, other)
 
 
 def _with_base_name(plan: Plan, base: str | Path | None, config: Mapping[str, Any]) -> Plan:

@@ -1,6 +1,8 @@
-"""Computes tensors that are not copies: casts, LoRA updates, dequantised weights, block by block in bounded memory."""
+"""Computes tensors that are not copies: casts, LoRA updates, dequantised weights, block by block in bounded memory.
 
-from ckptconv.compute.block import CAST_BLOCK, Block
+A plan needs the records of `sources` only, which are here. `block` and `tiles` compute them, and import numpy.
+"""
+
 from ckptconv.compute.sources import (
     Added,
     Computed,
@@ -13,22 +15,16 @@ from ckptconv.compute.sources import (
     Source,
     views_of,
 )
-from ckptconv.compute.tiles import Filler, Tile, tiles_of
 
 __all__ = [
-    "CAST_BLOCK",
     "Added",
-    "Block",
     "Computed",
     "Decomposed",
     "Dequantised",
-    "Filler",
     "Fuse",
     "Rewritten",
     "Scales",
     "Shift",
     "Source",
-    "Tile",
-    "tiles_of",
     "views_of",
 ]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckptconv.compute.sources import Computed, Floats, Scales
+from ckptconv.compute.sources import Computed, Scales
 from ckptconv.read.reader import Array, Reader, read_numpy
 from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.view import Shape
 
+if TYPE_CHECKING:
+    from ckptconv.compute.sources import Floats
+
 # (reader, position of the first value in C order, stored values) -> a new array of float32 values.
-Plain = Callable[[Reader, int, Array], Floats]
+Plain = Callable[[Reader, int, Array], "Floats"]
 
 
 def plain_values(source: Computed) -> Plain:

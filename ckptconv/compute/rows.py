@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ckptconv.compute.dequantise import plain_values
@@ -10,7 +12,6 @@ from ckptconv.compute.sources import (
     Computed,
     Decomposed,
     Dequantised,
-    Floats,
     Fuse,
     Rewritten,
     Shift,
@@ -18,6 +19,9 @@ from ckptconv.compute.sources import (
 from ckptconv.read.reader import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype, read_numpy
 from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.view import View, select
+
+if TYPE_CHECKING:
+    from ckptconv.compute.sources import Floats
 
 
 def rows_of(source: Computed, base: Prepared) -> Rows:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ckptconv.tensors.view import Shape, View
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
+if TYPE_CHECKING:  # a plan needs no numpy
+    import numpy as np
+
+    Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)

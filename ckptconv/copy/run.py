@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
-from ckptconv.compute import Filler, Tile, tiles_of, views_of
+from ckptconv.compute import views_of
+from ckptconv.compute.tiles import Filler, Tile, tiles_of
 from ckptconv.copy.finished import Finished, Nonfinite, note, take_over
 from ckptconv.copy.hashing import HASH_BLOCK, combine
-from ckptconv.copy.nonfinite import Gathered, holds_nonfinite
+from ckptconv.copy.nonfinite import Gathered, digest_and_look
 from ckptconv.copy.output_file import PAGE, OutputFile, block_buffer, in_place
 from ckptconv.errors import CkptconvError, cannot_write
 from ckptconv.plan import Output, Plan
@@ -199,8 +199,7 @@ class _Run:
                 self.read += reader.nbytes
 
     def _put(self, task: _Task, target: _Target, data: Array, offset: int) -> None:
-        digest = xxhash.xxh3_128_digest(data)
-        strange = holds_nonfinite(data, task.output.dtype)
+        digest, strange = digest_and_look(data, task.output.dtype)
         try:
             target.file.write(data, offset)
         except OSError as error:

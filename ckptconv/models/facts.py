@@ -81,6 +81,12 @@ def default_architecture(config: dict[str, Any]) -> str | None:
     return next((classes[task] for task in ("image_text", "causal", "multimodal") if task in classes), None)
 
 
+def text_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of the language model: the keys of `text_config`, if it exists, override the others."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
+
+
 def named_architectures(config: Mapping[str, Any]) -> list[str]:
     """What a config's `architectures` names; anything else in it is no name."""
     stated = config.get("architectures")

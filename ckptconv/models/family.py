@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ckptconv.models.facts import text_of
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Cut, Grouped, Layout
 
@@ -132,12 +133,6 @@ def within(rules: Collection[Rule], trained: str, hub: Callable[[str], str]) -> 
         )
         for rule in rules
     )
-
-
-def text_of(config: Config) -> Config:
-    """Return the config of the language model: the keys of `text_config`, if it exists, override the others."""
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
 
 
 def qkv_layout(config: Config) -> Grouped:

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.operations import layouts_of, readable, targets_of
-from ckptconv.models.rules import Piece, to_hub_layout
-from ckptconv.models.table import Config, TableRule, rules_of
+from ckptconv.models.table import Config, TableRule, readable, rules_of, targets_of
 from ckptconv.tensors.names import MODULE, without_wrappers
 from ckptconv.tensors.view import Shape
 
@@ -141,6 +139,9 @@ def _collect(tensors: Mapping[str, T], converters: list[TableRule]) -> tuple[dic
 
 def _convert(key: str, group: _Group[T], config: Config) -> list[tuple[str, Named[T]]]:
     """One application of a rule: its trained tensors through its layout changes, under the names before renaming."""
+    from ckptconv.models.operations import layouts_of
+    from ckptconv.models.rules import Piece, to_hub_layout
+
     rule = group.rule
     missing = [pattern for pattern in rule.patterns if pattern not in group.pieces]
     if missing:

@@ -13,9 +13,7 @@ from typing import TypeVar
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import hub_names
 from ckptconv.models.hub_names import Named, Renamed
-from ckptconv.models.operations import layouts_of, readable, targets_of
-from ckptconv.models.rules import Piece, to_trained_layout
-from ckptconv.models.table import Config, TableRule, rules_of
+from ckptconv.models.table import Config, TableRule, readable, rules_of, targets_of
 from ckptconv.tensors.names import natural
 from ckptconv.tensors.view import stored
 
@@ -110,6 +108,9 @@ def _joined(
             where=names[0],
             kind=Kind.UNSUPPORTED,
         )
+    from ckptconv.models.operations import layouts_of
+    from ckptconv.models.rules import Piece, to_trained_layout
+
     layouts = layouts_of(rule, len(targets_of(rule, config)), config)
     try:
         pieces = to_trained_layout(layouts, [Piece.of(tensors[name]) for name in names])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.models.family import text_of
+from ckptconv.models.facts import text_of
 
 # The keys of DeepSeek, GLM and MiMo; of Qwen3.5; and transformers' name for the first.
 _KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")

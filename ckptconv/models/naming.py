@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models import hub_names, megatron, module_names, torchtitan
+from ckptconv.models import hub_names, module_names
 from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.models.pattern import Pattern
 from ckptconv.tensors.view import View
+
+# Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
+_TORCHTITAN = Pattern("layers.{layer}.attention_norm.weight")
+
+
+def has_torchtitan_names(names: Iterable[str]) -> bool:
+    """True where the tensors' names are those of torchtitan's own model classes."""
+    return any(_TORCHTITAN.match(name) for name in names)
 
 
 def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:
@@ -26,8 +35,14 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         CkptconvError: a rule does not fit the tensors, or no table covers the model.
     """
     if naming == "megatron":
+        from ckptconv.models import (
+            megatron,  # families are tables of many records: imported for those who need them
+        )
+
         return megatron.to_hub(tensors, config)
-    if naming != "hub" and torchtitan.has_torchtitan_names(tensors):
+    if naming != "hub" and has_torchtitan_names(tensors):
+        from ckptconv.models import torchtitan
+
         return torchtitan.to_hub(tensors, config)
     if naming == "hub" and _is_quantized(config):
         return _as_they_are(tensors)

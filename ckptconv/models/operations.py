@@ -1,40 +1,19 @@
-"""Turn the operations of transformers' table into ckptconv's layout changes, and its patterns into readable text.
+"""Turn the operations of transformers' table into ckptconv's layout changes.
 
 The table names an operation and its arguments. Sizes come from the tensors, and the number of heads from the config.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.rules import Cut, Layout, Modalities, Pairs, Piece, Rope, Swap, Turned, Unstack
-from ckptconv.models.table import Config, TableRule, heads_key
+from ckptconv.models.table import Config, TableRule, heads_key, readable
 
 T = TypeVar("T")
-
-
-def targets_of(rule: TableRule, config: Config) -> tuple[str, ...]:
-    """Return the Hub patterns of a rule. A pattern with `*` whose count is in the config is repeated that many times.
-
-    Raises:
-        CkptconvError: the config does not give the count.
-    """
-    for _, arguments in rule.ops or ():
-        count = arguments.get("num_shards_attribute")
-        if count:
-            text = config.get("text_config") or config
-            if not isinstance(text.get(count), int):
-                raise CkptconvError(
-                    "config.json does not give the number of parts of a tensor",
-                    where=rule.entry,
-                    wanted=count,
-                )
-            return tuple(rule.targets[0].replace("*", str(i)) for i in range(text[count]))
-    return rule.targets
 
 
 def layouts_of(rule: TableRule, targets: int, config: Config) -> list[Layout]:
@@ -113,26 +92,3 @@ def _rope(arguments: dict[str, Any], rule: TableRule, config: Config) -> Layout:
     )
     layout = Rope(heads, places)
     return layout if arguments["inverse"] else Turned(layout)
-
-
-def readable(patterns: tuple[str, ...]) -> str:
-    """Return patterns as one name with holes: common segments appear once, and differing segments are in braces."""
-    plain = [
-        re.sub(r"\(\?[!=<][^()]*\)|^\^", "", text).replace("\\.", ".").replace("*", "{expert}")
-        for text in patterns
-    ]
-    first, others = plain[0].split("."), [text.split(".") for text in plain[1:]]
-    if not others or any(len(other) != len(first) for other in others):
-        return plain[0] if not others else ", ".join(plain)
-    columns = [list(dict.fromkeys(column)) for column in zip(first, *others, strict=True)]
-    return ".".join(column[0] if len(column) == 1 else _braced(column) for column in columns)
-
-
-def _braced(words: list[str]) -> str:
-    """Return differing segments in braces: gate_proj and up_proj become {gate,up}_proj."""
-    ends = [word.split("_") for word in words]
-    shared = 0
-    while all(len(end) > shared + 1 and end[-1 - shared] == ends[0][-1 - shared] for end in ends):
-        shared += 1
-    heads = ["_".join(end[: len(end) - shared]) for end in ends]
-    return "_".join(["{" + ",".join(heads) + "}", *(ends[0][-shared:] if shared else [])])

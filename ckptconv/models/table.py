@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
@@ -77,7 +77,7 @@ class Node(NamedTuple):
 @cache
 def load() -> dict[str, Any]:
     """Return the table, which is read once."""
-    return json.loads((files("ckptconv.models") / "transformers_table.json").read_text("utf-8"))
+    return json.loads(Path(__file__).with_name("transformers_table.json").read_text("utf-8"))
 
 
 def rules_of(
@@ -219,3 +219,46 @@ def _rule(entry: str, rule: dict[str, Any], path: str, base: str) -> TableRule:
         rule.get("offset", 0),
         load and _rule(entry, load | {kind: rule[kind] for kind in kinds if kind not in load}, path, base),
     )
+
+
+def targets_of(rule: TableRule, config: Config) -> tuple[str, ...]:
+    """Return the Hub patterns of a rule. A pattern with `*` whose count is in the config is repeated that many times.
+
+    Raises:
+        CkptconvError: the config does not give the count.
+    """
+    for _, arguments in rule.ops or ():
+        count = arguments.get("num_shards_attribute")
+        if count:
+            text = config.get("text_config") or config
+            if not isinstance(text.get(count), int):
+                raise CkptconvError(
+                    "config.json does not give the number of parts of a tensor",
+                    where=rule.entry,
+                    wanted=count,
+                )
+            return tuple(rule.targets[0].replace("*", str(i)) for i in range(text[count]))
+    return rule.targets
+
+
+def readable(patterns: tuple[str, ...]) -> str:
+    """Return patterns as one name with holes: common segments appear once, and differing segments are in braces."""
+    plain = [
+        re.sub(r"\(\?[!=<][^()]*\)|^\^", "", text).replace("\\.", ".").replace("*", "{expert}")
+        for text in patterns
+    ]
+    first, others = plain[0].split("."), [text.split(".") for text in plain[1:]]
+    if not others or any(len(other) != len(first) for other in others):
+        return plain[0] if not others else ", ".join(plain)
+    columns = [list(dict.fromkeys(column)) for column in zip(first, *others, strict=True)]
+    return ".".join(column[0] if len(column) == 1 else _braced(column) for column in columns)
+
+
+def _braced(words: list[str]) -> str:
+    """Return differing segments in braces: gate_proj and up_proj become {gate,up}_proj."""
+    ends = [word.split("_") for word in words]
+    shared = 0
+    while all(len(end) > shared + 1 and end[-1 - shared] == ends[0][-1 - shared] for end in ends):
+        shared += 1
+    heads = ["_".join(end[: len(end) - shared]) for end in ends]
+    return "_".join(["{" + ",".join(heads) + "}", *(ends[0][-shared:] if shared else [])])

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.facts import named_architectures
-from ckptconv.models.family import Config, Family, Rule, text_of
+from ckptconv.models.facts import named_architectures, text_of
+from ckptconv.models.family import Config, Family, Rule
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.rules import Piece, Pieces, to_hub_layout, to_trained_layout
 from ckptconv.tensors.view import View, narrow

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.megatron import agree
 from ckptconv.plan.adapter import plan_adapter
 from ckptconv.plan.balance import balance
 from ckptconv.plan.lora_mode import mode_of
@@ -53,7 +52,7 @@ def _plan(
 ) -> Plan:
     stored = take_stock(checkpoint)
     mode, notes = mode_of(stored, options, base)
-    padding = agree(checkpoint, config) if checkpoint.naming == "megatron" and config else []
+    padding = _settings_agree(checkpoint, config) if checkpoint.naming == "megatron" and config else []
     parts: list[Part] = []
     views = list(stored.views)
     if mode != "adapter":
@@ -82,3 +81,9 @@ def _plan(
         balanced=balance(views, outputs, first.used, dropped),
         is_adapter=mode == "adapter",
     )
+
+
+def _settings_agree(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
+    from ckptconv.models.megatron import agree  # the tables of all families: other checkpoints need none
+
+    return agree(checkpoint, config)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models import hub_names, lora, megatron
+from ckptconv.models import hub_names, lora
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.naming import to_hub
 from ckptconv.plan.records import Filled
@@ -102,7 +102,7 @@ def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Confi
         meta: the LoRA settings of the checkpoint.
         config: the model's config.json.
     """
-    if naming == "megatron" and megatron.family_of(config).variants and not parts.holds_base:
+    if naming == "megatron" and not parts.holds_base and _has_variants(config):
         raise CkptconvError(
             f"adapters alone do not say how Megatron laid out the weights of {config.get('model_type')}",
             hint="merge them with the trainer's own tools",
@@ -110,6 +110,12 @@ def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Confi
     rename = _names_for(naming, dict(config))[0]
     plain = [each for each in parts.factors if not each.parameters]
     return lora.place(plain, rename, lora.is_fan_in_fan_out(meta, config))
+
+
+def _has_variants(config: Config) -> bool:
+    from ckptconv.models.megatron import family_of
+
+    return bool(family_of(config).variants)
 
 
 def _names_for(naming: str, config: dict[str, Any]) -> list[lora.Rename]:

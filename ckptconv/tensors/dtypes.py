@@ -5,9 +5,10 @@ A dtype is torch's name without the prefix: "float32", "bfloat16", "int64". Ever
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:  # a table of names needs no numpy, which takes as long to import as half of `inspect`
+    import numpy as np
 
 # name -> (bytes per element, safetensors' name). Sources: safetensors, src/tensor.rs, Dtype; torch.Storage classes.
 _TABLE: dict[str, tuple[int, str]] = {
@@ -147,6 +148,8 @@ def is_float(name: str) -> bool:
 
 def to_numpy(name: str) -> np.dtype[Any]:
     """The numpy dtype; it comes from ml_dtypes for the formats that numpy lacks. Packed dtypes are uint8."""
+    import numpy as np
+
     if name in _BITS:
         return np.dtype(np.uint8)
     if name in _ML_DTYPES:

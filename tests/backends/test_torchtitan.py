@@ -15,7 +15,8 @@ from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.models.torchtitan import FAMILIES, family_of, has_torchtitan_names, to_hub, to_trained
+from ckptconv.models.naming import has_torchtitan_names
+from ckptconv.models.torchtitan import FAMILIES, family_of, to_hub, to_trained
 from ckptconv.models.torchtitan.verbs import EARLIER
 from ckptconv.read.reader import read_numpy
 

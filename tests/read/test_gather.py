@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
-from ckptconv.compute import Block
+from ckptconv.compute.block import Block
 from ckptconv.errors import CkptconvError
 from ckptconv.read import gather
 from ckptconv.read import reader as read

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401 - numpy knows bfloat16 by name from here on, and safetensors asks it
 import numpy as np
 
-from ckptconv.compute import Filler
+from ckptconv.compute.tiles import Filler
 from ckptconv.errors import CkptconvError, ExitCode
 from ckptconv.formats.safetensors import header_by_library
 from ckptconv.plan import Output, Plan

@@ -16,7 +16,7 @@ import numpy as np
 
 from ckptconv.commands.verify.orders import Place, Run, describe, rotary, runs_of
 from ckptconv.commands.verify.values import Task, few
-from ckptconv.compute import Block
+from ckptconv.compute.block import Block
 from ckptconv.plan import Output
 from ckptconv.read import workers as threads
 from ckptconv.read.reader import Array, Reader, raw_dtype

@@ -15,7 +15,9 @@ from ckptconv.commands.verify.sanity import Sanity
 from ckptconv.commands.verify.sides import Side
 from ckptconv.commands.verify.structure import Matched, compared_in
 from ckptconv.commands.verify.tally import Tally
-from ckptconv.compute import CAST_BLOCK, Filler, Tile, tiles_of, views_of
+from ckptconv.compute import views_of
+from ckptconv.compute.block import CAST_BLOCK
+from ckptconv.compute.tiles import Filler, Tile, tiles_of
 from ckptconv.plan import Output
 from ckptconv.read import workers as threads
 from ckptconv.read.reader import Array, Reader, raw_dtype, same_place

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
-from ckptconv.models.pattern import Pattern
 from ckptconv.models.torchtitan.tables import FAMILIES
 
 T = TypeVar("T")
-# Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
-_MARK = Pattern("layers.{layer}.attention_norm.weight")
-
-
-def has_torchtitan_names(names: Iterable[str]) -> bool:
-    """True where the tensors' names are those of torchtitan's own model classes."""
-    return any(_MARK.match(name) for name in names)
 
 
 def family_of(config: Config) -> Family:
