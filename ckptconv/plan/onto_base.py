@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import facts, lora
 from ckptconv.plan.records import Left
 from ckptconv.plan.stored import Stored
@@ -22,15 +22,53 @@ _TASKS = {"SEQ_CLS": ("sequence", "sequence classification"), "TOKEN_CLS": ("tok
 _HEADS = ("score.", "classifier.")
 
 
-@dataclass
-class _Draft:
-    """The weights while they are collected."""
+@dataclass(frozen=True, slots=True)
+class _ForTask:
+    """Step 1: the base model as the class that the adapter adapts.
+
+    Args:
+        tensors: the base model's weights, without a head that the adapter's model does not have.
+        config: config.json of that class.
+        head: the names of the adapter's own head, if its class has another head than the base model.
+        left: the weights of the base model that are not in that class.
+        notes: what changed in config.json.
+    """
 
     tensors: dict[str, View]
     config: dict[str, Any] | None
-    left: list[Left] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    dtypes: dict[str, str] = field(default_factory=dict)
+    head: tuple[str, ...] = ()
+    left: tuple[Left, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Untwinned:
+    """Step 2: the adapter's whole weights, without a head that repeats its embedding.
+
+    Args:
+        trained: the weights that stay.
+        tied: the names of the embeddings that stay tied to their head.
+        left: the heads that repeat an embedding.
+    """
+
+    trained: dict[str, View]
+    tied: frozenset[str] = frozenset()
+    left: tuple[Left, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """Step 3: what the adapter's whole weights change in the base model.
+
+    Args:
+        config: config.json with the adapter's vocab_size.
+        dtypes: name -> the base model's dtype, for each weight that the adapter stores in another.
+        notes: what changed in config.json.
+    """
+
+    config: dict[str, Any] | None
+    dtypes: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpoint, equal: Equal) -> Weights:
@@ -47,24 +85,20 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
     """
     parts = stored.parts
     originals = {name: tensor.view for name, tensor in base.tensors.items()}
-    draft = _Draft(dict(originals), copy.deepcopy(config))
-    trained = {name: parts.weights[name] for name in parts.trained}
-    head = _set_task(draft, stored, trained)
-    twins = _leave_tied_twins(draft, parts, trained, equal)
+    task = _for_task(stored, originals, config)
+    twins = _without_twins(parts, task.config, equal)
+    trained = twins.trained
+    fitted = _fitted({name: view for name, view in trained.items() if name not in task.head}, task)
     copies = {name: view for name, view in trained.items() if ".base_layer." in parts.origin[name]}
-    rows = _vocabulary(draft.config).get("vocab_size")
-    for name, view in trained.items():
-        if name not in head:
-            _check_shape(draft, name, view, rows)
-    draft.tensors.update(copies)  # the weights from which an adapted layer, and a tied head, started
-    updated = {each.weight for each in parts.factors} | (trained.keys() - copies.keys() - twins)
-    apart = Apart(draft.tensors, draft.config)
-    if not head:  # a classifier's head is not tied to the embedding
-        apart = take_apart(draft.tensors, updated, draft.config)
+    tensors = {**task.tensors, **copies}  # the weights from which an adapted layer, and a tied head, started
+    updated = {each.weight for each in parts.factors} | (trained.keys() - copies.keys() - twins.tied)
+    apart = Apart(tensors, fitted.config)
+    if not task.head:  # a classifier's head is not tied to the embedding
+        apart = take_apart(tensors, updated, fitted.config)
     weights = {**apart.weights, **trained}
     _check_vocabulary(weights)
     kept = list(weights.values())
-    left: list[Left] = [
+    replaced: list[Left] = [
         (f"base: {name}", view, _REPLACED)
         for name, view in originals.items()
         if name in weights and weights[name] is not view and not is_among(view, kept)
@@ -76,53 +110,57 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
         apart.config,
         shared=tuple(view for view in shared if is_among(view, kept)),
         stored=tuple(originals.values()),
-        left=(*draft.left, *left),
-        notes=(*draft.notes, *apart.notes),
-        dtypes=draft.dtypes,
+        left=(*task.left, *twins.left, *replaced),
+        notes=(*task.notes, *fitted.notes, *apart.notes),
+        dtypes=fitted.dtypes,
         held=frozenset(trained),
     )
 
 
-def _set_task(draft: _Draft, stored: Stored, trained: Mapping[str, View]) -> tuple[str, ...]:
-    """Turn the base model into the adapter's class, if that has another head; returns the names of the head's tensors."""
+def _for_task(stored: Stored, originals: dict[str, View], config: dict[str, Any] | None) -> _ForTask:
+    """Turn the base model into the adapter's class, if that has another head.
+
+    Raises:
+        CkptconvError: no class with such a head is known for the base model.
+    """
+    trained = stored.parts.trained
     task, called = _TASKS.get(str(stored.lora.get("task_type")), ("", ""))
-    new = tuple(name for name in trained if name.startswith(_HEADS))
-    if not task or not new:
-        return ()
-    config = draft.config or {}
-    named = facts.named_architectures(config)
-    body = {each.module.split(".")[0] for each in stored.parts.factors}
-    for name, view in list(draft.tensors.items()):
-        if name.split(".")[0] not in body and name not in trained:
-            del draft.tensors[name]
-            draft.left.append((f"base: {name}", view, f"the adapter's model has a head for {called} instead"))
-    wanted = facts.architecture_for(config, task)
+    head = tuple(name for name in trained if name.startswith(_HEADS))
+    if not task or not head:
+        return _ForTask(originals, config)
+    wanted = facts.architecture_for(config or {}, task)
     if wanted is None:
         raise CkptconvError(
             f"the adapter has a head for {called}, and no class with one is known for this model",
-            found=f"model_type {config.get('model_type')!r}",
+            found=f"model_type {(config or {}).get('model_type')!r}",
             hint="merge it with PEFT",
+            kind=Kind.UNSUPPORTED,
         )
-    if draft.config is not None and named != [wanted]:
-        draft.config["architectures"] = [wanted]
-        draft.notes.append(f"the adapter has a head for {called}: architectures is set to {wanted}")
-    return new
+    body = {each.module.split(".")[0] for each in stored.parts.factors}
+    others = [name for name in originals if name.split(".")[0] not in body and name not in trained]
+    reason = f"the adapter's model has a head for {called} instead"
+    notes: tuple[str, ...] = ()
+    if config is not None and facts.named_architectures(config) != [wanted]:
+        config = {**config, "architectures": [wanted]}
+        notes = (f"the adapter has a head for {called}: architectures is set to {wanted}",)
+    return _ForTask(
+        {name: view for name, view in originals.items() if name not in others},
+        config,
+        head,
+        tuple((f"base: {name}", originals[name], reason) for name in others),
+        notes,
+    )
 
 
-def _leave_tied_twins(
-    draft: _Draft, parts: lora.Separated, trained: dict[str, View], equal: Equal
-) -> set[str]:
-    """Drop a head that has the same values as its embedding, since PEFT saves both although they are one tensor.
-
-    Returns:
-        The names of the embeddings that stay tied.
-    """
-    kept: set[str] = set()
-    if draft.config is None or not facts.says_tied(draft.config):
-        return kept
+def _without_twins(parts: lora.Separated, config: dict[str, Any] | None, equal: Equal) -> _Untwinned:
+    """Drop a head that has the same values as its embedding, since PEFT saves both although they are one tensor."""
+    trained = {name: parts.weights[name] for name in parts.trained}
+    if config is None or not facts.says_tied(config):
+        return _Untwinned(trained)
     adapted = {each.weight for each in parts.factors}
     tokens = {each.weight: each for each in parts.tokens}
-    for head, embedding in facts.tied_pairs(draft.config, [*trained]):
+    twins: dict[str, str] = {}  # head -> embedding
+    for head, embedding in facts.tied_pairs(config, [*trained]):
         one, two = tokens.get(head), tokens.get(embedding)
         rows = one is None and two is None
         if one is not None and two is not None:
@@ -130,33 +168,53 @@ def _leave_tied_twins(
         if head in adapted or embedding in adapted or not rows:
             continue
         if same(trained[head], trained[embedding], equal):
-            draft.left.append((head, trained.pop(head), f"tied: equal to {embedding}"))
-            kept.add(embedding)
-    return kept
+            twins[head] = embedding
+    return _Untwinned(
+        {name: view for name, view in trained.items() if name not in twins},
+        frozenset(twins.values()),
+        tuple((head, trained[head], f"tied: equal to {embedding}") for head, embedding in twins.items()),
+    )
 
 
-def _check_shape(draft: _Draft, name: str, view: View, rows: object) -> None:
-    """Compare a whole weight of the adapter with the one that it replaces; a resized vocabulary changes the config."""
-    old = draft.tensors.get(name)
-    if old is None:
-        if not (name.endswith("lm_head.weight") and facts.says_tied(draft.config or {})):
-            raise CkptconvError(f"{name} was trained whole, but the base model has no such weight")
-        return
-    if old.dtype != view.dtype:
-        draft.dtypes[name] = old.dtype
-    if old.shape == view.shape:
-        return
-    if len(view.shape) != 2 or view.shape[1:] != old.shape[1:] or old.shape[0] != rows:
-        raise CkptconvError(
-            f"{name} of the adapter does not fit the base model's",
-            found=" × ".join(map(str, view.shape)),
-            wanted=" × ".join(map(str, old.shape)),
-            hint="name the base model that the adapter was trained on: --base DIR",
-        )
-    part = _vocabulary(draft.config)
-    if part.get("vocab_size") != view.shape[0]:
-        part["vocab_size"] = view.shape[0]
-        draft.notes.append(f"the adapter resized the vocabulary: vocab_size {rows} becomes {view.shape[0]}")
+def _fitted(trained: Mapping[str, View], task: _ForTask) -> _Fitted:
+    """Compare the adapter's whole weights with those that they replace; a resized vocabulary changes the config.
+
+    Args:
+        trained: the adapter's whole weights, without its own head.
+        task: the base model.
+
+    Raises:
+        CkptconvError: the base model has no such weight, or one of another shape.
+    """
+    rows = _vocabulary(task.config).get("vocab_size")
+    dtypes: dict[str, str] = {}
+    resized: dict[int, None] = {}  # the new numbers of rows, in order
+    for name, view in trained.items():
+        old = task.tensors.get(name)
+        if old is None:
+            if name.endswith("lm_head.weight") and facts.says_tied(task.config or {}):
+                continue
+            raise CkptconvError(
+                f"{name} was trained whole, but the base model has no such weight", kind=Kind.DOES_NOT_FIT
+            )
+        if old.dtype != view.dtype:
+            dtypes[name] = old.dtype
+        if old.shape == view.shape:
+            continue
+        if len(view.shape) != 2 or view.shape[1:] != old.shape[1:] or old.shape[0] != rows:
+            raise CkptconvError(
+                f"{name} of the adapter does not fit the base model's",
+                found=" × ".join(map(str, view.shape)),
+                wanted=" × ".join(map(str, old.shape)),
+                hint="name the base model that the adapter was trained on: --base DIR",
+                kind=Kind.DOES_NOT_FIT,
+            )
+        resized[view.shape[0]] = None
+    config = copy.deepcopy(task.config)
+    for size in resized:
+        _vocabulary(config)["vocab_size"] = size
+    notes = (f"the adapter resized the vocabulary: vocab_size {rows} becomes {size}" for size in resized)
+    return _Fitted(config, dtypes, tuple(notes))
 
 
 def _vocabulary(config: dict[str, Any] | None) -> dict[str, Any]:
@@ -166,6 +224,7 @@ def _vocabulary(config: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _check_vocabulary(weights: Mapping[str, View]) -> None:
+    """Raise a CkptconvError if the text model's embedding and head have different numbers of rows."""
     rows = {
         name: view.shape[0]
         for name, view in weights.items()
@@ -176,5 +235,6 @@ def _check_vocabulary(weights: Mapping[str, View]) -> None:
         raise CkptconvError(
             "the adapter resized only one of embedding and head",
             found=", ".join(f"{name} {count:,}" for name, count in rows.items()),
-            wanted="as many rows in both",
+            wanted="the same number of rows in both",
+            kind=Kind.DAMAGED,
         )
