@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 
-from ckptconv.errors import CkptconvError, ExitCode, Interrupted
+from ckptconv.errors import CkptconvError, ExitCode, Interrupted, Kind
 
 _OPEN_FILES = 65536
 
@@ -46,7 +46,13 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        _show(CkptconvError(f"{error.strerror or error} (from the operating system)", where=error.filename))
+        _show(
+            CkptconvError(
+                f"{error.strerror or error} (from the operating system)",
+                where=error.filename,
+                kind=Kind.ENVIRONMENT,
+            )
+        )
         sys.exit(int(ExitCode.FAILED))
     except Exception as error:
         if debug:
@@ -56,6 +62,7 @@ def main() -> None:
             CkptconvError(
                 f"unexpected error (a bug in ckptconv): {what}",
                 hint="run again with CKPTCONV_DEBUG=1 for the traceback, and please report it",
+                kind=Kind.BUG,
             )
         )
         sys.exit(int(ExitCode.FAILED))

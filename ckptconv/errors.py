@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
 class Kind(Enum):
     """What sort of refusal an error is, for callers that react to it."""
 
-    USAGE = "usage"  # an argument that is not accepted, or two that contradict each other
+    USAGE = "usage"  # an argument that is missing or not accepted, or two that contradict each other
     NOT_A_CHECKPOINT = "not_a_checkpoint"  # nothing here, or nothing that ckptconv knows
     INCOMPLETE = "incomplete"  # a part of the checkpoint is not here (yet)
     DAMAGED = "damaged"  # files that contradict each other or cannot be read
@@ -36,6 +36,7 @@ class Kind(Enum):
     )
     TARGET = "target"  # where the output should go: it exists, it is full, it is in use
     ENVIRONMENT = "environment"  # the disk, the network, the Hub, a library
+    BUG = "bug"  # a defect in ckptconv
     OTHER = "other"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import ckptconv
 from ckptconv.errors import CkptconvError, Kind
 
 SOURCES = Path(ckptconv.__file__).parent
-# Rooms whose errors get a kind from the one function that calls them: open_checkpoint (DAMAGED), make_plan (DOES_NOT_FIT).
-DEFAULTED = {"backends", "models", "plan"}
-ALWAYS = {"formats", "publish", "read"}
-MOST_OTHER = 76  # sites in the remaining rooms; lower it when you give one of them a kind
+# Rooms whose errors get a kind from the function that calls them: open_checkpoint (DAMAGED), make_plan (DOES_NOT_FIT).
+# tensors/view.py is called by both.
+DEFAULTED = {"backends", "models", "plan", "tensors"}
+# The steps of a run may fail for different reasons.
+MIXED = {"cli/merge_steps.py"}
 
 
 def sites_without_a_kind() -> Iterator[tuple[str, str]]:
@@ -31,13 +31,9 @@ def sites_without_a_kind() -> Iterator[tuple[str, str]]:
                 yield name.parts[0], f"{name}:{node.lineno}"
 
 
-def test_these_rooms_state_the_kind_of_every_refusal() -> None:
-    assert [place for room, place in sites_without_a_kind() if room in ALWAYS] == []
-
-
-def test_no_more_refusals_of_no_kind_than_before() -> None:
-    found = Counter(room for room, _ in sites_without_a_kind() if room not in DEFAULTED | ALWAYS)
-    assert sum(found.values()) <= MOST_OTHER, f"a new error needs a kind: {dict(found)}"
+def test_every_refusal_states_its_kind_or_gets_its_rooms_default() -> None:
+    sites = [place for room, place in sites_without_a_kind() if room not in DEFAULTED]
+    assert [place for place in sites if place.split(":")[0] not in MIXED] == []
 
 
 def cut(file: Path) -> None:

@@ -187,7 +187,7 @@ def command(
     from ckptconv.cli.push import push_and_show
     from ckptconv.commands.merge.run import merge
     from ckptconv.commands.push.run import check_push
-    from ckptconv.errors import CkptconvError
+    from ckptconv.errors import CkptconvError, Kind
     from ckptconv.plan import Options
     from ckptconv.show import merge as show
     from ckptconv.show.progress import ProgressShown
@@ -219,6 +219,7 @@ def command(
                 "--is-value-model was given, but the checkpoint has no value head",
                 where=plan.checkpoint.root,
                 hint="remove --is-value-model",
+                kind=Kind.DOES_NOT_FIT,
             )
         sink.phase("Reading", show.summary(plan))
         sink.phase("Planning", show.planned(plan))
@@ -256,6 +257,7 @@ def command(
                 hint="push one step after the merge: ckptconv push OUT/STEP org/name [--revision STEP]"
                 if upload
                 else None,
+                kind=Kind.USAGE,
             )
         every_step(sink, shown, source, target, watch, choices)
         return

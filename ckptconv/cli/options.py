@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 _VERL = "verl's own spelling"
 
@@ -119,10 +119,12 @@ def one_of(positional: Path | None, named: Path | None, what: str, flag: str, us
         CkptconvError: the value is given twice or not at all.
     """
     if positional is not None and named is not None:
-        raise CkptconvError(f"{what} is given twice: as an argument and by {flag}", hint=f"omit {flag}")
+        raise CkptconvError(
+            f"{what} is given twice: as an argument and by {flag}", hint=f"omit {flag}", kind=Kind.USAGE
+        )
     value = positional if positional is not None else named
     if value is None:
-        raise CkptconvError(f"missing argument {what}", hint=f"usage: {usage}")
+        raise CkptconvError(f"missing argument {what}", hint=f"usage: {usage}", kind=Kind.USAGE)
     return value
 
 
@@ -134,6 +136,7 @@ def cluster(address: str | None) -> str | None:
             found=address,
             wanted="auto, or HOST:PORT",
             hint="run it on a node of the cluster with --ray auto, or from elsewhere with `ray job submit`",
+            kind=Kind.USAGE,
         )
     return address
 

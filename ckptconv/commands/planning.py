@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.names import cached_name, public_name, repo_of
 from ckptconv.models import lora
 from ckptconv.plan import Equal, Options, Plan, make_plan
@@ -66,6 +66,7 @@ def plan_and_assets(
             NO_CONFIG,
             where=checkpoint.root,
             hint="pass the base model: --config DIR or --config org/name",
+            kind=Kind.USAGE,
         )
     plan = make_plan(checkpoint, found, options, based, equal or _by_reading)
     plan = _with_base_name(plan, base, found or {})
@@ -116,6 +117,7 @@ def require_base(checkpoint: Checkpoint, options: Options) -> None:
         found=f"base_model_name_or_path {name}",
         wanted="--base, the base model: a folder, or a repository on the Hub",
         hint=f"--base {_wanted(name)} (--lora adapter writes the adapter again)",
+        kind=Kind.USAGE,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ckptconv.compute.rows import rows_of
 from ckptconv.compute.sources import Source
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read.gather import Cast
 from ckptconv.read.reader import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype
 from ckptconv.tensors.dtypes import to_numpy
@@ -70,4 +70,5 @@ class Block:
             raise CkptconvError(
                 f"values do not fit in {self._to}: the largest is {np.nanmax(np.abs(values)):.3g}",
                 hint="--dtype bfloat16 has the range of float32",
+                kind=Kind.USAGE,
             )

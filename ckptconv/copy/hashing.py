@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read import workers as threads
 
 HASH_BLOCK = 4 << 20  # bytes per digest; the receipt's format fixes this constant
@@ -56,7 +56,9 @@ def hash_stretches(
             try:
                 hashes[name] = _hash(place, buffer, on_read)
             except OSError as error:
-                raise CkptconvError(f"cannot be read: {error.strerror}", where=place.file) from error
+                raise CkptconvError(
+                    f"cannot be read: {error.strerror}", where=place.file, kind=Kind.ENVIRONMENT
+                ) from error
 
         yield do
 
@@ -74,7 +76,9 @@ def _hash(place: Stretch, buffer: memoryview, on_read: Callable[[int], None] | N
             while got < size:
                 n = file.readinto(buffer[got:size])
                 if not n:
-                    raise CkptconvError("the file became shorter while it was read", where=place.file)
+                    raise CkptconvError(
+                        "the file became shorter while it was read", where=place.file, kind=Kind.ENVIRONMENT
+                    )
                 got += n
             digests.append(xxhash.xxh3_128_digest(buffer[:size]))
             left -= size

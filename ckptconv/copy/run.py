@@ -23,7 +23,7 @@ from ckptconv.copy.finished import Finished, Nonfinite, note, take_over
 from ckptconv.copy.hashing import HASH_BLOCK, combine
 from ckptconv.copy.nonfinite import Gathered, digest_and_look
 from ckptconv.copy.output_file import PAGE, OutputFile, block_buffer, in_place
-from ckptconv.errors import CkptconvError, cannot_write
+from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.plan import Output, Plan
 from ckptconv.plan.shards import OutFile
 from ckptconv.read.reader import SCRATCH, Array, Reader
@@ -97,6 +97,7 @@ def workers_for(max_memory: int, wanted: int | None = None) -> int:
             found=f"{max_memory:,} bytes",
             wanted=f"at least {_PER_WORKER:,}",
             hint="raise --max-memory",
+            kind=Kind.USAGE,
         )
     return min(count(wanted), fit)
 

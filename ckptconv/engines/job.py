@@ -18,7 +18,7 @@ from uuid import uuid4
 from ckptconv.compute import views_of
 from ckptconv.copy.finished import finished, hand_over
 from ckptconv.copy.run import Copied, copy
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.plan import Plan
 from ckptconv.plan.shards import OutFile
 from ckptconv.publish.work import stamp_of
@@ -81,7 +81,9 @@ def jobs(plan: Plan, files: Sequence[OutFile], work: Path, workers: int, patienc
         outputs = {key: plan.outputs[key] for key in out.offsets}
         read = {file for each in outputs.values() for view in views_of(each.source) for file in view.files}
         if relative := next((file for file in read if not os.path.isabs(file)), None):
-            raise CkptconvError("a relative path may mean another file on another machine", where=relative)
+            raise CkptconvError(
+                "a relative path may mean another file on another machine", where=relative, kind=Kind.USAGE
+            )
         sizes.update({file: os.stat(file).st_size for file in read - sizes.keys()})
         part = Plan(bare, outputs, (out,), dropped=(), config=None)
         yield Job(part, work, stamp, {file: sizes[file] for file in read}, workers, patience)
@@ -109,7 +111,9 @@ def run(job: Job, machine: str) -> Copied:
     try:
         own.mkdir()  # without its parents, which a merge removes when it ends
     except OSError as error:
-        raise CkptconvError(f"{machine} cannot write: {error.strerror}", where=own.parent) from error
+        raise CkptconvError(
+            f"{machine} cannot write: {error.strerror}", where=own.parent, kind=Kind.TARGET
+        ) from error
     try:
         _require_go(
             job.work
@@ -134,7 +138,7 @@ def under_way(work: Path) -> bool:
 
 def _require_go(work: Path) -> None:
     if (attempts(work) / _STOP).exists():
-        raise CkptconvError("the merge was stopped", where=work)
+        raise CkptconvError("the merge was stopped", where=work, kind=Kind.ENVIRONMENT)
 
 
 def _require_work(job: Job, machine: str) -> None:
@@ -143,6 +147,7 @@ def _require_work(job: Job, machine: str) -> None:
             f"{machine} does not see the folder that this merge writes to",
             where=job.work,
             hint="OUT must be on a file system that all machines share",
+            kind=Kind.ENVIRONMENT,
         )
 
 
@@ -153,6 +158,7 @@ def _require_sources(job: Job, machine: str) -> None:
                 f"{machine} does not see a file of the checkpoint",
                 where=file,
                 hint="every machine must see the same files at the same paths",
+                kind=Kind.ENVIRONMENT,
             )
         if (here := os.path.getsize(file)) != nbytes:
             raise CkptconvError(
@@ -160,6 +166,7 @@ def _require_sources(job: Job, machine: str) -> None:
                 where=file,
                 found=f"{here:,} bytes",
                 wanted=f"{nbytes:,} bytes",
+                kind=Kind.ENVIRONMENT,
             )
 
 

@@ -22,7 +22,7 @@ from ckptconv import __version__
 from ckptconv.copy.finished import finished, take_over
 from ckptconv.copy.run import Copied, buffer_memory
 from ckptconv.engines import job
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.plan import Plan
 from ckptconv.plan.shards import OutFile
 from ckptconv.read.workers import count
@@ -49,7 +49,9 @@ def on(address: str) -> Callable[[Plan, Path, int, OnBytes | None], Copied]:
     try:
         import ray  # noqa: F401
     except ImportError as error:
-        raise CkptconvError("Ray is not installed", hint="pip install 'ckptconv[ray]'") from error
+        raise CkptconvError(
+            "Ray is not installed", hint="pip install 'ckptconv[ray]'", kind=Kind.ENVIRONMENT
+        ) from error
     return partial(_copy, address)
 
 
@@ -118,6 +120,7 @@ def _result(ray: Any, ref: Any, out: OutFile) -> Copied:
             where=out.name,
             found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
             hint="`ray list tasks` and the node's logs say why; then run again",
+            kind=Kind.ENVIRONMENT,
         ) from error
     if isinstance(result, tuple):
         node, version = result
@@ -126,6 +129,7 @@ def _result(ray: Any, ref: Any, out: OutFile) -> Copied:
             found=version,
             wanted=__version__,
             hint=f"install ckptconv=={__version__} on every node",
+            kind=Kind.ENVIRONMENT,
         )
     return result
 
@@ -173,7 +177,9 @@ class _Gathered:
         for out in self.missing:
             if not job.within(PATIENCE, lambda out=out: finished(self._work, out) is not None):  # type: ignore[misc]
                 raise CkptconvError(
-                    "a file that a node wrote is not visible here", where=self._work / out.name
+                    "a file that a node wrote is not visible here",
+                    where=self._work / out.name,
+                    kind=Kind.ENVIRONMENT,
                 )
 
 
@@ -222,6 +228,7 @@ def _connected(address: str) -> Iterator[tuple[Any, bool]]:
             where=address,
             found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
             hint="start one (`ray start --head`), or name a running one's HOST:PORT",
+            kind=Kind.ENVIRONMENT,
         ) from error
     try:
         if threading.current_thread() is threading.main_thread():

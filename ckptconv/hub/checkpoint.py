@@ -71,7 +71,9 @@ def open_repo(repo: RepoName) -> Checkpoint:
     root = Path(repo.name)
     missing = next((name for name in chosen.names if name not in contents.files), None)
     if missing is not None:
-        raise CkptconvError("a shard named in the index is missing", where=repo, wanted=missing)
+        raise CkptconvError(
+            "a shard named in the index is missing", where=repo, wanted=missing, kind=Kind.INCOMPLETE
+        )
     opened = headers(contents, chosen.names)
     place = Place(root, None, None)
     found = assemble(root, chosen, opened, small, place, tuple(skipped), tuple(notes))
@@ -96,6 +98,7 @@ def _no_model(contents: Listing) -> CkptconvError:
         where=contents.repo,
         found=listed(names, 6) or "no files",
         wanted="model.safetensors, its index, or adapter_model.safetensors",
+        kind=Kind.NOT_A_CHECKPOINT,
     )
 
 
@@ -112,4 +115,5 @@ def _torch_only(contents: Listing, chosen: Chosen, small: Path) -> CkptconvError
         found=f"{files}, {total / 1e9:,.2f} GB{tensors}; model {model}",
         wanted="safetensors",
         hint=f"hf download {contents.repo.name}, then inspect the folder that it prints",
+        kind=Kind.UNSUPPORTED,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckptconv.backends.huggingface.weight_files import INDEXES, SMALL, Chosen, choose
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.names import RepoName, repo_of
 from ckptconv.hub.quiet import quiet
 from ckptconv.hub.reading import Listing, asked, is_offline, listing, not_in_cache
@@ -88,7 +88,9 @@ def download(repo: RepoName, names: Sequence[str], commit: str | None = None) ->
 
     folder = asked(repo, step)
     if commit is not None and folder.name != commit:
-        raise CkptconvError(f"{repo} changed while it was read", found=folder.name, hint="try again")
+        raise CkptconvError(
+            f"{repo} changed while it was read", found=folder.name, hint="try again", kind=Kind.ENVIRONMENT
+        )
     return folder
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ckptconv.backends.huggingface.read import Opened
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.safetensors import LENGTH, header_length, parse_header
 from ckptconv.hub.reading import Listing, asked
 
@@ -63,5 +63,6 @@ def _request(listing: Listing, name: str, begin: int, end: int) -> bytes:
                 found=f"status {answer.status_code}, {length or 'unknown'} bytes",
                 wanted=f"206 with {end - begin} bytes",
                 hint=f"hf download {listing.repo.name}, then name the folder",
+                kind=Kind.ENVIRONMENT,
             )
         return bytes(answer.read())

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 # Path("hf://a/b") drops one of the two slashes.
 _SCHEME = re.compile(r"^hf:/{1,2}")
@@ -72,14 +72,17 @@ def repo_of(path: str | Path, revision: str | None = None) -> RepoName | None:
     if match and (scheme or not Path(text).expanduser().exists()):
         own = match["revision"]
         if own and revision and own != revision:
-            raise CkptconvError("two revisions are given", found=f"{text} and --revision {revision}")
+            raise CkptconvError(
+                "two revisions are given", found=f"{text} and --revision {revision}", kind=Kind.USAGE
+            )
         return RepoName(match["name"], own or revision)
     if scheme:
-        raise CkptconvError(f"{text} does not name a repository", wanted="hf://ORG/NAME")
+        raise CkptconvError(f"{text} does not name a repository", wanted="hf://ORG/NAME", kind=Kind.USAGE)
     if revision is not None:
         raise CkptconvError(
             "--revision is only for Hub repos, and this is a local path",
             where=text,
             hint="a local folder wins over a repo of the same name; write hf://ORG/NAME for the Hub",
+            kind=Kind.USAGE,
         )
     return None

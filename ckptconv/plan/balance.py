@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from ckptconv.compute import views_of
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.plan import ledger
 from ckptconv.plan.records import Dropped, Output
 from ckptconv.tensors.tiling import check_tiling
@@ -36,5 +36,7 @@ def balance(
             if id(view) not in untouched:
                 check_tiling(view.shape, view.chunks)
         if prod(output.shape) != output.source.numel:
-            raise CkptconvError(f"{output.name} would have another number of elements than its source")
+            raise CkptconvError(
+                f"{output.name} would have another number of elements than its source", kind=Kind.BUG
+            )
     return ledger.check_balance(stored, used, [item.view for item in dropped if item.view is not None])

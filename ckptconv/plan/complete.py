@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import facts, mtp
 from ckptconv.plan.records import Fill, Filled
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -46,6 +46,7 @@ def completed(
             where=base.root,
             wanted="--base for LoRA tensors alone, or for a checkpoint without its frozen parameters",
             hint="omit --base",
+            kind=Kind.DOES_NOT_FIT,
         )
     listed = ", ".join(list(added)[:3]) + (f" and {len(added) - 3:,} more" if len(added) > 3 else "")
     note = (

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import facts
 from ckptconv.plan.records import Filled
 from ckptconv.tensors.dtypes import from_text, is_coded, is_float
@@ -106,6 +106,7 @@ def _refuse_quantized(stored: set[str], config: Mapping[str, Any], policy: str) 
             found=", ".join(sorted(coded | packed)),
             wanted="--dtype auto or keep, which copy them as they are",
             hint="dequantize the model first, with the library that quantized it",
+            kind=Kind.UNSUPPORTED,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptconv.compute import Added, Decomposed, Dequantised, Fuse, Rewritten
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import lora
 from ckptconv.plan.records import Fill, Filled
 from ckptconv.tensors.view import View
@@ -110,6 +110,7 @@ def _add_bias(fused: dict[str, Fill], each: lora.Placed, scale: float) -> None:
             f"LoRA on {each.factors.module} has a bias (lora_bias), and the model has none to add it to",
             wanted=name,
             hint="export it as it is: --lora adapter",
+            kind=Kind.UNSUPPORTED,
         )
     stored = each.factors.bias[0] if each.factors.bias else ""
     fused[name] = Fill(Added(source, view, scale), shape, (*origins, stored))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from math import prod
 
 from ckptconv.compute import Source, views_of
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import View
@@ -115,6 +115,7 @@ def _check_residue(left: dict[_Place, int]) -> None:
                 where=file,
                 found=f"{abs(elements) * item:,} stored bytes are {word}",
                 hint="this is a defect in ckptconv; please report it with `ckptconv inspect --json`",
+                kind=Kind.BUG,
             )
 
 

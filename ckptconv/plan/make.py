@@ -65,7 +65,9 @@ def _plan(
         parts.append(plan_adapter(stored, config or {}, options, folder))
     outputs = {name: output for part in parts for name, output in part.outputs.items()}
     if not outputs:
-        raise CkptconvError("the checkpoint holds no model tensors", where=checkpoint.root)
+        raise CkptconvError(
+            "the checkpoint holds no model tensors", where=checkpoint.root, kind=Kind.NOT_A_CHECKPOINT
+        )
     first = parts[0]  # accounts for every stored byte; an adapter next to the model repeats some of them
     dropped = (*stored.unread, *stored.dropped(first.left))
     return Plan(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import hub_names, lora
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.naming import to_hub
@@ -106,6 +106,7 @@ def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Confi
         raise CkptconvError(
             f"adapters alone do not say how Megatron laid out the weights of {config.get('model_type')}",
             hint="merge them with the trainer's own tools",
+            kind=Kind.UNSUPPORTED,
         )
     rename = _names_for(naming, dict(config))[0]
     plain = [each for each in parts.factors if not each.parameters]
@@ -169,5 +170,6 @@ def _of_stack(
             found=f"{factors.a[0]} {list(factors.a[1].shape)}, {factors.b[0]} {list(factors.b[1].shape)}",
             wanted=f"exactly one that fits of {', '.join(factors.parameters)}",
             hint="merge it with PEFT",
+            kind=Kind.UNSUPPORTED,
         )
     return possible[0]

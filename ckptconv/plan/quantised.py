@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.compute import Dequantised, Scales
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import quantised
 from ckptconv.plan.records import Fill, Filled, Left
 from ckptconv.tensors.dtypes import FLOATS, from_text, is_float
@@ -56,6 +56,7 @@ def refuse(module: str, named: Collection[str], config: Mapping[str, Any], dtype
         found=", ".join([*([f"weight in {dtype}"] if dtype else []), *parts][:3]),
         wanted="float weights, or float8 with a scale per block or tensor, which is dequantised",
         hint="merge into the unquantised model: --base DIR, or --lora adapter to keep the adapter apart",
+        kind=Kind.UNSUPPORTED,
     )
 
 
@@ -103,6 +104,7 @@ def _check_method(config: Mapping[str, Any]) -> None:
             f"LoRA on a model quantised by {method}, which is not dequantised here",
             wanted="quant_method fp8, with a scale per block or tensor",
             hint="merge into the unquantised model: --base DIR",
+            kind=Kind.UNSUPPORTED,
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.dtypes import itemsize, shape_in_safetensors, to_safetensors
 from ckptconv.tensors.view import Shape
 
@@ -104,7 +104,9 @@ def in_bytes(size: int | str) -> int:
         match = _SIZE.fullmatch(str(size))
         number = int(float(match["number"]) * _UNITS[match["unit"].lower()]) if match else 0
     if number < 1:
-        raise CkptconvError(f'"{size}" is not a size', wanted="a number with a unit, such as 5GB or 256MiB")
+        raise CkptconvError(
+            f'"{size}" is not a size', wanted="a number with a unit, such as 5GB or 256MiB", kind=Kind.USAGE
+        )
     return number
 
 

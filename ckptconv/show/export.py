@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.show import drawn
 
 WIDTH = 110  # cells, which fit on a page or in a README
@@ -20,7 +20,7 @@ def check_export(*, svg: Path | None, html: Path | None) -> None:
         CkptconvError: a file cannot be written, or it exists and is not a picture of ours.
     """
     if svg is not None and html is not None and svg.resolve() == html.resolve():
-        raise CkptconvError("--svg and --html name the same file", where=svg)
+        raise CkptconvError("--svg and --html name the same file", where=svg, kind=Kind.USAGE)
     for flag, path in (("--svg", svg), ("--html", html)):
         if path is not None:
             _check(flag, path)
@@ -54,9 +54,10 @@ def _check(flag: str, path: Path) -> None:
             f"{flag} names a folder",
             where=path,
             hint=f"name a file in it, such as {path / 'screen'}.{flag[2:]}",
+            kind=Kind.USAGE,
         )
     if not path.parent.is_dir():
-        raise CkptconvError(f"the folder for {flag} does not exist", where=path.parent)
+        raise CkptconvError(f"the folder for {flag} does not exist", where=path.parent, kind=Kind.USAGE)
     if not path.exists():
         return
     try:
@@ -69,6 +70,7 @@ def _check(flag: str, path: Path) -> None:
             f"{flag} names an existing file that is not an SVG or HTML export, so it will not be overwritten",
             where=path,
             hint="choose another file name, or remove this file first",
+            kind=Kind.USAGE,
         )
 
 
@@ -88,4 +90,4 @@ def _write(flag: str, path: Path, text: str) -> None:
 
 
 def _unwritable(flag: str, path: Path, error: OSError) -> CkptconvError:
-    return CkptconvError(f"{flag}: cannot be written: {error.strerror}", where=path)
+    return CkptconvError(f"{flag}: cannot be written: {error.strerror}", where=path, kind=Kind.ENVIRONMENT)

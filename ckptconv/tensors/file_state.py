@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 
 class FileState(NamedTuple):
@@ -104,6 +104,7 @@ def require_unchanged(stamps: Mapping[str, FileState]) -> None:
                 found=now if str(now) != str(was) else "another file, or a later write in that second",
                 wanted=was,
                 hint="run it again when the trainer has finished writing",
+                kind=Kind.ENVIRONMENT,
             )
 
 
@@ -112,5 +113,7 @@ def _present(file: str) -> FileState:
         return stamp(file)
     except OSError as error:
         raise CkptconvError(
-            f"a file of the checkpoint disappeared while it was read: {error.strerror}", where=file
+            f"a file of the checkpoint disappeared while it was read: {error.strerror}",
+            where=file,
+            kind=Kind.ENVIRONMENT,
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Protocol
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.boxes import Box, Shape
 
 
@@ -32,6 +32,7 @@ def check_tiling(shape: Shape, chunks: Sequence[Placed]) -> None:
                     where=chunk.file,
                     found=f"offsets {list(chunk.offsets)}, sizes {list(chunk.sizes)}",
                     wanted=f"inside {list(shape)}",
+                    kind=Kind.DAMAGED,
                 )
         volume += prod(chunk.sizes)
     if len(chunks) > 1:
@@ -41,6 +42,7 @@ def check_tiling(shape: Shape, chunks: Sequence[Placed]) -> None:
             "the shards do not cover their tensor",
             found=f"{volume:,} elements",
             wanted=f"{prod(shape):,} elements",
+            kind=Kind.DAMAGED,
         )
 
 
@@ -76,7 +78,7 @@ def _compare_boxes(chunks: Sequence[Placed]) -> None:
     dims = range(len(chunks[0].sizes))
     sweep = max(dims, key=lambda dim: len({c.offsets[dim] for c in chunks}), default=None)
     if sweep is None:
-        raise CkptconvError("two shards hold the same scalar", where=chunks[1].file)
+        raise CkptconvError("two shards hold the same scalar", where=chunks[1].file, kind=Kind.DAMAGED)
     open_boxes: list[Placed] = []
     for chunk in sorted(chunks, key=lambda c: c.offsets[sweep]):
         begin = chunk.offsets[sweep]
@@ -87,5 +89,6 @@ def _compare_boxes(chunks: Sequence[Placed]) -> None:
                     "two shards hold the same part of a tensor",
                     where=f"{other.file} and {chunk.file}",
                     found=f"offsets {list(other.offsets)} and {list(chunk.offsets)}",
+                    kind=Kind.DAMAGED,
                 )
         open_boxes.append(chunk)

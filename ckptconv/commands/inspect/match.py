@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from ckptconv.commands.inspect.records import Match, Part
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.boxes import Chunk, Shape, box_around
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor, starred
 from ckptconv.tensors.dtypes import itemsize
@@ -32,7 +32,9 @@ def matches_of(checkpoint: Checkpoint, pattern: str) -> tuple[Match, ...]:
     """
     if not pattern.strip():
         raise CkptconvError(
-            "--tensor needs a pattern, and this one is empty", hint="--tensor '*' matches all tensors"
+            "--tensor needs a pattern, and this one is empty",
+            hint="--tensor '*' matches all tensors",
+            kind=Kind.USAGE,
         )
     fits = matcher(pattern)
     names = [name for name in checkpoint.tensors if fits(name)]
@@ -42,6 +44,7 @@ def matches_of(checkpoint: Checkpoint, pattern: str) -> tuple[Match, ...]:
             where=checkpoint.root,
             found=f"{len(checkpoint.tensors)} tensors",
             hint=f"nearest: {', '.join(nearest(pattern, checkpoint.tensors))}",
+            kind=Kind.USAGE,
         )
     coordinates = {file.path: (file.rank, dict(file.coordinate)) for file in checkpoint.files}
     groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)

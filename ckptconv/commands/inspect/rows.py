@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from ckptconv.commands.inspect.records import Match, Node, Row, Slice
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor, starred
 from ckptconv.tensors.names import natural
 
@@ -80,6 +80,6 @@ def ordered(items: Iterable[T], sort: str | None, reverse: bool) -> tuple[T, ...
     if sort is None:
         return tuple(reversed(list(items))) if reverse else tuple(items)
     if sort not in _KEYS:
-        raise CkptconvError(f"cannot sort by {sort!r}", wanted=", ".join(SORTS))
+        raise CkptconvError(f"cannot sort by {sort!r}", wanted=", ".join(SORTS), kind=Kind.USAGE)
     key, largest_first = _KEYS[sort]
     return tuple(sorted(items, key=key, reverse=largest_first != reverse))

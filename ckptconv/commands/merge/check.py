@@ -18,7 +18,7 @@ import ml_dtypes  # noqa: F401 - numpy knows bfloat16 by name from here on, and 
 import numpy as np
 
 from ckptconv.compute.tiles import Filler
-from ckptconv.errors import CkptconvError, ExitCode
+from ckptconv.errors import CkptconvError, ExitCode, Kind
 from ckptconv.formats.safetensors import header_by_library
 from ckptconv.plan import Output, Plan
 from ckptconv.plan.shards import INDEX
@@ -69,6 +69,7 @@ def check_written(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None
             found=f"{len(wrong):,} things that differ" if len(wrong) > 1 else None,
             hint="nothing was published; the disk or the memory may be at fault: run it again",
             code=ExitCode.NO,
+            kind=Kind.ENVIRONMENT,
         )
     return sum(len(out.offsets) for out in plan.files)
 

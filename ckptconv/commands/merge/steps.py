@@ -19,7 +19,7 @@ from ckptconv.backends import state_of
 from ckptconv.backends.registry import trainers
 from ckptconv.backends.runs import StepFolder, mark_of, marked_number, run_of, step_folders
 from ckptconv.commands.merge.run import Merged, merge
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.work import tidy
@@ -91,16 +91,20 @@ def merge_steps(
     """
     top, root = Path(run), Path(root)
     if not top.is_dir():
-        raise CkptconvError("no such folder", where=top)
+        raise CkptconvError("no such folder", where=top, kind=Kind.NOT_A_CHECKPOINT)
     if root.resolve() == top.resolve() or top.resolve() in root.resolve().parents:
-        raise CkptconvError("OUT lies inside the run", where=root, hint="choose another folder")
+        raise CkptconvError(
+            "OUT lies inside the run", where=root, hint="choose another folder", kind=Kind.TARGET
+        )
     done: dict[Path, str] = {}  # step -> fingerprint of what was converted
     failed: dict[Path, object] = {}  # step -> its files when it failed
     waiting: dict[Path, str] = {}  # step -> the reason that was reported
     while True:
         folders = _steps(run_of(top))
         if not folders and not watch:
-            raise CkptconvError("no steps in this folder", where=top, hint="name the run's folder")
+            raise CkptconvError(
+                "no steps in this folder", where=top, hint="name the run's folder", kind=Kind.NOT_A_CHECKPOINT
+            )
         for folder in folders:
             source, target = folder.path, root / folder.path.name
             if source in failed and failed[source] == _state(source):
@@ -165,7 +169,9 @@ def _convert(step: Step, choices: dict[str, Any], watch: bool) -> Step:
     except CkptconvError as error:
         return replace(step, error=error, waiting=watch and isinstance(error, Incomplete))
     except FileNotFoundError as error:
-        gone = CkptconvError(f"{error.filename} disappeared while it was read", where=step.source)
+        gone = CkptconvError(
+            f"{error.filename} disappeared while it was read", where=step.source, kind=Kind.ENVIRONMENT
+        )
         return replace(step, error=gone)
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError, listed
+from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.json import read_json
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
@@ -78,7 +78,9 @@ def choose_files(folder: Path, include: Sequence[str], exclude: Sequence[str]) -
     if not chosen:
         wanted = ", ".join(include) or "a file that --exclude does not name"
         hint = "look at --include and --exclude"
-        raise CkptconvError("there is no file to upload", where=folder, wanted=wanted, hint=hint)
+        raise CkptconvError(
+            "there is no file to upload", where=folder, wanted=wanted, hint=hint, kind=Kind.NOT_A_CHECKPOINT
+        )
     return sorted(chosen)
 
 
@@ -109,20 +111,21 @@ def check_structure(folder: Path) -> None:
             where=folder,
             found=listed([f"{problem.name} {problem.what}" for problem in problems], 1),
             hint=f"ckptconv verify {folder}",
+            kind=Kind.DOES_NOT_FIT,
         )
 
 
 def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         hint = f"write it first: ckptconv merge DIR {folder}"
-        raise CkptconvError("no such folder", where=folder, hint=hint)
+        raise CkptconvError("no such folder", where=folder, hint=hint, kind=Kind.NOT_A_CHECKPOINT)
     path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
     if path is None:
         hint = f"is it a trainer's checkpoint? Then first: ckptconv merge {folder} OUT"
-        raise CkptconvError("the folder has no config.json", where=folder, hint=hint)
+        raise CkptconvError("the folder has no config.json", where=folder, hint=hint, kind=Kind.INCOMPLETE)
     config = read_json(path)
     if not isinstance(config, dict):
-        raise CkptconvError(f"{path.name} is not a JSON object", where=path)
+        raise CkptconvError(f"{path.name} is not a JSON object", where=path, kind=Kind.DAMAGED)
     return config
 
 
@@ -130,10 +133,12 @@ def _weights(folder: Path) -> None:
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if not names and not index.is_file():
-        raise CkptconvError("the folder has no .safetensors file", where=folder)
+        raise CkptconvError("the folder has no .safetensors file", where=folder, kind=Kind.NOT_A_CHECKPOINT)
     lone = next((name for name in names if _SHARD.search(name)), None)
     if lone and not index.is_file():
-        raise CkptconvError("the shards have no index", where=folder, found=lone, wanted=index.name)
+        raise CkptconvError(
+            "the shards have no index", where=folder, found=lone, wanted=index.name, kind=Kind.INCOMPLETE
+        )
 
 
 def _receipt(folder: Path) -> dict[str, Any]:
@@ -151,6 +156,7 @@ def _not_sent(error: CkptconvError, folder: Path) -> CkptconvError:
         found=error.found,
         wanted=error.wanted,
         hint=error.hint or f"{_MERGE} {folder}",
+        kind=error.kind,
     )
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from ckptconv import __version__
 from ckptconv.commands.push.card import README, is_untouched
 from ckptconv.commands.push.errors import Job
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 
 if TYPE_CHECKING:
     from ckptconv.commands.push.run import Parcel
@@ -71,6 +71,7 @@ def open_repo(api: HfApi, job: Job) -> Target:
             f"{job.repo_id} exists and is {have}; nothing was uploaded",
             wanted=want,
             hint=f"hf repos settings {job.repo_id} --{want}",
+            kind=Kind.TARGET,
         )
     if not (created or job.create_pr or job.pull_request):
         _may_write(api, job.repo_id)

@@ -14,7 +14,7 @@ from ckptconv.commands.progress import OnProgress, Progress
 from ckptconv.commands.push.card import README, model_card
 from ckptconv.commands.push.errors import Job, explain
 from ckptconv.commands.push.folder import check_folder, check_structure, choose_files, is_wanted
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.errors import guarded
 from ckptconv.hub.quiet import quiet
 
@@ -124,7 +124,7 @@ def push(
     root = Path(folder).expanduser()
     if not root.is_dir() and Path(repo_id).is_dir():
         hint = f"the folder comes first: ckptconv push {repo_id} {folder}"
-        raise CkptconvError("no such folder", where=root, hint=hint)
+        raise CkptconvError("no such folder", where=root, hint=hint, kind=Kind.NOT_A_CHECKPOINT)
     say(Progress("upload", what=f"checking {root}"))
     model = check_folder(root)
     files = choose_files(root, include, exclude)
@@ -201,6 +201,7 @@ def _ready(job: Job, token: str | None, online: bool) -> Job:
             "a new pull request always starts at main",
             found=f"--create-pr with --revision {job.revision}",
             hint=f"remove one of them: {replace(job, create_pr=False).command}",
+            kind=Kind.USAGE,
         )
     if not online:
         return job
@@ -210,7 +211,7 @@ def _ready(job: Job, token: str | None, online: bool) -> Job:
     if not token:
         raise LocalTokenNotFoundError
     if not re.fullmatch(r"[!-~]+", token):
-        raise CkptconvError("the token has invalid characters", hint="hf auth login --force")
+        raise CkptconvError("the token has invalid characters", hint="hf auth login --force", kind=Kind.USAGE)
     return replace(job, token=token)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from ckptconv.commands.verify.expected import NotChecked, class_of, first_line, quiet
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.plan import Dtype
 from ckptconv.tensors.dtypes import is_float
 
@@ -339,5 +339,8 @@ def _check_device(device: str) -> None:
         torch.empty(1, device=device)
     except Exception as error:  # torch says it in one of several ways
         raise CkptconvError(
-            f"torch has no device {device} here", found=first_line(error), wanted="cpu, cuda, cuda:0, mps"
+            f"torch has no device {device} here",
+            found=first_line(error),
+            wanted="cpu, cuda, cuda:0, mps",
+            kind=Kind.ENVIRONMENT,
         ) from error
