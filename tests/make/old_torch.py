@@ -10,6 +10,9 @@ The folder is named after the running torch. It holds one sub-folder for each wa
 
     NEW/bin/python tests/make/old_torch.py --out NEWDIR/torch_2_15
     python tests/make/pack.py NEWDIR/torch_2_15 tests/fixtures
+
+With DEVICE=cuda in the environment, the shards are tensors of a GPU: all ranks use the first GPU and talk over gloo,
+since NCCL takes one rank a device.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+DEVICE = os.environ.get("DEVICE", "cpu")
 VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 WIDE = 12 if (2, 5) <= VERSION < (2, 7) else 10  # 2.6's fully_shard wants TP's rows to divide
 
@@ -57,6 +61,8 @@ if VERSION >= (2, 15):
         "fsdp2_preserved_w4": (4, 2, "fully_shard on the 1-D mesh [2, 0, 3, 1], preserve_rank_order=True"),
         "fsdp2_preserved_hsdp_w4": (4, 2, "the 2-D mesh [[3, 1], [2, 0]], preserve_rank_order=True"),
     }
+if DEVICE == "cuda":
+    del CASES["fsdp1_tp_w4"]  # 2.11's ranks die in it where they share a GPU
 if VERSION < (2, 5):  # "2D state_dict is under development"
     CASES = {case: how for case, how in CASES.items() if case not in ("fsdp2_hsdp_w4", "fsdp2_tp_w4")}
 
@@ -113,6 +119,7 @@ def make(out: Path) -> None:
     about = {
         "command": "python tests/make/old_torch.py",
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
         "cases": {case: how for case, (_, _, how) in CASES.items()},
     }
     (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -131,6 +138,7 @@ def write_rank(case: str, out: Path) -> None:
         (folder / "fsdp_config.json").write_text(
             json.dumps({"FSDP_version": fsdp, "world_size": ranks}, indent=4)
         )
+    model.to(DEVICE)
     state = shard_fsdp1(model, case) if fsdp == 1 else shard_fsdp2(model, case)
     torch.save(state, folder / f"model_world_size_{ranks}_rank_{rank}.pt")
     dist.barrier()
@@ -141,7 +149,7 @@ def write_truth(model: nn.Module, file: Path) -> None:
     """The whole state dict before it is sharded."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, file)
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, file)
 
 
 def parts(model: Any) -> list[nn.Module]:
@@ -159,7 +167,7 @@ def shard_fsdp2(model: Any, case: str) -> dict[str, Any]:
     mesh = mesh_of(model, case)
     if "_ep" in case:
         shard_experts(model.experts, mesh)
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+        mesh = init_device_mesh(DEVICE, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
     for part in [*parts(model), model]:
         fully_shard(part, mesh=mesh)
     return model.state_dict()
@@ -183,16 +191,16 @@ def mesh_of(model: Any, case: str) -> Any:
     if "_ep" in case:
         sizes = {"ep_fsdp": 2, "ep": dist.get_world_size() // 2}
         names = ("ep", "ep_fsdp") if "outer" in case else ("ep_fsdp", "ep")
-        return init_device_mesh("cpu", tuple(sizes[name] for name in names), mesh_dim_names=names)
+        return init_device_mesh(DEVICE, tuple(sizes[name] for name in names), mesh_dim_names=names)
     if "preserved" in case or "permuted" in case:
         flags = {"preserve_rank_order": True} if "preserved" in case else {}
         ranks, names = ([[3, 1], [2, 0]], ("ddp", "fsdp")) if "hsdp" in case else ([2, 0, 3, 1], ("fsdp",))
-        return DeviceMesh("cpu", ranks, mesh_dim_names=names, **flags)
+        return DeviceMesh(DEVICE, ranks, mesh_dim_names=names, **flags)
     if case.endswith("hsdp_w4"):
-        return init_device_mesh("cpu", (2, 2), mesh_dim_names=("ddp", "fsdp"))
+        return init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("ddp", "fsdp"))
     if not case.endswith("tp_w4"):
-        return init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
+        return init_device_mesh(DEVICE, (2,), mesh_dim_names=("fsdp",))
+    mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("fsdp", "tp"))
     for block in model.blocks:
         parallelize_module(block, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
     return mesh["fsdp"]
@@ -214,7 +222,7 @@ def shard_fsdp1(model: Any, case: str) -> dict[str, Any]:
         model,
         device_mesh=None if case == "fsdp1_w2" else mesh_of(model, case),
         sharding_strategy=strategy,
-        device_id=torch.device("cpu"),
+        device_id=torch.device(DEVICE, 0) if DEVICE != "cpu" else torch.device("cpu"),
         auto_wrap_policy=CustomPolicy(lambda module: id(module) in apart),
     )
     settings = ShardedStateDictConfig(offload_to_cpu=False)

@@ -11,6 +11,7 @@
 A case is a folder. `run/` is what `trainer.default_local_dir` would be and holds nothing but verl's files.
 `truth/` repeats its tree; for each role it has `truth.safetensors` (the full state dict, gathered by torch
 before verl saved) and `verl_merged.sha256.json` (hashes of what `python -m verl.model_merger merge` wrote).
+With DEVICE=cuda in the environment, the shards are tensors of a GPU; all ranks use the first one and talk over gloo.
 LoRA cases add `base/`, the model before training, and `fused.safetensors`, peft's own merge_and_unload.
 """
 
@@ -29,7 +30,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import stand_in
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+DEVICE = os.environ.get("DEVICE", "cpu")
 PACKAGES = ("torch", "verl", "transformers", "tokenizers", "accelerate", "peft", "torchdata", "safetensors")
 SOURCE = "tiny-qwen2"  # relative, so that no machine's path gets into a config
 
@@ -136,7 +140,10 @@ def about(name: str) -> dict[str, Any]:
 
 def run_rank(name: str, out: Path) -> None:
     """Trains a tiny model for a few steps and lets verl save it at the case's steps."""
-    register_cpu()
+    if DEVICE != "cpu":
+        os.environ["LOCAL_RANK"] = "0"
+    stand_in.install()
+    register_platform()
     import torch
     import torch.distributed as dist
     from omegaconf import OmegaConf
@@ -180,14 +187,20 @@ def run_rank(name: str, out: Path) -> None:
     dist.destroy_process_group()
 
 
-def register_cpu() -> None:
-    """Tells verl, through its platform plug-in point, that the accelerator here is the CPU."""
+def register_platform() -> None:
+    """Tells verl, through its platform plug-in point, which device the ranks use, and that they talk over gloo."""
     import torch
     from verl.plugin.platform.platform_cuda import PlatformCUDA
     from verl.plugin.platform.platform_manager import set_platform
 
-    class CPU(PlatformCUDA):
-        """The CUDA platform with every answer that matters to saving replaced by the CPU's."""
+    class Gloo(PlatformCUDA):
+        """The CUDA platform whose ranks share one GPU, which NCCL refuses."""
+
+        def communication_backend_name(self) -> str:
+            return "gloo"
+
+    class CPU(Gloo):
+        """The same with every answer that matters to saving replaced by the CPU's."""
 
         device_name = vendor_name = "cpu"
         device_module = torch.cpu
@@ -198,10 +211,7 @@ def register_cpu() -> None:
         def current_device(self) -> Any:
             return torch.device("cpu")
 
-        def communication_backend_name(self) -> str:
-            return "gloo"
-
-    set_platform(CPU())
+    set_platform(CPU() if DEVICE == "cpu" else Gloo())
 
 
 def write_source(folder: Path, case: Case) -> None:
@@ -288,6 +298,7 @@ class Worker:
         if case.lora:
             model = with_lora(model)
         mesh = create_device_mesh(dist.get_world_size(), -1)
+        model.to(DEVICE)
         self.case, self.model = case, shard(model, mesh, case)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=0.02)
@@ -305,7 +316,7 @@ class Worker:
         """One optimizer step on random tokens, so that moments and masters are real."""
         import torch
 
-        tokens = torch.randint(VOCAB, (2, 9))
+        tokens = torch.randint(VOCAB, (2, 9)).to(DEVICE)
         logits = self.model(input_ids=tokens).logits
         logits.float().square().mean().backward()
         self.optimizer.step()
@@ -321,7 +332,7 @@ class Worker:
         full = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
         if dist.get_rank() == 0:
             folder.mkdir(parents=True)
-            full = {name: tensor.detach().clone().contiguous() for name, tensor in full.items()}
+            full = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in full.items()}
             save_file(full, folder / "truth.safetensors")
             if self.case.lora:
                 save_file(fused(full), folder / "fused.safetensors")
@@ -359,7 +370,7 @@ def shard(model: Any, mesh: Any, case: Case) -> Any:
     return FullyShardedDataParallel(
         model,
         device_mesh=mesh,
-        device_id=torch.device("cpu"),
+        device_id=torch.device("cpu") if DEVICE == "cpu" else torch.device(DEVICE, 0),
         sharding_strategy=ShardingStrategy.FULL_SHARD,
         auto_wrap_policy=get_fsdp_wrap_policy(model),
         use_orig_params=False,

@@ -16,7 +16,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+DEVICE = os.environ.get("DEVICE", "cpu")  # cuda: all ranks share the first GPU
+os.environ.update(DS_ACCELERATOR=DEVICE, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+if DEVICE == "cuda":
+    os.environ["LOCAL_RANK"] = "0"
 
 import deepspeed
 import torch
@@ -55,7 +58,7 @@ def build(case: Case, world: int) -> Any:
 
 def train(case: Case, engine: Any, model: Any) -> None:
     """A step, then values that count up in place of what the step made."""
-    ids = torch.arange(8).reshape(1, 8) % 23
+    ids = (torch.arange(8).reshape(1, 8) % 23).to(DEVICE)
     engine.backward(loss_of(model, engine, ids))
     engine.step()
     for state in engine.optimizer.state.values():  # moments pack as badly as noise
@@ -80,7 +83,7 @@ def set_master(case: Case, param: Any, values: torch.Tensor) -> None:
         safe_set_full_fp32_param(param, values)
         return
     each, rank = param.ds_tensor.numel(), torch.distributed.get_rank()
-    flat = torch.full((each * torch.distributed.get_world_size(),), -777.0)
+    flat = torch.full((each * torch.distributed.get_world_size(),), -777.0, device=DEVICE)
     flat[: values.numel()] = values.flatten()
     safe_set_local_fp32_param(param, flat[rank * each : (rank + 1) * each])
 
@@ -134,6 +137,7 @@ def finish(name: str, folder: Path, out: Path, model: Any, truth: dict[str, torc
         "shows": case.shows,
         "zero_to_fp32": compare(folder, case.tag or "global_step7", truth),
         "versions": {"deepspeed": deepspeed.__version__, "torch": torch.__version__},
+        "device": DEVICE,
         "world": case.world,
     }
     (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -144,7 +148,8 @@ def main() -> None:
     case = CASES[name]
     deepspeed.init_distributed("gloo", verbose=False)
     # DeepSpeed says that no CPU can do fp16; torch's CPU kernels can.
-    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+    if DEVICE == "cpu":
+        deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = build(case, world)
     groups = decay_groups(model) if case.groups else [p for p in model.parameters() if p.requires_grad]
