@@ -44,7 +44,7 @@ def test_trained_checkpoints_of_the_trainer_and_of_lightning_are_exact(case: str
     assert_equal(tensors(tmp_path / "out"), truth)
 
 
-def test_a_step_that_the_trainer_saved_without_a_config_asks_for_one() -> None:
-    ran = cli("merge", unpacked("trainer_fsdp2_cuda_w2") / TRAINED["trainer_fsdp2_cuda_w2"], "/nowhere/out")
-    assert ran.code == 2
-    assert "--config" in ran.err
+def test_the_config_above_the_step_is_found(tmp_path: Path) -> None:
+    ran = cli("merge", unpacked("trainer_fsdp2_cuda_w2") / TRAINED["trainer_fsdp2_cuda_w2"], tmp_path / "out")
+    assert ran.code == 0
+    assert (tmp_path / "out" / "config.json").exists()

@@ -10,9 +10,8 @@ import importlib.machinery
 import importlib.util
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import MagicMock
-
 
 PACKAGES = ("ray", "uvicorn", "fastapi", "starlette", "aiohttp")
 
@@ -20,7 +19,7 @@ PACKAGES = ("ray", "uvicorn", "fastapi", "starlette", "aiohttp")
 class Empty(ModuleType):
     """A module of which every name is a mock."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -71,7 +71,9 @@ def write_truth(out: Path, tensors: dict[str, Any], prefix: str = "") -> None:
     from safetensors.torch import save_file
 
     if os.environ["RANK"] == "0":
-        save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, out / "truth.safetensors")
+        save_file(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, out / "truth.safetensors"
+        )
 
 
 def trainer_fsdp2(out: Path) -> None:
@@ -117,7 +119,12 @@ def lightning(out: Path, fsdp: int) -> None:
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-    from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType, fully_shard
+    from torch.distributed.fsdp import (
+        FullStateDictConfig,
+        FullyShardedDataParallel,
+        StateDictType,
+        fully_shard,
+    )
 
     not_bound_to_a_device()
 
@@ -151,7 +158,9 @@ def lightning(out: Path, fsdp: int) -> None:
             model, kind = trainer.strategy.model, StateDictType.FULL_STATE_DICT
             with FullyShardedDataParallel.state_dict_type(model, kind, FullStateDictConfig(rank0_only=False)):
                 state = model.state_dict()
-            named = {name.removeprefix("_forward_module.").removeprefix("model."): t for name, t in state.items()}
+            named = {
+                name.removeprefix("_forward_module.").removeprefix("model."): t for name, t in state.items()
+            }
             write_truth(out, whole(named))
 
     if fsdp == 2:
@@ -216,7 +225,8 @@ def launch(case: str, out: Path) -> None:
         own = {"RANK": str(number), "NODE_RANK": str(number), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         call = [sys.executable, str(Path(__file__).resolve()), case, str(out.parent)]
         running.append(subprocess.Popen(call, env=os.environ | common | own))
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]
+    if any(codes):
         raise SystemExit(f"{case}: a rank failed")
     (out / "about.json").write_text(json.dumps(about(case), indent=1) + "\n")
 

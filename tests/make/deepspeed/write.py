@@ -18,8 +18,7 @@ from typing import Any
 
 DEVICE = os.environ.get("DEVICE", "cpu")  # cuda: all ranks share the first GPU
 os.environ.update(DS_ACCELERATOR=DEVICE, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-if DEVICE == "cuda":
-    os.environ["LOCAL_RANK"] = "0"
+os.environ.update({"LOCAL_RANK": "0"} if DEVICE == "cuda" else {})
 
 import deepspeed
 import torch
