@@ -16,9 +16,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-DEVICE = os.environ.get("DEVICE", "cpu")  # cuda: all ranks share the first GPU
-os.environ.update(DS_ACCELERATOR=DEVICE, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-os.environ.update({"LOCAL_RANK": "0"} if DEVICE == "cuda" else {})
+os.environ.update(DS_ACCELERATOR=os.environ.get("DEVICE", "cpu"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+os.environ.update({"LOCAL_RANK": "0"} if "DEVICE" in os.environ else {})  # all ranks share the first GPU
 
 import deepspeed
 import torch
@@ -28,7 +27,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, 
 from models import Experts, Odd, decay_groups, loss_of, pipeline, qwen2
 from safetensors.torch import save_file
 
-STEP = 7
+DEVICE, STEP = os.environ["DS_ACCELERATOR"], 7
 
 
 def settings(case: Case) -> dict[str, Any]:
