@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
+import io
 import os
 import resource
 import signal
@@ -11,7 +13,10 @@ import sys
 
 from ckptconv.errors import CkptconvError, ExitCode, Interrupted, Kind
 
+_GLYPHS = dict(zip("✓✗×→↓…–·•█▓▒░▏▬━─│└├Δ", "+xx>v~-.*#%:.|==-|``d", strict=True))
 _OPEN_FILES = 65536
+# The words of the system and of Python where a limit of memory is met: mmap, threads, shared libraries.
+_NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map segment")
 
 
 def main() -> None:
@@ -43,29 +48,33 @@ def main() -> None:
     except BrokenPipeError:  # `ckptconv inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(ExitCode.OK))
-    except OSError as error:
-        if debug:
-            raise
-        _show(
-            CkptconvError(
-                f"{error.strerror or error} (from the operating system)",
-                where=error.filename,
-                kind=Kind.ENVIRONMENT,
-            )
-        )
-        sys.exit(int(ExitCode.FAILED))
     except Exception as error:
         if debug:
             raise
-        what = f"{type(error).__name__}: {error}"
-        _show(
-            CkptconvError(
-                f"unexpected error (a bug in ckptconv): {what}",
-                hint="run again with CKPTCONV_DEBUG=1 for the traceback, and please report it",
-                kind=Kind.BUG,
-            )
-        )
+        _show(_as_error(error))
         sys.exit(int(ExitCode.FAILED))
+
+
+def _as_error(error: Exception) -> CkptconvError:
+    """The one message for an error that is not ours."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return CkptconvError(
+            "there is not enough memory, address space or room for threads for this process",
+            found=f"{type(error).__name__}: {error}",
+            hint="--workers 1 and a smaller --max-memory need less; `ulimit -v` and `ulimit -u` show the shell's limits",
+            kind=Kind.ENVIRONMENT,
+        )
+    if isinstance(error, OSError):
+        return CkptconvError(
+            f"{error.strerror or error} (from the operating system)",
+            where=error.filename,
+            kind=Kind.ENVIRONMENT,
+        )
+    return CkptconvError(
+        f"unexpected error (a bug in ckptconv): {type(error).__name__}: {error}",
+        hint="run again with CKPTCONV_DEBUG=1 for the traceback, and please report it",
+        kind=Kind.BUG,
+    )
 
 
 def _open_streams() -> None:
@@ -75,6 +84,17 @@ def _open_streams() -> None:
     os.close(handle)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    codecs.register_error("ckptconv", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ckptconv")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Replaces what the encoding of a stream lacks, for codecs: one character per glyph of ours, else an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_GLYPHS.get(glyph) or ascii(glyph)[1:-1] for glyph in text), error.end
 
 
 def _interrupt(*_: object) -> None:

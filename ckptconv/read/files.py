@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import threading
 from collections import OrderedDict
 
 from ckptconv.errors import CkptconvError, Kind
 
-_OPEN_FILES = 128
+_OPEN_FILES = 128  # per thread
+_OTHERS = 64  # files that are not open for reading: output, libraries, streams
 
 
 class Files:
@@ -69,12 +73,31 @@ class Files:
             os.posix_fadvise(self._handles[file], start, nbytes, os.POSIX_FADV_DONTNEED)
 
     def _open(self, file: str) -> int:
-        if len(self._handles) >= _OPEN_FILES:
-            os.close(self._handles.popitem(last=False)[1])
+        self._keep(_share() - 1)
         try:
-            handle = self._handles[file] = os.open(file, os.O_RDONLY)
+            handle = os.open(file, os.O_RDONLY)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._handles:
+                self._keep(len(self._handles) // 2)
+                return self._open(file)
             raise CkptconvError(
-                f"cannot be opened: {error.strerror}", where=file, kind=Kind.ENVIRONMENT
+                f"cannot be opened: {error.strerror}",
+                where=file,
+                hint="raise the limit: ulimit -n 4096" if error.errno == errno.EMFILE else None,
+                kind=Kind.ENVIRONMENT,
             ) from error
+        self._handles[file] = handle
         return handle
+
+    def _keep(self, most: int) -> None:
+        """Close the files that were opened first, until at most so many are open."""
+        while len(self._handles) > most:
+            os.close(self._handles.popitem(last=False)[1])
+
+
+def _share() -> int:
+    """How many files one thread may keep open: its part of the process's limit, without what the output and Python need."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return _OPEN_FILES
+    return max(1, min(_OPEN_FILES, (limit - _OTHERS) // threading.active_count()))
