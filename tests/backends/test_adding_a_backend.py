@@ -134,6 +134,25 @@ def test_every_backend_follows_the_protocol(backend: Backend, tmp_path: Path) ->
     assert callable(backend.saved_by)
 
 
+def test_the_type_checker_accepts_every_backend_and_no_other_module(tmp_path: Path) -> None:
+    """`registry` loads modules by name, so mypy sees them as backends only here."""
+    from mypy import api
+
+    modules = [*LAYOUTS, ("fsdp", "mesh")]
+    lines = [
+        f"from ckptconv.backends.{package} import {module} as b{n}"
+        for n, (package, module) in enumerate(modules)
+    ]
+    uses = [f"_{n}: Backend = b{n}" for n in range(len(modules))]
+    file = tmp_path / "conforms.py"
+    file.write_text("\n".join(["from ckptconv.backends.base import Backend", *lines, *uses]) + "\n")
+    root = Path(ckptconv.__file__).parents[1]
+    out, err, code = api.run([str(file), "--config-file", str(root / "pyproject.toml")])
+    wrong = [line for line in out.splitlines() if ": error:" in line]
+    assert [line.split(":")[1] for line in wrong] == [str(1 + 2 * len(modules))], out + err
+    assert code == 1
+
+
 @pytest.mark.parametrize("command", ["inspect", "merge", "verify"])
 def test_help_lists_the_names_of_the_registry(command: str) -> None:
     options = get_command(app).commands[command].params  # type: ignore[attr-defined]

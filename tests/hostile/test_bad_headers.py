@@ -159,7 +159,7 @@ def test_bad_json_is_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(CkptconvError, match=says):
         parse_json(JSON[case], "x")
     for read in (read_json, read_table, assets.read_config):
-        with pytest.raises(CkptconvError, match=rf"{says}|config\.json cannot be read") as error:
+        with pytest.raises(CkptconvError, match=says) as error:
             read(tmp_path / "config.json")
         assert "config.json" in str(error.value.where)
 
