@@ -8,14 +8,14 @@ from another step differs nearly everywhere.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read import workers as threads
+from ckptconv.read.each import for_each_reader
 from ckptconv.read.gather import Array
 from ckptconv.read.reader import Reader, prepare, raw_dtype, same_place
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -60,19 +60,16 @@ def require_casts(checkpoint: Checkpoint, *, workers: int | None = None) -> None
     wrong: dict[int, CkptconvError] = {}
     lock = threading.Lock()
 
-    @contextmanager
-    def worker() -> Iterator[Callable[[_Task], None]]:
-        with Reader() as reader:
+    def start(reader: Reader) -> Callable[[_Task], None]:
+        def do(task: _Task) -> None:
+            error = _compare(task, block, reader)
+            if error is not None:
+                with lock:
+                    wrong[task.number] = error
 
-            def do(task: _Task) -> None:
-                error = _compare(task, block, reader)
-                if error is not None:
-                    with lock:
-                        wrong[task.number] = error
+        return do
 
-            yield do
-
-    threads.for_each(tasks, worker, min(threads.count(workers), len(tasks)))
+    for_each_reader(tasks, start, min(threads.count(workers), len(tasks)))
     if wrong:
         raise wrong[min(wrong)]
 

@@ -1,25 +1,25 @@
-"""Compares the copies of a tensor on several ranks, which the placements declare to be equal."""
+"""Compares the copies of a tensor that several ranks stored, and that its placements declare to be equal."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
+from typing import NamedTuple
 
 import numpy as np
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read import workers as threads
-from ckptconv.read.reader import Prepared, Reader, prepare, raw_dtype, same_place
+from ckptconv.read.each import for_each_reader
+from ckptconv.read.reader import Reader, prepare, raw_dtype, same_place
 from ckptconv.tensors.checkpoint import Checkpoint, StoredTensor
 from ckptconv.tensors.view import Shape, View, narrow
 
-SMALL, SMALL_IN_ALL = (
-    1 << 20,
-    64 << 20,
-)  # bytes: of a tensor, and of copies in all, that are compared by default
-BLOCK = 4 << 20  # bytes of each of the two buffers a thread has
+SMALL = 1 << 20  # bytes of a tensor whose copies are compared by default
+SMALL_IN_ALL = 64 << 20  # bytes of all copies that are compared by default
+BLOCK = 4 << 20  # bytes of each of a thread's two buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +46,31 @@ class Deviation:
 
 
 def require_equal(checkpoint: Checkpoint, *, everything: bool = True, workers: int | None = None) -> None:
-    """Compare the copies of tensors. Raises CkptconvError for the first tensor whose copies differ.
+    """Compare the copies of tensors.
 
-    everything: read every copy of every tensor. Otherwise only those that `worth_reading` names are read.
+    Args:
+        checkpoint: the checkpoint.
+        everything: read every copy of every tensor; otherwise only those of the tensors in `worth_reading`.
+        workers: threads; None for one per core and one more.
+
+    Raises:
+        CkptconvError: names the first tensor whose copies differ.
     """
     names = None if everything else worth_reading(checkpoint)
-    found = deviations(checkpoint, names, workers=workers)
-    if not found:
+    differing = deviations(checkpoint, names, workers=workers)
+    if not differing:
         return
-    first, others = found[0], len({item.name for item in found}) - 1
+    first, others = differing[0], len({item.name for item in differing}) - 1
     more = f", and {others} more tensor{'s' if others > 1 else ''}" if others else ""
-    implied = checkpoint.tensors[first.name].implied
+    if checkpoint.tensors[first.name].implied:
+        why = "both store it whole, and nothing says that either holds a part"
+    else:
+        why = "the trainer says that they are replicas"
     raise CkptconvError(
         f"the ranks' copies of {first.name} differ{more}",
         where=first.file,
         found=f"rank {first.rank} and rank {first.used} differ in {first.count:,} elements, first at {list(first.index)}",
-        wanted="the same bytes on both: "
-        + (
-            "both store it whole, and nothing says that either holds a part"
-            if implied
-            else "the trainer says that they are replicas"
-        ),
+        wanted=f"the same bytes on both: {why}",
         hint="the ranks drifted apart or a file is damaged; ckptconv verify checks the files' CRCs",
         kind=Kind.DAMAGED,
     )
@@ -75,10 +79,10 @@ def require_equal(checkpoint: Checkpoint, *, everything: bool = True, workers: i
 def worth_reading(checkpoint: Checkpoint) -> set[str]:
     """The tensors whose copies are read by default.
 
-    Small ones, at most 1 MiB per tensor and 64 MiB in all; those whose checksums in the files differ; and those that only
-    equal bytes make copies, unless their checksums are equal, which the backend has compared. Of Megatron's rank files only
-    what is whole on every rank, such as norms: there are untrained models of Megatron-LM whose expert parallel ranks hold
-    tensor parallel parts that differ.
+    These are small tensors (at most 1 MiB each, 64 MiB of copies in all), tensors whose checksums differ, and tensors that
+    no mesh declares to be replicated, unless the backend has found their checksums equal. Of Megatron's rank files, only
+    tensors that are whole on every rank, such as norms, are read: in untrained models of Megatron-LM the expert parallel
+    ranks hold tensor parallel parts that differ.
     """
     names, left = set(), SMALL_IN_ALL
     for name, tensor in checkpoint.tensors.items():
@@ -101,95 +105,114 @@ def deviations(
     workers: int | None = None,
     on_read: Callable[[int], None] | None = None,
 ) -> list[Deviation]:
-    """Every copy that differs from the used one, in the order of the tensors.
+    """Every copy that differs from the one that is used.
 
-    names: the tensors to look at; None for all. on_read: gets the bytes of copies that were read.
+    Args:
+        checkpoint: the checkpoint.
+        names: the tensors to compare; None for all.
+        workers: threads; None for one per core and one more.
+        on_read: called with the bytes of the copies of each tensor after it was compared, by one thread at a time.
+
+    Returns:
+        The copies that differ, in the order of the checkpoint's tensors.
     """
-    found: dict[int, list[Deviation]] = {}
     tasks = [
-        (n, name, t)
-        for n, (name, t) in enumerate(checkpoint.tensors.items())
-        if t.replicas and (names is None or name in names)
+        _Task(number, name, tensor)
+        for number, (name, tensor) in enumerate(checkpoint.tensors.items())
+        if tensor.replicas and (names is None or name in names)
     ]
-    if not tasks:
-        return []
+    results: dict[int, list[Deviation]] = {}
     rank_of, lock = checkpoint.rank_of, threading.Lock()
 
-    @contextmanager
-    def worker() -> Iterator[Callable[[tuple[int, str, StoredTensor]], None]]:
-        buffers = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
-        with Reader() as reader:
+    def start(reader: Reader) -> Callable[[_Task], None]:
+        comparer = _Comparer(reader, rank_of)
 
-            def do(task: tuple[int, str, StoredTensor]) -> None:
-                number, name, tensor = task
-                result = list(_of_tensor(name, tensor, rank_of, reader, buffers))
-                with lock:
-                    found[number] = result
-                    if on_read:
-                        on_read(tensor.replica_bytes)
+        def do(task: _Task) -> None:
+            result = list(comparer.deviations(task.name, task.tensor))
+            with lock:
+                results[task.number] = result
+                if on_read:
+                    on_read(task.tensor.replica_bytes)
 
-            yield do
+        return do
 
-    threads.for_each(tasks, worker, min(threads.count(workers), max(len(tasks), 1)))
-    return [item for number in sorted(found) for item in found[number]]
+    if tasks:
+        for_each_reader(tasks, start, min(threads.count(workers), len(tasks)))
+    return [item for number in sorted(results) for item in results[number]]
 
 
-Buffers = tuple["np.ndarray[tuple[int], np.dtype[np.uint8]]", "np.ndarray[tuple[int], np.dtype[np.uint8]]"]
+class _Task(NamedTuple):
+    """One tensor to compare: its number, name, and views."""
+
+    number: int
+    name: str
+    tensor: StoredTensor
 
 
-def _of_tensor(
-    name: str, tensor: StoredTensor, rank_of: dict[str, int], reader: Reader, buffers: Buffers
-) -> Iterator[Deviation]:
-    """Copies of one part are compared together, so that the part that is used is read once."""
-    groups: dict[tuple[Shape, Shape], list[View]] = {}
-    for offsets, copy in tensor.replicas:
-        groups.setdefault((offsets, copy.shape), []).append(copy)
-    for (offsets, sizes), copies in groups.items():
-        used = tensor.view
-        for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-            used = narrow(used, dim, offset, size)
-        others = [copy for copy in copies if copy.numel and not same_place(copy, used)]
-        counts, firsts = _compare(used, others, reader, buffers)
-        for copy, count, first in zip(others, counts, firsts, strict=True):
-            if count:
-                place = np.unravel_index(first, sizes) if sizes else ()
-                index = tuple(int(at) + offset for at, offset in zip(place, offsets, strict=True))
-                shape = tensor.view.shape
-                file = copy.files[0]
-                yield Deviation(
-                    name, rank_of.get(file, -1), _holder(used, first, rank_of), index, count, shape, file
-                )
+class _Comparer:
+    """Compares the copies of one tensor after another, with one thread's reader and two buffers.
+
+    Args:
+        reader: reads both copies.
+        rank_of: file -> the rank that wrote it.
+    """
+
+    def __init__(self, reader: Reader, rank_of: Mapping[str, int]) -> None:
+        self._reader, self._rank_of = reader, rank_of
+        self._used, self._copy = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+
+    def deviations(self, name: str, tensor: StoredTensor) -> Iterator[Deviation]:
+        """Compare all copies of each part of a tensor together, so that the used part is read once."""
+        groups: dict[tuple[Shape, Shape], list[View]] = {}
+        for offsets, copy in tensor.replicas:
+            groups.setdefault((offsets, copy.shape), []).append(copy)
+        for (offsets, sizes), copies in groups.items():
+            used = tensor.view
+            for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+                used = narrow(used, dim, offset, size)
+            others = [copy for copy in copies if copy.numel and not same_place(copy, used)]
+            for copy, (count, first) in zip(others, self._differences(used, others), strict=True):
+                if count:
+                    index = _position(first, sizes)
+                    yield Deviation(
+                        name,
+                        rank=self._rank_of.get(copy.files[0], -1),
+                        used=self._holder(used, index),
+                        index=tuple(at + offset for at, offset in zip(index, offsets, strict=True)),
+                        count=count,
+                        shape=tensor.view.shape,
+                        file=copy.files[0],
+                    )
+
+    def _differences(self, used: View, others: Sequence[View]) -> list[tuple[int, int]]:
+        """For each copy: the number of elements that differ from `used`, and the first of them in C order."""
+        raw = raw_dtype(used.dtype)
+        one, two = self._used.view(raw), self._copy.view(raw)
+        counts, firsts = [0] * len(others), [-1] * len(others)
+        left, right = prepare(used), [prepare(view) for view in others]
+        for low in range(0, used.numel if others else 0, len(one)):
+            high = min(low + len(one), used.numel)
+            size = high - low
+            self._reader.interval(left, low, high, one[:size])
+            for number, prepared in enumerate(right):
+                self._reader.interval(prepared, low, high, two[:size])
+                differs = one[:size] != two[:size]
+                count = int(np.count_nonzero(differs))
+                if count:
+                    counts[number] += count
+                    if firsts[number] < 0:
+                        firsts[number] = low + int(np.argmax(differs))
+        return list(zip(counts, firsts, strict=True))
+
+    def _holder(self, used: View, index: Shape) -> int:
+        """The rank whose bytes are used for one element; -1 if it is not known."""
+        for chunk in used.chunks:
+            ends = map(add, chunk.offsets, chunk.sizes)
+            if all(low <= at < end for low, at, end in zip(chunk.offsets, index, ends, strict=True)):
+                return self._rank_of.get(chunk.file, -1)
+        return -1
 
 
-def _compare(
-    used: View, others: Sequence[View], reader: Reader, buffers: Buffers
-) -> tuple[list[int], list[int]]:
-    """For each of the others: how many elements differ from `used`, and the first of them in C order."""
-    raw = raw_dtype(used.dtype)
-    one, two = buffers[0].view(raw), buffers[1].view(raw)
-    counts, firsts = [0] * len(others), [-1] * len(others)
-    left: Prepared = prepare(used)
-    right = [prepare(view) for view in others]
-    for low in range(0, used.numel if others else 0, len(one)):
-        high = min(low + len(one), used.numel)
-        size = high - low
-        reader.interval(left, low, high, one[:size])
-        for number, prepared in enumerate(right):
-            reader.interval(prepared, low, high, two[:size])
-            differs = one[:size] != two[:size]
-            count = int(np.count_nonzero(differs))
-            if count:
-                counts[number] += count
-                if firsts[number] < 0:
-                    firsts[number] = low + int(np.argmax(differs))
-    return counts, firsts
-
-
-def _holder(used: View, first: int, rank_of: dict[str, int]) -> int:
-    """The rank whose bytes are used for one element."""
-    place = [int(at) for at in np.unravel_index(first, used.shape)] if used.shape else []
-    for chunk in used.chunks:
-        ends = [offset + size for offset, size in zip(chunk.offsets, chunk.sizes, strict=True)]
-        if all(low <= at < high for low, at, high in zip(chunk.offsets, place, ends, strict=True)):
-            return rank_of.get(chunk.file, -1)
-    return -1
+def _position(number: int, sizes: Shape) -> Shape:
+    """The index of an element in a box, from its number in C order."""
+    return tuple(int(at) for at in np.unravel_index(number, sizes)) if sizes else ()

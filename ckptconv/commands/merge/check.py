@@ -1,15 +1,14 @@
-"""`merge --verify`: what was written is read again, by safetensors' own reader, and compared with the source.
+"""`merge --verify`: reads the output again with safetensors' own reader, and compares it with the source.
 
-Before the folder is published. The headers, the places of the tensors and their bytes come from safetensors; only the
-values that they should have come from the plan's views, read once more. A file is opened anew every few megabytes,
-since its pages count as this process's memory for as long as it is mapped.
+This happens before the folder is published. The headers, the positions of the tensors and their bytes come from
+safetensors; the wanted values come from the plan's views, which are read again. A file is reopened every few megabytes,
+because its pages count as this process's memory while it is mapped.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,8 @@ from ckptconv.errors import CkptconvError, ExitCode, Kind
 from ckptconv.formats.safetensors import header_by_library
 from ckptconv.plan import Output, Plan
 from ckptconv.plan.shards import INDEX
+from ckptconv.read.each import for_each_reader
 from ckptconv.read.reader import Array, Reader, raw_dtype
-from ckptconv.read.workers import for_each
 from ckptconv.tensors.dtypes import (
     from_safetensors,
     is_packed,
@@ -33,17 +32,27 @@ from ckptconv.tensors.dtypes import (
     to_safetensors,
 )
 
-_BLOCK = 4 << 20  # bytes of a tensor at a time
-_MAPPED = 16 << 20  # bytes that are read from a mapping before it is given back
-_SCRATCH = 8 << 20
+_BLOCK = 4 << 20  # bytes of a tensor that are compared at a time
+_MAPPED = 16 << 20  # bytes that are read from a mapping before the file is reopened
+_SCRATCH = 8 << 20  # bytes for stored elements before they are cast
 _MOST = 5  # threads: each has 36 MB of buffers and mapped pages
 
 Slices = tuple[slice, ...]
-OnBytes = Callable[[int, str], None]
+OnBytes = Callable[[int, str], None]  # bytes that were read, and the file
 
 
 class _Tile(NamedTuple):
-    """Elements low..high-1 of a tensor, and the same as slices of it."""
+    """A part of an output tensor that is contiguous in its file.
+
+    Args:
+        file: the output file.
+        key: the plan's key of the tensor.
+        name: the tensor.
+        output: the plan's record of it.
+        slices: the part, as one slice per dim.
+        low: the part's first element, in C order.
+        high: one past its last element.
+    """
 
     file: Path
     key: str
@@ -55,9 +64,19 @@ class _Tile(NamedTuple):
 
 
 def check_written(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None = None) -> int:
-    """Compare every file of the plan in `work` with the source; returns how many tensors that were.
+    """Compare every output file with the source.
 
-    on_bytes(bytes read, file). Raises CkptconvError, with the exit code of a no, that names what differs.
+    Args:
+        plan: the plan that was executed.
+        work: the folder that holds the output files.
+        workers: threads; at most 5 are used.
+        on_bytes: called with the bytes that were read, and their file.
+
+    Returns:
+        The number of tensors that were compared.
+
+    Raises:
+        CkptconvError: names the first difference; its exit code is 1.
     """
     wrong = [*_headers(plan, work), *_index(plan, work)]
     if not wrong:
@@ -66,7 +85,7 @@ def check_written(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None
         raise CkptconvError(
             "the output does not match the checkpoint",
             where=wrong[0],
-            found=f"{len(wrong):,} things that differ" if len(wrong) > 1 else None,
+            found=f"{len(wrong):,} differences" if len(wrong) > 1 else None,
             hint="nothing was published; the disk or the memory may be at fault: run it again",
             code=ExitCode.NO,
             kind=Kind.ENVIRONMENT,
@@ -75,7 +94,7 @@ def check_written(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None
 
 
 def _headers(plan: Plan, work: Path) -> Iterator[str]:
-    """Names, dtypes and shapes, as safetensors reads them."""
+    """Compare names, dtypes and shapes, as safetensors reads them; yields one sentence per difference."""
     from safetensors import SafetensorError
 
     for out in plan.files:
@@ -94,7 +113,7 @@ def _headers(plan: Plan, work: Path) -> Iterator[str]:
 
 
 def _index(plan: Plan, work: Path) -> Iterator[str]:
-    """Check that the index names each tensor of the model's files, and the file that holds it."""
+    """Compare the index with the tensors of the model's files; yields one sentence per difference."""
     if not (work / INDEX).is_file():
         return
     stated = json.loads((work / INDEX).read_text(encoding="utf-8"))["weight_map"]
@@ -107,31 +126,29 @@ def _index(plan: Plan, work: Path) -> Iterator[str]:
 
 
 def _values(plan: Plan, work: Path, workers: int, on_bytes: OnBytes | None) -> list[str]:
+    """The position of the first different element of every tensor that has one."""
     wrong: dict[str, tuple[int, str]] = {}
 
-    @contextmanager
-    def worker() -> Iterator[Callable[[_Tile], None]]:
-        written = _Written()
-        with Reader() as reader:
-            filler = Filler(reader, np.empty(_SCRATCH, np.uint8))
+    def start(reader: Reader) -> Callable[[_Tile], None]:
+        written, filler = _Written(), Filler(reader, np.empty(_SCRATCH, np.uint8))
 
-            def do(tile: _Tile) -> None:
-                raw = raw_dtype(tile.output.dtype)
-                wanted = np.empty((tile.high - tile.low) * raw.itemsize, np.uint8)
-                filler.fill(tile.output.source, tile.output.dtype, tile.low, tile.high, wanted)
-                found = written.read(tile.file, tile.output, tile.slices, wanted.nbytes)
-                if not np.array_equal(found, wanted):
-                    bad = np.flatnonzero(found.view(raw) != wanted.view(raw))
-                    at = tile.low + int(bad[0])
-                    index = [int(n) for n in np.unravel_index(at, tile.output.shape)]
-                    where = f"{tile.name}, element {index} in {tile.file.name}"
-                    wrong[tile.key] = min((at, where), wrong.get(tile.key, (at, where)))
-                if on_bytes:
-                    on_bytes(wanted.nbytes, tile.file.name)
+        def do(tile: _Tile) -> None:
+            raw = raw_dtype(tile.output.dtype)
+            wanted = np.empty((tile.high - tile.low) * raw.itemsize, np.uint8)
+            filler.fill(tile.output.source, tile.output.dtype, tile.low, tile.high, wanted)
+            found = written.read(tile.file, tile.output, tile.slices, wanted.nbytes)
+            if not np.array_equal(found, wanted):
+                bad = np.flatnonzero(found.view(raw) != wanted.view(raw))
+                at = tile.low + int(bad[0])
+                index = [int(n) for n in np.unravel_index(at, tile.output.shape)]
+                where = f"{tile.name}, element {index} in {tile.file.name}"
+                wrong[tile.key] = min((at, where), wrong.get(tile.key, (at, where)))
+            if on_bytes:
+                on_bytes(wanted.nbytes, tile.file.name)
 
-            yield do
+        return do
 
-    for_each(_tiles(plan, work), worker, min(workers, _MOST))
+    for_each_reader(_tiles(plan, work), start, min(workers, _MOST))
     return [where for _, where in wrong.values()]
 
 
@@ -147,7 +164,15 @@ def _tiles(plan: Plan, work: Path) -> Iterator[_Tile]:
 
 
 def _boxes(shape: Sequence[int], most: int) -> Iterator[tuple[Slices, int]]:
-    """Boxes of at most so many elements, each one piece of the flattened tensor, in order."""
+    """Cut a tensor into boxes that are contiguous in C order.
+
+    Args:
+        shape: the tensor's shape.
+        most: the largest number of elements of a box.
+
+    Returns:
+        (slices, number of elements) of each box, in C order.
+    """
     if prod(shape) <= most:
         yield tuple(slice(0, size) for size in shape), prod(shape)
         return
@@ -164,7 +189,7 @@ def _boxes(shape: Sequence[int], most: int) -> Iterator[tuple[Slices, int]]:
 
 
 class _Written:
-    """Slices of written tensors by safetensors' reader. One per thread."""
+    """Reads slices of output tensors with safetensors' reader. Each thread has its own."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -172,7 +197,14 @@ class _Written:
         self._read = 0
 
     def read(self, path: Path, output: Output, slices: Slices, nbytes: int) -> Array:
-        """The slice's bytes."""
+        """The bytes of a slice.
+
+        Args:
+            path: the output file.
+            output: the plan's record of the tensor.
+            slices: the slice, which is contiguous in the file; () for a scalar.
+            nbytes: its size.
+        """
         from safetensors import safe_open
 
         name = output.name
@@ -189,7 +221,7 @@ class _Written:
         return np.ascontiguousarray(found).reshape(-1).view(np.uint8)
 
     def _plain(self, path: Path, name: str, slices: Slices, nbytes: int) -> Array:
-        """From the file's own header."""
+        """The bytes of a slice whose dtype numpy does not have, by the file's own header."""
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             entry = json.loads(file.read(length))[name]

@@ -1,14 +1,13 @@
 """Recognises the form of a difference: another tensor's values, a transpose, rows or columns in another order.
 
-Rows and columns of both sides are reduced to numbers of 64 bits in one more pass over the tensors that differ: sums of
-an element's bits times a random number for its column, or its row. Equal rows have equal numbers, others hardly ever;
-and the rows of a tensor have the numbers of the columns of its transpose.
+A second pass over the tensors that differ reduces each row and each column of both sides to a fingerprint of 64 bits: the
+sum of its elements' bits, each times a random number for the element's position. Equal rows have equal fingerprints,
+different rows almost never do, and the rows of a tensor have the fingerprints of the columns of its transpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from math import prod
 from typing import NamedTuple
 
@@ -16,26 +15,33 @@ import numpy as np
 
 from ckptconv.commands.verify.orders import Place, Run, describe, rotary, runs_of
 from ckptconv.commands.verify.values import Task, few
-from ckptconv.compute.block import Block
+from ckptconv.compute.tiles import Filler
 from ckptconv.plan import Output
-from ckptconv.read import workers as threads
+from ckptconv.read.each import for_each_reader
 from ckptconv.read.reader import Array, Reader, raw_dtype
 from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.dtypes import itemsize
 
-_TILE = 1 << 19  # bytes; four times that as 64-bit numbers
-_SCRATCH = 8 << 20
-_TENSORS, _ROWS = 32, 1 << 20  # no more than these are looked at
+_TILE = 1 << 19  # bytes of a tensor at a time; as 64-bit numbers they take up to four times as much
+_SCRATCH = 8 << 20  # bytes for stored elements before they are cast
+_TENSORS, _ROWS = 32, 1 << 20  # the most that are examined in all
 
 
 class Form(NamedTuple):
-    """What a difference is, in words; and which tensor of the reference has just these values, "" for none."""
+    """What a difference looks like.
+
+    Args:
+        looks_like: a sentence for the user.
+        equals: the reference's tensor that has exactly these values; "" if there is none.
+    """
 
     looks_like: str
     equals: str = ""
 
 
 class _Prints(NamedTuple):
+    """The fingerprints (uint64) of a tensor's rows and of its columns."""
+
     rows: Array
     columns: Array
 
@@ -43,7 +49,16 @@ class _Prints(NamedTuple):
 def looks_like(
     tasks: Sequence[Task], workers: int | None, on_read: Callable[[int], None] | None = None
 ) -> dict[str, Form]:
-    """Tensor name -> what its difference looks like, for those of the tasks that differ where that can be told."""
+    """Recognise the forms of the differences.
+
+    Args:
+        tasks: the tensors that were compared.
+        workers: threads; None for at most 8.
+        on_read: called with the bytes that were read.
+
+    Returns:
+        Tensor name -> the form of its difference, for the tensors whose difference has a known form.
+    """
     found = dict(_whole(tasks))
     todo = _few([task for task in tasks if task.tally.count and task.tally.name not in found])
     prints = _all_prints(todo, workers, on_read)
@@ -56,7 +71,7 @@ def looks_like(
 
 
 def _whole(tasks: Sequence[Task]) -> Iterator[tuple[str, Form]]:
-    """Tensors that are another one of the reference, and whether that one is this."""
+    """Find the tensors that have the values of another tensor of the reference, and whether the two are swapped."""
     compared = {task.tally.name: task.tally for task in tasks if task.tally.compared}
     theirs: dict[str, str] = {}
     for name, tally in compared.items():
@@ -87,49 +102,55 @@ def _few(tasks: Sequence[Task]) -> list[Task]:
 def _all_prints(
     tasks: Sequence[Task], workers: int | None, on_read: Callable[[int], None] | None
 ) -> dict[str, tuple[_Prints, _Prints]]:
+    """Tensor name -> the fingerprints of our side and of the reference."""
     made: dict[str, tuple[_Prints, _Prints]] = {}
     most = max((size for task in tasks for size in _sizes(task.tally.shape)), default=0)
     factors = np.random.default_rng().integers(0, 2**64, most, np.uint64) | np.uint64(1)
 
-    @contextmanager
-    def worker() -> Iterator[Callable[[Task], None]]:
-        scratch = np.empty(_SCRATCH, np.uint8)
-        with Reader() as reader:
+    def start(reader: Reader) -> Callable[[Task], None]:
+        filler = Filler(reader, np.empty(_SCRATCH, np.uint8))
 
-            def do(task: Task) -> None:
-                before, tally = reader.nbytes, task.tally
-                assert task.theirs is not None
-                ours, theirs = (
-                    _prints(side, tally.dtype, _sizes(tally.shape), factors, reader, scratch)
-                    for side in (task.ours, task.theirs)
-                )
-                made[tally.name] = ours, theirs
-                if on_read:
-                    on_read(reader.nbytes - before)
+        def do(task: Task) -> None:
+            before, tally = reader.nbytes, task.tally
+            assert task.theirs is not None
+            ours, theirs = (
+                _prints(side, tally.dtype, _sizes(tally.shape), factors, filler)
+                for side in (task.ours, task.theirs)
+            )
+            made[tally.name] = ours, theirs
+            if on_read:
+                on_read(reader.nbytes - before)
 
-            yield do
+        return do
 
-    threads.for_each(tasks, worker, few(workers))
+    for_each_reader(tasks, start, few(workers))
     return made
 
 
 def _sizes(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns: the last dim is the columns, a vector is one column."""
+    """The numbers of rows and columns: the last dim has the columns; a vector is one column."""
     return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (prod(shape), 1)
 
 
-def _prints(
-    output: Output, dtype: str, sizes: tuple[int, int], factors: Array, reader: Reader, scratch: Array
-) -> _Prints:
+def _prints(output: Output, dtype: str, sizes: tuple[int, int], factors: Array, filler: Filler) -> _Prints:
+    """Compute the fingerprints of one side of a tensor.
+
+    Args:
+        output: what fills the tensor.
+        dtype: the dtype in which the sides are compared.
+        sizes: its numbers of rows and columns.
+        factors: the random numbers (uint64) for positions, at least as many as rows and as columns.
+        filler: computes the elements.
+    """
     rows, width = sizes
-    block, raw = Block(output.source, dtype), raw_dtype(dtype)
+    raw = raw_dtype(dtype)
     found = _Prints(np.empty(rows, np.uint64), np.zeros(width, np.uint64))
     step = max(_TILE // (width * raw.itemsize), 1)
     buffer = np.empty(step * width * raw.itemsize, np.uint8)
     for first in range(0, rows, step):
         last = min(first + step, rows)
         part = buffer[: (last - first) * width * raw.itemsize]
-        block.fill(reader, first * width, last * width, part, scratch)
+        filler.fill(output.source, dtype, first * width, last * width, part)
         bits = part.view(raw).reshape(-1, width).astype(np.uint64)
         found.rows[first:last] = (bits * factors[:width]).sum(1, dtype=np.uint64)
         found.columns[:] += (bits * factors[first:last, None]).sum(0, dtype=np.uint64)
@@ -137,7 +158,7 @@ def _prints(
 
 
 class _Table:
-    """Finds the position of a row's number in the reference, among all the tensors examined."""
+    """Finds the rows of the reference by their fingerprints, among all tensors that are examined."""
 
     def __init__(self, held: Sequence[tuple[str, Array]]) -> None:
         self._names = [name for name, _ in held]
@@ -147,7 +168,13 @@ class _Table:
         self._begin = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     def places(self, name: str, rows: Array, own: Array) -> list[Place | None]:
-        """For each row the place of an equal one: in the reference's tensor of that name, else in any."""
+        """For each row, the position of an equal row of the reference; None if there is none.
+
+        Args:
+            name: the tensor.
+            rows: the fingerprints of its rows.
+            own: the fingerprints of the reference's rows of the same name, which are searched first.
+        """
         here, anywhere = _Index(own).find(rows), self._all.find(rows)
         places: list[Place | None] = []
         for mine, other in zip(here.tolist(), anywhere.tolist(), strict=True):
@@ -177,6 +204,7 @@ class _Index:
 
 
 def _form(task: Task, ours: _Prints, theirs: _Prints, table: _Table) -> str:
+    """The sentence for one tensor's difference; "" if it has no known form."""
     name, shape = task.tally.name, task.tally.shape
     if len(shape) == 2 and shape[0] == shape[1] and np.array_equal(ours.rows, theirs.columns):
         return "it is transposed"
@@ -199,7 +227,13 @@ def _form(task: Task, ours: _Prints, theirs: _Prints, table: _Table) -> str:
 
 
 def _cuts(parts: Sequence[Slice], shape: Sequence[int], dim: int) -> dict[tuple[int, int], int]:
-    """(first, number) along a dim -> the one rank that stores just that; rows of stacks are counted through."""
+    """(first, number) along a dim -> the only rank that stores exactly these rows or columns.
+
+    Args:
+        parts: the boxes that the ranks store.
+        shape: the tensor's shape. The dims of a stack before the last are flattened, so its rows count through.
+        dim: 0 for rows, the last dim for columns.
+    """
     inner = prod(shape[1:-1]) if dim == 0 and len(shape) > 2 else 1
     ranks: dict[tuple[int, int], list[int]] = {}
     for part in parts:

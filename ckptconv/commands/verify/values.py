@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from ckptconv.compute.block import CAST_BLOCK
 from ckptconv.compute.tiles import Filler, Tile, tiles_of
 from ckptconv.plan import Output
 from ckptconv.read import workers as threads
+from ckptconv.read.each import for_each_reader
 from ckptconv.read.reader import Array, Reader, raw_dtype, same_place
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.holders import Holders
@@ -69,13 +69,7 @@ def read(
     on_read: Callable[[int], None] | None = None,
 ) -> None:
     """Read every task once and fill its tally. Without a tolerance bits count, so equal NaN are equal."""
-
-    @contextmanager
-    def worker() -> Iterator[Callable[[tuple[Task, Tile]], None]]:
-        with Reader() as reader:
-            yield _Worker(reader, atol, rtol, on_read).do
-
-    threads.for_each(_tiles(tasks), worker, few(workers))
+    for_each_reader(_tiles(tasks), lambda reader: _Worker(reader, atol, rtol, on_read).do, few(workers))
 
 
 def few(workers: int | None) -> int:
