@@ -111,6 +111,16 @@ def command(
             rich_help_panel=_OUTPUT,
         ),
     ] = True,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include",
+            metavar="GLOB",
+            help="Also copy matching files next to config.json. By default only known files of a model are copied: "
+            "tokenizer, processor, templates, custom code, licence. Repeatable.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     check_replicas: Annotated[
         bool,
         typer.Option(
@@ -244,6 +254,7 @@ def command(
         "workers": workers,
         "check_replicas": check_replicas,
         "resume": resume,
+        "include": include or (),
         "verify": verify,
         "on_plan": on_plan,
         "on_progress": shown,

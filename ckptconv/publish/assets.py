@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +18,7 @@ from ckptconv.backends.registry import is_trainers
 from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.formats.json import read_json
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
+from ckptconv.publish.known_files import is_known, known_files
 
 _WEIGHTS = (
     ".safetensors",
@@ -73,16 +78,50 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def assets_of(folder: Path) -> list[Path]:
-    """The files that belong to the model next to its weights: tokenizer, processor, templates, custom code.
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The files next to the weights of a model.
 
-    Links are followed only inside the folder. Such files in subfolders (custom code) are included.
+    Args:
+        belong: those of the model: tokenizer, processor, templates, custom code. Sorted.
+        left: paths of others, relative to the folder, that are neither weights nor a trainer's: at most MOST_LEFT.
     """
-    return sorted(
-        path
-        for path in _walk(folder)
-        if (_belongs(path) or is_module_weight(path.relative_to(folder))) and _inside(folder, path)
-    )
+
+    belong: list[Path]
+    left: list[str]
+
+
+MOST_LEFT = 1000
+
+
+def beside(folder: Path, include: Sequence[str] = ()) -> Beside:
+    """What is next to the weights.
+
+    Links are followed only inside the folder. Known files in subfolders (custom code) are included.
+
+    Args:
+        folder: the model folder.
+        include: globs of further files to take, matched with the path and with the name.
+    """
+    names = list(_walk(folder))
+    known = known_files(folder, names)
+    belong: list[Path] = []
+    left: list[str] = []
+    for name in names:
+        last = name.rpartition("/")[2]
+        mine = name in known or is_module_weight(PurePosixPath(name)) or _is_wanted(name, include)
+        if (not mine and (len(left) == MOST_LEFT or _is_taken_care_of(last))) or is_trainers(last):
+            continue
+        if not mine:
+            left.append(name)
+        elif _inside(folder, folder / name):
+            belong.append(folder / name)
+    return Beside(sorted(belong), sorted(left))
+
+
+def assets_of(folder: Path) -> list[Path]:
+    """The files that belong to the model next to its weights: tokenizer, processor, templates, custom code."""
+    return beside(folder).belong
 
 
 def is_module_weight(path: PurePosixPath | Path) -> bool:
@@ -128,8 +167,9 @@ def is_asset(path: str) -> bool:
     *folders, name = PurePosixPath(path).parts
     if is_module_weight(PurePosixPath(path)):
         return True
-    hidden = any(folder.startswith(".") for folder in folders)
-    return not hidden and not any(map(is_trainers, (*folders, name))) and _belongs(Path(name))
+    if any(folder.startswith(".") for folder in folders) or any(map(is_trainers, (*folders, name))):
+        return False
+    return is_known(path) and not _is_taken_care_of(name)
 
 
 def copy_asset(source: Path, target: Path) -> None:
@@ -172,19 +212,31 @@ def _copy(source: Path, target: Path) -> None:
         ) from error  # the read or the write failed
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if is_trainers(path.name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            if not path.name.startswith("."):
-                yield from _walk(path)
-        elif path.is_file():
-            yield path
-
-
-def _belongs(path: Path) -> bool:
-    name = path.name
-    if name.endswith(_WEIGHTS) or name.endswith(".index.json") or name in _NOT_COPIED or name.startswith("."):
+def _is_wanted(name: str, include: Sequence[str]) -> bool:
+    """True if a glob of the user's takes a file. Weights have to be named in full, and ours are never replaced."""
+    last = name.rpartition("/")[2]
+    if last.endswith((".safetensors", ".index.json")) or last in (*_NOT_COPIED, "config.json"):
         return False
-    return not name.endswith(".tmp")
+    if _is_taken_care_of(last):
+        return name in include
+    return any(fnmatchcase(name, glob) or fnmatchcase(last, glob) for glob in include)
+
+
+def _walk(folder: Path, inside: str = "") -> Iterator[str]:
+    """Every visible file under a folder, relative to it, but for the folders that a trainer makes."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if not is_trainers(entry.name):
+                    yield from _walk(Path(entry.path), f"{inside}{entry.name}/")
+                continue
+            with contextlib.suppress(OSError):  # a link to itself
+                if entry.is_file():
+                    yield inside + entry.name
+
+
+def _is_taken_care_of(name: str) -> bool:
+    """True for weights, their index, what a receipt or an adapter needs, and temporary files: they never come along."""
+    return name.endswith((*_WEIGHTS, ".index.json", ".tmp")) or name in _NOT_COPIED

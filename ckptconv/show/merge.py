@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.merge.run import Merged
+from ckptconv.errors import listed
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import receipt
 from ckptconv.show.sink import OK, Sink
@@ -132,6 +133,7 @@ def record(result: Merged) -> dict[str, Any]:
         "bytes_read": result.read,
         "resumed": list(result.resumed),
         "assets": list(result.assets),
+        "left": list(result.left),
         "checked_tensors": result.checked,
         "found": list(result.notes),
         "balanced_bytes": plan.balanced,
@@ -142,6 +144,9 @@ def record(result: Merged) -> dict[str, Any]:
 
 def notes(sink: Sink, result: Merged) -> None:
     """Report what the merge found while it wrote and checked."""
+    if result.left:
+        named = listed(result.left)
+        sink.phase("Left", f"{named}: not known as files of a model (--include NAME copies them)")
     if result.checked:
         text = f"{files(result.plan)}: all {result.checked:,} tensors match the checkpoint bit for bit"
         sink.phase("Checked", text)

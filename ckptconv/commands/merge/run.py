@@ -51,6 +51,7 @@ class Merged(Displayed):
         assets: files that were copied next to the weights.
         peak_memory: the process's largest resident size, in bytes.
         checked: tensors that were read again and were equal to the source.
+        left: files next to the weights that were not copied, since they are not known to belong to a model.
         notes: findings of the copy that only a person can judge: NaN, files that a killed run lost.
     """
 
@@ -64,6 +65,7 @@ class Merged(Displayed):
     assets: tuple[str, ...] = ()
     peak_memory: int = 0
     checked: int = 0
+    left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -100,6 +102,7 @@ def merge(
     verify: bool = False,
     check_replicas: bool = False,
     resume: bool = True,
+    include: Sequence[str] = (),
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     ray: str | None = None,
@@ -126,6 +129,8 @@ def merge(
             before the folder appears.
         check_replicas: read the other ranks' copies too, and compare their bytes.
         resume: take over the complete files of a run that was stopped, and keep them on Ctrl-C. False begins anew.
+        include: globs of further files next to the checkpoint's config.json to copy. Without them only files that are known
+            to belong to a model are copied: tokenizer, processor, templates, custom code, licence.
         max_memory: the bound on all buffers together, in bytes.
         workers: threads; the number of cores and one more when omitted.
         ray: a Ray cluster to copy on in place of this machine, "auto" or "HOST:PORT". workers and max_memory are then
@@ -174,7 +179,7 @@ def merge(
         require_base(checkpoint, options)
     plan, folder = plan_and_assets(checkpoint, options, config, base)
     own = (checkpoint.assets or checkpoint.root) if base is not None and config is None else None
-    small = small_files.choose(plan, folder, own)
+    small = small_files.choose(plan, folder, own, include)
     plan = replace(plan, notes=(*plan.notes, *small.notes, *zero_updates(checkpoint)))
     require_equal(checkpoint, everything=check_replicas)
     require_casts(checkpoint, workers=count)
@@ -183,7 +188,7 @@ def merge(
     if on_plan:
         on_plan(plan)
     if dry_run:
-        return Merged(plan, target, count, True, time.monotonic() - begun)
+        return Merged(plan, target, count, True, time.monotonic() - begun, left=small.left)
     sources, beside = sources_of(plan), states_of(small)
     require_honest_receipts(sources, count, teller(on_progress, "hash"))
     with work_folder(target, fingerprint(plan, sources), resume) as work:
@@ -210,6 +215,7 @@ def merge(
         assets=tuple(names),
         peak_memory=_peak_memory(),
         checked=checked,
+        left=small.left,
         notes=tuple(notes_of(copied, plan)),
     )
 

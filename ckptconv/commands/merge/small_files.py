@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckptconv.commands.merge.notes import nonfinite_notes
 from ckptconv.copy.run import Copied
-from ckptconv.errors import listed
+from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.hub.names import cached_name, model_name
 from ckptconv.models import quantised
 from ckptconv.plan import Plan, shards
@@ -29,11 +30,13 @@ class SmallFiles:
         model: the folder with the config.json from which the output's is made; None if there is none.
         copies: (folder, name in it, name in the output).
         notes: what the user must know.
+        left: files next to the weights that are not known to belong to a model, at most assets.MOST_LEFT.
     """
 
     model: Path | None
     copies: tuple[tuple[Path, str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -43,7 +46,7 @@ class SmallFiles:
         return sizes + (config.stat().st_size if config and config.is_file() else 0)
 
 
-def choose(plan: Plan, model: Path | None, own: Path | None) -> SmallFiles:
+def choose(plan: Plan, model: Path | None, own: Path | None, include: Sequence[str] = ()) -> SmallFiles:
     """Choose the tokenizer, the processor, templates, custom code and modules that go with the weights.
 
     Args:
@@ -51,8 +54,14 @@ def choose(plan: Plan, model: Path | None, own: Path | None) -> SmallFiles:
         model: the folder of the model with the small files; None if there is none.
         own: the folder of an adapter that is merged into another folder's model, else None. Its tokenizer and chat
             template are those of the training, so they replace the model's.
+        include: globs of further files of `model` to copy.
+
+    Raises:
+        CkptconvError: a glob fits no file.
     """
-    names = [path.relative_to(model).as_posix() for path in assets.assets_of(model)] if model else []
+    beside = assets.beside(model, include) if model else assets.Beside([], [])
+    names = [path.relative_to(model).as_posix() for path in beside.belong] if model else []
+    _require_use(include, names, model)
     names = [name for name in names if name != "config.json" and not _is_left(name, plan, model)]
     mine = tokenizer_files(own) if own is not None else []
     replaced = replaced_by(mine, own, names) if own is not None else []
@@ -61,14 +70,26 @@ def choose(plan: Plan, model: Path | None, own: Path | None) -> SmallFiles:
     notes = [*_replaced(mine, replaced, own, model), *_modules(names, plan, model)]
     if f"{ADAPTER_FOLDER}/adapter_config.json" in plan.texts:
         chosen = {name: folder for folder, name, _ in copies}
-        beside = [name for folder in dict.fromkeys(chosen.values()) for name in tokenizer_files(folder)]
-        own_files = [(chosen[n], n, f"{ADAPTER_FOLDER}/{n}") for n in dict.fromkeys(beside) if n in chosen]
+        used = [name for folder in dict.fromkeys(chosen.values()) for name in tokenizer_files(folder)]
+        own_files = [(chosen[n], n, f"{ADAPTER_FOLDER}/{n}") for n in dict.fromkeys(used) if n in chosen]
         copies += own_files
         with_it = " with the tokenizer" if own_files else ""
         notes.append(
             f"the adapter is written to {ADAPTER_FOLDER}/{with_it}; the model above it has it merged"
         )
-    return SmallFiles(model, tuple(copies), tuple(notes))
+    return SmallFiles(model, tuple(copies), tuple(notes), tuple(beside.left))
+
+
+def _require_use(include: Sequence[str], names: list[str], model: Path | None) -> None:
+    for glob in include:
+        if not any(fnmatchcase(name, glob) or fnmatchcase(name.rpartition("/")[2], glob) for name in names):
+            raise CkptconvError(
+                "--include fits no file that may be copied",
+                where=model,
+                found=glob,
+                hint="weights have to be named in full, and files of the trainer are never copied",
+                kind=Kind.USAGE,
+            )
 
 
 def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str]:
