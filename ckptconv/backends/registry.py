@@ -16,6 +16,7 @@ LAYOUTS = (
     ("megatron", "rank_files"),
     ("dcp", "read"),
     ("deepspeed", "read"),
+    ("nanotron", "read"),
     ("dcp", "hf_shards"),
     ("huggingface", "read"),
 )

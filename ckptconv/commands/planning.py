@@ -12,6 +12,7 @@ from ckptconv.backends import open_checkpoint
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.names import cached_name, public_name, repo_of
 from ckptconv.models import lora
+from ckptconv.models.trained_config import made_config
 from ckptconv.plan import Equal, Options, Plan, make_plan
 from ckptconv.plan.stored import take_stock
 from ckptconv.publish import assets
@@ -61,6 +62,8 @@ def plan_and_assets(
     else:
         folder = based.root if based is not None else checkpoint.assets
     found = assets.read_config(folder) if folder is not None else None
+    made = made_config(checkpoint) if found is None else None
+    found = made.config if made is not None else found
     if found is None and not needs_no_config(checkpoint):
         raise CkptconvError(
             NO_CONFIG,
@@ -70,6 +73,9 @@ def plan_and_assets(
         )
     plan = make_plan(checkpoint, found, options, based, equal or _by_reading)
     plan = _with_base_name(plan, base, found or {})
+    if made is not None:
+        told = f"config.json is made from the trainer's {Path(made.where).name}, which has no tokenizer beside it"
+        plan = replace(plan, notes=(*plan.notes, told))
     return plan, folder if folder is None or folder.is_dir() else folder.parent
 
 
@@ -77,6 +83,17 @@ def _by_reading(one: View, other: View) -> bool:
     from ckptconv.read.reader import same_values
 
     return same_values(one, other)
+
+
+def own_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config of a checkpoint's model: its config.json, or the one that its trainer's settings give; else {}."""
+    if checkpoint.assets is not None:
+        return assets.read_config(checkpoint.assets)
+    try:
+        made = made_config(checkpoint)
+    except CkptconvError:  # merge reports it
+        return {}
+    return made.config if made is not None else {}
 
 
 def _with_base_name(plan: Plan, base: str | Path | None, config: Mapping[str, Any]) -> Plan:

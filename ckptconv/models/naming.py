@@ -14,20 +14,32 @@ from ckptconv.tensors.view import View
 # Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
 _TORCHTITAN = Pattern("layers.{layer}.attention_norm.weight")
 
+# Every transformer of OLMo-core has it; no module of transformers is named so.
+_OLMO_CORE = Pattern("blocks.{layer}.attention.w_out.weight")
+# Values of `Checkpoint.naming` for nanotron's names; in the second, neighbouring rows of a head rotate together.
+NANOTRON = ("nanotron", "nanotron_interleaved")
+
 
 def has_torchtitan_names(names: Iterable[str]) -> bool:
     """True where the tensors' names are those of torchtitan's own model classes."""
     return any(_TORCHTITAN.match(name) for name in names)
 
 
+def has_olmo_core_names(names: Iterable[str]) -> bool:
+    """True where the tensors' names are those of OLMo-core's own model classes."""
+    return any(_OLMO_CORE.match(name) for name in names)
+
+
 def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:
     """Rename tensors to the Hub's names, and change their layouts to the Hub's.
 
     The names show whether they are the module's or the Hub's: transformers 4 trains under the Hub's names, and a model
-    folder may have the module's. The names also show torchtitan's own classes. A quantized model folder is not changed.
+    folder may have the module's. The names also show the own classes of torchtitan and of OLMo-core. A quantized model
+    folder is not changed.
 
     Args:
-        naming: "transformers" for the names in a trainer's checkpoint, "megatron", or "hub" for those in a model folder.
+        naming: "transformers" for the names in a trainer's checkpoint, "megatron", "nanotron" and "nanotron_interleaved",
+            or "hub" for those in a model folder.
         tensors: stored name -> view.
         config: the model's config.json.
 
@@ -40,6 +52,14 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         )
 
         return megatron.to_hub(tensors, config)
+    if naming in NANOTRON:
+        from ckptconv.models import nanotron
+
+        return nanotron.to_hub(naming, tensors, config)
+    if naming != "hub" and has_olmo_core_names(tensors):
+        from ckptconv.models import olmo_core
+
+        return olmo_core.to_hub(tensors, config)
     if naming != "hub" and has_torchtitan_names(tensors):
         from ckptconv.models import torchtitan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.models.trained_config import check_agreement
 from ckptconv.plan.adapter import plan_adapter
 from ckptconv.plan.balance import balance
 from ckptconv.plan.lora_mode import mode_of
@@ -53,6 +54,8 @@ def _plan(
     stored = take_stock(checkpoint)
     mode, notes = mode_of(stored, options, base)
     padding = _settings_agree(checkpoint, config) if checkpoint.naming == "megatron" and config else []
+    if config:
+        check_agreement(checkpoint, config)
     parts: list[Part] = []
     views = list(stored.views)
     if mode != "adapter":

@@ -59,7 +59,4 @@ TRAINERS = (
     ),
     Trainer(name="OLMo-core", steps=("step{step}",), not_assets=("train",)),  # olmo_core/train/checkpoint.py
     Trainer(name="Composer", steps=("ep{epoch}-ba{step}",)),  # composer/callbacks/checkpoint_saver.py
-    Trainer(  # nanotron/serialize/main.py; its own mark tells a bare number from any other folder
-        name="nanotron", steps=("{step}",), marks=("latest.txt",), not_assets=("model_config.json",)
-    ),
 )

@@ -2,6 +2,7 @@
 
 accelerate: STEP/pytorch_model_fsdp_N/ beside STEP/optimizer_N/ (accelerate/utils/fsdp_utils.py, save_fsdp_model);
 NeMo-Automodel: STEP/model/ beside STEP/optim/ (components/checkpoint/checkpointing.py, save_model);
+OLMo-core: stepN/model_and_optim/ beside stepN/config.json (train/checkpoint.py, Checkpointer.save);
 NeMo-RL: STEP/policy/weights/ (utils/native_checkpoint.py) or STEP/policy/weights/model/ (models/automodel/checkpoint.py).
 """
 
@@ -10,17 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ckptconv.errors import Incomplete
-from ckptconv.tensors.checkpoint import Skipped
+from ckptconv.formats.json import read_table
+from ckptconv.tensors.checkpoint import Skipped, TrainerSettings
 
 _ACCELERATE = "pytorch_model_fsdp_"
-_HOMES = ("", f"{_ACCELERATE}0", "model", "weights", "weights/model")
+_HOMES = ("", f"{_ACCELERATE}0", "model", "weights", "weights/model", "model_and_optim")
 _OPTIMIZER = re.compile(r"^optim(?:izer)?s?(?:_\d+)?$")
 _ASSETS = ("", "huggingface", "hf", "tokenizer", ".hf_metadata", "hf_assets")
 _UNFINISHED = (
     ".incomplete"  # NeMo-Automodel's mark on a step while it is written (components/checkpoint/utils.py)
 )
+_CLASS = "_CLASS_"  # the key under which OLMo-core names a config's class (olmo_core/config.py)
 _ABOVE = 4  # STEP/policy/weights/model is four levels below the run
 
 
@@ -54,9 +58,23 @@ def assets_of(home: Path) -> Path | None:
     folders = [home, *list(home.absolute().parents)[:_ABOVE]]
     for folder in folders:
         for name in _ASSETS:
-            if (folder / name / "config.json").is_file():
+            if (folder / name / "config.json").is_file() and not _experiment(folder / name / "config.json"):
                 return folder / name
     return None
+
+
+def experiment_of(home: Path) -> TrainerSettings | None:
+    """Return OLMo-core's description of the experiment: STEP/config.json beside STEP/model_and_optim/."""
+    path = home.parent / "config.json"
+    return TrainerSettings(values, str(path)) if (values := _experiment(path)) else None
+
+
+def _experiment(path: Path) -> dict[str, Any]:
+    """Return the content of a config.json that OLMo-core wrote (olmo_core/train/callbacks/config_saver.py); else {}."""
+    values = read_table(path)
+    model = values.get("model")
+    is_mine = isinstance(model, dict) and str(model.get(_CLASS, "")).startswith("olmo_core.")
+    return values if is_mine else {}
 
 
 def other_models(home: Path) -> Iterator[str]:

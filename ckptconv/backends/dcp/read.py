@@ -14,6 +14,7 @@ from ckptconv.backends.dcp.homes import (
     assets_of,
     by_accelerate,
     check_finished,
+    experiment_of,
     home_of,
     optimizers_beside,
     other_models,
@@ -59,6 +60,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     metadata = read_metadata(home)
     chosen = choose_model(metadata.paths, {name: metadata.shape(name) for name in metadata.table}, home)
     files = read_tensors(metadata, others, chosen.why_not.get)
+    experiment = experiment_of(home)
     beside = tuple(
         f"not read: {name} in the same folder (pass its folder to convert it)" for name in other_models(home)
     )
@@ -77,6 +79,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         lora=Lora(_lora(home)),
         notes=(*place.notes(), *beside, *chosen.notes, *apart(files.paths, home / METADATA)),
         naming="transformers",
+        trainer=(experiment,) if experiment is not None else (),
     )
 
 

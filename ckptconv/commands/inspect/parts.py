@@ -10,7 +10,7 @@ from ckptconv.commands.inspect.records import RankMap, Slice
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.names import MODULE, WRAPPERS
 
-_BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers?|h|blocks?)\.(?P<number>\d+)(?:\.|$)")
+_BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers?|h|blocks?|decoder)\.(?P<number>\d+)(?:\.|$)")
 _MTP = re.compile(r"(?:^|\.)mtp(?:_layers)?\.(?:layers\.)?(?P<number>\d+)?")
 # The prefixes of a model's own layers. Any other prefix is a separate stack: a tower, an encoder, MTP layers.
 _AROUND = {

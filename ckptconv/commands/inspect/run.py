@@ -14,9 +14,9 @@ from ckptconv.commands.inspect.parts import shares
 from ckptconv.commands.inspect.records import Inspection
 from ckptconv.commands.inspect.rows import ordered, rows_of, slices_of
 from ckptconv.commands.inspect.tree import tree_of
+from ckptconv.commands.planning import own_config
 from ckptconv.hub.checkpoint import open_local_or_hub
 from ckptconv.models.facts import named_architectures
-from ckptconv.publish import assets
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.source_spec import Step, Where, spec_of
 
@@ -81,7 +81,7 @@ def describe(
         asked_step: the step that the user asked for.
     """
     matches = matches_of(checkpoint, tensor) if tensor is not None else None
-    config = assets.read_config(checkpoint.assets) if checkpoint.assets else {}
+    config = own_config(checkpoint)
     tensors = checkpoint.tensors
     dtypes: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for stored in tensors.values():

@@ -1,0 +1,101 @@
+"""config.json from what a trainer wrote about the model, for trainers that keep no Hugging Face config.
+
+The same record is compared with a config.json that the user gives: a number that no tensor's shape contradicts, such as an
+epsilon, a rotary base or a sliding window, would otherwise give a model that computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from math import isclose
+from typing import Any, NamedTuple
+
+from ckptconv.errors import CkptconvError
+from ckptconv.models.family import Config, text_of
+from ckptconv.models.naming import NANOTRON
+from ckptconv.tensors.checkpoint import Checkpoint
+
+_KEYS = (
+    *(
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+    ),
+    *("num_key_value_heads", "rms_norm_eps", "hidden_act", "sliding_window", "layer_types", "no_rope_layers"),
+    *("num_experts", "num_experts_per_tok", "norm_topk_prob"),
+)
+_ROPE = ("rope_theta", "rope_type", "factor")
+
+
+class Made(NamedTuple):
+    """A config, and the trainer's file from which it is made."""
+
+    config: dict[str, Any]
+    where: str
+
+
+def made_config(checkpoint: Checkpoint) -> Made | None:
+    """Return the config of the model that the trainer describes; None where it does not say enough."""
+    make = _maker(checkpoint.naming) if checkpoint.trainer else None
+    if make is None:
+        return None
+    for trainer in checkpoint.trainer:
+        config = make(trainer.values)
+        if config is not None:
+            return Made(config, trainer.where)
+    return None
+
+
+def _maker(naming: str) -> Callable[[Mapping[str, Any]], dict[str, Any] | None] | None:
+    """The function for the files of a trainer; imported for those who need it."""
+    if naming in NANOTRON:
+        from ckptconv.models.nanotron import config as nanotron
+
+        return nanotron.hub_config
+    if naming == "transformers":
+        from ckptconv.models.olmo_core import config as olmo_core
+
+        return olmo_core.hub_config
+    return None
+
+
+def check_agreement(checkpoint: Checkpoint, config: Config) -> None:
+    """Compare config.json with the trainer's own description of the model.
+
+    Raises:
+        CkptconvError: the two state different values of one setting.
+    """
+    made = made_config(checkpoint)
+    if made is None:
+        return
+    stated = dict(_settings(config))
+    for key, trained in _settings(made.config):
+        if key in stated and not _equal(stated[key], trained):
+            raise CkptconvError(
+                f"config.json and the trainer's own settings give two values of {key}",
+                where=made.where,
+                found=f"{key} {stated[key]} in config.json",
+                wanted=f"{trained}, which the trainer wrote",
+                hint="omit --config, pass the trained model's folder, or correct the file that is wrong",
+            )
+
+
+def _settings(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the settings that decide what the model computes and that the config states."""
+    text = text_of(config)
+    yield from ((key, text[key]) for key in _KEYS if text.get(key) is not None)
+    rope = text.get("rope_parameters")
+    rope = {**(text.get("rope_scaling") or {}), **(rope if isinstance(rope, dict) else {})}
+    theta = text.get("rope_theta")
+    rope = {**({"rope_theta": theta} if theta is not None else {}), **rope}
+    yield from ((key, rope[key]) for key in _ROPE if rope.get(key) is not None)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    numbers = (int, float)
+    if isinstance(one, numbers) and isinstance(other, numbers):
+        return isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
