@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ckptconv import __version__
+from ckptconv.backends.registry import step_named
 from ckptconv.compute import views_of
 from ckptconv.copy.hashing import HASH
 from ckptconv.plan import Output, Plan
+from ckptconv.publish.private import without_paths
 from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.file_state import fingerprint
 from ckptconv.tensors.holders import Holders
@@ -45,7 +48,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "source": {
             "backend": source.backend,
             "layout": source.layout,
-            "folder": "/".join(source.root.resolve().parts[-3:]),
+            "folder": within_run(source.root.resolve()),
             "step": source.step,
             "role": source.role,
             "world_size": source.world_size,
@@ -56,12 +59,24 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "dtype": {"policy": plan.dtype_summary, "casts": [list(cast) for cast in plan.casts]},
         "bytes": plan.nbytes,
         "files": {file.name: file.nbytes for file in plan.files},
-        "dropped": [{"name": d.name, "bytes": d.nbytes, "reason": d.reason} for d in plan.dropped],
+        "dropped": [
+            {"name": d.name, "bytes": d.nbytes, "reason": without_paths(d.reason)} for d in plan.dropped
+        ],
         "skipped": [{"name": s.what, "bytes": s.nbytes, "reason": s.reason} for s in source.skipped],
-        "notes": list(plan.notes),
+        "notes": [without_paths(note) for note in plan.notes],
         "cuts": [[[part.rank, part.offsets, part.sizes] for part in parts] for parts in cuts],
         "tensors": tensors,
     }
+
+
+def within_run(root: Path) -> str | None:
+    """The folders of a checkpoint from its step on, such as `global_step_400/actor`; None without a step.
+
+    The folders above may tell the name of a user or of a project.
+    """
+    parts = root.parts[-3:]
+    step = next((number for number, part in enumerate(parts) if step_named(part) is not None), None)
+    return None if step is None else "/".join(parts[step:])
 
 
 def _cut(output: Output, rank_of: dict[str, int], cuts: dict[tuple[Slice, ...], int]) -> dict[str, int]:

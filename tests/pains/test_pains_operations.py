@@ -132,7 +132,7 @@ def test_which_base_which_step_did_this_come_from(made: Made, tmp_path: Path) ->
     receipt = json.loads((tmp_path / "out" / "ckptconv.json").read_text())
     assert receipt["base_model"] == "Qwen/Qwen2-0.5B"
     assert (receipt["source"]["step"], receipt["source"]["role"]) == (7, "actor")
-    assert receipt["source"]["folder"] == f"my-run/{ROLE}"
+    assert receipt["source"]["folder"] == ROLE
     origin = receipt["tensors"]["model.layers.1.mlp.down_proj.weight"]["from"]
     assert [name.rsplit(".", 2)[-2] for name in origin] == ["base_layer", "default", "default"]
 

@@ -18,11 +18,19 @@ README = "README.md"
 _MARK = "<!-- made by ckptconv push, sha256 of the text above: {} -->"
 # A repository's name on the Hub. A base model that is a local folder is not put into the front matter.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MARKS = re.compile(r"[\\\\`*\[\]<>&|#~!$]|(?<![^\W_])_|_(?![^\W_])")
+_LINKED = re.compile(r"(?:https?|ftp|mailto):|www\.|(?<=\w)@", re.IGNORECASE)
 _PATH = re.compile(r"(?:^|[\s(\"'])(?:~?/|[A-Za-z]:\\)")
 
 
-def model_card(folder: ModelFolder, repo_id: str) -> str:
-    """The text of a README.md for a folder that has none."""
+def model_card(folder: ModelFolder, repo_id: str, sent: bytes | None = None) -> str:
+    """The text of a README.md for a folder that has none.
+
+    Args:
+        folder: the model folder.
+        repo_id: the repository.
+        sent: the receipt as it is sent, if that is not the file.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     receipt, source = folder.receipt, _table(folder.receipt.get("source"))
@@ -41,7 +49,7 @@ def model_card(folder: ModelFolder, repo_id: str) -> str:
         _facts(folder, source, base, trainer),
         loading.snippet(folder, repo_id, base),
         _notes(receipt),
-        _hashes(folder, repo_id),
+        _hashes(folder, repo_id, sent),
     ]
     text = ModelCard("\n".join(part for part in parts if part)).content.rstrip()
     return f"{text}\n\n{_mark(text)}\n"
@@ -140,12 +148,12 @@ def _notes(receipt: Mapping[str, Any]) -> str:
     )
 
 
-def _hashes(folder: ModelFolder, repo_id: str) -> str:
+def _hashes(folder: ModelFolder, repo_id: str, sent: bytes | None) -> str:
     """The section on hashes: the receipt has a hash of every tensor, and the card has the hash of the receipt."""
     path, tensors = folder.root / "ckptconv.json", _table(folder.receipt.get("tensors"))
     if not tensors:
         return ""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes() if sent is None else sent).hexdigest()
     kind = _plain(folder.receipt.get("hash") or "hash").split("/")[0]
     lines = (
         f"`ckptconv.json` holds the {kind} of each of the {len(tensors):,} tensors; its own sha256 is `{digest}`.",
@@ -167,5 +175,10 @@ def _texts(value: object) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """A value as one line that cannot break a Markdown table."""
-    return " ".join(str(value).replace("|", "\\|").split())
+    """A value as one line of text, which Markdown and HTML show as it is: no link, image, tag, table cell or heading.
+
+    An underscore inside a word is none of Markdown's marks, and an address that Markdown would link gets a gap of no width.
+    """
+    line = " ".join(str(value).split())
+    line = _MARKS.sub(lambda found: f"&#{ord(found[0])};" if found[0] in "<>&" else f"\\{found[0]}", line)
+    return _LINKED.sub(lambda found: f"{found[0][:-1]}&#8203;{found[0][-1]}", line)

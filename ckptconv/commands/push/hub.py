@@ -97,6 +97,8 @@ def upload(api: HfApi, job: Job, parcel: Parcel) -> CommitInfo:
             target.parent.mkdir(parents=True, exist_ok=True)
             if path == README and parcel.card is not None:
                 target.write_text(parcel.card, encoding="utf-8")
+            elif path in parcel.cleaned:
+                target.write_text(parcel.cleaned[path].text, encoding="utf-8", errors="backslashreplace")
             else:
                 target.symlink_to((parcel.root / path).resolve())
         return api.upload_folder(

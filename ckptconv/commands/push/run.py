@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,9 +14,11 @@ from ckptconv.commands.progress import OnProgress, Progress
 from ckptconv.commands.push.card import README, model_card
 from ckptconv.commands.push.errors import Job, explain
 from ckptconv.commands.push.folder import check_folder, check_structure, choose_files, is_wanted
+from ckptconv.commands.push.private import Cleaned, cleaned
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.errors import guarded
 from ckptconv.hub.quiet import quiet
+from ckptconv.publish.receipt import RECEIPT
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -38,6 +40,7 @@ class Pushed:
         dry_run: True if nothing was sent.
         created: True if the push created the repository.
         uploaded: False if the Hub had all files already, so that no commit was made.
+        removed: what was taken out of files, since it tells about this machine: "config.json: _name_or_path".
     """
 
     repo_id: str
@@ -49,6 +52,7 @@ class Pushed:
     dry_run: bool
     created: bool
     uploaded: bool
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,13 @@ class Parcel:
         root: the model folder.
         files: (path, bytes) of each.
         card: the text of a README.md that is sent although the folder does not have it; None if there is none.
+        cleaned: path -> what is sent in place of the file, which names a path of this machine.
     """
 
     root: Path
     files: tuple[tuple[str, int], ...]
     card: str | None
+    cleaned: Mapping[str, Cleaned]
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +78,8 @@ class Parcel:
     def without_card(self) -> Parcel:
         if self.card is None:
             return self
-        return Parcel(self.root, tuple(file for file in self.files if file[0] != README), None)
+        files = tuple(file for file in self.files if file[0] != README)
+        return Parcel(self.root, files, None, self.cleaned)
 
 
 def push(
@@ -141,10 +148,13 @@ def push(
         exclude=tuple(exclude),
     )
     job = _explained(job, lambda: _ready(job, token, online=not dry_run))
-    parcel = Parcel(root, tuple(files), None)
+    clean = cleaned(root, [name for name, _ in files])
+    files = [(name, len(clean[name].text.encode()) if name in clean else size) for name, size in files]
+    parcel = Parcel(root, tuple(files), None, clean)
     if not (root / README).exists() and is_wanted(README, include, exclude):
-        card = model_card(model, repo_id)
-        parcel = Parcel(root, tuple(sorted([*files, (README, len(card.encode()))])), card)
+        sent = clean.get(RECEIPT)
+        card = model_card(model, repo_id, sent.text.encode() if sent else None)
+        parcel = Parcel(root, tuple(sorted([*files, (README, len(card.encode()))])), card, clean)
     if dry_run:
         check_structure(root)
         return _record(job, parcel, None, created=False, uploaded=False)
@@ -254,4 +264,5 @@ def _record(job: Job, parcel: Parcel, commit: CommitInfo | None, *, created: boo
         dry_run=commit is None,
         created=created,
         uploaded=uploaded,
+        removed=tuple(f"{name}: {', '.join(each.removed)}" for name, each in parcel.cleaned.items()),
     )

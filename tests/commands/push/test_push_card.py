@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from support.helpers import FIXTURES, edit_json, unpacked
+from support.hub import Hub
 
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.push.card import is_untouched, model_card
 from ckptconv.commands.push.folder import check_folder, check_structure
+from ckptconv.commands.push.private import cleaned
+from ckptconv.commands.push.run import Pushed
 from ckptconv.errors import CkptconvError
+
+Push = Callable[..., Pushed]
 
 pytest_plugins = ["support.hub.fixture"]
 
@@ -133,7 +140,7 @@ def test_what_is_not_a_receipt_is_not_published(folder: Path, receipt: str, what
 def test_what_would_break_a_table(folder: Path) -> None:
     source = {"layout": "odd|name\n# x", "step": "<b>"}
     (folder / "ckptconv.json").write_text(json.dumps({"source": source, "tensors": {}, "files": {}}))
-    assert "| Checkpoint | odd\\|name # x |" in card_of(folder)
+    assert "| Checkpoint | odd\\|name \\# x |" in card_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +160,96 @@ def test_the_lines_that_load_it(folder: Path, config: dict, line: str) -> None:
 
     known = {"architectures": ["Qwen2ForCausalLM"], **config}
     assert line in snippet(ModelFolder(folder, known, {}, {}, 0), "me/model", None)
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![](https://example.com/pixel.png)",
+    "https://example.com/login",
+    "www.example.com",
+    "a@example.com",
+    "`x` **bold** _em_ ~~gone~~ $x$",
+    "&lt;b&gt; | cell | # head",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_of_a_checkpoint_is_markdown_or_html_in_the_card(folder: Path, text: str) -> None:
+    """Seen through a Markdown renderer with tables, raw HTML and bare addresses, as the Hub has them."""
+    import html
+
+    from markdown_it import MarkdownIt
+
+    receipt = {
+        "ckptconv": text,
+        "source": {"layout": text, "step": text, "role": text, "mesh": [text], "trainer": text},
+        "notes": [text],
+        "skipped": [{"name": text, "reason": text}],
+        "tensors": {},
+        "files": {},
+    }
+    (folder / "ckptconv.json").write_text(json.dumps(receipt))
+    card = model_card(check_folder(folder), "me/model")
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(card.split("---", 2)[2])
+    for tag in ("<script", "<img", "<a ", "<em", "<strong", "<del", "<h1>head"):
+        assert tag not in shown, shown
+    assert html.escape(text, quote=False) in shown.replace("\u200b", "").replace("&quot;", '"'), shown
+    assert shown.count("<table>") == 1
+    assert not re.search(
+        r"(https?|ftp|mailto):(?!\u200b)", shown.split("<code", 1)[0].replace(":\u200b", "")
+    ), shown
+
+
+def test_a_push_takes_the_paths_of_this_machine_out_of_what_it_sends(
+    hub: Hub, send: Push, folder: Path
+) -> None:
+    edit_json(folder / "config.json", _name_or_path="/home/ann/models/base")
+    (folder / "tokenizer_config.json").write_text("{}")
+    edit_json(
+        folder / "tokenizer_config.json",
+        name_or_path="/home/ann/tokenizer",
+        tokenizer_file="/home/ann/.cache/huggingface/hub/models--org--base/snapshots/1/tokenizer.json",
+        chat_template="{{ '/home/ann/' }}",
+    )
+    note = "frozen weights come from /home/ann/base/model.safetensors"
+    receipt = {
+        "source": {"folder": "home/ann/run", "step": 2},
+        "tensors": {"x": {}},
+        "files": {},
+        "notes": [note],
+    }
+    (folder / "ckptconv.json").write_text(json.dumps(receipt))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = send()
+    commit = hub.store.repos["alice/tiny"].commits[str(done.commit)]
+    sent = {name: file.data or b"" for name, file in commit.files.items()}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    whole = b"".join(data for name, data in sent.items() if name.endswith((".json", ".md")))
+    assert whole.count(b"/home/ann") == 1, "the template is the tokenizer's"
+    assert json.loads(sent["config.json"]).keys() == json.loads(before["config.json"]).keys() - {
+        "_name_or_path"
+    }
+    assert json.loads(sent["ckptconv.json"])["notes"] == ["frozen weights come from model.safetensors"]
+    assert json.loads(sent["ckptconv.json"])["source"] == {"step": 2}
+    assert set(done.removed) == {
+        "config.json: _name_or_path",
+        "tokenizer_config.json: name_or_path, tokenizer_file",
+        "ckptconv.json: source.folder, notes",
+    }
+    assert hashlib.sha256(sent["ckptconv.json"]).hexdigest().encode() in sent["README.md"]
+
+
+def test_a_folder_of_the_hubs_cache_becomes_its_repository(folder: Path) -> None:
+    edit_json(
+        folder / "config.json",
+        _name_or_path="/home/ann/.cache/huggingface/hub/models--org--base/snapshots/1",
+    )
+    found = cleaned(folder, ["config.json"])["config.json"]
+    assert json.loads(found.text)["_name_or_path"] == "org/base"
+
+
+def test_a_folder_that_names_no_path_is_sent_as_it_is(folder: Path) -> None:
+    edit_json(folder / "config.json", _name_or_path="org/base")
+    assert cleaned(folder, [path.name for path in folder.iterdir()]) == {}
