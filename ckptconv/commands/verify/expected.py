@@ -1,7 +1,7 @@
-"""Asks transformers which tensors it expects in a model folder: it builds the class on the meta device.
+"""Asks transformers which tensors it expects in a model folder, by building the class on the meta device.
 
-transformers, accelerate and torch are imported in here only. Nothing that a config names is downloaded or
-run: the class comes from transformers itself, whatever `auto_map` says.
+torch, transformers and accelerate are imported when they are needed. Nothing that a config names is downloaded or run: the
+class always comes from transformers itself, even if the config has an `auto_map`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,23 @@ from ckptconv.models import facts, mtp, quantised
 from ckptconv.models.hub_names import taken_either_way, to_hub
 from ckptconv.tensors.view import Shape
 
-# Beside the model, and loaded by other tools or by nobody: TRL's value heads, old rotary tables.
+# Tensors that are not the class's own and may be stored with it: TRL's value heads (trl/models/modeling_value_head.py), and
+# buffers that older versions of transformers saved.
 _BESIDE = ("v_head.", "value_head.")
 _OLD_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A class and the tensors of its state dict. names: "Hub" names or "module" names; ignored: patterns.
+    """A class, and the tensors of its state dict.
 
-    either_way: tensors that it takes with two dims swapped too, and which (Qwen3-VL-MoE's experts, as published).
+    Args:
+        architecture: the name of the class.
+        shapes: tensor name -> shape.
+        tied: tied name -> the name that it repeats.
+        names: whose names these are: "Hub" or "module".
+        ignored: patterns of names that the class does not mind.
+        either_way: tensor -> two dims that may also be stored swapped (Qwen3-VL-MoE's experts, as published).
     """
 
     architecture: str
@@ -38,7 +45,7 @@ class Expected:
     either_way: dict[str, tuple[int, int]]
 
     def has_shape(self, name: str, shape: Shape) -> bool:
-        """True for a shape that the class can load the tensor from."""
+        """True if the class can load the tensor `name` from this shape."""
         wanted = list(self.shapes[name])
         if name in self.either_way and list(shape) != wanted:
             one, two = self.either_way[name]
@@ -48,13 +55,22 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class NotChecked:
-    """The reason why nothing can be expected although nothing is wrong."""
+    """The reason why the tensors cannot be known although nothing is wrong."""
 
     why: str
 
 
 def expect(config: Mapping[str, Any], present: Iterable[str]) -> Expected | NotChecked | Problem:
-    """The tensors of the model that the config describes, under the names that fit `present` best."""
+    """Find out which tensors the model that a config describes has.
+
+    Args:
+        config: the parsed config.json.
+        present: the names of the stored tensors.
+
+    Returns:
+        The tensors, under those of the possible names that fit `present` best; a NotChecked if transformers cannot tell; a
+        Problem if the config is wrong.
+    """
     method, present = quantised.method_of(config), list(present)
     if method and not quantised.any_quantised((name, "") for name in present):
         return Problem(
@@ -70,20 +86,20 @@ def expect(config: Mapping[str, Any], present: Iterable[str]) -> Expected | NotC
         model = _on_meta(found, _without_code(config))
     except ImportError as error:
         return NotChecked(f"a library that the model needs is not installed: {first_line(error)}")
-    except Exception as error:  # a config can be wrong in any way, and each model class says so in its own
+    except Exception as error:  # a config can be wrong in many ways, and each class raises its own errors
         return Problem("config.json", f"transformers cannot build {found} from it: {first_line(error)}")
     return _best_names(found, model, dict(config), set(present))
 
 
 def is_beside(name: str, expected: Expected) -> bool:
-    """True for a tensor that the class does not know and does not mind."""
+    """True for a tensor that the class does not have, and ignores without a warning."""
     if name.startswith(_BESIDE) or _OLD_BUFFERS.search(name):
         return True
     return any(re.search(pattern, name) for pattern in expected.ignored)
 
 
 def class_of(config: Mapping[str, Any]) -> str | NotChecked | Problem:
-    """The class of transformers' own that serves a config; never one that a folder brings."""
+    """The name of transformers' class for a config; never a class that the folder brings."""
     import transformers
 
     named = [name for name in config.get("architectures") or () if isinstance(name, str)]
@@ -107,7 +123,7 @@ def class_of(config: Mapping[str, Any]) -> str | NotChecked | Problem:
 
 
 def _on_meta(architecture: str, config: dict[str, Any]) -> Any:
-    """The model on the meta device; its buffers as well, where the class can do without their values."""
+    """The model on the meta device. Its buffers are there too, unless the class computes with their values."""
     import transformers
     from accelerate import init_empty_weights
 
@@ -123,7 +139,7 @@ def _on_meta(architecture: str, config: dict[str, Any]) -> Any:
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """transformers without its warnings and bars."""
+    """Switch off transformers' warnings and progress bars."""
     logging = transformers.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -137,7 +153,7 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 
 def _best_names(architecture: str, model: Any, config: dict[str, Any], present: set[str]) -> Expected:
-    """The Hub's names, those with old prefixes, or the module's: whichever leaves the least over."""
+    """Choose the Hub's names, the Hub's names with old prefixes, or the module's: those that match `present` best."""
     state = model.state_dict()
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {}) if facts.says_tied(config) else {}
     choices: list[tuple[str, dict[str, Shape], dict[str, str]]] = []
@@ -162,12 +178,13 @@ def _best_names(architecture: str, model: Any, config: dict[str, Any], present: 
 
 
 def _renamed_ties(renamed: Any, ties: dict[str, str]) -> dict[str, str]:
+    """The ties between module names as ties between Hub names."""
     by_source = {named.sources[0]: name for name, named in renamed.tensors.items() if len(named.sources) == 1}
     return {by_source.get(a, a): by_source.get(b, b) for a, b in ties.items()}
 
 
 def _without_code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config and its parts without auto_map."""
+    """The config, and every config in it, without auto_map."""
     return {
         key: _without_code(value) if isinstance(value, dict) else value
         for key, value in config.items()

@@ -1,7 +1,7 @@
-"""Checks that files have the bytes that were written: CRCs of rank files; header rules, index and receipt of a folder.
+"""Layer integrity: the files have the bytes that were written, by CRCs, safetensors headers, index and receipt.
 
-The model folder is read here on another path than everywhere else: safetensors' own reader for the headers,
-plain reads for the data. What this agrees on does not rest on the views that wrote it.
+A model folder is read independently of the code that wrote it: the headers by safetensors' own reader, the data by plain
+reads. A pass therefore does not depend on our views.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ OnRead = Callable[[int], None] | None
 
 @dataclass(slots=True)
 class Found:
-    """What checking one thing came to.
+    """The findings of one or more checks.
 
-    seen: what was looked at, in words that count it. proves: what that shows where nothing is wrong. unchecked: stored
-    bytes that should have had a checksum and have none, so that a yes would claim too much.
+    Args:
+        seen: what was checked, with counts.
+        proves: what a check shows if it finds no problem.
+        unchecked: stored bytes that should have a checksum and have none; with any of these, the layer cannot pass.
+        problems: what is wrong.
+        notes: findings that are not wrong.
     """
 
     seen: list[str] = field(default_factory=list)
@@ -41,6 +45,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: Found) -> None:
+        """Append another check's findings."""
         self.seen += other.seen
         self.proves += [text for text in other.proves if text not in self.proves]
         self.unchecked += other.unchecked
@@ -49,7 +54,7 @@ class Found:
 
 
 def integrity_layer(found: Found) -> Layer:
-    """Layer integrity, of everything that was checked on both sides. It is a yes only where nothing was left out."""
+    """The layer for everything that was checked on both sides. It passes only if nothing was left unchecked."""
     proves, notes = ", ".join(found.proves), (*found.unchecked, *found.notes)
     seen = "; ".join(found.seen)
     if found.problems:
@@ -62,7 +67,13 @@ def integrity_layer(found: Found) -> Layer:
 
 
 def check_rank_files(checkpoint: Checkpoint, workers: int | None, on_read: OnRead = None) -> Found:
-    """CRC-32 of every entry of every rank file; a damaged one is named by the tensors that lie in it."""
+    """Compare the CRC-32 of every entry of every rank file; a damaged entry is reported by the tensors in it.
+
+    Args:
+        checkpoint: the checkpoint.
+        workers: threads; None for one per core and one more.
+        on_read: called with the bytes that were read.
+    """
     paths = zip_files(checkpoint)
     checked: dict[str, list[CheckedEntry]] = {}
 
@@ -106,11 +117,12 @@ def _files(word: str, paths: Sequence[object]) -> str:
 
 
 def zip_files(checkpoint: Checkpoint) -> list[str]:
-    """The rank files that are .pt containers."""
+    """The rank files that torch.save wrote (zip archives, whose entries have a CRC-32)."""
     return [file.path for file in checkpoint.files if file.path.endswith(SUFFIXES)]
 
 
 def _damage(checkpoint: Checkpoint, path: str, entries: list[str]) -> Iterator[Problem]:
+    """One problem for each damaged entry of a rank file."""
     rank = checkpoint.rank_of.get(path)
     hint = "copy the file again from the node where it was written, or take an earlier step"
     storages = open_torch_zip(path).entries
@@ -135,7 +147,11 @@ def _damage(checkpoint: Checkpoint, path: str, entries: list[str]) -> Iterator[P
 
 
 def check_folder(folder: Path) -> tuple[Found, dict[str, Stretch]]:
-    """Header laws of a model folder's safetensors files, and its index; and where each tensor lies."""
+    """Check the headers of a model folder's safetensors files, and its index.
+
+    Returns:
+        The findings, and tensor name -> its bytes.
+    """
     found, places = Found(), dict[str, Stretch]()
     index = read_json(folder / INDEX, found)
     paths = _weight_files(folder, index)
@@ -155,7 +171,7 @@ def check_folder(folder: Path) -> tuple[Found, dict[str, Stretch]]:
 
 
 def _weight_files(folder: Path, index: Mapping[str, Any] | None) -> list[Path]:
-    """The files that transformers would open: the index's, or the one, or all. Others may lie beside them."""
+    """The files that transformers opens: those in the index, else model.safetensors, else all. The folder may have more."""
     weight_map = (index or {}).get("weight_map")
     single = folder / "model.safetensors"
     if isinstance(weight_map, dict):
@@ -166,7 +182,15 @@ def _weight_files(folder: Path, index: Mapping[str, Any] | None) -> list[Path]:
 
 
 def read_file(path: Path, found: Found) -> dict[str, Stretch]:
-    """One file's tensors, once safetensors has opened it and agrees with the header's text."""
+    """Check one file's header: safetensors must open it, and see the tensors that the header lists.
+
+    Args:
+        path: the file.
+        found: gets the problems and notes.
+
+    Returns:
+        Tensor name -> its bytes; {} if safetensors cannot open the file.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -196,7 +220,7 @@ def read_file(path: Path, found: Found) -> dict[str, Stretch]:
 
 
 def _index(index: Mapping[str, Any], places: Mapping[str, Stretch], found: Found) -> None:
-    """The index names every tensor, in its file, and adds their bytes up."""
+    """Check that the index names each tensor with its file, and states their total size."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict):
         found.problems.append(Problem(INDEX, "has no weight map"))
@@ -222,7 +246,15 @@ def _index(index: Mapping[str, Any], places: Mapping[str, Stretch], found: Found
 
 
 def read_json(path: Path, found: Found) -> dict[str, Any] | None:
-    """A JSON table beside the weights; None where it is not there, a problem where it is something else."""
+    """Read a JSON object next to the weights.
+
+    Args:
+        path: the file.
+        found: gets the problem, if the file is not a JSON object.
+
+    Returns:
+        The object; None if there is no such file, or if it has a problem.
+    """
     if not path.exists():
         return None
     try:

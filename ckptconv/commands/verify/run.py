@@ -62,19 +62,23 @@ def verify(
         target: a model folder, a trainer's folder, a repository ("org/name"), which is downloaded into
             huggingface_hub's cache, or a SourceSpec.
         against: the reference, of the same kinds.
-        atol, rtol: values are compared within atol + rtol * abs(reference); bit for bit where both are 0.
-        base: the model that training began with; a target that equals it is untrained. Also the base model of an
-            adapter that is stored alone.
-        logits: load the model with transformers and run `prompt`, the two sides one after the other. A checkpoint is
-            merged into a temporary folder for it.
+        atol: the allowed absolute difference.
+        rtol: the allowed difference relative to the reference. Values may differ by atol + rtol * abs(reference); if both
+            are 0, they must be equal bit for bit.
+        base: the model that training started from; a target that equals it is untrained. For an adapter that is stored
+            without its model, the base model.
+        logits: also load the model with transformers and run `prompt`, the two sides one after the other. A trainer's
+            checkpoint is merged into a temporary folder for this.
         prompt: the text to run.
         device: where to run it: "cpu", "cuda", "cuda:1" or "mps".
-        backend, step, also: see `SourceSpec`. Like `config` they belong to the target, or to the reference where the
+        backend: see `SourceSpec`. Like `step`, `also` and `config` it belongs to the target, or to the reference if the
             target is a model folder.
+        step: see `SourceSpec`.
+        also: see `SourceSpec`.
         config: a folder or a repository with the model's config.json.
         dtype: the dtype policy for a trainer's checkpoint; see `Options`. "auto" takes the dtypes of the other side.
         workers: threads; the number of cores and one more when omitted.
-        revision: of the reference; of the target where there is none.
+        revision: the revision of the reference, or of the target if there is no reference.
         on_progress: called with a `Progress` while it runs, from worker threads.
         bars: whether huggingface_hub may draw its own bars on stderr.
 
@@ -82,7 +86,7 @@ def verify(
         Every layer of checks with its answer, and every tensor that differs.
 
     Raises:
-        CkptconvError: where there is no answer: nothing to read, or a checkpoint that cannot be planned.
+        CkptconvError: the question cannot be answered: there is nothing to read, or a checkpoint cannot be planned.
 
     Example:
         >>> found = ckptconv.verify("model", against="checkpoints/run")
@@ -90,7 +94,7 @@ def verify(
         (True, 290, 290)
     """
     begun = time.monotonic()
-    Options(dtype=dtype)  # a wrong word is refused before work begins
+    Options(dtype=dtype)  # an invalid dtype is refused before anything is downloaded
     reference = None if against is None else _spec(against, revision)
     asked = _spec(target, revision if against is None else None)
     say = teller(on_progress, "download")
@@ -153,14 +157,14 @@ def verify(
 
 
 def _spec(source: Where, revision: str | None) -> SourceSpec:
-    """The record for one side. The revision of a record is its own."""
+    """The record for one side. A SourceSpec keeps its own revision."""
     return (
         source if isinstance(source, SourceSpec) and revision is None else spec_of(source, revision=revision)
     )
 
 
 def _with(spec: SourceSpec, backend: str | None, step: Step | None, also: Sequence[str | Path]) -> SourceSpec:
-    """The keywords put into the record of the side that they belong to, which may not have its own."""
+    """The record of a side with the user's keywords; a SourceSpec that has its own is refused."""
     if backend is None and step is None and not also:
         return spec
     if spec != SourceSpec(spec.path):
@@ -171,12 +175,13 @@ def _with(spec: SourceSpec, backend: str | None, step: Step | None, also: Sequen
 def _result(
     target: SourceSpec, against: SourceSpec | None, layers: list[Layer], begun: float, **facts: Any
 ) -> Verified:
+    """The result; `begun` is the monotonic time in seconds at which the verification started."""
     reference = None if against is None else against.path
     return Verified(target.path, reference, tuple(layers), seconds=time.monotonic() - begun, **facts)
 
 
 def _differences(tasks: Sequence[values.Task], workers: int | None, meter: Meter) -> tuple[Difference, ...]:
-    """Every tensor that differs, with what that looks like."""
+    """Every tensor that differs, with the likely cause."""
     if not any(task.tally.count for task in tasks):
         return ()
     forms = looks_like(tasks, workers, meter.add)
@@ -188,6 +193,7 @@ def _differences(tasks: Sequence[values.Task], workers: int | None, meter: Meter
 
 
 def _all_bytes(ours: Side, theirs: Side | None, tasks: Sequence[values.Task]) -> int:
+    """The bytes that will be read, for the progress bar."""
     total = sum(task.nbytes for task in tasks)
     for side in (ours, theirs):
         if side is not None and not side.is_folder:
@@ -199,7 +205,7 @@ def _all_bytes(ours: Side, theirs: Side | None, tasks: Sequence[values.Task]) ->
 
 
 def _replicas(ours: Side, theirs: Side | None, workers: int | None, meter: Meter) -> list[Layer]:
-    """Layer replicas, where a side has any."""
+    """Layer replicas, if a side has any."""
     problems, copies, tensors = [], 0, 0
     for side in (ours, theirs):
         if side is None or not side.of_trainer:
@@ -219,6 +225,7 @@ def _replicas(ours: Side, theirs: Side | None, workers: int | None, meter: Meter
 
 
 def _integrity(ours: Side, theirs: Side | None, workers: int | None, meter: Meter) -> Layer:
+    """Layer integrity of both sides."""
     found = integrity.Found()
     for side, word in ((ours, ""), (theirs, "the reference: ")):
         if side is None:
@@ -236,7 +243,7 @@ def _integrity(ours: Side, theirs: Side | None, workers: int | None, meter: Mete
 
 
 def _broken_folder(path: Path) -> Layer | None:
-    """Layer integrity for a model folder that cannot be opened because its own files are wrong."""
+    """Layer integrity of a model folder that cannot be opened because its files are wrong; None if they are sound."""
     if not is_model_folder(path):
         return None
     found, _ = integrity.check_folder(path)

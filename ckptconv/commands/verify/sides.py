@@ -1,4 +1,4 @@
-"""Opens the sides of a comparison: a model folder as it is, or a trainer's checkpoint as the plan would write it."""
+"""Opens the sides of a comparison: a model folder as it is, or a trainer's checkpoint as `merge` would write it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from ckptconv.tensors.view import View
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What the user names besides a checkpoint: the model's config, the dtype policy, the base model."""
+    """What the user gives in addition to a checkpoint.
+
+    Args:
+        config: the folder with the model's config.json.
+        dtype: the dtype policy; see `Options`.
+        base: the folder of the base model.
+    """
 
     config: Path | None = None
     dtype: Dtype = "auto"
@@ -34,11 +40,21 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Tensors under the Hub's names, unread.
+    """One side of a comparison: its tensors, not yet read.
 
-    planned: they come out of a plan, no folder holds them so. as_stored: its plan casts nothing, so the dtypes are
-    the trainer's and not a model folder's. notes, dtype_summary: the plan's. cuts: how a folder's receipt says that its
-    tensors were cut over ranks. source, beside: what `merge` would need to write it. adapter: an adapter's config.
+    Args:
+        source: where it is.
+        checkpoint: its stored tensors.
+        tensors: name -> what fills the tensor.
+        config: the model's config.json; None if there is none.
+        planned: the tensors are those of a plan, and no folder holds them like this.
+        as_stored: the plan casts nothing, so the dtypes are the trainer's and not a model folder's.
+        is_adapter: the tensors are an adapter's factors.
+        notes: the plan's notes.
+        dtype_summary: the plan's sentence about dtypes.
+        cuts: tensor -> the boxes of the ranks that stored it, as a folder's receipt states them.
+        beside: what `merge` needs in addition to `source` to write this side.
+        adapter: the adapter_config.json of an adapter.
     """
 
     source: SourceSpec
@@ -56,7 +72,7 @@ class Side:
 
     @property
     def path(self) -> Path:
-        """As the user named it."""
+        """The path or repository that the user gave."""
         return self.source.path
 
     @property
@@ -71,23 +87,23 @@ class Side:
 
     @property
     def rank_of(self) -> dict[str, int]:
-        """file -> rank; empty for a model folder, whose files no rank wrote."""
+        """File -> the rank that wrote it; {} for a model folder."""
         return self.checkpoint.rank_of if self.of_trainer else {}
 
     def ties(self, names: Iterable[str]) -> dict[str, str]:
-        """Tied name -> the name that it repeats, among these and its own; empty where the config ties none."""
+        """Tied name -> the name that it repeats, among `names` and the side's own; {} if the config ties none."""
         if self.config is None or not facts.says_tied(self.config):
             return {}
         return dict(facts.tied_pairs(self.config, dict.fromkeys([*self.tensors, *names])))
 
 
 def is_model_folder(path: Path) -> bool:
-    """True for a folder of safetensors files itself, not for a run that holds one."""
+    """True for a folder that holds a model's files itself; False for a run that contains such a folder."""
     return path.is_dir() and huggingface.is_mine(path)
 
 
 def is_adapter_folder(path: Path) -> bool:
-    """True for PEFT's own folder."""
+    """True for a folder that PEFT's save_pretrained wrote."""
     return is_model_folder(path) and (path / ADAPTER_CONFIG).is_file()
 
 
@@ -98,17 +114,17 @@ def open_side(
     as_adapter: bool = False,
     other: Path | None = None,
 ) -> Side:
-    """Open a side from metadata.
+    """Open a side; only its metadata is read.
 
     Args:
         source: where it is, on this disk.
-        beside: the config of its model; the dtype policy of a trainer's checkpoint, where "auto" keeps what is stored;
-            the base model of a checkpoint that holds an adapter alone.
-        as_adapter: take the adapter of a checkpoint, not the model that it is merged into.
-        other: the model folder that it is compared with, whose config serves where the checkpoint has none.
+        beside: the model's config, the dtype policy, and the base model of a checkpoint that holds only an adapter. Here
+            the policy "auto" keeps the stored dtypes of a trainer's checkpoint.
+        as_adapter: take a checkpoint's adapter, and not the model that it is merged into.
+        other: the model folder that it is compared with; its config is used if the checkpoint has none.
 
     Raises:
-        CkptconvError: for whatever would keep `merge` from planning it.
+        CkptconvError: `merge` could not plan it either.
     """
     checkpoint = open_checkpoint(source)
     folder = beside.config if beside.config is not None else checkpoint.assets
@@ -137,12 +153,18 @@ def open_side(
 def open_sides(
     target: SourceSpec, against: SourceSpec | None, beside: Beside
 ) -> tuple[Side, Side | None] | CkptconvError:
-    """Both sides in one form; what is wrong with the target is returned and not raised.
+    """Open both sides, so that their names and layouts can be compared.
 
     Args:
         target: where the target is, on this disk.
-        against: where the reference is.
-        beside: of the target; of the reference where the target is a model folder.
+        against: where the reference is; None if there is none.
+        beside: belongs to the target, or to the reference if the target is a model folder.
+
+    Returns:
+        The target and the reference, or the error that the target raised.
+
+    Raises:
+        CkptconvError: the reference cannot be opened.
     """
     if against is None:
         try:
@@ -152,7 +174,7 @@ def open_sides(
     to_reference = is_model_folder(target.path)
     adapters = is_adapter_folder(target.path) or is_adapter_folder(against.path)
     bare = Beside(base=beside.base)
-    # Of two checkpoints of one model, either's config serves.
+    # Two checkpoints of one model may share one config.
     other = beside.config if beside.config is not None else target.path
     try:
         ours = open_side(target, bare if to_reference else beside, as_adapter=adapters, other=against.path)
@@ -165,7 +187,7 @@ def open_sides(
 
 
 def under_hub_names(side: Side) -> Side:
-    """A model folder whose tensors have a module's names (fused experts) as `merge` would write it; others as they are."""
+    """A model folder with a module's names (such as fused experts) as `merge` would write it; any other side as it is."""
     if side.planned or side.config is None or side.is_adapter:
         return side
     try:
@@ -183,6 +205,7 @@ def _planned(
     base: Path | None,
     as_adapter: bool,
 ) -> Side:
+    """The side that a plan of the checkpoint gives; the arguments are those of `open_side`."""
     as_stored = dtype in ("auto", "keep")
     options = Options(dtype="keep" if as_stored else dtype, lora="adapter" if as_adapter else None)
     plan = plan_for(checkpoint, options, config, base)
@@ -201,12 +224,12 @@ def _planned(
 
 
 def _is_alone(checkpoint: Checkpoint) -> bool:
-    """True for an adapter without its model."""
+    """True for a checkpoint that holds only an adapter's tensors."""
     return all(map(lora.is_of_an_adapter, checkpoint.tensors))
 
 
 def _cuts_of(folder: Path) -> dict[str, tuple[Slice, ...]]:
-    """Tensor -> the boxes of the ranks that stored it, as a receipt states it. Another layer reports a broken receipt."""
+    """Tensor -> the boxes of the ranks that stored it, by the receipt; layer integrity reports a broken one."""
     try:
         receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
         cuts = [
@@ -219,9 +242,10 @@ def _cuts_of(folder: Path) -> dict[str, tuple[Slice, ...]]:
 
 
 def _is_safetensors(checkpoint: Checkpoint) -> bool:
-    """False for torch.save files: they are compared as `merge` would write them, and have CRCs to check."""
+    """False for torch.save files, which are compared as `merge` would write them, and have CRCs."""
     return all(file.path.endswith(".safetensors") for file in checkpoint.files)
 
 
 def _as_it_is(name: str, view: View) -> Output:
+    """A stored tensor as an output of a plan."""
     return Output(name, view.shape, view.dtype, view, (name,))

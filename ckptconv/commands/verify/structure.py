@@ -1,6 +1,6 @@
-"""Names, shapes and dtypes of two sides, from metadata.
+"""Layers names, shapes, dtypes and adapter: compares two sides by their metadata.
 
-A tied head may stand under one name or under both.
+A tied head may be stored under one name or under both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from ckptconv.tensors.view import Shape
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A tensor with its counterpart; None where it has none of the same shape."""
+    """A tensor with its counterpart in the reference.
+
+    Args:
+        name: the name under which they are reported.
+        ours: the target's tensor.
+        theirs: the reference's tensor; None if it has none of the same shape.
+    """
 
     name: str
     ours: Output
@@ -30,7 +36,15 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """The target's tensors in the order of their files, and what is left over on each side."""
+    """The result of pairing the tensors of two sides.
+
+    Args:
+        matches: the target's tensors in the order of their files, with their counterparts.
+        missing: names that only the reference has.
+        extra: names that only the target has.
+        wrong_shape: names that both have, with different shapes.
+        notes: what was paired under another name, and which MTP layers were omitted.
+    """
 
     matches: tuple[Match, ...]
     missing: tuple[str, ...]
@@ -40,7 +54,7 @@ class Matched:
 
 
 def match(ours: Side, theirs: Side) -> Matched:
-    """Pair tensors by name."""
+    """Pair the tensors of the target (`ours`) and of the reference (`theirs`) by name."""
     our_ties, their_ties = ours.ties(theirs.tensors), theirs.ties(ours.tensors)
     matches: list[Match] = []
     extra, wrong, notes = [], [], []
@@ -75,7 +89,16 @@ def match(ours: Side, theirs: Side) -> Matched:
 
 
 def _without_mtp(names: list[str], holds: Side, lacks: Side) -> tuple[list[str], int]:
-    """Names without those of MTP layers that the other side's config counts none of; how many those are."""
+    """Remove the names of MTP layers, if the config of the side that lacks them states that it has none.
+
+    Args:
+        names: the names that only one side has.
+        holds: that side.
+        lacks: the other side.
+
+    Returns:
+        The remaining names, and the number of those that were removed.
+    """
     if holds.config is None or lacks.config is None or mtp.stated(lacks.config):
         return names, 0
     ours = re.compile("|".join(mtp.patterns(holds.config)))
@@ -84,7 +107,7 @@ def _without_mtp(names: list[str], holds: Side, lacks: Side) -> tuple[list[str],
 
 
 def against_reference(ours: Side, theirs: Side, found: Matched) -> list[Layer]:
-    """The layers names, shapes and dtypes, and that of adapters."""
+    """The layers names, shapes and dtypes of a pair of sides, and the layer adapter if both are adapters."""
     pairs = [(m.name, m.ours, m.theirs) for m in found.matches if m.theirs is not None]
     wrong = [
         (n, ours.tensors[n].shape, theirs.tensors[n].shape) for n in found.wrong_shape if n in theirs.tensors
@@ -100,7 +123,15 @@ def against_reference(ours: Side, theirs: Side, found: Matched) -> list[Layer]:
 def names_layer(
     missing: Iterable[str], extra: Iterable[str], expected: int, reference: str, notes: Iterable[str] = ()
 ) -> Layer:
-    """Layer names: what is missing and what is too much. expected: how many names the reference has."""
+    """Layer names.
+
+    Args:
+        missing: names that only the reference has.
+        extra: names that only the target has.
+        expected: the number of the reference's names.
+        reference: what the target is compared with, for the user.
+        notes: the layer's notes.
+    """
     missing, extra = list(missing), list(extra)
     problems = [Problem(name, f"missing: {reference} has it") for name in missing]
     problems += [Problem(name, f"{reference} has no such tensor") for name in extra]
@@ -115,7 +146,13 @@ def names_layer(
 
 
 def shapes_layer(wrong: list[tuple[str, Shape, Shape]], total: int, reference: str) -> Layer:
-    """Layer shapes. wrong: (name, shape found, shape wanted)."""
+    """Layer shapes.
+
+    Args:
+        wrong: (name, the target's shape, the wanted shape) of every tensor whose shape is wrong.
+        total: the number of tensors that were compared.
+        reference: what the target is compared with, for the user.
+    """
     problems = tuple(
         Problem(name, f"has shape {_text(found)}, {reference}'s is {_text(wanted)}")
         for name, found, wanted in wrong
@@ -127,7 +164,7 @@ def shapes_layer(wrong: list[tuple[str, Shape, Shape]], total: int, reference: s
 
 
 def dtype_counts(outputs: Iterable[Output]) -> str:
-    """ "310 × bfloat16, 12 × float32"."""
+    """The dtypes with their counts, as text: "310 × bfloat16, 12 × float32"."""
     return _counts(output.dtype for output in outputs)
 
 
@@ -136,18 +173,25 @@ def _counts(dtypes: Iterable[str]) -> str:
 
 
 def compared_in(ours: Side, theirs: Side, a: Output, b: Output) -> str:
-    """The dtype that two tensors are compared in: the model folder's where the other side is stored masters."""
+    """The dtype in which two tensors are compared: the model folder's, if the other side has a trainer's master weights.
+
+    Args:
+        ours: the target.
+        theirs: the reference.
+        a: the target's tensor.
+        b: the reference's tensor.
+    """
     if a.dtype == b.dtype:
         return a.dtype
     if ours.as_stored != theirs.as_stored:
         return b.dtype if ours.as_stored else a.dtype
     if ours.as_stored and is_float(a.dtype) and is_float(b.dtype) and itemsize(a.dtype) != itemsize(b.dtype):
-        return min(a.dtype, b.dtype, key=itemsize)  # two trainers: one kept masters, the other did not
+        return min(a.dtype, b.dtype, key=itemsize)  # of two trainers' checkpoints, only one has masters
     return wider(a.dtype, b.dtype)
 
 
 def wider(a: str, b: str) -> str:
-    """A dtype that holds the values of both."""
+    """A dtype that can represent the values of both dtypes."""
     if a == b:
         return a
     floats = [name for name in (a, b) if name.startswith(("float", "bfloat"))]
@@ -159,8 +203,9 @@ def wider(a: str, b: str) -> str:
 
 
 def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -> Layer:
+    """Layer dtypes of (name, the target's tensor, the reference's tensor)."""
     if not pairs:
-        return Layer("dtypes", None, "", "no name is on both sides")
+        return Layer("dtypes", None, "", "the two sides have no name in common")
     differ = [(name, a.dtype, b.dtype) for name, a, b in pairs if a.dtype != b.dtype]
     if ours.as_stored or theirs.as_stored:
         proves = "the training weights are compared after rounding to the model's dtype"
@@ -185,7 +230,7 @@ def _dtypes(ours: Side, theirs: Side, pairs: list[tuple[str, Output, Output]]) -
     return Layer("dtypes", not problems, "every tensor has the reference's dtype", found, problems)
 
 
-# What an adapter does besides its factors, and what PEFT takes where its config is silent (peft, LoraConfig).
+# Settings that change what an adapter's factors do, with PEFT's defaults (peft/tuners/lora/config.py, LoraConfig).
 _ADAPTER: dict[str, Any] = {
     "r": None, "lora_alpha": None, "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {},
     "fan_in_fan_out": False,
@@ -193,7 +238,7 @@ _ADAPTER: dict[str, Any] = {
 
 
 def _adapter(ours: Side, theirs: Side) -> list[Layer]:
-    """Layer adapter, where both sides are one: the scale that their configs give the factors."""
+    """Layer adapter, if both sides are adapters: their configs scale and apply the factors in the same way."""
     if not ours.is_adapter or not theirs.is_adapter:
         return []
     problems = []
@@ -201,13 +246,13 @@ def _adapter(ours: Side, theirs: Side) -> list[Layer]:
         mine, other = (side.adapter.get(key) or default for side in (ours, theirs))
         if mine != other:
             problems.append(Problem(key, f"is {mine}, the reference's is {other}", "adapter_config.json"))
-    proves = "the factors are scaled and applied alike"
+    proves = "the factors are scaled and applied in the same way"
     found = f"r {ours.adapter.get('r')}, alpha {ours.adapter.get('lora_alpha')}"
     return [Layer("adapter", not problems, proves, found, tuple(problems))]
 
 
 def _other_names(missing: list[str], extra: list[str]) -> str:
-    """What to say where the same tensors have other names."""
+    """A hint if the same tensors have other names on the two sides; "" if they do not."""
     if not missing or not extra:
         return ""
     ends = {name.split(".", 1)[-1] for name in extra} | {

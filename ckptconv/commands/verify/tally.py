@@ -1,4 +1,4 @@
-"""What one streaming pass gathers of a tensor: where it differs, whether its values are sane, and its hash."""
+"""What one pass over a tensor collects: where it differs, whether its values are plausible, and its hash."""
 
 from __future__ import annotations
 
@@ -17,14 +17,24 @@ from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.holders import Holders
 from ckptconv.tensors.view import Shape
 
-BUCKETS = 32
+BUCKETS = 32  # parts of a dim for which it is recorded whether they differ
 
 
 @dataclass(slots=True)
 class Tally:
-    """Everything gathered of one tensor; threads add to it under its lock.
+    """Everything that was collected of one tensor. Threads add to it under its lock.
 
-    hashed: the digests of both sides' blocks, by their number; hashes are only equal for one shape and dtype.
+    Args:
+        name: the tensor.
+        shape: its shape.
+        dtype: the dtype in which both sides are compared.
+        compared: whether there are two sides.
+        holders: which rank stores which element, if that is known.
+        hashed: for the target and the reference, tile number -> digest.
+        sanity: what was seen of the target's values.
+        count: the number of elements that differ.
+        nonfinite: how many of them are NaN or Inf on a side.
+        within: the largest |difference| that the tolerance allowed.
     """
 
     name: str
@@ -36,7 +46,7 @@ class Tally:
     sanity: Sanity = field(default_factory=Sanity)
     count: int = 0
     nonfinite: int = 0
-    within: float = 0.0  # the largest |difference| that a tolerance let through
+    within: float = 0.0
     _sums: list[float] = field(default_factory=list)
     _largest: tuple[float, int] = (0.0, -1)
     _relative: float = 0.0
@@ -48,12 +58,15 @@ class Tally:
     _lock: Any = field(default_factory=threading.Lock)
 
     def add_sanity(self, seen: Sanity) -> None:
-        """Merge what one thread saw of a part of the tensor."""
+        """Add what one thread saw of a part of the tensor."""
         with self._lock:
             self.sanity.merge(seen)
 
     def hash(self, side: int = 0) -> str:
-        """The hash of the target's values (0) or the reference's (1), after the tensor was fully read; "" if it is empty."""
+        """The hash of the target's values (0) or the reference's (1), once all of the tensor was read; "" if it is empty.
+
+        Only tensors of the same shape and dtype can have equal hashes.
+        """
         digests = self.hashed[side]
         return (
             f"{self.dtype} {self.shape} {combine([digests[n] for n in sorted(digests)])}" if digests else ""
@@ -71,7 +84,7 @@ class Tally:
         """
         bad = ours != theirs
         places = None
-        if np.count_nonzero(bad) * 4 < len(bad):  # few differ: only these are looked at
+        if np.count_nonzero(bad) * 4 < len(bad):  # few differ, so only those are computed
             places = np.flatnonzero(bad)
             ours, theirs, bad = ours[places], theirs[places], bad[places]
         a, b = _numbers(ours, self.dtype), _numbers(theirs, self.dtype)
@@ -100,7 +113,13 @@ class Tally:
                 )
 
     def _place(self, flat: Array, delta: Array, top: int) -> None:
-        """Where it differs: ends, largest, parts of dim 0, ranks. Parts and ranks that are known are not looked for."""
+        """Record where elements differ. Parts and ranks that are known to differ are not looked up again.
+
+        Args:
+            flat: the flat indices of the elements that differ.
+            delta: |difference| of the elements that were compared; 0 where they are equal or not finite.
+            top: the flat index of the largest difference.
+        """
         first, last = int(flat[0]), int(flat[-1])
         self._ends = (first if self._ends[0] < 0 else min(first, self._ends[0]), max(last, self._ends[1]))
         largest = float(delta.max())
@@ -117,7 +136,7 @@ class Tally:
             self._ranks |= self.holders.of(flat, self._ranks)
 
     def _place_columns(self, flat: Array) -> None:
-        """Which parts of the last dim."""
+        """Record which parts of the last dim have the elements at these flat indices."""
         width = self.shape[-1]
         buckets = min(width, BUCKETS)
         if len(self._columns) == buckets and self._column_ends == (0, width - 1):
@@ -130,11 +149,11 @@ class Tally:
         self._columns.update(np.unique(columns * buckets // width).tolist())
 
     def row_of(self, flat: int) -> int:
-        """The index along dim 0 of an element."""
+        """The index along dim 0 of the element with this flat index."""
         return flat // max(prod(self.shape[1:]), 1)
 
     def difference(self) -> Difference | None:
-        """The record of it, or None where there is none."""
+        """The record of how the tensor differs; None if it does not."""
         if not self.count:
             return None
         buckets = min(self.shape[0] if self.shape else 1, BUCKETS)
@@ -163,7 +182,7 @@ class Tally:
 
 
 def _numbers(raw: Array, dtype: str) -> Array:
-    """The values of raw bits, in a dtype that numpy is quick with."""
+    """The values of raw bits, in a dtype in which numpy computes fast."""
     if dtype == "bfloat16":  # the upper half of a float32
         return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
     values = raw.view(to_numpy(dtype))

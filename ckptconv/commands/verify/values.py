@@ -1,4 +1,7 @@
-"""Compares the values of two sides, block by block through fixed buffers on a few threads; sanity is in the same pass."""
+"""Layer values: compares two sides tile by tile on a few threads, in fixed buffers.
+
+The same pass collects what the layer sanity needs.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,20 @@ from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.holders import Holders
 from ckptconv.tensors.view import View
 
-BLOCK = 4 << 20  # bytes of each of a thread's two buffers
-_MOST = 8  # threads where none are asked for: each has 20 MB of buffers
+BLOCK = 4 << 20  # bytes of a tile
+_MOST = 8  # threads if the user names no number: each has 20 MB of buffers
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A tensor to read: on one side, or on both to compare them. look: at its values, not only for its hash."""
+    """A tensor to read.
+
+    Args:
+        ours: the target's tensor.
+        theirs: the reference's; None if it is not compared.
+        tally: collects the results.
+        look: False if only the hash is wanted.
+    """
 
     ours: Output
     theirs: Output | None
@@ -40,11 +50,18 @@ class Task:
 
     @property
     def nbytes(self) -> int:
+        """The stored bytes that are read."""
         return _stored_bytes(self.ours) + (_stored_bytes(self.theirs) if self.theirs else 0)
 
 
 def tasks_for(ours: Side, theirs: Side | None, found: Matched | None) -> list[Task]:
-    """What has to be read: every tensor of the target, and its counterparts."""
+    """The tensors to read: all of the target's, with their counterparts.
+
+    Args:
+        ours: the target.
+        theirs: the reference; None if there is none.
+        found: the pairs of tensors; None if there is no reference.
+    """
     if theirs is None or found is None:
         return [
             Task(o, None, Tally(n, o.shape, o.dtype, False, _holders(ours, None, o, None)))
@@ -68,12 +85,20 @@ def read(
     workers: int | None = None,
     on_read: Callable[[int], None] | None = None,
 ) -> None:
-    """Read every task once and fill its tally. Without a tolerance bits count, so equal NaN are equal."""
+    """Read every task's tensors once and fill its tally. Without a tolerance bits are compared, so equal NaNs are equal.
+
+    Args:
+        tasks: the tensors to read.
+        atol: the allowed absolute difference.
+        rtol: the allowed difference relative to the reference.
+        workers: threads; None for at most 8.
+        on_read: called with the bytes that were read.
+    """
     for_each_reader(_tiles(tasks), lambda reader: _Worker(reader, atol, rtol, on_read).do, few(workers))
 
 
 def few(workers: int | None) -> int:
-    """How many threads read, so that their buffers stay below 200 MB; as many as are asked for."""
+    """The number of threads: the user's if one is given, else so few that their buffers stay below 200 MB."""
     return threads.count(workers) if workers else min(threads.count(), _MOST)
 
 
@@ -85,7 +110,7 @@ def _tiles(tasks: Sequence[Task]) -> Iterator[tuple[Task, Tile]]:
 
 
 class _Worker:
-    """One thread's buffers, one per side."""
+    """Reads and compares tiles with one thread's buffers; the arguments are those of `read`."""
 
     def __init__(
         self, reader: Reader, atol: float, rtol: float, on_read: Callable[[int], None] | None
@@ -95,7 +120,7 @@ class _Worker:
         self._sides = [(Filler(reader, scratch), np.empty(BLOCK, np.uint8)) for _ in range(2)]
 
     def do(self, item: tuple[Task, Tile]) -> None:
-        """Fill both buffers with the tile, look at the target's values, compare."""
+        """Read a tile of both sides, hash it, inspect the target's values, and compare."""
         task, tile = item
         dtype, raw = task.tally.dtype, raw_dtype(task.tally.dtype)
         outputs = [task.ours] if task.theirs is None else [task.ours, task.theirs]
@@ -112,6 +137,13 @@ class _Worker:
             self._on_read(self._reader.nbytes - before)
 
     def _look(self, tally: Tally, filled: list[Array], low: int) -> None:
+        """Inspect the target's values, and compare them with the reference's.
+
+        Args:
+            tally: collects the results.
+            filled: the raw bits of a tile: the target's, and the reference's if there is one.
+            low: the flat index of their first element.
+        """
         seen = Sanity()
         for at in range(0, len(filled[0]), CAST_BLOCK):  # pieces that stay in a core's cache
             ours = filled[0][at : at + CAST_BLOCK]
@@ -124,7 +156,14 @@ class _Worker:
 
 
 def values_layer(tasks: Sequence[Task], differences: Sequence[Difference], atol: float, rtol: float) -> Layer:
-    """Layer values: which compared tensors differ."""
+    """Layer values.
+
+    Args:
+        tasks: the tensors that were read.
+        differences: those that differ.
+        atol: the allowed absolute difference.
+        rtol: the allowed difference relative to the reference.
+    """
     compared = [task for task in tasks if task.tally.compared]
     equal = len(compared) - len(differences)
     found = f"{equal:,} of {len(compared):,} equal"
@@ -160,7 +199,7 @@ def _is_one(task: Task) -> bool:
 
 
 def _moved_layers(differences: Sequence[Difference]) -> list[str]:
-    """Layers whose tensors stand in another layer of the reference."""
+    """Sentences about layers whose tensors are in another layer of the reference."""
     moved = Counter(item.moved for item in differences if item.moved)
     notes = []
     for (here, there), number in moved.items():
@@ -178,7 +217,7 @@ _HALF_STEP = {
 
 
 def _rounding(tasks: Mapping[str, Task], differences: Sequence[Difference]) -> list[str]:
-    """Where one side is the other's values in a shorter dtype, that all that differs is what was rounded away."""
+    """A sentence if all differences come from rounding one side to a shorter dtype; [] if they do not."""
     shorter = set()
     for item in differences:
         ours, theirs = tasks[item.name].ours, tasks[item.name].theirs
@@ -192,6 +231,7 @@ def _rounding(tasks: Mapping[str, Task], differences: Sequence[Difference]) -> l
 
 
 def _problem(found: Difference) -> Problem:
+    """The problem that reports one difference."""
     total = int(np.prod(found.shape, dtype=np.int64))
     what = f"{found.count:,} of {total:,} elements differ"
     if found.count > found.nonfinite:
@@ -206,7 +246,7 @@ def _problem(found: Difference) -> Problem:
 
 
 def _holders(ours: Side, theirs: Side | None, a: Output, b: Output | None) -> Holders | None:
-    """From a trainer's checkpoint on either side, else from a receipt."""
+    """Which rank stores which element, by a trainer's checkpoint on either side, else by a receipt, else None."""
     sides = [(side, output) for side, output in ((ours, a), (theirs, b)) if side and output]
     for side, output in sides:
         if side.rank_of:

@@ -50,7 +50,7 @@ def test_alone(made: Made, copied: Callable[..., Path]) -> None:
     only_wrong(result)
     said = behaviour(result)
     assert "12 × 101 logits in float32, perplexity of the prompt" in said.found
-    assert said.notes[0] == "no tokenizer: the prompt is a fixed row of tokens"
+    assert said.notes[0] == "no tokenizer: the prompt is a fixed sequence of tokens"
     assert said.notes[-1].startswith("greedy: tokens ")
     tokenizer(out)
     from transformers import AutoTokenizer
@@ -188,14 +188,14 @@ def test_a_model_with_code_of_its_own_is_not_run(copied: Callable[..., Path], tm
     assert not (tmp_path / "ran").exists()
 
 
-def test_tokenizers_that_differ_are_said(made: Made, copied: Callable[..., Path]) -> None:
+def test_tokenizers_that_differ_are_reported(made: Made, copied: Callable[..., Path]) -> None:
     out = copied("fsdp2_w4", "hub")
     reference = Path(shutil.copytree(out, out.with_name("reference")))
     tokenizer(out)
     tokenizer(reference, "paris the capital of france is")
     result = verify(out, against=reference, logits=True, prompt="the capital of france is")
     only_wrong(result, "behaviour")
-    assert "other tokens" in problems(result, "behaviour")["tokenizer"]
+    assert "encodes the prompt differently" in problems(result, "behaviour")["tokenizer"]
 
 
 def test_a_device_that_is_not_there(made: Made) -> None:

@@ -55,7 +55,7 @@ def test_json_has_everything(made: Made, broken: Path) -> None:
     by_name = {item["name"]: item for item in data["differences"]}
     assert len(by_name) == 3
     assert by_name[Q]["slices"] == [{"rank": 1, "offsets": [14, 0], "sizes": [14, 27]}]
-    assert by_name[Q]["looks_like"] == "in the place of rank 1's slice stands rank 0's"
+    assert by_name[Q]["looks_like"] == "rank 0's slice is in the place of rank 1's"
     assert (by_name[O]["first_column"], by_name[O]["last_column"]) == (27, 53)
     assert by_name[O]["max_rel"] == pytest.approx(0.01, rel=1e-3)
     assert by_name[O]["mean_abs"] < by_name[O]["max_abs"]

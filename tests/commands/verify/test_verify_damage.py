@@ -101,7 +101,7 @@ def test_the_wrong_ranks_slice(made: Made, copied: Callable[..., Path]) -> None:
 
     found = differing(verify(changed(copied, change), against=made("fsdp2_w4")))[Q]
     assert (found.first_row, found.last_row, found.stored_rank) == (14, 27, (1,))
-    assert found.looks_like == "in the place of rank 1's slice stands rank 0's"
+    assert found.looks_like == "rank 0's slice is in the place of rank 1's"
     alike = verify(changed(copied, change, "fsdp2_tied_w4"), against=made("fsdp2_tied_w4") / "hub")
     assert alike.differences[0].looks_like == "rows 14–27 are the reference's rows 0–13"
 
