@@ -7,32 +7,36 @@ central directory. The bytes of an entry begin after its local header, whose own
 
 from __future__ import annotations
 
-import filecmp
 import os
 import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import Storage, TensorRecord
 from ckptconv.formats.unpickle import safe_load
-from ckptconv.formats.zip_directory import NotAZip, Window, ZipEntry, data_start, read_directory
+from ckptconv.formats.zip_directory import Directory, NotAZip, Window, ZipEntry, data_start, read_directory
+from ckptconv.formats.zip_places import ZipFile, computed_start
 from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View, contiguous_strides, stored
 
 _RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
 _MAX_PICKLE = 1 << 30
+_ROOM = 256  # bytes; no less than a local header with torch's padding
 Load = Callable[[bytes, str], Any]  # (the pickle's bytes, its place for error messages) -> its object
 # A tensor with strides of 0 is larger than its storage. Beyond this many bytes it is refused; trainers' masks are smaller.
 _MOST_EXPANDED = 1 << 30
+_header = attrgetter("header")
 
 
 class Entry(NamedTuple):
@@ -50,6 +54,7 @@ class TorchZip:
     path: str
     root: Any
     entries: dict[str, Entry]
+    _ints: dict[TensorRecord, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     def view(self, tensor: TensorRecord) -> View:
         """Return a pickled tensor as a view.
@@ -95,7 +100,11 @@ class TorchZip:
         Raises:
             CkptconvError: the tensor has more than 2^20 elements, or its dtype is not int32 or int64.
         """
-        view = self.view(tensor)
+        if tensor not in self._ints:
+            self._ints[tensor] = self._read_ints(self.view(tensor))
+        return self._ints[tensor]
+
+    def _read_ints(self, view: View) -> list[int]:
         item = itemsize(view.dtype)
         if view.numel > 1 << 20 or view.dtype not in ("int64", "int32"):
             raise CkptconvError(
@@ -104,19 +113,25 @@ class TorchZip:
                 found=view.dtype,
                 kind=Kind.DAMAGED,
             )
-        with open(self.path, "rb") as file:
-            if view.chunks and view.chunks[0].strides == contiguous_strides(view.shape, item):
-                file.seek(view.chunks[0].start)
-                return list(
-                    struct.unpack(f"<{view.numel}{'q' if item == 8 else 'i'}", file.read(view.nbytes))
-                )
+        if not view.chunks:
+            return []
+        (chunk,) = view.chunks
+        with open(self.path, "rb", buffering=0) as file:
+            if isinstance(self.path, StoredFile):
+                self.path.check(file.fileno(), chunk.start)
+            if chunk.strides == contiguous_strides(view.shape, item):
+                data = os.pread(file.fileno(), view.nbytes, chunk.start)
+                if len(data) < view.nbytes:
+                    raise CkptconvError(
+                        "the file ends before its tensors do", where=self.path, kind=Kind.DAMAGED
+                    )
+                return list(struct.unpack(f"<{view.numel}{'q' if item == 8 else 'i'}", data))
             values = []
             for index in product(
                 *map(range, view.shape)
             ):  # in row-major order; a submesh is a strided window
-                chunk = view.chunks[0]
-                file.seek(chunk.start + sum(map(int.__mul__, index, chunk.strides)))
-                values.append(int.from_bytes(file.read(item), "little", signed=True))
+                start = chunk.start + sum(map(int.__mul__, index, chunk.strides))
+                values.append(int.from_bytes(os.pread(file.fileno(), item, start), "little", signed=True))
         return values
 
 
@@ -127,7 +142,7 @@ def _reach(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int]:
 
 
 def open_torch_zip(path: str, load: Load = safe_load) -> TorchZip:
-    """Read the directory and the pickle of a .pt file. No storage is read.
+    """Read the directory and the pickle of a .pt file. No storage is read, and no local header where its end is computed.
 
     Args:
         path: the file.
@@ -136,12 +151,12 @@ def open_torch_zip(path: str, load: Load = safe_load) -> TorchZip:
     Raises:
         CkptconvError: the file is truncated, compressed, big-endian, older than the zip form, or not from torch.save.
     """
-    with _opened(path) as handle:
-        return torch_zip_at(path, handle, 0, os.fstat(handle).st_size, load)
+    with opened(path) as handle:
+        return _read(path, handle, 0, os.fstat(handle).st_size, load, compute=True)
 
 
 def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = safe_load) -> TorchZip:
-    """Read the directory and the pickle of an archive inside an open file. DCP writes one archive per tensor into a file.
+    """Read the directory, the pickle and all local headers of an archive inside an open file, as DCP has one per tensor.
 
     Args:
         path: the file, for the views and the error messages.
@@ -153,7 +168,13 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
     Raises:
         CkptconvError: the archive is truncated, compressed, big-endian, or not from torch.save.
     """
-    window, entries = _directory(path, handle, start, size)
+    return _read(path, handle, start, size, load, compute=False)
+
+
+def _read(path: str, handle: int, start: int, size: int, load: Load, compute: bool) -> TorchZip:
+    """`compute`: local headers of storages are left to the reader of their bytes where the directory tells their end."""
+    window, directory = directory_of(path, handle, start, size)
+    entries = directory.entries
     if len({entry.name for entry in entries}) != len(entries):
         raise CkptconvError("two entries of a torch file have one name", where=path, kind=Kind.DAMAGED)
     main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
@@ -169,83 +190,26 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
                 kind=Kind.DAMAGED,
             )
     order = next((entry for entry in entries if entry.name == f"{prefix}byteorder"), None)
+    small = [entry for entry in (main, order) if entry is not None and entry.nbytes <= _MAX_PICKLE]
+    if len(small) == 2:  # torch writes them side by side
+        begin = min(entry.header for entry in small)
+        window.keep(begin, max(entry.header + entry.nbytes for entry in small) + _ROOM - begin)
     if order is not None and _small_entry(window, order) not in (b"little", b""):
         raise CkptconvError(
             "the file was written on a big-endian machine", where=path, hint=_RESAVE, kind=Kind.UNSUPPORTED
         )
     pickled = _small_entry(window, main)
-    data = f"{prefix}data/"
-    storages = dict(_storages(window, [entry for entry in entries if entry.name.startswith(data)], len(data)))
-    return TorchZip(path, load(pickled, f"{path}:{main.name}"), storages)
-
-
-class CheckedEntry(NamedTuple):
-    """The result of the CRC-32 check of one entry.
-
-    Attributes:
-        name: of the entry.
-        nbytes: of the entry.
-        is_checked: False if the file records no CRC for the entry, which is then not read. torch writes 0 under
-            `set_crc32_options(False)`, and for storages that `skip_data` reserves without writing them.
-        is_damaged: True if the bytes do not match the CRC, or some are missing.
-    """
-
-    name: str
-    nbytes: int
-    is_checked: bool
-    is_damaged: bool
-
-
-def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
-    """Read every entry of a .pt file and compare its CRC-32.
-
-    Args:
-        path: a file that torch.save wrote.
-        block: the size of one read, in bytes.
-
-    Raises:
-        CkptconvError: the file is not such an archive, cannot be read, or has overlapping entries.
-    """
-    buffer = memoryview(bytearray(block))
-    with _opened(path) as handle:
-        window, entries = _directory(path, handle, 0, os.fstat(handle).st_size)
-        end = 0
-        for entry in sorted(entries, key=lambda entry: entry.header):
-            at, left, crc = data_start(window, entry), entry.nbytes, 0
-            is_checked = (
-                bool(entry.crc) or not entry.nbytes
-            )  # a CRC of 0 is that of an empty entry; for others it means that torch wrote none
-            if at < end:
-                raise CkptconvError(
-                    "two zip entries overlap", where=f"{path}:{entry.name}", kind=Kind.DAMAGED
-                )
-            end = at + left
-            while left and is_checked:
-                got = os.preadv(handle, [buffer[: min(block, left)]], at)
-                if not got:
-                    break
-                crc = zlib.crc32(buffer[:got], crc)
-                at, left = at + got, left - got
-            is_damaged = is_checked and (left > 0 or crc != entry.crc)
-            yield CheckedEntry(entry.name, entry.nbytes, is_checked, is_damaged)
-
-
-def same_archive(one: str, two: str) -> bool:
-    """Return True if two .pt files hold the same entries.
-
-    The CRCs in the directories are compared, or the bytes of the files if an entry has no CRC.
-    """
-    entries = []
-    for path in (one, two):
-        with _opened(path) as handle:
-            entries.append(_directory(path, handle, 0, os.fstat(handle).st_size)[1])
-    if entries[0] != entries[1]:
-        return False
-    return all(entry.crc or not entry.nbytes for entry in entries[0]) or filecmp.cmp(one, two, shallow=False)
+    storages, file = _storages(window, directory, f"{prefix}data/", compute)
+    return TorchZip(file, load(pickled, f"{path}:{main.name}"), storages)
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[int]:
+def opened(path: str) -> Iterator[int]:
+    """Open a regular file for reading.
+
+    Raises:
+        CkptconvError: it cannot be read, or is a folder, pipe or device.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     except OSError as error:
@@ -262,7 +226,12 @@ def _opened(path: str) -> Iterator[int]:
         os.close(handle)
 
 
-def _directory(path: str, handle: int, start: int, size: int) -> tuple[Window, list[ZipEntry]]:
+def directory_of(path: str, handle: int, start: int, size: int) -> tuple[Window, Directory]:
+    """Return an archive\'s range of the file, and its central directory.
+
+    Raises:
+        CkptconvError: the range is no archive of torch.save, or cannot be read.
+    """
     try:
         window = Window(path, handle, start, size)
         return window, read_directory(window)
@@ -292,11 +261,23 @@ def _small_entry(window: Window, entry: ZipEntry) -> bytes:
     return data
 
 
-def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[tuple[str, Entry]]:
-    """Yield (key, entry) in file order; refuse a storage that is outside the archive or overlaps another."""
-    end = 0
-    for entry in sorted(entries, key=lambda entry: entry.header):
-        start = data_start(window, entry)
+def _storages(window: Window, directory: Directory, data: str, compute: bool) -> tuple[dict[str, Entry], str]:
+    """Return key -> entry in file order, and the path, which checks the computed places when their bytes are read.
+
+    Raises:
+        CkptconvError: a storage is outside the archive or overlaps another.
+    """
+    ordered = sorted(directory.entries, key=_header)
+    storages, computed, starts, end = dict[str, Entry](), list[ZipEntry](), list[int](), 0
+    for entry, following in zip(ordered, [*map(_header, ordered[1:]), directory.begin], strict=True):
+        if not entry.name.startswith(data):
+            continue
+        start = computed_start(entry, following) if compute else None
+        if start is None:
+            start = data_start(window, entry)
+        else:
+            computed.append(entry)
+            starts.append(start)
         if start < end or start + entry.nbytes > window.size:
             raise CkptconvError(
                 "a storage lies outside the file or overlaps another one",
@@ -304,7 +285,8 @@ def _storages(window: Window, entries: list[ZipEntry], prefix: int) -> Iterator[
                 kind=Kind.DAMAGED,
             )
         end = start + entry.nbytes
-        yield entry.name[prefix:], Entry(window.start + start, entry.nbytes, entry.crc)
+        storages[entry.name[len(data) :]] = Entry(window.start + start, entry.nbytes, entry.crc)
+    return storages, ZipFile(window.path, computed, starts) if starts else window.path
 
 
 def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:
@@ -325,6 +307,4 @@ def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvE
     return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]), kind=Kind.DAMAGED)
 
 
-__all__ = [
-    "CheckedEntry", "Entry", "Storage", "TorchZip", "check_crcs", "open_torch_zip", "same_archive", "torch_zip_at",
-]  # fmt: skip
+__all__ = ["Entry", "Storage", "TorchZip", "directory_of", "open_torch_zip", "opened", "torch_zip_at"]

@@ -18,14 +18,27 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LENGTHS = struct.Struct("<HH")
-_LOCAL = 30
+LOCAL_HEADER = 30  # bytes, before the name
 _EDGE = 1 << 11  # bytes read at both ends: they hold a DCP tensor's whole directory and pickle
 _MAX_DIRECTORY = 1 << 30
+_MOST_KEPT = 1 << 26  # bytes
 _ENCRYPTED = 0x1
 
 
 class NotAZip(Exception):
     """The range does not end in a zip directory."""
+
+
+class Directory(NamedTuple):
+    """A central directory.
+
+    Attributes:
+        entries: in its order.
+        begin: its offset in the range, in bytes.
+    """
+
+    entries: list[ZipEntry]
+    begin: int
 
 
 class ZipEntry(NamedTuple):
@@ -52,20 +65,30 @@ class Window:
     def __init__(self, path: str, handle: int, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
         self._handle = handle
-        self._head = self._stored(min(_EDGE, size), 0)
+        self._head: bytes | None = None
         tail = max(size - _EDGE, 0)
         self._tail_at, self._tail = tail, self._stored(size - tail, tail)
+        self._kept_at, self._kept = 0, b""
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return bytes at an offset in the range; fewer if the range or the file ends before."""
         nbytes = max(min(nbytes, self.size - offset), 0)
         if offset < 0:
             return b""
-        if offset + nbytes <= len(self._head):
+        if offset + nbytes <= _EDGE:
+            if self._head is None:
+                self._head = self._stored(min(_EDGE, self.size), 0)
             return self._head[offset : offset + nbytes]
         if offset >= self._tail_at:
             return self._tail[offset - self._tail_at : offset - self._tail_at + nbytes]
+        if self._kept_at <= offset and offset + nbytes <= self._kept_at + len(self._kept):
+            return self._kept[offset - self._kept_at : offset - self._kept_at + nbytes]
         return self._stored(nbytes, offset)
+
+    def keep(self, offset: int, nbytes: int) -> None:
+        """Read a stretch at once that `read` will be asked for piece by piece."""
+        if nbytes <= _MOST_KEPT:
+            self._kept_at, self._kept = offset, self.read(offset, nbytes)
 
     def _stored(self, nbytes: int, offset: int) -> bytes:
         """Read from the file; one pread may return fewer bytes than requested, so it is repeated."""
@@ -83,8 +106,8 @@ class Window:
         return data
 
 
-def read_directory(window: Window) -> list[ZipEntry]:
-    """Return all entries, in the directory's order.
+def read_directory(window: Window) -> Directory:
+    """Return all entries.
 
     Raises:
         NotAZip: the range has no central directory, or a damaged one.
@@ -108,7 +131,7 @@ def read_directory(window: Window) -> list[ZipEntry]:
         nbytes, _, header = _wide(extra, nbytes, packed, header)
         stored = method == 0 and not flags & _ENCRYPTED
         entries.append(ZipEntry(name, header, nbytes, crc, stored))
-    return entries
+    return Directory(entries, begin)
 
 
 def data_start(window: Window, entry: ZipEntry) -> int:
@@ -117,22 +140,32 @@ def data_start(window: Window, entry: ZipEntry) -> int:
     Raises:
         CkptconvError: the local header is missing, or belongs to another entry.
     """
-    wanted = entry.name.encode()
-    header = window.read(entry.header, _LOCAL + len(wanted))
-    if len(header) < _LOCAL or header[:4] != b"PK\x03\x04":
+    header = window.read(entry.header, LOCAL_HEADER + len(entry.name.encode()))
+    return entry.header + header_end(header, entry.name, window.path)
+
+
+def header_end(header: bytes, name: str, path: str) -> int:
+    """Return the size of a local header, after which the entry's data begins.
+
+    Args:
+        header: its first bytes, up to the end of the name.
+        name: of the entry in the directory.
+        path: the file, for the error message.
+
+    Raises:
+        CkptconvError: it is no local header, or one of another entry.
+    """
+    wanted = name.encode()
+    if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":
         raise CkptconvError(
-            "an entry's header is not where the directory says",
-            where=f"{window.path}:{entry.name}",
-            kind=Kind.DAMAGED,
+            "an entry's header is not where the directory says", where=f"{path}:{name}", kind=Kind.DAMAGED
         )
-    name, extra = _LENGTHS.unpack_from(header, 26)
-    if int(name) != len(wanted) or header[_LOCAL:] != wanted:
+    length, extra = _LENGTHS.unpack_from(header, 26)
+    if int(length) != len(wanted) or header[LOCAL_HEADER:] != wanted:
         raise CkptconvError(
-            "a zip entry's header belongs to another entry",
-            where=f"{window.path}:{entry.name}",
-            kind=Kind.DAMAGED,
+            "a zip entry's header belongs to another entry", where=f"{path}:{name}", kind=Kind.DAMAGED
         )
-    return entry.header + _LOCAL + int(name) + int(extra)
+    return LOCAL_HEADER + int(length) + int(extra)
 
 
 def _end(window: Window) -> tuple[int, int, int]:

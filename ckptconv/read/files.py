@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.tensors.stored_file import StoredFile
 
 _OPEN_FILES = 128  # per thread
 _OTHERS = 64  # files that are not open for reading: output, libraries, streams
@@ -41,11 +42,13 @@ class Files:
             keep: do not drop these pages, since other bytes in them will be read later.
 
         Raises:
-            CkptconvError: the file cannot be read, or it ends too early.
+            CkptconvError: the file cannot be read, ends too early, or has another tensor there than the plan computed.
         """
         handle = self._handles.get(file)
         if handle is None:
             handle = self._open(file)
+        if isinstance(file, StoredFile):
+            file.check(handle, start)
         want, got = len(memory), 0
         while got < want:
             try:

@@ -21,9 +21,10 @@ from ckptconv.backends.megatron.settings import read_settings
 from ckptconv.commands.inspect import inspect
 from ckptconv.commands.merge.run import merge
 from ckptconv.formats import json as json_file
+from ckptconv.formats.crcs import check_crcs
 from ckptconv.formats.safetensors import read_header
 from ckptconv.formats.stand_ins import TensorRecord
-from ckptconv.formats.torch_zip import check_crcs, open_torch_zip
+from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.publish import assets
 from ckptconv.read.reader import read_numpy

@@ -12,8 +12,9 @@ from support.bad_tools import refused
 from support.helpers import ROLE, assert_one_error, cli, own_copy, rank_file
 
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.crcs import check_crcs
 from ckptconv.formats.safetensors import read_header
-from ckptconv.formats.torch_zip import check_crcs, open_torch_zip
+from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.publish import assets
 
 Made = Callable[[str], Path]

@@ -24,8 +24,9 @@ from support.torch_files import (
 )
 
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.crcs import check_crcs
 from ckptconv.formats.stand_ins import TensorRecord
-from ckptconv.formats.torch_zip import check_crcs, open_torch_zip, torch_zip_at
+from ckptconv.formats.torch_zip import open_torch_zip, torch_zip_at
 from ckptconv.read.reader import read_numpy
 
 

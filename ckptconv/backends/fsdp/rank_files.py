@@ -12,8 +12,8 @@ from ckptconv.backends.fsdp.assemble import Pieces
 from ckptconv.backends.fsdp.pieces import Piece
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_ranks
+from ckptconv.formats.crcs import same_archive
 from ckptconv.formats.json import read_table
-from ckptconv.formats.torch_zip import same_archive
 from ckptconv.tensors.dtypes import itemsize
 
 RANK_FILE = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")

@@ -87,11 +87,12 @@ def _torch(checkpoint: Checkpoint) -> Iterator[Evidence]:
     if path is None or path.suffix not in (*ZIP_SUFFIXES, ".distcp"):
         return
     try:
-        with path.open("rb") as file:
-            names = file.read(_HEAD)
-            if path.suffix != ".distcp":
+        with path.open("rb", buffering=0) as file:
+            if path.suffix == ".distcp":
+                names = file.read(_HEAD)
+            else:
                 whole = Window(str(path), file.fileno(), 0, os.fstat(file.fileno()).st_size)
-                names = b" ".join(entry.name.encode() for entry in read_directory(whole))
+                names = b" ".join(entry.name.encode() for entry in read_directory(whole).entries)
     except (OSError, NotAZip):
         return
     if b"/.format_version" in names or b"/byteorder" in names:

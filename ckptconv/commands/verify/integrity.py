@@ -17,8 +17,9 @@ from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.copy.hashing import Stretch
 from ckptconv.errors import CkptconvError
 from ckptconv.formats import json as json_text
+from ckptconv.formats.crcs import CheckedEntry, check_crcs
 from ckptconv.formats.safetensors import header_by_library
-from ckptconv.formats.torch_zip import SUFFIXES, CheckedEntry, check_crcs, open_torch_zip
+from ckptconv.formats.torch_zip import SUFFIXES, open_torch_zip
 from ckptconv.plan.shards import INDEX
 from ckptconv.read import workers as threads
 from ckptconv.tensors.checkpoint import Checkpoint

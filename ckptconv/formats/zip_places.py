@@ -1,0 +1,104 @@
+"""Compute where the entries of a torch zip begin from the central directory alone, and check it once they are read.
+
+An entry's bytes begin after its local header, which has a name and padding of its own: to read it costs one small read per
+tensor and rank. torch (caffe2/serialize/inline_container.cc, getPadding) pads every header so that the bytes begin at a
+multiple of 64, and miniz writes a data descriptor after them, right before the next header: 16 bytes, or 24 for an entry
+with zip64 sizes, or none for an empty one (mz_zip_writer_add_mem_ex_v2). So the bytes' end follows from the next header,
+and their beginning from the own one. Where the two agree the header is read later, next to the bytes that it precedes;
+where they do not, the file has another writer or another alignment, and the header is read at once.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from ckptconv.errors import CkptconvError, Kind
+from ckptconv.formats.zip_directory import LOCAL_HEADER, ZipEntry, header_end
+from ckptconv.tensors.stored_file import StoredFile
+
+_ALIGNMENT = (
+    64  # bytes; torch's default, which torch.utils.serialization.config.save.storage_alignment changes
+)
+_WIDE = 0xFFFFFFFF  # from here on sizes and offsets take 8 bytes, in an extra field of the local header
+_EXTRA = 4  # bytes of the header of an extra field: its kind and its size
+_DESCRIPTOR, _WIDE_DESCRIPTOR = 16, 24  # bytes
+
+
+def computed_start(entry: ZipEntry, following: int) -> int | None:
+    """Return the offset of an entry's bytes, or None if only its local header tells it.
+
+    Args:
+        entry: of the central directory.
+        following: the offset of the next local header, or of the central directory.
+    """
+    first, descriptor = entry.header + LOCAL_HEADER + len(entry.name) + _EXTRA, _DESCRIPTOR
+    if entry.nbytes >= _WIDE or entry.header >= _WIDE:
+        first += _EXTRA + 16 * (entry.nbytes >= _WIDE) + 8 * (entry.header >= _WIDE)
+        descriptor = _WIDE_DESCRIPTOR
+    start = -(-first // _ALIGNMENT) * _ALIGNMENT
+    return start if start + entry.nbytes + (descriptor if entry.nbytes else 0) == following else None
+
+
+class ZipFile(StoredFile):
+    """A .pt file in which the places of some entries were computed.
+
+    Args:
+        path: the file.
+        entries: these entries.
+        starts: the offset of each one's bytes, ascending.
+    """
+
+    __slots__ = ("_checked", "_headers", "_names", "_starts")
+    _starts: array[int]
+    _headers: array[int]
+    _names: str
+    _checked: set[int]
+
+    def __new__(cls, path: str, entries: Iterable[ZipEntry], starts: Sequence[int]) -> ZipFile:
+        entries = list(entries)
+        return cls._made(path, starts, [e.header for e in entries], "\0".join(e.name for e in entries))
+
+    @classmethod
+    def _made(cls, path: str, starts: Iterable[int], headers: Iterable[int], names: str) -> ZipFile:
+        self = str.__new__(cls, path)
+        self._starts, self._headers = array("q", starts), array("q", headers)
+        self._names, self._checked = names, set()
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickled, (str(self), self._starts.tolist(), self._headers.tolist(), self._names)
+
+    def check(self, handle: int, start: int) -> None:
+        """Check the local header of the entry that holds `start`, once.
+
+        Raises:
+            CkptconvError: the header is missing, belongs to another entry, or says that its bytes begin elsewhere.
+        """
+        number = bisect_right(self._starts, start) - 1
+        if number < 0 or number in self._checked:
+            return
+        name, header = self._names.split("\0")[number], self._headers[number]
+        try:
+            data = os.pread(handle, LOCAL_HEADER + len(name.encode()), header)
+        except OSError as error:
+            raise CkptconvError(
+                f"cannot be read: {error.strerror or error}", where=str(self), kind=Kind.ENVIRONMENT
+            ) from error
+        found = header + header_end(data, name, str(self))
+        if found != self._starts[number]:
+            raise CkptconvError(
+                "a zip entry's header and the central directory disagree on where its bytes begin",
+                where=f"{self}:{name}",
+                found=f"byte {found:,}",
+                wanted=f"byte {self._starts[number]:,}, as the directory's sizes tell",
+                hint="copy it again from the node where it was written, or take an earlier step",
+                kind=Kind.DAMAGED,
+            )
+        self._checked.add(number)
+
+
+def _unpickled(path: str, starts: list[int], headers: list[int], names: str) -> ZipFile:
+    return ZipFile._made(path, starts, headers, names)

@@ -1,0 +1,177 @@
+"""Where an entry's bytes begin is computed from the central directory, and checked when they are read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.helpers import cli
+from torch.serialization import skip_data
+
+from ckptconv.commands.inspect import inspect
+from ckptconv.errors import CkptconvError
+from ckptconv.formats import zip_directory
+from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
+from ckptconv.formats.zip_directory import Window, data_start, read_directory
+from ckptconv.formats.zip_places import ZipFile, computed_start
+from ckptconv.read.reader import read_numpy
+
+HEADER = 42  # where the offset of the local header is in a directory's entry
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Two tensors of equal size, so that a directory that swaps them has no sign of it."""
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.arange(12.0), "b": -torch.arange(12.0)}, path)
+    return path
+
+
+def entry_of(raw: bytes, name: bytes) -> int:
+    """The offset of an entry in the central directory."""
+    at = raw.index(b"PK\x01\x02")
+    while not raw[at + 46 : at + 46 + struct.unpack_from("<H", raw, at + 28)[0]].endswith(name):
+        at = raw.index(b"PK\x01\x02", at + 4)
+    return at
+
+
+def read(file: TorchZip, key: str) -> bytes:
+    return read_numpy(file.view(file.root[key])).tobytes()
+
+
+def test_the_computed_place_is_the_headers_for_every_kind_of_entry(tmp_path: Path) -> None:
+    """Empty, odd, beyond 4 GiB, and larger than 4 GiB; the weights are holes."""
+    sizes = (10, 0, 7, 5 << 30, 3, 0xFFFFFFFF, 1, 1 << 20)
+    path = tmp_path / "x.pt"
+    with skip_data():
+        torch.save([torch.empty(size, dtype=torch.uint8) for size in sizes], path)
+    with path.open("rb") as file:
+        window = Window(str(path), file.fileno(), 0, path.stat().st_size)
+        entries, begin = read_directory(window)
+        entries.sort(key=lambda entry: entry.header)
+        ends = [*(entry.header for entry in entries[1:]), begin]
+        found = [computed_start(entry, end) for entry, end in zip(entries, ends, strict=True)]
+        assert found == [data_start(window, entry) for entry in entries]
+
+
+def test_no_local_header_is_read_before_the_bytes(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def spy(window: Window, entry: zip_directory.ZipEntry) -> int:
+        asked.append(entry.name)
+        return data_start(window, entry)
+
+    monkeypatch.setattr("ckptconv.formats.torch_zip.data_start", spy)
+    file = open_torch_zip(str(saved))
+    assert not any("/data/" in name for name in asked)
+    assert read(file, "a") == torch.arange(12.0).numpy().tobytes()
+
+
+def damaged(saved: Path, change: Callable[[bytearray], None]) -> TorchZip:
+    """The file after a change that opening it does not show."""
+    raw = bytearray(saved.read_bytes())
+    change(raw)
+    saved.write_bytes(raw)
+    return open_torch_zip(str(saved))
+
+
+def swap_names(raw: bytearray) -> None:
+    """The directory says that each of the two storages is the other one."""
+    one, two = entry_of(raw, b"data/0"), entry_of(raw, b"data/1")
+    raw[one + HEADER : one + HEADER + 4], raw[two + HEADER : two + HEADER + 4] = (
+        raw[two + HEADER : two + HEADER + 4],
+        raw[one + HEADER : one + HEADER + 4],
+    )
+
+
+def header_of(raw: bytearray, name: bytes) -> int:
+    return int(struct.unpack_from("<I", raw, entry_of(raw, name) + HEADER)[0])
+
+
+def erase_header(raw: bytearray) -> None:
+    at = header_of(raw, b"data/0")
+    raw[at : at + 4] = bytes(4)
+
+
+def another_padding(raw: bytearray) -> None:
+    """The local header says that it is 8 bytes longer than torch would make it."""
+    at = header_of(raw, b"data/0") + 28
+    struct.pack_into("<H", raw, at, struct.unpack_from("<H", raw, at)[0] + 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (swap_names, "a zip entry's header belongs to another entry"),
+        (erase_header, "an entry's header is not where the directory says"),
+        (another_padding, "header and the central directory disagree on where its bytes begin"),
+    ],
+)
+def test_a_header_that_disagrees_is_refused_at_the_read(
+    saved: Path, change: Callable[[bytearray], None], says: str
+) -> None:
+    file = damaged(saved, change)
+    with pytest.raises(CkptconvError, match=says) as refused:
+        read(file, "a")
+    assert str(saved) in str(refused.value.where)
+
+
+def test_a_merge_of_such_a_file_publishes_nothing(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "not-known", "architectures": ["NoSuchModel"]}')
+    saved.rename(folder / "pytorch_model.bin")
+    assert cli("merge", str(folder), str(tmp_path / "whole")).code == 0
+    damaged(folder / "pytorch_model.bin", swap_names)
+    ran = cli("merge", str(folder), str(tmp_path / "out"))
+    assert ran.code == 2
+    assert "belongs to another entry" in ran.err
+    assert "pytorch_model.bin" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_alignment_is_read_from_the_headers(tmp_path: Path) -> None:
+    """torch.utils.serialization.config.save.storage_alignment: the place cannot be computed, so it is looked up."""
+    from torch.utils.serialization import config
+
+    path = tmp_path / "x.pt"
+    with config.patch("save.storage_alignment", 4096):
+        torch.save({"a": torch.arange(12.0)}, path)
+    file = open_torch_zip(str(path))
+    assert file.entries["0"].start % 4096 == 0
+    assert read(file, "a") == torch.arange(12.0).numpy().tobytes()
+    assert not isinstance(file.path, ZipFile)
+
+
+def test_a_pickled_path_still_checks(saved: Path) -> None:
+    """A Ray task gets the plan pickled."""
+    path = pickle.loads(pickle.dumps(damaged(saved, erase_header).path))
+    assert path == str(saved)
+    handle = os.open(saved, os.O_RDONLY)
+    with pytest.raises(CkptconvError, match="not where the directory says"):
+        path.check(handle, open_torch_zip(str(saved)).entries["0"].start)
+    os.close(handle)
+
+
+def test_inspect_reads_a_rank_file_at_most_eight_times(
+    made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any number of tensors: this one has far more than eight."""
+    counts: Counter[str] = Counter()
+
+    def counted(handle: int, nbytes: int, offset: int) -> bytes:
+        counts[os.readlink(f"/proc/self/fd/{handle}")] += 1
+        return pread(handle, nbytes, offset)
+
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", counted)
+    found = inspect(made("fsdp2_w4"))
+    ranks = {path: count for path, count in counts.items() if path.endswith(".pt")}
+    assert len(ranks) == found.world_size == 4
+    assert max(ranks.values()) <= 8 < found.tensors
