@@ -78,6 +78,14 @@ def command(
             rich_help_panel=_MODEL,
         ),
     ] = "keep",
+    keep_config: Annotated[
+        bool,
+        typer.Option(
+            "--keep-config",
+            help="Add nothing to config.json and tokenizer_config.json for the other transformers generation (4 or 5).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     max_shard_size: Annotated[
         str,
         typer.Option(
@@ -210,6 +218,7 @@ def command(
         "layout": layout,
         "max_shard_size": max_shard_size,
         "mtp": mtp,
+        "keep_config": keep_config,
     }
     Options(**chosen)  # checks the values before anything is read
     cluster = o.cluster(ray)
@@ -235,6 +244,8 @@ def command(
         sink.phase("Planning", show.planned(plan))
         if plan.dtype_summary:
             sink.phase("Dtype", plan.dtype_summary)
+        if plan.config_summary:
+            sink.phase("Config", plan.config_summary)
         for note in plan.notes:
             sink.note(note)
         if pushing:

@@ -82,6 +82,7 @@ def _plan(
         texts={name: text for part in parts for name, text in part.texts.items()},
         notes=(*checkpoint.notes, *notes, *first.notes),
         dtype_summary=first.dtype_summary,
+        config_summary=first.config_summary,
         rules=first.rules,
         balanced=balance(views, outputs, first.used, dropped),
         is_adapter=mode == "adapter",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models import lora
+from ckptconv.models import config_keys, lora
 from ckptconv.models import quantised as names
 from ckptconv.models.config import corrected
 from ckptconv.plan import dtype_policy, placing, quantised, shards
@@ -73,7 +73,7 @@ def plan_model(
         for name, fill in filled.items()
     }
     outputs, repeated = _repeat(outputs, renamed.copies)
-    config, corrections = _checked(tied.config, outputs, stored.checkpoint)
+    config, corrections, added = _checked(tied.config, outputs, stored.checkpoint, options)
     part = Part(
         outputs=outputs,
         files=shards.shards(outputs, options.max_shard_size) if outputs else (),
@@ -82,6 +82,7 @@ def plan_model(
         config=config,
         notes=(*weights.notes, *renamed.notes, *tied.notes, *plain.notes, *repeated, *corrections),
         dtype_summary=typed.sentence,
+        config_summary=added,
         rules=renamed.rules,
     )
     return part, weights
@@ -144,18 +145,21 @@ def _repeat(
 
 
 def _checked(
-    config: dict[str, Any] | None, outputs: Mapping[str, Output], checkpoint: Checkpoint
-) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """The config as it will be written, after a check that it describes these outputs."""
+    config: dict[str, Any] | None, outputs: Mapping[str, Output], checkpoint: Checkpoint, options: Options
+) -> tuple[dict[str, Any] | None, tuple[str, ...], str]:
+    """The config as it will be written, after a check that it describes these outputs; the notes; what is added to it."""
     if config is None:
-        return None, ()
+        return None, (), ""
     shapes = {name: output.shape for name, output in outputs.items()}
     config, dropped = _without_quantiser(config, outputs)
     most = dtype_policy.most((output.dtype, output.nbytes) for output in outputs.values())
     notes = [*dropped]
     config = corrected(config, shapes, most, notes)
     require_fit(config, shapes, checkpoint.root, notes)
-    return config, tuple(notes)
+    both = config_keys.for_both(config, tuple(outputs))
+    if options.keep_config:
+        return config, (*notes, *both.disputes), ""
+    return both.config, (*notes, *both.disputes), both.summary
 
 
 def _without_quantiser(

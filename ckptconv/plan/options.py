@@ -30,6 +30,8 @@ class Options:
         layout: whose names and layouts the tensors get: "hub", or "module" as in the training process.
         max_shard_size: the largest file, in bytes or as a text such as "5GB".
         mtp: whether multi-token prediction layers are written: "keep" or "drop".
+        keep_config: whether config.json and tokenizer_config.json get no keys beyond the trainer's. By default they also
+            get those that readers of the other transformers generation (4 or 5) need.
 
     Raises:
         CkptconvError: a value is not one of these, or two values contradict each other.
@@ -45,6 +47,7 @@ class Options:
     layout: Layout = "hub"
     max_shard_size: int | str = "5GB"
     mtp: Mtp = "keep"
+    keep_config: bool = False
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, get_args(Dtype))
@@ -52,6 +55,10 @@ class Options:
         _one_of("layout", self.layout, get_args(Layout))
         _one_of("mtp", self.mtp, get_args(Mtp))
         object.__setattr__(self, "dtype", _SHORT.get(self.dtype, self.dtype))
+        if not isinstance(self.keep_config, bool):
+            raise CkptconvError(
+                f"keep_config does not accept {self.keep_config}", wanted="True or False", kind=Kind.USAGE
+            )
         in_bytes(self.max_shard_size)
         if self.lora_alpha is not None and not _is_positive(self.lora_alpha):
             raise CkptconvError(

@@ -84,6 +84,7 @@ class Part:
         texts: small JSON files by name.
         notes: what the user must know.
         dtype_summary: the sentence about dtypes.
+        config_summary: the sentence about what config.json gets besides the trainer's keys; "" if that is nothing.
         rules: the layout changes that were applied, as text.
     """
 
@@ -95,6 +96,7 @@ class Part:
     texts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     dtype_summary: str = ""
+    config_summary: str = ""
     rules: tuple[str, ...] = ()
 
 
@@ -111,6 +113,7 @@ class Plan:
         texts: small JSON files by name.
         notes: what the user must know.
         dtype_summary: the sentence about dtypes.
+        config_summary: the sentence about what config.json gets besides the trainer's keys; "" if that is nothing.
         rules: the layout changes that were applied, as text.
         balanced: the bytes over which the ledger balanced.
         is_adapter: True if only an adapter is written.
@@ -126,6 +129,7 @@ class Plan:
     texts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     dtype_summary: str = ""
+    config_summary: str = ""
     rules: tuple[str, ...] = ()
     balanced: int = 0
     is_adapter: bool = False

@@ -57,6 +57,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         },
         "base_model": (plan.config or {}).get("_name_or_path") or None,
         "dtype": {"policy": plan.dtype_summary, "casts": [list(cast) for cast in plan.casts]},
+        "config": plan.config_summary,
         "bytes": plan.nbytes,
         "files": {file.name: file.nbytes for file in plan.files},
         "dropped": [

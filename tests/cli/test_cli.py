@@ -81,10 +81,11 @@ def test_merge_writes_its_result_to_stdout_and_its_phases_to_stderr(made: Made, 
     assert ran.out.startswith(f"✓ {tmp_path / 'out'} ")
     assert "in 1 file" in ran.out
     assert len(ran.out.splitlines()) == 1
-    first, planning, dtype, note, writing = ran.err.splitlines()
+    first, planning, dtype, config, note, writing = ran.err.splitlines()
     assert first == "Reading   verl FSDP2, one file per rank · mesh fsdp 4 · step 7 · actor: Qwen2ForCausalLM"
     assert planning.startswith("Planning  55 tensors → 27 tensors, ")
     assert dtype.startswith("Dtype     float32 → bfloat16 ")
+    assert config.startswith("Config    torch_dtype, ")
     assert note.startswith("! LoRA weights of 14 modules are merged")
     assert writing.startswith("Writing   ")
 

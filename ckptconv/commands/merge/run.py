@@ -90,6 +90,7 @@ def merge(
     layout: Layout | None = None,
     max_shard_size: int | str | None = None,
     mtp: Mtp | None = None,
+    keep_config: bool | None = None,
     options: Options | None = None,
     backend: str | None = None,
     step: Step | None = None,
@@ -118,7 +119,7 @@ def merge(
     Args:
         source: a run, step, role or model folder, a repository ("org/name"), or a SourceSpec.
         target: the model folder to write.
-        dtype, lora, lora_alpha, layout, max_shard_size, mtp: see `Options`, which has the defaults.
+        dtype, lora, lora_alpha, layout, max_shard_size, mtp, keep_config: see `Options`, which has the defaults.
         options: these choices as one record, in place of the keywords.
         backend, step, also, revision: see `SourceSpec`.
         config: a folder or a repository with config.json and the tokenizer, where they are not next to the checkpoint.
@@ -160,6 +161,7 @@ def merge(
         layout=layout,
         max_shard_size=max_shard_size,
         mtp=mtp,
+        keep_config=keep_config,
     )
     target = Path(target)
     count = workers_for(max_memory, workers)
@@ -179,8 +181,12 @@ def merge(
         require_base(checkpoint, options)
     plan, folder = plan_and_assets(checkpoint, options, config, base)
     own = (checkpoint.assets or checkpoint.root) if base is not None and config is None else None
-    small = small_files.choose(plan, folder, own, include)
-    plan = replace(plan, notes=(*plan.notes, *small.notes, *zero_updates(checkpoint)))
+    small = small_files.choose(plan, folder, own, include, options.keep_config)
+    plan = replace(
+        plan,
+        notes=(*plan.notes, *small.notes, *zero_updates(checkpoint)),
+        config_summary="; ".join(filter(None, (plan.config_summary, *small.summaries))),
+    )
     require_equal(checkpoint, everything=check_replicas)
     require_casts(checkpoint, workers=count)
     check_target(target, [checkpoint.root], overwrite)

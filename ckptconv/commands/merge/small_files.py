@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ckptconv.plan.records import ADAPTER_FOLDER
 from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT, receipt
 from ckptconv.publish.tokenizer import replaced_by, tokenizer_files
+from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG, for_both
 
 _CARD, _GENERATION = "README.md", "generation_config.json"
 
@@ -31,12 +32,16 @@ class SmallFiles:
         copies: (folder, name in it, name in the output).
         notes: what the user must know.
         left: files next to the weights that are not known to belong to a model, at most assets.MOST_LEFT.
+        changed: name in the output -> its content, for a copy that is not byte for byte the same.
+        summaries: what these changes are.
     """
 
     model: Path | None
     copies: tuple[tuple[Path, str, str], ...] = ()
     notes: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    changed: Mapping[str, bytes] = field(default_factory=dict)
+    summaries: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +51,9 @@ class SmallFiles:
         return sizes + (config.stat().st_size if config and config.is_file() else 0)
 
 
-def choose(plan: Plan, model: Path | None, own: Path | None, include: Sequence[str] = ()) -> SmallFiles:
+def choose(
+    plan: Plan, model: Path | None, own: Path | None, include: Sequence[str] = (), keep: bool = False
+) -> SmallFiles:
     """Choose the tokenizer, the processor, templates, custom code and modules that go with the weights.
 
     Args:
@@ -55,6 +62,8 @@ def choose(plan: Plan, model: Path | None, own: Path | None, include: Sequence[s
         own: the folder of an adapter that is merged into another folder's model, else None. Its tokenizer and chat
             template are those of the training, so they replace the model's.
         include: globs of further files of `model` to copy.
+        keep: whether tokenizer_config.json is copied as it is. Else values that transformers 4 cannot read are spelled
+            in a way that both generations read.
 
     Raises:
         CkptconvError: a glob fits no file.
@@ -77,7 +86,15 @@ def choose(plan: Plan, model: Path | None, own: Path | None, include: Sequence[s
         notes.append(
             f"the adapter is written to {ADAPTER_FOLDER}/{with_it}; the model above it has it merged"
         )
-    return SmallFiles(model, tuple(copies), tuple(notes), tuple(beside.left))
+    changed: dict[str, bytes] = {}
+    summaries: list[str] = []
+    for folder, name, target in () if keep else copies:
+        if Path(name).name == TOKENIZER_CONFIG:
+            found = for_both(folder / name)
+            if found is not None:
+                changed[target] = found.content
+                summaries.append(f"{target}: {found.summary}")
+    return SmallFiles(model, tuple(copies), tuple(notes), tuple(beside.left), changed, tuple(summaries))
 
 
 def _require_use(include: Sequence[str], names: list[str], model: Path | None) -> None:
@@ -107,6 +124,8 @@ def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str
     _clear(work, {file.name for file in plan.files})
     for folder, name, target in small.copies:
         assets.copy_asset(folder / name, work / target)
+        if target in small.changed:
+            (work / target).write_bytes(small.changed[target])
     if plan.config is not None:
         assets.write_config(work, plan.config, small.model)
     for name, data in plan.texts.items():

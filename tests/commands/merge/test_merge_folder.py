@@ -80,7 +80,7 @@ def test_assets_arrive_byte_for_byte(made: Made, tmp_path: Path) -> None:
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "tool.jinja").write_bytes(b"{{ x }}\n\n")
     edit_config(run, auto_map={"AutoConfig": "modeling_odd.Odd"})
-    done = merge(run, tmp_path / "out")
+    done = merge(run, tmp_path / "out", keep_config=True)
     copied = {str(p.relative_to(source)): p.read_bytes() for p in source.rglob("*") if p.is_file()}
     del copied["config.json"]
     assert set(done.assets) == set(copied) > set(ASSETS)
@@ -116,7 +116,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 def test_the_config_says_the_dtype_of_the_weights_and_nothing_else_changes(
     made: Made, tmp_path: Path
 ) -> None:
-    merge(made("fsdp2_w4"), tmp_path / "out")
+    merge(made("fsdp2_w4"), tmp_path / "out", keep_config=True)
     before = config_of(made("fsdp2_w4") / ROLE / "huggingface")
     assert before["dtype"] == "float32"
     assert config_of(tmp_path / "out") == before | {"dtype": "bfloat16"}
@@ -126,8 +126,25 @@ def test_a_config_that_needs_no_change_keeps_its_own_bytes(made: Made, tmp_path:
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     file = run / ROLE / "huggingface" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()), indent=7))
-    merge(run, tmp_path / "out", dtype="keep")
+    merge(run, tmp_path / "out", dtype="keep", keep_config=True)
     assert (tmp_path / "out" / "config.json").read_bytes() == file.read_bytes()
+
+
+def test_readers_of_transformers_4_find_their_keys_and_the_trainers_stay(made: Made, tmp_path: Path) -> None:
+    done = merge(made("fsdp2_w4"), tmp_path / "out")
+    source = made("fsdp2_w4") / ROLE / "huggingface"
+    before, after = config_of(source), config_of(tmp_path / "out")
+    assert after["rope_theta"] == before["rope_parameters"]["rope_theta"]
+    added = {"torch_dtype": "bfloat16", "rope_theta": after["rope_theta"], "rope_scaling": None}
+    assert after == before | {"dtype": "bfloat16"} | added
+    text = (source / "tokenizer_config.json").read_text()
+    assert "TokenizersBackend" in text
+    old = text.replace("TokenizersBackend", "PreTrainedTokenizerFast")
+    assert (tmp_path / "out" / "tokenizer_config.json").read_text() == old
+    summary = done.plan.config_summary
+    assert "rope_theta" in summary
+    assert "TokenizersBackend is written as PreTrainedTokenizerFast" in summary
+    assert json.loads((tmp_path / "out" / "ckptconv.json").read_text())["config"] == summary
 
 
 def test_a_dtype_inside_a_vision_models_config_is_corrected_too(made: Made, tmp_path: Path) -> None:
@@ -220,7 +237,7 @@ def test_the_config_option_brings_config_and_tokenizer(made: Made, tmp_path: Pat
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     shutil.move(run / ROLE / "huggingface", tmp_path / "base")
     edit_json(tmp_path / "base" / "config.json", rope_theta=7)
-    merge(run, tmp_path / "out", config=tmp_path / "base")
+    merge(run, tmp_path / "out", config=tmp_path / "base", keep_config=True)
     assert config_of(tmp_path / "out")["rope_theta"] == 7
     for name in ASSETS:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()

@@ -1,0 +1,185 @@
+"""Keys that readers of the other transformers generation need in config.json, next to those that the trainer wrote.
+
+transformers 5 moved values to other keys: `rope_theta` into `rope_parameters`, Qwen3-MoE's `num_experts` to
+`num_local_experts`. transformers 4 ignores the new keys without a word and takes its class's defaults. config_keys.json,
+which tools/make_config_keys.py makes from both, says per model type which old key has which new one's value.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Config = dict[str, Any]
+
+_ROPE = "rope_parameters"
+_SCALING = "rope_scaling"
+# What rope_parameters has and rope_scaling has not: transformers 4 keeps them as keys of their own.
+_OWN_KEYS = ("rope_theta", "partial_rotary_factor")
+# transformers 4 accepts no other keys in rope_scaling (Phi3Config._rope_scaling_validation).
+_THREE_KEYS = {
+    "phi3": ("type", "short_factor", "long_factor"),
+    "phi4_multimodal": ("type", "short_factor", "long_factor"),
+}
+# llama.cpp asks for rotary_dim, as MiniMax published it (conversion/minimax.py, set_gguf_parameters).
+_ROTARY_DIM = "minimax_m2"
+# vLLM reads DeepSeek's router bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE).
+_ROUTER_BIAS = ".e_score_correction_bias"
+_NOAUX = {
+    "DeepseekV3ForCausalLM": "noaux_tc",
+    "DeepseekV32ForCausalLM": "noaux_tc",
+    "GlmMoeDsaForCausalLM": "noaux_tc",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """A config for both generations.
+
+    Args:
+        config: the config with the added keys.
+        added: their paths, such as "text_config.rope_theta".
+        disputed: (path of an old key, its value, path of the new one, its value), where the config states both and they
+            differ.
+    """
+
+    config: Config
+    added: tuple[str, ...]
+    disputed: tuple[tuple[str, Any, str, Any], ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """One line on the added keys; "" if there are none."""
+        keys = ", ".join(self.added)
+        return f"{keys} added for readers of transformers 4" if keys else ""
+
+    @property
+    def disputes(self) -> list[str]:
+        """What only a person can judge."""
+        return [
+            f"config.json states {old} {one} and {new} {two}: transformers 4 reads the first, transformers 5 the second"
+            for old, one, new, two in self.disputed
+        ]
+
+
+def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] = ()) -> Both:
+    """Add the keys that readers of the other generation need; no key that is there is changed.
+
+    Args:
+        config: the model's config.json.
+        names: the model's tensor names, by which some keys are decided.
+    """
+    new = copy.deepcopy(dict(config))
+    added: list[str] = []
+    disputed: list[tuple[str, Any, str, Any]] = []
+    for prefix, part in _parts(new):
+        for key, path, value in _wanted(part):
+            if key not in part:
+                part[key] = value
+                added.append(prefix + key)
+            elif part[key] is not None and not _same(part[key], value):
+                disputed.append((prefix + key, part[key], prefix + path, value))
+    if new.get("model_type") == _ROTARY_DIM and "rotary_dim" not in new:
+        size, share = new.get("head_dim"), _lookup(new, f"{_ROPE}.partial_rotary_factor")
+        if isinstance(size, int) and isinstance(share, int | float):
+            new["rotary_dim"] = int(size * share)
+            added.append("rotary_dim")
+    stated = new.get("architectures")
+    method = _NOAUX.get(str(stated[0])) if isinstance(stated, list) and stated else None
+    if method and "topk_method" not in new and any(name.endswith(_ROUTER_BIAS) for name in names):
+        new["topk_method"] = method
+        added.append("topk_method")
+    return Both(new, tuple(added), tuple(disputed))
+
+
+def _parts(config: Config, prefix: str = "") -> Iterator[tuple[str, Config]]:
+    """The config and the configs of its sub-models."""
+    yield prefix, config
+    for key, value in config.items():
+        if isinstance(value, dict) and isinstance(value.get("model_type"), str):
+            yield from _parts(value, f"{prefix}{key}.")
+
+
+def _wanted(part: Config) -> list[tuple[str, str, Any]]:
+    """(old key, path of the new one, value) for one config, whether the old key is there or not."""
+    kind = str(part.get("model_type"))
+    found: list[tuple[str, str, Any]] = []
+    if isinstance(part.get("dtype"), str):
+        found.append(("torch_dtype", "dtype", part["dtype"]))
+    for key, path in _keys(kind):
+        if key == _SCALING:
+            inner = _lookup(part, path)
+            if isinstance(inner, dict):
+                found.append((key, path, _scaling(inner, kind)))
+            continue
+        value = _lookup(part, path)
+        if value is not None and not isinstance(value, dict):
+            found.append((key, path, value))
+    return found
+
+
+def _scaling(parameters: Config, kind: str) -> Config | None:
+    """rope_scaling as transformers 4 has it; None where the positions are not scaled."""
+    rest = {key: value for key, value in parameters.items() if key not in _OWN_KEYS}
+    if not rest or rest == {"rope_type": "default"}:
+        return None
+    if kind in _THREE_KEYS:
+        rest.setdefault("type", rest.get("rope_type"))
+        return {key: rest[key] for key in _THREE_KEYS[kind] if key in rest}
+    return rest
+
+
+def _lookup(part: Config, path: str) -> Any:
+    """The value at a path. Of rope parameters that are stated per kind of layer, the value that all agree on."""
+    keys = path.split(".")
+    value: Any = part
+    for place, key in enumerate(keys):
+        if not isinstance(value, dict):
+            return None
+        if keys[:place] == [_ROPE] and key not in value:
+            if value and all(isinstance(inner, dict) for inner in value.values()):  # per kind of layer
+                found = [inner.get(key) for inner in value.values()]
+                return found[0] if all(each == found[0] for each in found) else None
+            if len(keys) - place > 1 or (key.endswith("_attention")):  # one for all kinds of layers
+                continue
+        value = value.get(key)
+    if (
+        path == _ROPE
+        and isinstance(value, dict)
+        and value
+        and all(isinstance(v, dict) for v in value.values())
+    ):
+        found = list(value.values())
+        return found[0] if all(each == found[0] for each in found) else None
+    return value
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, dict) and isinstance(two, dict):
+        aside = ("type", "rope_type", *_OWN_KEYS)
+        kinds = [value.get("rope_type", value.get("type")) for value in (one, two)]
+        rest = [{k: v for k, v in value.items() if k not in aside} for value in (one, two)]
+        return rest[0] == rest[1] and (kinds[0] == kinds[1] or set(kinds) == {"mrope", "default"})
+    return bool(one == two)
+
+
+@cache
+def _table() -> Config:
+    found: Config = json.loads(Path(__file__).with_name("config_keys.json").read_text("utf-8"))
+    return found
+
+
+@cache
+def _keys(kind: str) -> tuple[tuple[str, str], ...]:
+    """(old key, path of the new one) for a model type."""
+    return tuple(
+        (key, path)
+        for key, paths in _table()["keys"].items()
+        for path, kinds in paths.items()
+        if kind in kinds
+    )

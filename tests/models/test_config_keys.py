@@ -1,0 +1,118 @@
+"""config.json for both generations of transformers: the added keys, and what transformers 5 makes of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from ckptconv.models.config_keys import for_both
+
+
+def _written(config: Any) -> dict[str, Any]:
+    """config.json as transformers 5 saves it."""
+    return dict(json.loads(config.to_json_string()))
+
+
+def _qwen3_moe() -> dict[str, Any]:
+    from transformers import Qwen3MoeConfig
+
+    return _written(
+        Qwen3MoeConfig(
+            num_experts=12, rope_parameters={"rope_type": "default", "rope_theta": 5e6}, dtype="bfloat16"
+        )
+    )
+
+
+def _gemma3() -> dict[str, Any]:
+    from transformers import Gemma3Config
+
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 11000.0},
+    }
+    return _written(
+        Gemma3Config(text_config={"num_hidden_layers": 6, "rope_parameters": rope}, dtype="bfloat16")
+    )
+
+
+def test_the_rotary_base_and_the_experts_stand_under_the_old_keys_too() -> None:
+    written = _qwen3_moe()
+    assert "rope_theta" not in written
+    both = for_both(written)
+    assert (both.config["rope_theta"], both.config["rope_scaling"]) == (5e6, None)
+    assert both.config["num_experts"] == both.config["num_local_experts"] == 12
+    assert both.config["torch_dtype"] == "bfloat16"
+    assert set(both.added) == {"rope_theta", "rope_scaling", "num_experts", "torch_dtype"}
+    assert {key: value for key, value in both.config.items() if key in written} == written
+
+
+def test_a_nested_config_gets_its_own_keys() -> None:
+    both = for_both(_gemma3())
+    text = both.config["text_config"]
+    assert (text["rope_theta"], text["rope_local_base_freq"]) == (1e6, 11000.0)
+    assert text["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert "text_config.rope_theta" in both.added
+    assert "rope_theta" not in both.config
+
+
+@pytest.mark.parametrize("make", [_qwen3_moe, _gemma3])
+def test_transformers_5_reads_the_same_values_with_and_without_the_keys(make: Any) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    written = make()
+    cls = CONFIG_MAPPING[written["model_type"]]
+    plain, both = cls.from_dict(copy.deepcopy(written)), cls.from_dict(for_both(written).config)
+    assert plain.to_dict() == both.to_dict()
+
+
+def test_partial_rotary_factor_and_the_kind_of_scaling_come_along() -> None:
+    from transformers import Glm4MoeConfig
+
+    rope = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "partial_rotary_factor": 0.25,
+        "original_max_position_embeddings": 4096,
+    }  # fmt: skip
+    both = for_both(_written(Glm4MoeConfig(rope_parameters=rope)))
+    assert both.config["partial_rotary_factor"] == 0.25
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    assert both.config["rope_scaling"] == scaling
+
+
+def test_a_config_of_transformers_4_stays_as_it_is() -> None:
+    config = {"model_type": "qwen2", "rope_theta": 1e6, "rope_scaling": None, "torch_dtype": "bfloat16"}
+    assert for_both(config).config == config
+    assert for_both(config).summary == ""
+
+
+def test_two_keys_that_contradict_each_other_are_reported() -> None:
+    config = {
+        "model_type": "qwen2",
+        "rope_theta": 1e4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }
+    both = for_both(config)
+    assert both.config["rope_theta"] == 1e4
+    assert "rope_theta 10000.0 and rope_parameters.rope_theta 1000000.0" in both.disputes[0]
+
+
+def test_a_model_type_that_transformers_4_does_not_have_gets_no_rope_keys() -> None:
+    config = {"model_type": "qwen3_5_text", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    assert for_both(config).config == config
+
+
+def test_deepseeks_router_bias_is_named_as_vllm_looks_for_it() -> None:
+    config = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}
+    assert (
+        for_both(config, ("model.layers.3.mlp.gate.e_score_correction_bias",)).config["topk_method"]
+        == "noaux_tc"
+    )
+    assert "topk_method" not in for_both(config, ("model.layers.3.mlp.gate.weight",)).config
+
+
+def test_minimax_m2_has_the_rotary_dim_that_llama_cpp_wants() -> None:
+    rope = {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5}
+    config = {"model_type": "minimax_m2", "head_dim": 128, "rope_parameters": rope}
+    assert for_both(config).config["rotary_dim"] == 64
