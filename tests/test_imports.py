@@ -27,7 +27,7 @@ BELOW_COMMANDS = {
     "backends", "compute", "copy", "engines", "formats", "hub", "models", "plan", "publish", "read", "tensors",
 }  # fmt: skip
 # What several commands share.
-SHARED = {"commands.display", "commands.planning", "commands.progress"}
+SHARED = {"commands.display", "commands.packages", "commands.planning", "commands.progress"}
 # docs/design.md: a room -> the rooms it may import, downwards only. A room is a folder, or one command.
 LAW: dict[str, set[str]] = {
     "__version__": set(),
@@ -46,12 +46,14 @@ LAW: dict[str, set[str]] = {
     "commands": set(),
     "commands.planning": BELOW_COMMANDS,
     "commands.display": set(),
+    "commands.packages": set(),
     "commands.progress": set(),
     "commands.merge": BELOW_COMMANDS | SHARED,
     "commands.inspect": BELOW_COMMANDS | SHARED,
     "commands.verify": BELOW_COMMANDS | SHARED | {"commands.merge"},
     "commands.push": {
         "backends",
+        "commands.packages",
         "commands.progress",
         "commands.verify",
         "formats",
@@ -59,7 +61,16 @@ LAW: dict[str, set[str]] = {
         "publish",
         "tensors",
     },
-    "commands.open": {"backends", "commands.planning", "compute", "hub", "plan", "read", "tensors"},
+    "commands.open": {
+        "backends",
+        "commands.packages",
+        "commands.planning",
+        "compute",
+        "hub",
+        "plan",
+        "read",
+        "tensors",
+    },
     "show": COMMANDS | {"commands.progress", "plan", "publish", "tensors"},
     "cli": COMMANDS | {"plan", "show"},
     "__main__": {"cli", "show"},

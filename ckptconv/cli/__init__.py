@@ -50,7 +50,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print version information and exit."
+            "-V", "--version", callback=_version, is_eager=True, help="Print version information and exit."
         ),
     ] = False,
 ) -> None:

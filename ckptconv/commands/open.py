@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptconv.backends import open_checkpoint
+from ckptconv.commands.packages import require_packages
 from ckptconv.commands.planning import plan_for, require_base
 from ckptconv.compute import Source
 from ckptconv.errors import CkptconvError, Kind
@@ -136,6 +137,7 @@ class LazyTensor:
 
     def torch(self) -> torch.Tensor:
         """Read it, as a torch tensor of its own dtype. This imports torch."""
+        require_packages("LazyTensor.torch()", "torch")
         import numpy as np
         import torch
 

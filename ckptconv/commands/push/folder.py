@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from ckptconv.commands.packages import require_packages
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.json import read_json
 
@@ -98,6 +99,7 @@ def check_structure(folder: Path) -> None:
     Raises:
         CkptconvError: a tensor is missing, unknown or has another shape.
     """
+    require_packages("push, which compares the folder with its class,", "torch", "transformers", "accelerate")
     from ckptconv.commands.verify.loads import alone
     from ckptconv.commands.verify.sides import open_side
     from ckptconv.tensors.source_spec import SourceSpec

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ckptconv.commands.packages import require_packages
 from ckptconv.commands.verify.records import Problem
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, mtp, quantised
@@ -21,6 +22,12 @@ from ckptconv.tensors.view import Shape
 # Tensors that are not the class's own and may be stored with it: TRL's value heads (trl/models/modeling_value_head.py), and
 # buffers that older versions of transformers saved.
 _BESIDE = ("v_head.", "value_head.")
+# Numbers of modules that a class makes in a loop.
+_LAYERS = re.compile(
+    r"^(?:n|num)_\w*(?:layers?|blocks)$|^(?:n_layer|depth|num_hidden_groups|num_nextn_predict_layers)$"
+)
+_EXPERTS = re.compile(r"^(?:n|num)_\w*experts$")
+_FEW, _MOST_EXPERTS = 256, 4096
 _OLD_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 
@@ -79,9 +86,12 @@ def expect(config: Mapping[str, Any], present: Iterable[str]) -> Expected | NotC
         )
     if method:
         return NotChecked("the model is quantised, and its tensors are the quantiser's")
+    require_packages("verify without --against", "torch", "transformers", "accelerate")
     found = class_of(config)
     if not isinstance(found, str):
         return found
+    if (absurd := _absurd(config, len(present))) is not None:
+        return absurd
     try:
         model = _on_meta(found, _without_code(config))
     except ImportError as error:
@@ -105,13 +115,13 @@ def class_of(config: Mapping[str, Any]) -> str | NotChecked | Problem:
     named = [name for name in config.get("architectures") or () if isinstance(name, str)]
     architecture = named[0] if named else facts.default_architecture(dict(config))
     known = config.get("model_type") in transformers.CONFIG_MAPPING
-    if architecture is not None and known and hasattr(transformers, architecture):
+    if architecture is not None and known and _is_model(architecture):
         return architecture
     if config.get("auto_map"):
         return NotChecked("the model brings its own code, which is not run")
     if not known:
         problem = f"transformers {transformers.__version__} does not know the model type {config.get('model_type')!r}"
-        exists = architecture is not None and hasattr(transformers, architecture)
+        exists = architecture is not None and _is_model(architecture)
         return Problem("config.json", problem) if exists else NotChecked(problem)
     if architecture is None:
         return Problem(
@@ -120,6 +130,31 @@ def class_of(config: Mapping[str, Any]) -> str | NotChecked | Problem:
     return Problem(
         "config.json", f"transformers has no class {architecture}", hint="set architectures to one it has"
     )
+
+
+def _is_model(name: str) -> bool:
+    """True for a model class of transformers: a config may name any of its attributes, a pipeline or a trainer too."""
+    import transformers
+
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+
+
+def _absurd(config: Mapping[str, Any], tensors: int) -> Problem | None:
+    """A number in a config that would build modules for hours: more layers than tensors, or experts without end."""
+    for key, value in _numbers(config):
+        most = max(tensors, _FEW) if _LAYERS.search(key) else _MOST_EXPERTS if _EXPERTS.search(key) else None
+        if most is not None and value > most:
+            return Problem("config.json", f"{key} is {value:,}, and the folder has {tensors:,} tensors")
+    return None
+
+
+def _numbers(config: Mapping[str, Any], depth: int = 3) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, int):
+            yield str(key), value
+        elif isinstance(value, dict) and depth:
+            yield from _numbers(value, depth - 1)
 
 
 def _on_meta(architecture: str, config: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ckptconv.commands.packages import require_packages
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values
 from ckptconv.commands.verify.diagnose import looks_like
@@ -94,6 +95,8 @@ def verify(
         (True, 290, 290)
     """
     begun = time.monotonic()
+    if logits:
+        require_packages("verify --logits", "torch", "transformers", "accelerate")
     Options(dtype=dtype)  # an invalid dtype is refused before anything is downloaded
     reference = None if against is None else _spec(against, revision)
     asked = _spec(target, revision if against is None else None)
@@ -138,7 +141,10 @@ def verify(
     layers.append(sanity_layer(tasks, ours.ties(()), may_be_empty=shapes_agree and not ours.is_adapter))
     if beginning is not None:
         layers.append(trained.trained_layer(tasks, also_read, ours.is_adapter))
-    if logits:
+    if logits and any(layer.ok is False for layer in layers if layer.name in ("loads", "names", "shapes")):
+        why = "skipped: the tensors are not those of the model, so that it is not run"
+        layers.append(Layer("behaviour", None, "", why))
+    elif logits:
         from ckptconv.commands.verify.behaviour import behaviour_layer
 
         running = teller(on_progress, "run")
