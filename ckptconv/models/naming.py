@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models import hub_names, module_names
+from ckptconv.models import deepspeed_moe, hub_names, layered, module_names
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.pattern import Pattern
 from ckptconv.tensors.view import View
@@ -39,7 +40,7 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
 
     Args:
         naming: "transformers" for the names in a trainer's checkpoint, "megatron", "nanotron" and "nanotron_interleaved",
-            or "hub" for those in a model folder.
+            "pipeline" for numbered layers, or "hub" for those in a model folder.
         tensors: stored name -> view.
         config: the model's config.json.
 
@@ -52,6 +53,13 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         )
 
         return megatron.to_hub(tensors, config)
+    if naming == layered.NAMING:
+        names = layered.names_of_class({name: view.shape for name, view in tensors.items()}, config)
+        return _through_class(names, tensors, config, "LAYER.name -> the class's names")
+    if naming == "transformers" and deepspeed_moe.are_here(tensors):
+        names = deepspeed_moe.names_of_class(tensors, config)
+        if not deepspeed_moe.are_here(names.values()):
+            return _through_class(names, tensors, config, "deepspeed_moe -> the class's experts")
     if naming in NANOTRON:
         from ckptconv.models import nanotron
 
@@ -75,6 +83,27 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
             "the folder has a module's names: written under the Hub's (--layout module keeps them)"
         )
     return renamed
+
+
+def _through_class(
+    names: Mapping[str, str], tensors: Mapping[str, View], config: dict[str, Any], rule: str
+) -> Renamed[View]:
+    """Rename tensors to the names of a class of transformers, and those to the Hub's.
+
+    Args:
+        names: stored name -> the class's name.
+        tensors: stored name -> view.
+        config: the model's config.json.
+        rule: what the first step does, for the report.
+    """
+    stored = {names[name]: name for name in tensors}
+    made = to_hub("transformers", {names[name]: view for name, view in tensors.items()}, config)
+    under_stored = {
+        name: replace(named, sources=tuple(stored[source] for source in named.sources))
+        for name, named in made.tensors.items()
+    }
+    left = [(stored[name], value, why) for name, value, why in made.left_out]
+    return Renamed(under_stored, [f"{rule} ({len(tensors):,})", *made.rules], left, made.copies, made.notes)
 
 
 def to_module(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models import facts, hub_names, module_names, mtp
+from ckptconv.models import deepspeed_moe, facts, hub_names, module_names, mtp
 from ckptconv.models.config import check_fit
 from ckptconv.models.skeleton import Group, Member, Numbers, Skeleton, Stack, Values, skeleton_of
 from ckptconv.plan.misfit import Misfit, refusal, shown
@@ -43,6 +43,13 @@ def require_fit(
     if config.get("quantization_config"):
         return  # the names and shapes are the quantiser's
     misfit = misfit_of(skeleton, config, shapes)
+    if deepspeed_moe.are_here(shapes):
+        misfit.foreign = deepspeed_moe.without(misfit.foreign, shapes)
+        misfit.missing = deepspeed_moe.without(misfit.missing, shapes)
+        notes.append(
+            f"DeepSpeed's own MoE layers keep their names, which {skeleton.architecture} does not have: only the code that "
+            "trained the model loads this folder"
+        )
     if not misfit:
         return
     if _has_own_code(config, skeleton.architecture):

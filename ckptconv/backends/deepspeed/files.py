@@ -1,7 +1,8 @@
 """Find the files of a DeepSpeed checkpoint by rank, and check that none is missing.
 
 Names: deepspeed/runtime/engine.py (`_get_ckpt_name`, `_get_rank_zero_ckpt_name`, `_get_expert_ckpt_name`),
-deepspeed/runtime/pipe/module.py (`ckpt_layer_path`); `latest` holds the tag, the folder's name.
+deepspeed/runtime/pipe/module.py (`ckpt_layer_path`); `latest` holds the tag, the folder's name. `mp_rank_NN` counts model
+parallel ranks: stages of a pipeline, and tensor parallel ranks within each.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ckptconv.backends.runs import steps_of
 from ckptconv.errors import CkptconvError, Incomplete, Kind, listed
@@ -21,28 +22,41 @@ from ckptconv.formats.torch_zip import TorchZip
 
 _MODEL = re.compile(r"^(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt$")
 _OPTIM = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
-_EXPERT = re.compile(r"^(?:(?:layer_\d+_)?expert_\d+|expp_rank_\d+)_mp_rank_\d+_(?:model|optim)_states\.pt$")
-_PIPELINE = re.compile(r"^layer_\d+-model_.*states\.pt$")
+_EXPERT = re.compile(r"^layer_(\d+)_expert_(\d+)_mp_rank_(\d+)_model_states\.pt$")
+_LAYER = re.compile(r"^layer_(\d+)-(?:model_(\d+)-)?model_states\.pt$")
+_EXPERT_OPTIM = re.compile(r"^expp_rank_\d+_mp_rank_\d+_optim_states\.pt$")
+_OLD_EXPERT = re.compile(r"^expert_\d+_mp_rank_\d+_model_states\.pt$")
 _UNIVERSAL = "zero"  # the folder of a universal checkpoint that has one folder per parameter
+
+
+Key = TypeVar("Key")
 
 
 @dataclass(slots=True)
 class Files:
     """The files of a checkpoint.
 
-    model, optim: data parallel rank -> file.
+    model, optim: model parallel rank -> data parallel rank -> file.
+    layers: (layer of a pipeline, tensor parallel rank) -> file.
+    experts: (MoE layer, expert, model parallel rank) -> file.
+    expert_optim: optimizer states of experts without ZeRO, of which nothing is read.
     universal: the folders that hold one folder per parameter.
     """
 
     folder: Path
-    model: dict[int, Path] = field(default_factory=dict)
-    optim: dict[int, Path] = field(default_factory=dict)
+    model: dict[int, dict[int, Path]] = field(default_factory=dict)
+    optim: dict[int, dict[int, Path]] = field(default_factory=dict)
+    layers: dict[tuple[int, int], Path] = field(default_factory=dict)
+    experts: dict[tuple[int, int, int], Path] = field(default_factory=dict)
+    expert_optim: list[Path] = field(default_factory=list)
     universal: list[Path] = field(default_factory=list)
 
     @property
     def partitioned(self) -> bool:
         """True at stage 3, where every rank writes a model file."""
-        return any(path.name.startswith("zero_pp_rank_") for path in self.model.values())
+        return any(
+            path.name.startswith("zero_pp_rank_") for each in self.model.values() for path in each.values()
+        )
 
 
 def home(folder: Path) -> Path | None:
@@ -70,33 +84,34 @@ def find(folders: Sequence[Path]) -> Files:
     """
     found = Files(folders[0])
     for folder in folders:
-        paths = sorted(folder.iterdir())
-        for path in paths:
-            if _EXPERT.match(path.name):
-                raise _unread("a mixture of experts, each in a file of its own", path)
-            if _PIPELINE.match(path.name):
-                raise _unread("a pipeline, each layer in a file of its own", path)
-        for path in paths:
-            model, optim = _MODEL.match(path.name), _OPTIM.match(path.name)
-            match = model or optim
-            if match is None:
-                continue
-            if int(match[2]):
-                raise _unread("a model that is cut over tensor parallel or pipeline ranks", path)
-            _add(found.model if model else found.optim, int(match[1] or 0), path)
+        for path in sorted(folder.iterdir()):
+            name = path.name
+            if _OLD_EXPERT.match(name):
+                raise _unread("experts that old versions of DeepSpeed saved", path)
+            if match := _MODEL.match(name):
+                _add(found.model.setdefault(int(match[2]), {}), int(match[1] or 0), path)
+            elif match := _OPTIM.match(name):
+                _add(found.optim.setdefault(int(match[2]), {}), int(match[1]), path)
+            elif match := _LAYER.match(name):
+                _add(found.layers, (int(match[1]), int(match[2] or 0)), path)
+            elif match := _EXPERT.match(name):
+                _add(found.experts, (int(match[1]), int(match[2]), int(match[3])), path)
+            elif _EXPERT_OPTIM.match(name):
+                found.expert_optim.append(path)
         if _is_universal(folder):
             found.universal.append(folder / _UNIVERSAL)
     return found
 
 
-def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path) -> None:
-    """Check that there is exactly one file for every rank.
+def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path, mp: int = 0) -> None:
+    """Check that there is exactly one file for every data parallel rank.
 
     Args:
         ranks: that have a file.
-        world: the number of ranks.
+        world: the number of data parallel ranks.
         kind: "model" or "optim".
         folder: of the checkpoint, for error messages.
+        mp: the model parallel rank of the files, for error messages.
 
     Raises:
         CkptconvError: a rank has no file, or a file's rank is not below `world`.
@@ -110,7 +125,7 @@ def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path) -> No
             f"the {kind} file{'' if one else 's'} of rank {listed(missing, 8)} of {world} {'is' if one else 'are'} missing",
             where=folder,
             found=f"{len(held)} of {world} files",
-            wanted=f"…zero_pp_rank_{missing[0]}_mp_rank_00_{kind}_states.pt",
+            wanted=f"…zero_pp_rank_{missing[0]}_mp_rank_{mp:02d}_{kind}_states.pt",
             hint=f"copy it from the node where rank {missing[0]} ran, or name its folder with --also",
         )
     if len(held) > world:
@@ -152,7 +167,7 @@ def shapes_of(value: Any, what: str, file: TorchZip) -> dict[str, tuple[int, ...
 
 
 def _has_files(folder: Path) -> bool:
-    signs = (_MODEL, _OPTIM, _EXPERT, _PIPELINE)
+    signs = (_MODEL, _OPTIM, _EXPERT, _LAYER, _OLD_EXPERT)
     return _is_universal(folder) or any(sign.match(p.name) for p in folder.iterdir() for sign in signs)
 
 
@@ -166,19 +181,19 @@ def _tag(latest: Path) -> str | None:
     return text if is_file_name(text) else None
 
 
-def _add(files: dict[int, Path], rank: int, path: Path) -> None:
-    first = files.setdefault(rank, path)
+def _add(files: dict[Key, Path], key: Key, path: Path) -> None:
+    first = files.setdefault(key, path)
     if first == path:
         return
     if first.name != path.name or first.stat().st_size != path.stat().st_size:
         raise CkptconvError(
-            f"rank {rank} has two different files", where=f"{first} and {path}", hint="move one away"
+            "there are two different files of one rank", where=f"{first} and {path}", hint="move one away"
         )
 
 
 def _unread(what: str, path: Path) -> CkptconvError:
     return CkptconvError(
-        f"DeepSpeed checkpoints of {what} are not read",
+        f"{what} are not read",
         where=path.parent,
         found=path.name,
         hint="save the model whole from the training script (docs/deepspeed.md says what is read)",

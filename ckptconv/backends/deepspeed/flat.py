@@ -63,41 +63,42 @@ def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
     return Partition(file.path, views, tuple(map(_addresses, stated)))
 
 
-def by_group(ranks: Sequence[Partition], shapes: Sequence[Shapes], gaps: Any, where: str) -> dict[str, View]:
-    """Return the parameters of stages 1 and 2.
+def one_group(
+    ranks: Sequence[Partition], number: int, shapes: Shapes, gaps: Any, where: str
+) -> dict[str, View]:
+    """Return the parameters of one group of stages 1 and 2.
 
     Args:
-        ranks: the partitions, in rank order.
-        shapes: name -> shape for each group.
+        ranks: the partitions of the ranks that share the group, in rank order.
+        number: of the group.
+        shapes: name -> shape of the group's parameters.
         gaps: for each group, the number of unused elements after each parameter; None if there are no gaps.
         where: the checkpoint, for error messages.
 
     Raises:
         CkptconvError: vectors are too short, longer than padding explains, or disagree with a rank's own map.
     """
-    _check_counts(ranks, len(shapes), where)
     found: dict[str, View] = {}
-    for number, group in enumerate(shapes):
-        flat = _Flat(cat([rank.groups[number] for rank in ranks], 0))
-        free = _gaps(gaps, number, where) if gaps is not None else (0,) * len(group)
-        if len(free) != len(group):
-            raise CkptconvError("a group has different numbers of paddings and parameters", where=where)
-        at, places = 0, {}
-        for (name, shape), gap in zip(group.items(), free, strict=True):
-            found[name] = _piece(flat.part(at, prod(shape)), shape, name, where)
-            places[name] = at, at + prod(shape)
-            at += prod(shape) + gap
-        # The padded length is a multiple of 2 × ranks; the vector that the last rank saves ends before that padding.
-        align = 2 * len(ranks)
-        if ceil(at / align) != ceil(flat.size / align):
-            raise CkptconvError(
-                f"parameter group {number} does not fill its partitions",
-                where=where,
-                found=f"{flat.size:,} elements",
-                wanted=f"{at:,} and padding up to a multiple of {align}",
-                hint=_OTHER_SAVES,
-            )
-        _check_maps(ranks, number, places)
+    flat = _Flat(cat([rank.groups[number] for rank in ranks], 0))
+    free = _gaps(gaps, number, where) if gaps is not None else (0,) * len(shapes)
+    if len(free) != len(shapes):
+        raise CkptconvError("a group has different numbers of paddings and parameters", where=where)
+    at, places = 0, {}
+    for (name, shape), gap in zip(shapes.items(), free, strict=True):
+        found[name] = _piece(flat.part(at, prod(shape)), shape, name, where)
+        places[name] = at, at + prod(shape)
+        at += prod(shape) + gap
+    # The padded length is a multiple of 2 × ranks; the vector that the last rank saves ends before that padding.
+    align = 2 * len(ranks)
+    if ceil(at / align) != ceil(flat.size / align):
+        raise CkptconvError(
+            f"parameter group {number} does not fill its partitions",
+            where=where,
+            found=f"{flat.size:,} elements",
+            wanted=f"{at:,} and padding up to a multiple of {align}",
+            hint=_OTHER_SAVES,
+        )
+    _check_maps(ranks, number, places)
     return found
 
 
@@ -112,7 +113,6 @@ def by_parameter(ranks: Sequence[Partition], shapes: Sequence[Shapes], where: st
     Raises:
         CkptconvError: the parameters do not fill every rank's vectors exactly.
     """
-    _check_counts(ranks, len(shapes), where)
     flats = [_Flat(cat(rank.groups, 0)) for rank in ranks if rank.groups]
     found: dict[str, View] = {}
     at = 0
@@ -184,7 +184,8 @@ def _gaps(gaps: Any, number: int, where: str) -> tuple[int, ...]:
     return tuple(free)
 
 
-def _check_counts(ranks: Sequence[Partition], groups: int, where: str) -> None:
+def check_counts(ranks: Sequence[Partition], groups: int, where: str) -> None:
+    """Check that every rank has a vector for each of `groups` groups; `where` is the checkpoint, for error messages."""
     for rank in ranks:
         if len(rank.groups) != groups:
             raise CkptconvError(

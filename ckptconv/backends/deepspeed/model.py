@@ -21,14 +21,26 @@ from ckptconv.tensors.view import View
 
 
 class ModelFiles:
-    """The opened model files, by rank; rank 0's file lists the tensors. `partitioned`: stage 3, with one file per rank."""
+    """The opened model files of one model parallel rank, by data parallel rank; rank 0's file lists the tensors.
 
-    def __init__(self, files: dict[int, TorchZip], partitioned: bool) -> None:
+    Args:
+        files: data parallel rank -> file.
+        partitioned: True at stage 3, with one file per rank.
+        shared: name of a tied parameter -> the parameter that is stored. Only the file of the first rank records it
+            (deepspeed/runtime/engine.py, `_get_shared_params`); None for that file itself.
+    """
+
+    def __init__(
+        self, files: dict[int, TorchZip], partitioned: bool, shared: dict[str, Any] | None = None
+    ) -> None:
         self.files, self.partitioned = files, partitioned
         self.main = files[min(files)]
         self.root = _root(self.main)
         self.step = _step(self.root)
         self.skipped_steps = _count(self.root.get("skipped_steps")) or 0
+        self.shared = shared or table(self.root.get("shared_params"), "shared_params", self.main)
+        for source in self.shared.values():
+            check_name(source, f"shared_params in {self.main.path}")
         for file in files.values():
             if (step := _step(_root(file))) != self.step:
                 raise CkptconvError(
@@ -48,6 +60,49 @@ class ModelFiles:
         listed = groups if isinstance(groups, list | tuple) else [groups]
         return [shapes_of(group, "param_shapes", self.main) for group in listed]
 
+    @property
+    def has_module(self) -> bool:
+        """Return False for a stage of a pipeline, whose layers have files of their own."""
+        return self.root.get("module") is not None
+
+    @property
+    def buffers(self) -> set[str]:
+        """Return the names of the persistent buffers."""
+        return {name for name in items(self.root.get("buffer_names")) if isinstance(name, str)}
+
+    @property
+    def frozen_names(self) -> set[str]:
+        """Return the names of the parameters without an optimizer, as stages 2 and 3 list them."""
+        return set(table(self.root.get("frozen_param_shapes"), "frozen_param_shapes", self.main))
+
+    @property
+    def expert_counts(self) -> tuple[int, ...]:
+        """Return the number of experts of each MoE layer; () if the model has no experts."""
+        layers = self.autoep_layers
+        counts = [layer.get("num_experts") for layer in layers] or items(self.root.get("num_experts"))
+        if any(_count(count) is None for count in counts):
+            raise CkptconvError(
+                "num_experts is not made of whole numbers", where=self.main.path, found=counts
+            )
+        return tuple(counts)
+
+    @property
+    def has_experts(self) -> bool:
+        """Return True for a model with MoE layers of DeepSpeed's own, or of AutoEP."""
+        return bool(self.expert_counts)
+
+    @property
+    def autoep_layers(self) -> list[dict[str, Any]]:
+        """Return what AutoEP records of each MoE layer that it replaced."""
+        listed = items(self.root.get("ds_autoep_layers"))
+        return [table(layer, "ds_autoep_layers", self.main) for layer in listed]
+
+    @property
+    def fused_experts(self) -> set[str]:
+        """Return the names of AutoEP's parameters, each with one expert per index of dim 0."""
+        prefixes = [layer.get("expert_key_prefix") for layer in self.autoep_layers]
+        return {f"{prefix}.{weight}" for prefix in prefixes for weight in ("w1", "w2", "w3")}
+
     def tensors(self, trained: dict[str, View], placement: str) -> dict[str, StoredTensor]:
         """Return every tensor of the model in the module's order.
 
@@ -58,12 +113,10 @@ class ModelFiles:
         Raises:
             CkptconvError: neither the partitions nor the model files hold a parameter.
         """
-        module = table(self.root.get("module"), "module", self.main)
+        module = _module(self.main)
         frozen = self._frozen(module)
         known = {name: StoredTensor(view, placement) for name, view in trained.items()} | frozen
-        shared = table(self.root.get("shared_params"), "shared_params", self.main)
-        for source in shared.values():
-            check_name(source, f"shared_params in {self.main.path}")
+        shared = self.shared
         # Files of DeepSpeed before 0.8 do not record ties: names with the same bytes of the file are the same parameter.
         place = {value: name for name, value in module.items() if name in known and _elements(value)}
         found: dict[str, StoredTensor] = {}
@@ -90,7 +143,7 @@ class ModelFiles:
 
     def low_precision(self, trained: dict[str, View]) -> dict[str, View]:
         """Return the module's copies of the master weights, in its compute dtype; {} at stage 3, which saves none."""
-        module = table(self.root.get("module"), "module", self.main)
+        module = _module(self.main)
         records = {name: module.get(name) for name in trained} if not self.partitioned else {}
         return {
             name: self.main.view(record)
@@ -100,7 +153,7 @@ class ModelFiles:
 
     def _own(self, name: str, value: TensorRecord) -> StoredTensor:
         """Return a tensor that is whole in the model file: a buffer, a weight at stage 0, or a frozen weight at stage 1."""
-        if name not in items(self.root.get("buffer_names")):
+        if name not in self.buffers:
             if self.partitioned:
                 raise CkptconvError(
                     f"no partition holds {name}",
@@ -108,9 +161,7 @@ class ModelFiles:
                     hint="saved without some of its parameters, or by a DeepSpeed that ckptconv does not know",
                 )
             return StoredTensor(self.main.view(value))
-        others = [
-            (file, _root(file)["module"].get(name)) for file in self.files.values() if file != self.main
-        ]
+        others = [(file, _module(file).get(name)) for file in self.files.values() if file != self.main]
         copies = [file.view(copy) for file, copy in others if isinstance(copy, TensorRecord)]
         view = self.main.view(value)
         return StoredTensor(
@@ -153,14 +204,20 @@ def _fragments(file: TorchZip) -> list[TensorRecord]:
 
 
 def _root(file: TorchZip) -> dict[str, Any]:
-    if not isinstance(file.root, dict) or not isinstance(file.root.get("module"), dict):
+    known = isinstance(file.root, dict) and isinstance(file.root.get("module", ""), dict | None)
+    if not known:
         raise CkptconvError(
-            "not a model file of DeepSpeed, or one of a pipeline",
+            "not a model file of DeepSpeed",
             where=file.path,
             wanted='a dict with the weights under "module"',
             kind=Kind.UNSUPPORTED,
         )
-    return file.root
+    return file.root  # type: ignore[no-any-return]
+
+
+def _module(file: TorchZip) -> dict[str, Any]:
+    """Return the weights in a model file; {} for a stage of a pipeline, whose layers have files of their own."""
+    return table(_root(file).get("module"), "module", file)
 
 
 def _step(root: dict[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""Read DeepSpeed's ZeRO checkpoints without DeepSpeed: a model file, and the ranks' flat partitions of the master weights.
+"""Read DeepSpeed's checkpoints without DeepSpeed: model files, and the ranks' flat partitions of the master weights.
 
 Folders: RUN/global_stepN/ with the tag in RUN/latest; RUN/checkpoint-N/global_stepN/ (transformers' Trainer);
 accelerate's NAME/pytorch_model/. Contents: deepspeed/runtime/engine.py (`_common_checkpoint_state`,
@@ -11,24 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ckptconv.backends.base import Fact
-from ckptconv.backends.copied_files import refuse_copies
-from ckptconv.backends.deepspeed.files import Files, check_ranks, find, home
-from ckptconv.backends.deepspeed.flat import Partition, by_group, by_parameter, partition
-from ckptconv.backends.deepspeed.model import ModelFiles
-from ckptconv.backends.deepspeed.one_save import check_steps, steps_of
-from ckptconv.backends.deepspeed.universal import Universal, universal
-from ckptconv.backends.fsdp.shared_pickles import remembering
+from ckptconv.backends.deepspeed.files import Files, find, home
+from ckptconv.backends.deepspeed.join import Joined, joined
+from ckptconv.backends.deepspeed.slices import Slices, read_slices
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
-from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
-from ckptconv.formats.stand_ins import Inert
-from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
+from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
-from ckptconv.tensors.view import View
 
 NAME = "deepspeed"
 SIGN = "mp_rank_00_model_states.pt (DeepSpeed)"
@@ -52,40 +44,35 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     folders = [home(folder) or folder for folder in (place.folder, *also)]
     files = find(folders)
-    if not files.model:
-        raise Incomplete(
-            "the model file is missing from the checkpoint",
-            where=folders[0],
-            wanted="mp_rank_00_model_states.pt, or at stage 3 zero_pp_rank_0_mp_rank_00_model_states.pt",
-        )
-    load = remembering()  # at stage 3 all ranks' pickles are equal
-    opened = {rank: open_torch_zip(str(path), load) for rank, path in sorted(files.model.items())}
-    model = ModelFiles(opened, files.partitioned)
-    masters = _masters(files, model)
-    tensors = model.tensors(masters.views, masters.placement)
-    if masters.universal:
-        masters.universal.check_names(tensors)
+    slices = read_slices(files)
+    model = joined(files, slices)
+    main = slices.ranks[0].model
+    mesh = slices.degrees.mesh
     next_to_it = (folders[0], folders[0].parent)
+    optim = [path for each in files.optim.values() for path in each.values()]
     return Checkpoint(
         backend=NAME,
-        layout=f"DeepSpeed {masters.layout}",
+        layout=f"DeepSpeed {model.layout}",
         root=place.folder,
-        world_size=masters.world,
-        files=tuple(_rank_files(files, masters.views.values())),
-        tensors=tensors,
-        step=place.step if place.step is not None else model.step,
+        world_size=slices.degrees.pp * slices.degrees.dp * slices.degrees.tp,
+        files=tuple(sorted(_rank_files(files, slices), key=lambda file: (file.rank, file.path))),
+        tensors=model.tensors,
+        meshes=(mesh,) if len(mesh.shape) > 1 or slices.degrees.dp != prod(mesh.shape) else (),
+        step=place.step if place.step is not None else main.step,
         role=place.role,
         assets=with_config(*next_to_it),
-        skipped=tuple(item for item in _skipped(files, model, masters, tensors) if item.nbytes),
+        skipped=tuple(item for item in _skipped(files, slices, model) if item.nbytes),
         lora=Lora(next((t for f in next_to_it if (t := read_table(f / "adapter_config.json"))), {})),
-        extras={"deepspeed": {"version": model.root.get("ds_version")}},
-        low_precision=model.low_precision(masters.views),
+        extras={"deepspeed": {"version": main.root.get("ds_version")}},
+        low_precision=model.low_precision,
+        naming=model.naming,
         notes=(
             *replace(place, steps=()).notes(),
-            *masters.notes,
+            *slices.notes,
+            *model.notes,
             # Compared separately: the optimizer files are written after the model files, and take longer.
-            *apart(list(files.model.values())),
-            *apart(list(files.optim.values())),
+            *apart([path for each in files.model.values() for path in each.values()]),
+            *apart(optim),
         ),
     )
 
@@ -97,140 +84,77 @@ def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
         yield Fact("DeepSpeed", version, "the model file")
 
 
-class _Masters(NamedTuple):
-    """The master weights, and the files that hold them: `partitions` or `universal`."""
-
-    layout: str
-    world: int
-    views: dict[str, View]
-    placement: str = ""
-    partitions: tuple[tuple[TorchZip, Partition], ...] = ()
-    universal: Universal | None = None
-    notes: tuple[str, ...] = ()
-
-
-def _masters(files: Files, model: ModelFiles) -> _Masters:
-    shapes = model.shapes
-    stated = model.root.get("dp_world_size")
-    world = stated if type(stated) is int else len(model.files)
-    parameters = universal(files.universal)
-    if parameters:
-        if shapes is None:
-            raise CkptconvError(
-                "the model file of the universal checkpoint lists no parameters", where=files.folder
-            )
-        if files.partitioned:
-            check_ranks(model.files, world, "model", files.folder)
-        return _Masters("universal checkpoint", world, parameters.masters(shapes), universal=parameters)
-    if files.optim:
-        return _partitioned(files, model, world)
-    if files.partitioned:
-        check_ranks((), world, "optim", files.folder)
-    if shapes is None:
-        return _Masters("checkpoint without partitions (stage 0)", world, {})
-    note = "the ranks' optimizer files are not here: the module's copy of the weights is read, not the fp32 masters"
-    return _Masters("ZeRO checkpoint without its optimizer files", world, {}, notes=(note,))
-
-
-def _partitioned(files: Files, model: ModelFiles, world: int) -> _Masters:
-    load = remembering()
-    opened = {rank: open_torch_zip(str(path), load) for rank, path in sorted(files.optim.items())}
-    states = {rank: _state(file) for rank, file in opened.items()}
-    first = next(iter(opened))
-    for rank, state in states.items():
-        if _facts(state) != _facts(states[first]):
-            raise CkptconvError(
-                "the optimizer files are of different saves",
-                where=opened[rank].path,
-                found=f"stage {_facts(state)[0]}, {_facts(state)[1]} partitions",
-                wanted=f"stage {_facts(states[first])[0]}, {_facts(states[first])[1]} partitions",
-                hint="copy all of one step again",
-            )
-    stage, counts = _facts(states[first])
-    if set(counts) != {world} or (stage == 3) != files.partitioned or stage not in (1, 2, 3):
-        raise CkptconvError(
-            "the model file and the optimizer files are of different saves",
-            where=files.folder,
-            found=f"stage {stage} in {', '.join(map(str, counts))} partitions",
-            wanted=f"{world} partitions, as in {Path(model.main.path).name}",
-            hint="copy all of one step again",
-        )
-    check_ranks(opened, world, "optim", files.folder)
-    if files.partitioned:
-        check_ranks(model.files, world, "model", files.folder)
-    refuse_copies((file, None) for file in opened.values())
-    shapes = model.shapes
-    if shapes is None:
-        raise CkptconvError("the model file lists no partitioned parameters", where=model.main.path)
-    steps = {file.path: steps_of(file, states[rank]) for rank, file in opened.items()}
-    notes = check_steps(steps, model.step, model.skipped_steps, model.main.path)
-    key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
-    held = [partition(opened[rank], states[rank], key) for rank in range(world)]
-    if stage == 3:
-        views = by_parameter(held, shapes, model.main.path)
-    else:
-        views = by_group(held, shapes, states[first].get("param_alignment_paddings"), model.main.path)
-    pairs = tuple((opened[rank], held[rank]) for rank in range(world))
-    # At stages 1 and 2 merge compares the module's own copy with the masters, which proves more.
-    kept = tuple(notes) if stage == 3 else ()
-    return _Masters(f"ZeRO-{stage} checkpoint", world, views, f"stage {stage}, flat", pairs, notes=kept)
-
-
-def _state(file: TorchZip) -> dict[str, Any]:
-    state = file.root.get("optimizer_state_dict") if isinstance(file.root, dict) else None
-    if not isinstance(state, dict):
-        raise CkptconvError("not an optimizer file of DeepSpeed", where=file.path, kind=Kind.UNSUPPORTED)
-    if state.get("ds_zero_partition_groups"):
-        raise CkptconvError(
-            "DeepSpeed checkpoints of AutoEP at stage 3 are not read",
-            where=file.path,
-            hint="its experts are cut over other ranks; ds_to_universal.py converts them",
-            kind=Kind.UNSUPPORTED,
-        )
-    return state
-
-
-def _facts(state: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """Return (stage, number of partitions of each group). BF16_Optimizer records no stage; it cuts as stage 1 does."""
-    stage, count = state.get("zero_stage", 1), state.get("partition_count")
-    if isinstance(stage, Inert):
-        stage = stage.args[0] if stage.args else 0
-    counts = count if isinstance(count, list | tuple) else [count]
-    return (stage if type(stage) is int else 0), tuple(n if type(n) is int else 0 for n in counts)
-
-
-def _rank_files(files: Files, masters: Iterable[View]) -> Iterator[RankFile]:
-    paths = [(rank, str(path)) for kind in (files.model, files.optim) for rank, path in kind.items()]
+def _rank_files(files: Files, slices: Slices) -> Iterator[RankFile]:
+    degrees = slices.degrees
+    many = len(degrees.mesh.shape) > 1 or degrees.dp == 1
+    found = [
+        (mp, rank, str(path))
+        for kind in (files.model, files.optim)
+        for mp, paths in kind.items()
+        for rank, path in paths.items()
+    ]
+    found += [
+        (_stage(files, slices, layer) * degrees.tp + tp, 0, str(path))
+        for (layer, tp), path in files.layers.items()
+    ]
+    found += [
+        (mp, _holder(slices, layer, expert), str(path)) for (layer, expert, mp), path in files.experts.items()
+    ]
+    found += [(0, 0, str(path)) for path in files.expert_optim]
     if files.universal:
-        paths += [(0, file) for view in masters for file in view.files]
-    for rank, path in sorted(paths):
-        yield RankFile(rank, path, Path(path).stat().st_size)
+        found += [(0, 0, file) for view in slices.ranks[0].masters.views.values() for file in view.files]
+    for mp, rank, path in found:
+        coordinate = degrees.coordinate(mp, rank) if many else ()
+        yield RankFile(degrees.rank(mp, rank), path, Path(path).stat().st_size, coordinate)
 
 
-def _skipped(
-    files: Files, model: ModelFiles, masters: _Masters, tensors: dict[str, StoredTensor]
-) -> Iterator[Skipped]:
+def _stage(files: Files, slices: Slices, layer: int) -> int:
+    """The stage that saved a layer: the one whose optimizer has a parameter of it, or of a layer before it."""
+    for number in range(layer, -1, -1):
+        for each in slices.ranks:
+            if any(name.startswith(f"{number}.") for name in each.masters.views):
+                return each.mp // slices.degrees.tp
+    return 0
+
+
+def _holder(slices: Slices, layer: int, expert: int) -> int:
+    """The data parallel rank that saved an expert: the first of those that hold it."""
+    counts, ranks = slices.ranks[0].model.expert_counts, slices.ranks[0].masters.expert_ranks
+    each = counts[layer] // len(ranks) if layer < len(counts) and ranks else 0
+    return ranks[expert // each] if each and expert < counts[layer] else 0
+
+
+def _skipped(files: Files, slices: Slices, model: Joined) -> Iterator[Skipped]:
     """Yield the contents of the files that do not belong to the model."""
-    used: dict[str, int] = {}
-    for view in {id(v): v for t in tensors.values() for v in (t.view, *(c for _, c in t.replicas))}.values():
-        item = view.nbytes // max(view.numel, 1)
-        for chunk in view.chunks:
-            used[chunk.file] = used.get(chunk.file, 0) + item * prod(chunk.sizes)
-    flat = sum(group.nbytes for _, rank in masters.partitions for group in rank.groups)
-    cut = sum(used.get(file.path, 0) for file, _ in masters.partitions)
-    yield Skipped("optimizer states", _held(f for f, _ in masters.partitions) - flat, "not part of the model")
+    used = _used(model.tensors.values())
+    partitions = [item for each in slices.ranks for item in each.masters.partitions]
+    flat = sum(group.nbytes for _, rank in partitions for group in rank.groups)
+    cut = sum(used.get(file.path, 0) for file, _ in partitions)
+    yield Skipped("optimizer states", _held(f for f, _ in partitions) - flat, "not part of the model")
     yield Skipped("partition padding", flat - cut, "belongs to no tensor")
-    if masters.universal:
+    first = slices.ranks[0].masters
+    if first.universal:
         yield Skipped(
-            "optimizer states and copies", masters.universal.rest(masters.views), "not part of the model"
+            "optimizer states and copies", first.universal.rest(first.views), "not part of the model"
         )
-    rest = _held(model.files.values()) - sum(used.get(file.path, 0) for file in model.files.values())
+    opened = [file for each in slices.ranks for file in each.model.files.values()] + list(model.files)
+    rest = _held(opened) - sum(used.get(file.path, 0) for file in opened)
     if files.partitioned:
         yield Skipped("padding of frozen weights", rest, "belongs to no tensor")
-    elif masters.views:
+    elif first.views:
         yield Skipped("the module's copy of the weights", rest, "the fp32 masters are used")
     else:
         yield Skipped("optimizer states", rest, "not part of the model")
+
+
+def _used(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+    """Return the bytes of each file that the tensors and their replicas use."""
+    used: dict[str, int] = {}
+    for view in {id(v): v for t in tensors for v in (t.view, *(c for _, c in t.replicas))}.values():
+        item = view.nbytes // max(view.numel, 1)
+        for chunk in view.chunks:
+            used[chunk.file] = used.get(chunk.file, 0) + item * prod(chunk.sizes)
+    return used
 
 
 def _held(files: Iterable[TorchZip]) -> int:

@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """world: ranks. folder, tag: where the checkpoint lies in run/. zero, more: settings beside the usual ones."""
+    """world: ranks. folder, tag: where the checkpoint lies in run/. zero, more: settings beside the usual ones.
+
+    tp, pp, ep: tensor parallel ranks, stages of a pipeline, expert parallel ranks; experts, layers: how many there are.
+    """
 
     shows: str
     model: str = "odd"
@@ -20,8 +23,18 @@ class Case:
     tag: str | None = None
     exclude_frozen: bool = False
     universal: bool = False
+    tp: int = 1
+    pp: int = 1
+    ep: int = 0
+    experts: int = 6
+    layers: int = 2
     zero: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def script(self) -> str:
+        """The program that writes the case."""
+        return "write_parallel.py" if self.tp > 1 or self.pp > 1 or self.ep else "write.py"
 
     @property
     def masters(self) -> bool:
@@ -30,6 +43,7 @@ class Case:
 
 
 HF = {"folder": "checkpoint-7", "tag": "global_step7"}  # as transformers' Trainer saves
+RUN = {"tag": "global_step7"}
 CPU = {"offload_optimizer": {"device": "cpu"}}
 SMALL = {"stage3_param_persistence_threshold": 0, "sub_group_size": 60}
 CASES = {
@@ -60,6 +74,15 @@ CASES = {
     "lora_only_z2_w2": Case("PEFT, saved without the base", "lora", exclude_frozen=True, **HF),
     "universal_z1_w2": Case("universal, of stage 1", stage=1, universal=True),
     "universal_z3_w3": Case("universal, of stage 3", stage=3, world=3, universal=True, zero=SMALL),
-    "pipeline_z1_w2": Case("two pipeline stages: refused", "pipeline", stage=1, groups=False),
-    "moe_z2_w2": Case("DeepSpeed's own experts: refused", "moe", groups=False),
+    "pipeline_z1_w2": Case("two pipeline stages, of layers that no class has", "pipeline", stage=1, groups=False),
+    "moe_z2_w2": Case("DeepSpeed's own experts in a model that no class has", "moe", groups=False),
+    "tp2_z1_w2": Case("AutoTP, norms of query and key", "qwen3", stage=1, tp=2, **RUN),
+    "tp3_z2_w6": Case("AutoTP × DP, biases, fp16", "qwen2", tp=3, world=6, dtype="fp16", **RUN),
+    "tp2_z3_w4": Case("AutoTP × DP at stage 3, tied", "llama_tied", stage=3, tp=2, world=4, zero=SMALL, **RUN),
+    "tp2_z0_w2": Case("AutoTP without ZeRO, in fp32", "llama", stage=0, tp=2, dtype="fp32", **RUN),
+    "pipe3_z1_w3": Case("three stages, embedding and head tied", "llama_tied", stage=1, pp=3, world=3, **RUN),
+    "pipe2_z1_w4": Case("two stages × DP, fp32", "llama", stage=1, pp=2, world=4, dtype="fp32", **RUN),
+    "moe_z1_ep2_w2": Case("experts over two ranks, under Mixtral's config", "mixtral", stage=1, ep=2, **RUN),
+    "moe_z2_ep2_w4": Case("experts over two ranks × DP", "mixtral", ep=2, world=4, **RUN),
+    "moe_z0_ep2_w2": Case("experts without ZeRO", "mixtral", stage=0, ep=2, dtype="fp32", **RUN),
 }  # fmt: skip

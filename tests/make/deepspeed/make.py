@@ -41,7 +41,7 @@ def make(name: str, out: Path) -> Path:
         "--standalone",
         f"--nproc-per-node={case.world}",
     )
-    run(*torchrun, HERE / "write.py", name, folder)
+    run(*torchrun, HERE / case.script, name, folder)
     if case.universal:
         saved = folder / "run" / case.folder / "global_step7"
         to = saved.with_name("global_step7_universal")
