@@ -11,6 +11,7 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts
+from ckptconv.models.nested import parts_of
 from ckptconv.tensors.view import Shape
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -21,8 +22,7 @@ _VALUE_HEADS = ("v_head.", "value_head.")
 
 def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:
     """Raise when vocabulary, width or depth of the tensors are not what the config says (a config of another model)."""
-    text = config.get("text_config")
-    text = text if isinstance(text, dict) else config
+    *_, text = parts_of(dict(config))
     for name, shape in shapes.items():
         if (
             name.endswith(("embed_tokens.weight", "wte.weight"))

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ckptconv.models.nested import parts_of
+
 _HEAD = "lm_head.weight"
 
 
@@ -49,8 +51,8 @@ def _namesake(module_name: str, present: list[str]) -> str:
 
 def says_tied(config: dict[str, Any]) -> bool:
     """What the config says of tie_word_embeddings; configs leave a class's default out, so that is looked up."""
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and isinstance(part.get("tie_word_embeddings"), bool):
+    for part in parts_of(config):
+        if isinstance(part.get("tie_word_embeddings"), bool):
             return bool(part["tie_word_embeddings"])
     return config.get("model_type") in _facts()["tied_by_default"]
 
@@ -79,12 +81,6 @@ def default_architecture(config: dict[str, Any]) -> str | None:
     """The class to load a model type with when the config names none."""
     classes: dict[str, str] = _facts()["tasks"].get(str(config.get("model_type")), {})
     return next((classes[task] for task in ("image_text", "causal", "multimodal") if task in classes), None)
-
-
-def text_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config of the language model: the keys of `text_config`, if it exists, override the others."""
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
 
 
 def named_architectures(config: Mapping[str, Any]) -> list[str]:

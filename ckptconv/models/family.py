@@ -7,14 +7,14 @@ number that the Hub's pattern lacks is gathered: the tensors with all its values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ckptconv.models.facts import text_of
+from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
-from ckptconv.models.rules import Cut, Grouped, Layout
+from ckptconv.models.rules import Cut, Grouped, Layout, Ungrouped
 
 Config = Mapping[str, Any]
 Layouts = Callable[[Config], tuple[Layout, ...]]
@@ -32,6 +32,9 @@ class Rule:
     added: a number added to each stored value (Gemma-style norms are stored as a difference to one).
     reason: why a tensor has no counterpart on the Hub (hub is empty).
     if_cut: a note for the user if several ranks hold parts of the tensor.
+    note: a note for the user if the tensor is stored.
+    ungated: True for the first projection of an MLP without a gate; rank files do not show whether it has one.
+    of_layer: returns the config of one layer, for models whose layers have different sizes.
     """
 
     trained: Pattern
@@ -42,6 +45,20 @@ class Rule:
     added: float = 0.0
     reason: str = ""
     if_cut: str = ""
+    note: str = ""
+    ungated: bool = False
+    of_layer: Callable[[Config, int], Config] | None = None
+
+    def layouts_for(self, config: Config, holes: Mapping[str, str]) -> tuple[Layout, ...]:
+        """Return the layout changes.
+
+        Args:
+            config: the model's config.json.
+            holes: the text of each hole in the name; a rule with `of_layer` uses the layer's number.
+        """
+        if self.of_layer is not None and "layer" in holes:
+            config = self.of_layer(text_of(config), int(holes["layer"]))
+        return self.layouts(config)
 
     @cached_property
     def gathered(self) -> tuple[str, ...]:
@@ -59,7 +76,8 @@ class Rule:
 class Family:
     """The rules of one kind of model; the first rule that matches a name counts.
 
-    variants: other tables for the same kind of model, each with a pattern of the stored names by which it is recognised.
+    variants: other tables for the same kind of model, each with a pattern of the stored names by which it is recognised;
+        a variant may have variants of its own.
     copies: (Hub tensor, the tensor that it repeats): the embedding and the head of every stored MTP layer.
     """
 
@@ -72,8 +90,14 @@ class Family:
         """Return the variant whose pattern matches a stored name, or this table if none does."""
         for mark, family in self.variants:
             if any(mark.match(name) is not None for name in names):
-                return family
+                return family.variant_for(names)
         return self
+
+    def every_rule(self) -> Iterator[Rule]:
+        """Yield the rules of this table and of all its variants."""
+        yield from self.rules
+        for _, family in self.variants:
+            yield from family.every_rule()
 
 
 def Same(trained: str, hub: str) -> Rule:
@@ -91,7 +115,7 @@ def Vocab(trained: str, hub: str, instead: str | None = None) -> Rule:
     return Rule(
         Pattern(trained),
         Pattern(hub),
-        rows=lambda config: int(text_of(config)["vocab_size"]),
+        rows=vocabulary,
         instead=instead,
     )
 
@@ -101,9 +125,24 @@ def QKV(trained: str, hub: str) -> Rule:
     return Rule(Pattern(trained), Pattern(hub), lambda config: (qkv_layout(text_of(config)),))
 
 
+def JoinedQKV(trained: str, hub: str) -> Rule:
+    """Fused queries, keys and values: grouped by KV head in training, all queries, all keys, all values on the Hub."""
+
+    def layouts(config: Config) -> tuple[Layout, ...]:
+        grouped = qkv_layout(text_of(config))
+        return (Ungrouped(grouped.groups, grouped.parts),)
+
+    return Rule(Pattern(trained), Pattern(hub), layouts)
+
+
 def GateUp(trained: str, hub: str) -> Rule:
     """A tensor that concatenates the gate and up projections."""
     return Changed(trained, hub, Cut(0, 2))
+
+
+def Up(trained: str, hub: str) -> Rule:
+    """The first projection of an MLP without a gate."""
+    return replace(Same(trained, hub), ungated=True)
 
 
 def ZeroCentered(trained: str, hub: str) -> Rule:
@@ -130,16 +169,33 @@ def within(rules: Collection[Rule], trained: str, hub: Callable[[str], str]) -> 
             trained=Pattern(trained + rule.trained.text),
             hub=Pattern(hub(rule.hub.text)) if rule.hub.text else rule.hub,
             instead=rule.instead and hub(rule.instead),
+            layouts=_of_text(rule.layouts),
         )
         for rule in rules
     )
 
 
+def replace_of_layer(rules: Collection[Rule], of_layer: Callable[[Config, int], Config]) -> tuple[Rule, ...]:
+    """Return rules whose sizes depend on the layer. of_layer: returns the config of one layer."""
+    return tuple(replace(rule, of_layer=of_layer) for rule in rules)
+
+
+def _of_text(layouts: Layouts) -> Layouts:
+    """Return the layout changes with the sizes of the language model inside a config."""
+    return lambda config: layouts(text_of(config))
+
+
+def vocabulary(config: Config) -> int:
+    """Return the number of rows of the vocabulary that the Hub stores; ChatGLM's config calls it padded_vocab_size."""
+    text = text_of(config)
+    return int(text["vocab_size"] if "vocab_size" in text else text["padded_vocab_size"])
+
+
 def qkv_layout(config: Config) -> Grouped:
     """Return the layout [its queries, key, value] for every KV head, with sizes from the config."""
     heads = int(config["num_attention_heads"])
-    groups = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    groups = int(config.get("num_key_value_heads") or config.get("multi_query_group_num") or heads)
+    head_dim = int(config.get("head_dim") or config.get("kv_channels") or config["hidden_size"] // heads)
     return Grouped(groups, (heads // groups * head_dim, head_dim, head_dim))
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models.family import Config, Rule, text_of
+from ckptconv.models.family import Config, Rule
+from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Layout, Piece, Pieces, Rope, Turned
 from ckptconv.tensors.view import cat, split

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.models.facts import text_of
+from ckptconv.models.nested import parts_of, text_of
 
 # The keys of DeepSeek, GLM and MiMo; of Qwen3.5; and transformers' name for the first.
 _KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
@@ -36,9 +36,8 @@ def stated(config: Mapping[str, Any]) -> int:
 
 def set_none(config: dict[str, Any]) -> str | None:
     """Set every count of MTP layers in the config to 0 and return a note on it; None if every count was 0 already."""
-    text = config.get("text_config")
     changed = []
-    for part in (config, text if isinstance(text, dict) else {}):
+    for part in parts_of(config):
         for key in _KEYS:
             if part.get(key):
                 part[key] = 0

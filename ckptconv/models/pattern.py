@@ -14,12 +14,18 @@ from typing import ClassVar
 class Pattern:
     """A name with holes: `model.layers.{layer}.mlp.{gate,up}_proj.weight`.
 
-    A hole `{layer}` matches digits, `{what}` matches weight or bias, and any other hole matches one segment.
-    `{gate,up}` stands for several tensors that belong together, in this order.
+    A hole `{layer}` matches digits, `{what}` matches weight or bias, `{rest}` matches all further segments, except those
+    of an adapter, and any other hole matches one segment. `{gate,up}` stands for several tensors that belong together,
+    in this order.
     """
 
     text: str
     NUMBERS: ClassVar[tuple[str, ...]] = ("layer", "expert", "block", "index", "mtp")
+    KINDS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(NUMBERS, r"\d+"),
+        "what": "weight|bias",
+        "rest": r"(?:(?!lora_|adapter\.|base_layer\.|to_wrap\.).)+",
+    }
 
     @cached_property
     def holes(self) -> tuple[str, ...]:
@@ -39,8 +45,7 @@ class Pattern:
     def _regex(self) -> re.Pattern[str]:
         parts = re.split(r"\{(\w+)\}", self.text)
         for i in range(1, len(parts), 2):
-            kind = r"\d+" if parts[i] in self.NUMBERS else "weight|bias" if parts[i] == "what" else r"[^.]+"
-            parts[i] = rf"(?P<{parts[i]}>{kind})"
+            parts[i] = rf"(?P<{parts[i]}>{self.KINDS.get(parts[i], r'[^.]+')})"
         parts[::2] = map(re.escape, parts[::2])
         return re.compile("".join(parts))
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ckptconv.models import nested
+
 KEY = "quantization_config"
 # Integers and 8-bit floats in which codes are stored. int64 and bool are those of buffers.
 _CODES = re.compile(r"^(?:float[48]_|u?int(?:8|16|32)$)")
@@ -44,9 +46,9 @@ def method_of(config: Mapping[str, Any]) -> str:
 
 
 def stated_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The quantization_config of a model, which some multimodal models keep in their text_config."""
-    for part in (config, config.get("text_config")):
-        stated = part.get(KEY) if isinstance(part, dict) else None
+    """Return the quantization_config of a model, which some multimodal models keep in their language model's config."""
+    for part in nested.parts_of(dict(config)):
+        stated = part.get(KEY)
         if isinstance(stated, dict) and stated:
             return stated
     return None

@@ -125,6 +125,21 @@ class Halves:
 
 
 @dataclass(frozen=True)
+class Order:
+    """The tensors change places. places: for each tensor of the Hub, its place in training."""
+
+    places: tuple[int, ...]
+
+    def split(self, pieces: Pieces[T]) -> Pieces[T]:
+        pieces = _exactly(pieces, len(self.places))
+        return [pieces[place] for place in self.places]
+
+    def join(self, pieces: Pieces[T]) -> Pieces[T]:
+        pieces = _exactly(pieces, len(self.places))
+        return [pieces[self.places.index(place)] for place in range(len(pieces))]
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Halves, one after another along dim in training, are interleaved row by row on the Hub."""
 

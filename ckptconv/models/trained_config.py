@@ -11,8 +11,9 @@ from math import isclose
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models.family import Config, text_of
+from ckptconv.models.family import Config
 from ckptconv.models.naming import NANOTRON
+from ckptconv.models.nested import text_of
 from ckptconv.tensors.checkpoint import Checkpoint
 
 _KEYS = (

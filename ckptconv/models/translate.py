@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.facts import named_architectures, text_of
+from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family, Rule
 from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.models.nested import text_of
 from ckptconv.models.rules import Piece, Pieces, to_hub_layout, to_trained_layout
 from ckptconv.tensors.view import View, narrow
 
@@ -87,6 +88,8 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
         names, pieces, padding = _apply(group, holes, config)
         if rule.if_cut and any(_is_cut(value) for _, value in group.found.values()):
             notes[rule.if_cut] = None
+        if rule.note:
+            notes[rule.note] = None
         left_out += [(name, value, "vocabulary padding") for name, value in padding]
         for name, piece in zip(names, pieces, strict=True):
             if name in made:
@@ -125,7 +128,8 @@ def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict
             raise CkptconvError(
                 f"{rule.hub.text} is not put back: its values would be rounded", kind=Kind.UNSUPPORTED
             )
-        parts = to_trained_layout(rule.layouts(config), [pieces[i] for i in range(len(pieces))])
+        layouts = rule.layouts_for(config, holes)
+        parts = to_trained_layout(layouts, [pieces[i] for i in range(len(pieces))])
         for name, piece in zip(_trained_names(rule, holes, len(parts)), parts, strict=True):
             made[name] = piece.plain
     return made
@@ -190,7 +194,7 @@ def _apply(
             padding += [] if rest is None else [(name, rest)]
     names = [pattern.fill(holes) for pattern in rule.hub.names]
     try:
-        made = to_hub_layout(rule.layouts(config), pieces)
+        made = to_hub_layout(rule.layouts_for(config, group.holes), pieces)
     except (CkptconvError, KeyError) as error:
         raise CkptconvError(
             f"{first} does not have the layout that config.json implies",

@@ -9,6 +9,7 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import facts, lora
+from ckptconv.models.nested import parts_of
 from ckptconv.plan.records import Left
 from ckptconv.plan.stored import Stored
 from ckptconv.plan.tied import Apart, Equal, same, take_apart
@@ -219,8 +220,8 @@ def _fitted(trained: Mapping[str, View], task: _ForTask) -> _Fitted:
 
 def _vocabulary(config: dict[str, Any] | None) -> dict[str, Any]:
     """The part of a config that states vocab_size."""
-    text = (config or {}).get("text_config")
-    return text if isinstance(text, dict) and "vocab_size" in text else config or {}
+    config = config or {}
+    return next((part for part in reversed([*parts_of(config)]) if "vocab_size" in part), config)
 
 
 def _check_vocabulary(weights: Mapping[str, View]) -> None:

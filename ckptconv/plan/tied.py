@@ -12,6 +12,7 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts
+from ckptconv.models.nested import parts_of
 from ckptconv.plan.records import Filled, Left
 from ckptconv.tensors.view import View
 
@@ -137,7 +138,7 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the config that states that head and embedding are two tensors."""
     new = copy.deepcopy(dict(config))
     new["tie_word_embeddings"] = False
-    text = new.get("text_config")
-    if isinstance(text, dict) and "tie_word_embeddings" in text:
-        text["tie_word_embeddings"] = False
+    for part in parts_of(new):
+        if "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = False
     return new

@@ -25,13 +25,21 @@ _WHOLE = re.compile(
     r"norm|router\.|gate_weight$|down_proj\.weight$|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
 )
 _GATED = re.compile(r"(?<!projection\.encoder\.)linear_fc1\.(weight|bias|adapter\.linear_out\.weight)$")
+# Modules of transformers, which are whole on every rank.
 _TOWER = re.compile(
-    r"^(visual\.|vision_model\.(?!decoder\.|projection\.))"
-)  # transformers' module, whole on every rank
+    r"^((thinker\.)?(visual|audio_model|audio_tower|vision_tower|multi_modal_projector|mm_projector|mlp1)\."
+    r"|model\.visual\.|vision_model\.(?!decoder\.|projection\.))"
+)
 
 
-def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
-    """The parts of the TP ranks put together; ranks of one TP index (over EP) hold copies."""
+def over_tp(name: str, held: list[tuple[int, View]], gated: bool = True) -> StoredTensor:
+    """Join the parts of the TP ranks; ranks of one TP index (over EP) hold copies.
+
+    Args:
+        name: the tensor's canonical name, which decides the dim.
+        held: (TP index, part) of each rank.
+        gated: whether the decoder's MLP has a gate; each rank then holds its own [gate | up].
+    """
     if not held:
         raise CkptconvError(f"{name} is on some ranks of a stage but not on others")
     parts: dict[int, View] = {}
@@ -61,14 +69,16 @@ def over_tp(name: str, held: list[tuple[int, View]]) -> StoredTensor:
         zero = (0,) * len(views[0].shape)
         rest = [*views[1:], *(view for _, view in copies)]
         return StoredTensor(views[0], "", tuple((zero, view) for view in rest))
-    if _GATED.search(name):  # every rank has its own [gate | up]
+    in_tower = name.startswith("vision_model.")
+    if _GATED.search(name) and (gated or in_tower):  # every rank has its own [gate | up]
         halves = [split(view, 0, [view.shape[0] // 2] * 2) for view in views]
         view = cat([half for side in (0, 1) for half in (pair[side] for pair in halves)], 0)
         return StoredTensor(view, "gated Shard(0)", tuple(_gated_copies(copies, parts)))
     size = views[0].shape[dim]
     dims = range(len(views[0].shape))
     placed = tuple((tuple(tp * size if d == dim else 0 for d in dims), view) for tp, view in copies)
-    return StoredTensor(cat(views, dim), f"Shard({dim})", placed)
+    kind = "ungated " if _GATED.search(name) else ""
+    return StoredTensor(cat(views, dim), f"{kind}Shard({dim})", placed)
 
 
 def _gated_copies(

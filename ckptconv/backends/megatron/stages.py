@@ -18,9 +18,11 @@ from ckptconv.errors import CkptconvError
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import View
 
-DECODER = re.compile(r"^(language_model\.)?decoder\.")  # whose layers go on from stage to stage
+DECODER = re.compile(r"^(thinker\.)?(language_model\.)?decoder\.")  # whose layers go on from stage to stage
 _LAYER = re.compile(r"(?<=layers\.)(\d+)(?=\.)")
 _EXPERT = re.compile(r"^(.*\.experts\.)(\d+)(\.linear_fc[12]\..+)$")
+# megatron/core/transformer/transformer_config.py, and --swiglu of megatron/training/arguments.py
+_GATE_SETTINGS = ("gated_linear_unit", "swiglu", "quick_geglu")
 _REPEATED = re.compile(r"(^|\.)embedding\.")  # for MTP layers, the last stage has the first one's too
 
 
@@ -139,6 +141,12 @@ def _once(found: Iterator[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _has_gate(settings: Mapping[str, Any]) -> bool:
+    """Return whether MLPs have a gate by the trainer's settings; True if no setting says so."""
+    stated = [settings[key] for key in _GATE_SETTINGS if isinstance(settings.get(key), bool)]
+    return any(stated) or not stated
+
+
 def _tensor(name: str, stage: _Stage, settings: Mapping[str, Any]) -> Iterator[tuple[str, StoredTensor]]:
     """One name of a stage: over TP; an expert's over EP too, with its number in the whole model."""
     number = _LAYER.search(name)
@@ -148,7 +156,7 @@ def _tensor(name: str, stage: _Stage, settings: Mapping[str, Any]) -> Iterator[t
     in_model = numbered(whole)
     expert = _EXPERT.match(in_model)
     if expert is None:
-        yield whole, over_tp(name, stage.held(name, stage.ranks))
+        yield whole, over_tp(name, stage.held(name, stage.ranks), _has_gate(settings))
         return
     here = _EXPERT.match(numbered(name))
     local = stage.experts.get(here[1], 0) if here else 0
@@ -157,4 +165,4 @@ def _tensor(name: str, stage: _Stage, settings: Mapping[str, Any]) -> Iterator[t
         full = f"{expert[1]}{int(expert[2]) + ep * local}{expert[3]}"
         stated = settings.get("expert_tensor_parallel_size")
         etp = stated if type(stated) is int and stated > 0 else len(held)
-        yield full, over_tp(in_model, [(tp % etp, view) for tp, view in held])
+        yield full, over_tp(in_model, [(tp % etp, view) for tp, view in held], _has_gate(settings))

@@ -1,4 +1,4 @@
-"""Megatron's names and layouts -> the Hub's: one table a kind of model, each line naming both sides."""
+"""Convert Megatron's names and layouts to the Hub's: one table per kind of model; each line names both sides."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TypeVar
 from ckptconv.models import mtp, translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
+from ckptconv.models.megatron import trainer
+from ckptconv.models.megatron.gates import check_gates
 from ckptconv.models.megatron.tables import FAMILIES
-from ckptconv.models.megatron.trainer import agree
+from ckptconv.tensors.checkpoint import Checkpoint
 
 __all__ = ["FAMILIES", "agree", "family_of", "to_hub", "to_trained"]
 
@@ -18,13 +20,25 @@ T = TypeVar("T")
 
 
 def family_of(config: Config) -> Family:
-    """The table for a config's model type. Raises CkptconvError where there is none, and lists what is there."""
-    return translate.chosen(FAMILIES, config, "Megatron")
+    """Return the table for a config.
+
+    Raises:
+        CkptconvError: there is none for its model type or for the language model inside it; the error lists the known ones.
+    """
+    return translate.chosen(FAMILIES, config, "Megatron").family(config)
+
+
+def agree(checkpoint: Checkpoint, config: Config) -> list[str]:
+    """Compare the checkpoint with config.json and with the table; see `trainer.agree` and `gates.check_gates`."""
+    check_gates(checkpoint.tensors, family_of(config))
+    return trainer.agree(checkpoint, config)
 
 
 def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
-    """Megatron's tensors, by canonical name, as the Hub names and lays them out; see `translate.to_hub`."""
+    """Convert Megatron's tensors, by canonical name, to the Hub's names and layouts; see `translate.to_hub`."""
     renamed = translate.to_hub(family_of(config), tensors, config, "Megatron")
+    if caution := translate.chosen(FAMILIES, config, "Megatron").caution:
+        renamed.notes.append(caution)
     if (count := mtp.stated(config)) and not any(re.search(r"(^|\.)mtp\.", name) for name in tensors):
         renamed.notes.append(
             f"the config counts {count} MTP layer{'s' if count > 1 else ''}, and none is stored: the model works without, "
@@ -34,5 +48,5 @@ def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
 
 
 def to_trained(tensors: Mapping[str, T], config: Config) -> dict[str, T]:
-    """The Hub's tensors under Megatron's canonical names; see `translate.to_trained`."""
+    """Convert the Hub's tensors to Megatron's canonical names and layouts; see `translate.to_trained`."""
     return translate.to_trained(family_of(config), tensors, config)

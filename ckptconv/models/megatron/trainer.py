@@ -13,8 +13,8 @@ from math import isclose
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models.facts import text_of
 from ckptconv.models.family import Config
+from ckptconv.models.nested import text_of
 from ckptconv.tensors.checkpoint import Checkpoint, TrainerSettings
 
 _EMBEDDING = re.compile(r"(?:^|\.)embedding\.word_embeddings\.weight$")

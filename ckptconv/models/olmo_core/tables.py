@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ckptconv.models.family import Changed, Config, Family, Rule, Same, text_of
+from ckptconv.models.family import Changed, Config, Family, Rule, Same
+from ckptconv.models.nested import text_of
 from ckptconv.models.olmo_core.experts import DownProjections, GatedProjections, RouterRows
 from ckptconv.models.pattern import Pattern
 

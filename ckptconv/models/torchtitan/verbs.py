@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ckptconv.models.facts import text_of
 from ckptconv.models.family import Config, Rule
+from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Rope, Turned, Unstack
 

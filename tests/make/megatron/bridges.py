@@ -198,10 +198,12 @@ def by_mcore_bridge(case: Any) -> Loaded:
     """ModelScope's mcore-bridge, as ms-swift calls it."""
     import gpu_only  # noqa: F401
     from mcore_bridge import ModelConfig, get_mcore_model, hf_to_mcore_config
+    from mcore_bridge.model import register
     from transformers import AutoConfig
 
+    register.MODEL_MAPPING["gpt"].model_types.append("seed_oss")  # Llama's layers, which it does not list
     hf_config = AutoConfig.from_pretrained(HF)
-    vocab = getattr(hf_config, "text_config", hf_config).vocab_size
+    vocab = text_of(hf_config).vocab_size
     values = hf_to_mcore_config(hf_config) | sizes(case) | ON_CPU
     values |= {"params_dtype": torch.bfloat16, "bf16": True, "vit_attn_impl": "eager"}
     if case.pad:
@@ -224,6 +226,14 @@ def by_mcore_bridge(case: Any) -> Loaded:
     if case.family == "ernie4_5_moe_bias":
         set_ernies_biases(wrapped)
     return Loaded(config.bridge, config, hf_config, wrapped, config.padded_vocab_size)
+
+
+def text_of(config: Any) -> Any:
+    """The language model's config inside another."""
+    for name in ("text_config", "llm_config", "thinker_config"):
+        if hasattr(config, name):
+            return text_of(getattr(config, name))
+    return config
 
 
 def set_ernies_biases(models: list[Any]) -> None:

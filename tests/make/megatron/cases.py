@@ -30,6 +30,8 @@ class Case:
     core: str = "0.16.1"
     lora: tuple[str, ...] = ()  # Megatron's names of the layers with adapters
     bridge: str = "mbridge"  # or megatron_bridge, mcore_bridge
+    new: bool = False  # with transformers 5, for models that older releases do not have
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def world(self) -> int:
@@ -430,5 +432,73 @@ CASES: dict[str, Case] = {
         tp=2,
         bridge="megatron_bridge",
         lora=("linear_qkv", "linear_fc1"),
+    ),
+    # the newer families; tests compare their models, check.py does not know them
+    "mistral_mb": Case("mistral", "Llama's layers", "bridge", tp=2, bridge="megatron_bridge"),
+    "gemma_mb": Case("gemma", "tied, norms as they are", "bridge", tp=2, bridge="megatron_bridge"),
+    "nemotron_mb": Case(
+        "nemotron", "LayerNorm with biases, no gate", "bridge", tp=2, bridge="megatron_bridge"
+    ),
+    "seed_oss_mcb": Case("seed_oss", "QKV bias", "mlm", tp=2, pp=2, bridge="mcore_bridge", pad=2),
+    "deepseek_mcb": Case(
+        "deepseek", "a dense layer, shared experts", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=4
+    ),
+    "bailing_moe_mcb": Case(
+        "bailing_moe", "query_key_value: all q, all k, all v", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=4
+    ),
+    "hy_v3_mcb": Case("hy_v3", "other names", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=4, new=True),
+    "glm_moe_dsa_mcb": Case(
+        "glm_moe_dsa", "the sparse-attention indexer", "mlm", tp=2, ep=2, bridge="mcore_bridge", new=True
+    ),
+    "deepseek_v32_mcb": Case(
+        "deepseek_v32", "the sparse-attention indexer", "mlm", tp=2, ep=2, bridge="mcore_bridge", new=True
+    ),
+    "qwen3_5_mcb": Case(
+        "qwen3_5", "delta net, tower, MTP", "mlm", tp=2, bridge="mcore_bridge", pad=4, new=True
+    ),
+    "qwen3_5_hf_mcb": Case(
+        "qwen3_5",
+        "the Hub's delta net inside",
+        "mlm",
+        tp=2,
+        bridge="mcore_bridge",
+        pad=4,
+        new=True,
+        environment={"USE_MCORE_GDN": "0"},
+    ),
+    "qwen3_5_moe_mcb": Case(
+        "qwen3_5_moe",
+        "experts in one tensor, not transposed",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=4,
+        new=True,
+    ),
+    "glm4v_mcb": Case("glm4v", "GLM-4 inside", "mlm", pp=2, bridge="mcore_bridge", pad=2, new=True),
+    "glm4v_moe_mcb": Case(
+        "glm4v_moe", "GLM-4.5 inside", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=2, new=True
+    ),
+    "internvl_mcb": Case("internvl", "Qwen3 inside", "mlm", tp=2, bridge="mcore_bridge", pad=4, new=True),
+    "llama4_mcb": Case(
+        "llama4",
+        "experts in one transposed tensor",
+        "mlm",
+        tp=2,
+        ep=2,
+        bridge="mcore_bridge",
+        pad=4,
+        new=True,
+    ),
+    "minicpmv4_6_mcb": Case(
+        "minicpmv4_6", "Qwen3.5 inside", "mlm", tp=2, bridge="mcore_bridge", pad=4, new=True
+    ),
+    "mistral3_mb": Case("mistral3", "Llama inside", "bridge", tp=2, bridge="megatron_bridge", new=True),
+    "qwen2_5_omni_mcb": Case(
+        "qwen2_5_omni", "a thinker", "mlm", tp=2, bridge="mcore_bridge", pad=4, new=True
+    ),
+    "qwen3_omni_moe_mcb": Case(
+        "qwen3_omni_moe", "a thinker", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=4, new=True
     ),
 }

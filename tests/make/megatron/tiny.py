@@ -11,8 +11,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import families
 import torch
 import transformers
+from families import NEW
 from safetensors.torch import load_file, save_file
 
 TEXT: dict[str, Any] = {
@@ -353,8 +355,14 @@ UNKNOWN = {
 }
 
 
+FP32 = ("e_score_correction_bias", ".expert_bias")
+
+
 def make(family: str, folder: Path) -> None:
     """Writes a family's config.json and model.safetensors."""
+    if family in NEW:
+        make_new(NEW[family], folder)
+        return
     model_type, values = FAMILIES[family]
     like, architecture = UNKNOWN.get(model_type, (model_type, ""))
     if "vision_config" in values:
@@ -375,35 +383,67 @@ def make(family: str, folder: Path) -> None:
     edit_config(folder, add_to_config)
 
 
+def make_new(new: families.New, folder: Path) -> None:
+    """Writes config.json, model.safetensors and further files of one of the newer families."""
+    parts = {key for key in new.values if key.endswith("_config")}
+    text = TEXT if not parts else {"tie_word_embeddings": False}
+    config = transformers.AutoConfig.for_model(new.like or new.model_type, **(text | new.values))
+    inner = getattr(config, f"{new.inner}_config") if new.inner else config
+    write(inner, folder, getattr(transformers, new.auto), families.values_of)
+    if new.inner:
+        config.dtype = torch.bfloat16
+        config.save_pretrained(folder)
+    if new.like:
+        edit_config(folder, {"model_type": new.model_type, "architectures": [new.architecture], **new.values})
+    tensors = load_file(folder / "model.safetensors")
+    if new.inner:
+        tensors = {f"{new.inner}.{name}": tensor for name, tensor in tensors.items()}
+    tensors = new.finish(tensors)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    for name, content in new.files.items():
+        (folder / name).write_text(content)
+
+
 def register_unknown() -> None:
     """Lets AutoConfig read the model types that this release of transformers does not know."""
-    for model_type, (like, _) in UNKNOWN.items():
+    new = {each.model_type: (each.like, "") for each in NEW.values() if each.like}
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    for model_type, (like, _) in (UNKNOWN | new).items():
+        if model_type in known:
+            continue
         base = type(transformers.AutoConfig.for_model(like))
         kind = type(f"{model_type}_config", (base,), {"model_type": model_type})
         transformers.AutoConfig.register(model_type, kind)
 
 
-def write(config: Any, folder: Path, auto: Any = transformers.AutoModelForCausalLM) -> None:
-    """The model of a config, with random values."""
+def write(
+    config: Any, folder: Path, auto: Any = transformers.AutoModelForCausalLM, values: Any = None
+) -> None:
+    """The model of a config, with random values, or those that `values` returns for a name and a shape."""
     shutil.rmtree(folder, ignore_errors=True)
     config.dtype = torch.bfloat16
     with torch.device("meta"):
-        model = auto.from_config(config, dtype=torch.bfloat16)
+        make = auto.from_config if hasattr(auto, "from_config") else auto._from_config
+        model = make(config, dtype=torch.bfloat16)
     model = model.to_empty(device="cpu").to(torch.bfloat16)
     model.tie_weights()
     for name, tensor in stored(model):
-        tensor.data = random_tensor(name, tensor.shape)
+        tensor.data = random_tensor(name, tensor.shape, values or values_of)
     model.tie_weights()
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-def random_tensor(name: str, shape: Any) -> torch.Tensor:
+def random_tensor(name: str, shape: Any, made_by: Any = None) -> torch.Tensor:
     """Random bf16; a router's bias is fp32, as published."""
-    values = values_of(name, torch.Size(shape))
+    values = (made_by or values_of)(name, torch.Size(shape))
     if name.endswith("linear_attn.norm.weight"):
         values = values + 1  # Megatron-Bridge stores it minus 1: exact in bf16 only near 1
-    return values if name.endswith("e_score_correction_bias") else values.to(torch.bfloat16)
+    return values.float() if name.endswith(FP32) else values.to(torch.bfloat16)
 
 
 def extra_tensors(model_type: str, config: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ after the other. Source: Megatron-Bridge, models/gpt_oss/gpt_oss_bridge.py; read
 from __future__ import annotations
 
 from ckptconv.models.family import Changed, Family, Same
+from ckptconv.models.megatron.listed import proven
 from ckptconv.models.megatron.tables.parts import ATTENTION, ENDS, MLP_NORM, L, M
 from ckptconv.models.rules import Pairs, Swap, Turned, Unstack
 
@@ -22,4 +23,5 @@ EXPERTS = (
 )
 SINKS = (Same(L + "self_attention.core_attention.softmax_offset", M + "self_attn.sinks"),)
 
-GPT_OSS = {"gpt_oss": Family("GPT-OSS", ENDS + ATTENTION + SINKS + MLP_NORM + EXPERTS)}
+TABLE = Family("GPT-OSS", ENDS + ATTENTION + SINKS + MLP_NORM + EXPERTS)
+GPT_OSS = {"gpt_oss": proven("GPT-OSS", TABLE, "Megatron-Bridge", "mcore-bridge")}

@@ -8,6 +8,7 @@ columns change places. Source: megatron/core/transformer/multi_token_prediction.
 from __future__ import annotations
 
 from ckptconv.models.family import Changed, Family, Same
+from ckptconv.models.megatron.listed import proven
 from ckptconv.models.megatron.tables.dense import LLAMA
 from ckptconv.models.megatron.tables.parts import mtp_layers
 from ckptconv.models.rules import Halves
@@ -21,4 +22,5 @@ ENDS = (
     Same(TRAINED + "final_layernorm.weight", HUB + "final_layernorm.weight"),
 )
 
-MIMO = {"mimo": Family("MiMo", ENDS + mtp_layers(LLAMA.rules, HUB) + LLAMA.rules)}
+TABLE = Family("MiMo", ENDS + mtp_layers(LLAMA.rules, HUB) + LLAMA.rules)
+MIMO = {"mimo": proven("MiMo", TABLE, "mbridge")}

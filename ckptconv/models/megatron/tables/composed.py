@@ -1,0 +1,221 @@
+"""Models that see or hear: a language model of a known table, and towers and projectors around it.
+
+One entry says where the language model is on the Hub and which prefixes the trainers give the other modules. mcore-bridge
+holds them in `visual` (mcore-bridge, model/mm_gpt_model.py); Megatron-Bridge and slime have a prefix for each model.
+Sources: Megatron-Bridge, models/*_vl, qwen_omni, qwen_audio, ministral3; mcore-bridge, model/mm_gpts;
+slime, slime_plugins/models/qwen3_5_vl.py.
+"""
+
+from __future__ import annotations
+
+from ckptconv.models.family import Changed, Family, Same
+from ckptconv.models.megatron.composed import Composed, Form, under
+from ckptconv.models.megatron.listed import by_source, proven
+from ckptconv.models.megatron.tables.dense import DENSE, EXAONE4, GEMMA3, GLM4, LLAMA, QWEN3
+from ckptconv.models.megatron.tables.hybrid import HYBRID, QWEN3_5, QWEN3_5_MOE
+from ckptconv.models.megatron.tables.latent import LATENT_ATTENTION
+from ckptconv.models.megatron.tables.moe import GLM4_MOE, LLAMA4, MOE, QWEN3_MOE
+from ckptconv.models.megatron.tables.parts import experts, stacked_experts
+from ckptconv.models.megatron.tables.towers import (
+    EXAONE_TOWER,
+    QWEN2_5_MCORE_TOWER,
+    QWEN3_MCORE_TOWER,
+    SIGLIP,
+    tower,
+)
+from ckptconv.models.rules import Swap
+
+TEXT = {**DENSE, **MOE, **LATENT_ATTENTION, **HYBRID}
+# Every language model by its own model type. The further names are those of nested configs.
+LANGUAGES = {name: listed.table for name, listed in TEXT.items() if isinstance(listed.table, Family)} | {
+    "qwen3_vl_text": QWEN3,
+    "glm4v_text": GLM4,
+    "glm46v_text": GLM4,
+    "glm4v_moe_text": GLM4_MOE,
+    "qwen3_5_text": QWEN3_5,
+    "qwen3_5_moe_text": QWEN3_5_MOE,
+    "qwen2_5_omni_text": LLAMA,
+    "qwen3_omni_moe_text": QWEN3_MOE,
+    "qwen3_asr_text": QWEN3,
+    "exaone4_5_text": EXAONE4,
+}
+# The Hub keeps Qwen3-VL's experts of a layer in one tensor, (in, out) each.
+QWEN3_VL_EXPERTS = Family("Qwen3-VL-MoE", stacked_experts("mlp", Swap(1, 2)) + QWEN3.rules + experts("mlp"))
+
+INSIDE = "model.language_model."  # the Hub's prefixes of a language model
+OWN = "language_model.model."
+OWN_HEAD = "language_model.lm_head."
+THINKER = "thinker.model."
+QWEN_FORM = tower("visual.visual.", "visual.")
+QWEN3_FORMS = (
+    QWEN3_MCORE_TOWER,
+    tower("visual.visual.", "model.visual."),
+    tower("vision_model.", "model.visual."),
+)
+QWEN3_5_FORMS = (
+    QWEN3_MCORE_TOWER,
+    under({"visual.visual.": "model.visual."}),
+    under({"model.visual.": "model.visual."}),
+    under({"vision_model.": "model.visual."}),
+)
+GLM_FORMS = (
+    under({"visual.visual.": "model.visual."}),
+    under({"visual.": "model.visual."}),
+)
+SIGLIP_NAMES = "vision_tower.vision_model."
+GEMMA3_FORM = (
+    *tower(SIGLIP_NAMES, SIGLIP_NAMES, SIGLIP),
+    Changed(
+        "multi_modal_projector.proj.weight",
+        "multi_modal_projector.mm_input_projection_weight",
+        Swap(0, 1),
+    ),
+    Same("multi_modal_projector.mm_soft_embed_norm.weight", "multi_modal_projector.mm_soft_emb_norm.weight"),
+)
+
+
+def as_named(*modules: str) -> tuple[Form, Form]:
+    """Return both forms of modules with one name on the Hub: inside mcore-bridge's `visual`, and as they are."""
+    return (
+        under({f"visual.{module}.": f"{module}." for module in modules}),
+        under({f"{module}.": f"{module}." for module in modules}),
+    )
+
+
+def in_model(*modules: str) -> tuple[Form, Form]:
+    """Return both forms of modules that the Hub has inside `model.`."""
+    return (
+        under({f"visual.{module}.": f"model.{module}." for module in modules}),
+        under({f"{module}.": f"model.{module}." for module in modules}),
+    )
+
+
+def in_thinker(*modules: str) -> tuple[Form, Form]:
+    """Return both forms of a thinker's modules: mcore-bridge's, and Megatron-Bridge's with its `audio_model`."""
+    own = {f"thinker.{module.replace('tower', 'model')}.": f"thinker.{module}." for module in modules}
+    return under({f"visual.{module}.": f"thinker.{module}." for module in modules}), under(own)
+
+
+def around(
+    name: str,
+    body: str,
+    head: str,
+    *forms: Form,
+    language: Family | None = None,
+    prefixes: tuple[str, ...] = ("language_model.",),
+) -> Composed:
+    """Return a model around any language model that has a table; see `Composed`."""
+    return Composed(name, LANGUAGES, body, head, forms, language, prefixes)
+
+
+QWEN2_5_FORMS = (QWEN_FORM, tower("visual.", "visual."), QWEN2_5_MCORE_TOWER)
+OMNI = ("language_model.", "thinker.language_model.")
+LANGUAGE_ALONE = ("language_model.", "")  # slime trains Qwen3.5's language model without its tower
+THINKER_HEAD = "thinker.lm_head."
+# The talker and the vocoder are not in any of these checkpoints; --base brings them.
+QWEN2_OMNI = around(
+    "Qwen2.5-Omni", THINKER, THINKER_HEAD, *in_thinker("visual", "audio_tower"), prefixes=OMNI
+)
+QWEN3_OMNI = around("Qwen3-Omni", THINKER, THINKER_HEAD, *in_thinker("visual", "audio_tower"), prefixes=OMNI)
+QWEN3_ASR = around("Qwen3-ASR", THINKER, THINKER_HEAD, *in_thinker("audio_tower"), prefixes=OMNI)
+GLMV = around("GLM-V", INSIDE, "lm_head.", *GLM_FORMS)
+MISTRAL3 = around("Mistral 3", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector"))
+
+COMPOSED = {
+    "qwen2_vl": proven(
+        "Qwen2-VL", around("Qwen2-VL", "model.", "lm_head.", QWEN_FORM, language=LLAMA), "mcore-bridge"
+    ),
+    "qwen2_5_vl": proven(
+        "Qwen2.5-VL",
+        around("Qwen2.5-VL", "model.", "lm_head.", *QWEN2_5_FORMS, language=LLAMA),
+        "mbridge",
+        "Megatron-Bridge",
+        "mcore-bridge",
+    ),
+    "qwen3_vl": proven(
+        "Qwen3-VL",
+        around("Qwen3-VL", INSIDE, "lm_head.", *QWEN3_FORMS, language=QWEN3),
+        "Megatron-Bridge",
+        "mcore-bridge",
+    ),
+    "qwen3_vl_moe": proven(
+        "Qwen3-VL-MoE",
+        around("Qwen3-VL-MoE", INSIDE, "lm_head.", *QWEN3_FORMS, language=QWEN3_VL_EXPERTS),
+        "Megatron-Bridge",
+        "mcore-bridge",
+    ),
+    "qwen3_5": by_source(
+        "Qwen3.5 / Qwen3.6",
+        around("Qwen3.5", INSIDE, "lm_head.", *QWEN3_5_FORMS, prefixes=LANGUAGE_ALONE),
+        "Megatron-Bridge, qwen_vl/qwen35_vl_bridge.py",
+    ),
+    "qwen3_5_moe": by_source(
+        "Qwen3.5-MoE / Qwen3.6-MoE",
+        around("Qwen3.5-MoE", INSIDE, "lm_head.", *QWEN3_5_FORMS, prefixes=LANGUAGE_ALONE),
+        "Megatron-Bridge, qwen_vl/qwen35_vl_bridge.py",
+    ),
+    "gemma3": proven(
+        "Gemma 3",
+        around("Gemma 3 (vision)", OWN, "lm_head.", GEMMA3_FORM, language=GEMMA3),
+        "Megatron-Bridge",
+    ),
+    "glm4v": by_source("GLM-4.1V", GLMV, "mcore-bridge, model/mm_gpts/glm.py"),
+    "glm4v_moe": by_source("GLM-4.5V / GLM-4.6V", GLMV, "Megatron-Bridge, glm_vl/glm_45v_bridge.py"),
+    "glm46v": by_source("GLM-4.6V-Flash", GLMV, "mcore-bridge, model/mm_gpts/glm.py"),
+    "internvl_chat": by_source(
+        "InternVL 2.5 / 3 / 3.5",
+        around("InternVL", OWN, OWN_HEAD, *as_named("vision_model", "mlp1")),
+        "mcore-bridge, model/mm_gpts/internvl.py",
+    ),
+    "internvl": by_source(
+        "InternVL (transformers)",
+        around("InternVL", INSIDE, "lm_head.", *in_model("vision_tower", "multi_modal_projector")),
+        "mcore-bridge, model/mm_gpts/internvl.py",
+    ),
+    "kimi_vl": by_source(
+        "Kimi-VL",
+        around("Kimi-VL", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector")),
+        "mcore-bridge, model/mm_gpts/kimi_vl.py",
+    ),
+    "kimi_k25": by_source(
+        "Kimi-K2.5",
+        around("Kimi-K2.5", OWN, OWN_HEAD, *as_named("vision_tower", "mm_projector")),
+        "Megatron-Bridge, kimi_vl/kimi_k25_vl_bridge.py",
+    ),
+    "qwen2_5_omni": by_source("Qwen2.5-Omni", QWEN2_OMNI, "Megatron-Bridge, qwen_omni/qwen25_omni_bridge.py"),
+    "qwen3_omni_moe": by_source("Qwen3-Omni", QWEN3_OMNI, "Megatron-Bridge, qwen_omni/qwen3_omni_bridge.py"),
+    "qwen3_asr": by_source("Qwen3-ASR", QWEN3_ASR, "mcore-bridge, model/mm_gpts/qwen3_asr.py"),
+    "qwen2_audio": by_source(
+        "Qwen2-Audio",
+        around("Qwen2-Audio", OWN, OWN_HEAD, *as_named("audio_tower", "multi_modal_projector")),
+        "Megatron-Bridge, qwen_audio/qwen2_audio_bridge.py",
+    ),
+    "llama4": by_source(
+        "Llama 4",
+        around("Llama 4", OWN, OWN_HEAD, *as_named("vision_model", "multi_modal_projector"), language=LLAMA4),
+        "mcore-bridge, model/mm_gpts/llama4.py",
+    ),
+    "mistral3": by_source(
+        "Mistral 3 / Ministral 3", MISTRAL3, "Megatron-Bridge, ministral3/ministral3_bridge.py"
+    ),
+    "ovis2_5": by_source(
+        "Ovis 2.5",
+        around("Ovis 2.5", "llm.model.", "llm.lm_head.", *as_named("visual_tokenizer", "vte")),
+        "mcore-bridge, model/mm_gpts/qwen.py",
+    ),
+    "llava_onevision1_5": by_source(
+        "LLaVA-OneVision 1.5",
+        around("LLaVA-OneVision 1.5", INSIDE, "lm_head.", *in_model("visual")),
+        "mcore-bridge, model/mm_gpts/llava.py",
+    ),
+    "minicpmv4_6": by_source(
+        "MiniCPM-V 4.6",
+        around("MiniCPM-V 4.6", INSIDE, "lm_head.", *in_model("vision_tower", "merger")),
+        "mcore-bridge, model/mm_gpts/minicpmv4_6.py",
+    ),
+    "exaone4_5": by_source(
+        "Exaone 4.5",
+        around("Exaone 4.5", INSIDE, "lm_head.", EXAONE_TOWER, language=EXAONE4),
+        "Megatron-Bridge, exaone/exaone45/exaone45_bridge.py",
+    ),
+}
