@@ -1,4 +1,4 @@
-"""Bytes on disk -> Checkpoint. One package per trainer's layout; `open_checkpoint` finds the one that reads a folder."""
+"""A trainer's folder -> `Checkpoint`: one package per format; `open_checkpoint` finds the one that reads a folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ def open_checkpoint(
     step: Step | None = None,
     also: Sequence[str | Path] = (),
 ) -> Checkpoint:
-    """The checkpoint in a folder (run, step or role folder) or one file of weights, read from metadata alone.
+    """Open a checkpoint; only metadata is read.
 
     Args:
-        source: the folder or file, or a SourceSpec.
-        backend, step, also: see `SourceSpec`.
+        source: the folder of a run, a step or a role; one file of weights; or a SourceSpec.
+        backend: see `SourceSpec`.
+        step: see `SourceSpec`.
+        also: see `SourceSpec`.
+
+    Returns:
+        The checkpoint: its tensors as views, and what was left out.
 
     Raises:
         Incomplete: a file of the checkpoint is missing.
@@ -39,6 +44,7 @@ def open_checkpoint(
 
 
 def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Path]) -> Checkpoint:
+    """Find the backend and the folder, and read it. Errors without a kind of their own are DAMAGED."""
     known = backends(backend)
     if not root.exists():
         raise CkptconvError("no such folder", where=root, kind=Kind.NOT_A_CHECKPOINT)
@@ -63,13 +69,30 @@ def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Pat
 
 
 def state_of(path: Path, backend: str | None = None) -> dict[str, FileState]:
-    """Every file of the checkpoint that `open_checkpoint` would read, as it is now; {} where it would find none."""
+    """The state of every file that `open_checkpoint` would read; {} if it would find no checkpoint.
+
+    Args:
+        path: the folder of a run, a step or a role.
+        backend: see `SourceSpec`.
+
+    Returns:
+        File -> its size, time of change and inode.
+    """
     found = locate(path, backends(backend))
     return stamps_under([found[1].folder], leave=_is_other) if found else {}
 
 
 def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
-    """The same step and role in another folder."""
+    """The folder with the same step and role on another disk.
+
+    Args:
+        folder: what the user named with --also.
+        backend: the backend that reads the first folder.
+        first: the first folder, with its step and role.
+
+    Raises:
+        CkptconvError: the folder has no files of that backend, or only another step.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise CkptconvError(
@@ -87,7 +110,7 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
     found = locate(root, [backend])
     if found is None:
         raise CkptconvError(
-            "no rank files here",
+            "no files of this checkpoint in the folder",
             where=root,
             hint="--also names a folder with rank files",
             kind=Kind.NOT_A_CHECKPOINT,
@@ -99,6 +122,7 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
 
 
 def _another_step(root: Path, step: int | None) -> CkptconvError:
+    """The error for a folder of --also that holds another step."""
     return CkptconvError(
         f"step {step} is not in this folder",
         where=root,
@@ -108,7 +132,7 @@ def _another_step(root: Path, step: int | None) -> CkptconvError:
 
 
 def _unfinished(run: Path, steps: dict[int, Path], known: Sequence[Backend]) -> CkptconvError:
-    """The newest step of a run holds no weights: the save was cut off, or its files are elsewhere."""
+    """The error for a run whose newest step has no weights: its save was interrupted, or its files are elsewhere."""
     newest = max(steps)
     whole = next((n for n in sorted(steps, reverse=True) if locate(steps[n], known)), None)
     return CkptconvError(
@@ -121,6 +145,14 @@ def _unfinished(run: Path, steps: dict[int, Path], known: Sequence[Backend]) -> 
 
 
 def _nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step | None) -> CkptconvError:
+    """The error for a folder that no backend reads.
+
+    Args:
+        root: the folder.
+        known: the backends that were tried.
+        name: the value of --backend.
+        step: the value of --step.
+    """
     names = sorted(path.name for path in root.iterdir())
     if not names:
         return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
@@ -137,5 +169,5 @@ def _nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step 
 
 
 def _is_other(folder: Path) -> bool:
-    """Whether a folder below a checkpoint is no part of it."""
+    """True for a folder inside a checkpoint's folder that is not part of it: another step, or the output of a merge."""
     return is_step(folder) or is_output(folder)

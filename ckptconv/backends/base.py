@@ -1,6 +1,6 @@
-"""What a backend is: a module that recognises a trainer's folder, reads it, and tells who saved it.
+"""The `Backend` protocol: a module that recognises a trainer's folder, reads it, and tells who saved it.
 
-docs/adding-a-backend.md shows a complete one. The modules are listed in `registry.LAYOUTS`.
+docs/adding-a-backend.md shows a complete backend. `registry.LAYOUTS` lists the modules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from ckptconv.tensors.checkpoint import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What a file says of who saved a checkpoint: ("Megatron", "iteration 10", "common.pt")."""
+    """A fact about who saved a checkpoint.
+
+    Args:
+        what: what it is about, such as "torch" or "trainer".
+        value: the fact, such as "2.6".
+        file: the file that states it.
+    """
 
     what: str
     value: str
@@ -32,20 +38,23 @@ class Backend(Protocol):
     NAME: str
     """The layout's name, which becomes `Checkpoint.backend`."""
     SIGN: str
-    """The files that it looks for, as an error says them: "model_world_size_W_rank_R.pt (verl FSDP)"."""
+    """The files that it looks for, for an error message: "model_world_size_W_rank_R.pt (verl FSDP)"."""
     IS_SHARDED: bool
-    """False for whole models, which come after ranks' shards where both are in one step."""
+    """False for whole models. If a step has both, shards are preferred."""
 
     def is_mine(self, folder: Path) -> bool:
-        """True for a folder that holds this layout, itself or where its trainers put it, whole or not."""
+        """True for a folder that holds this layout, complete or not, itself or in a subfolder that its trainers use."""
         ...
 
     def read(self, place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         """Read the metadata of every file, and no weights.
 
         Args:
-            place: the folder for which `is_mine` is true, and the step and role that its name says.
-            also: more folders of the same checkpoint, from other nodes' disks.
+            place: the folder for which `is_mine` is true, with its step and role.
+            also: further folders with rank files of the same checkpoint, from other nodes' disks.
+
+        Returns:
+            The checkpoint.
 
         Raises:
             Incomplete: a file is missing.
@@ -54,15 +63,18 @@ class Backend(Protocol):
         ...
 
     def saved_by(self, checkpoint: Checkpoint) -> Iterable[Fact]:
-        """What files next to the weights say of the trainer, nearest first. It never raises."""
+        """Facts about the trainer from files next to the weights, the nearest file first. It never raises."""
         ...
 
 
 def backends(name: str | None = None) -> tuple[Backend, ...]:
-    """The backends in the order in which a folder is offered to them; with a name, those of that package.
+    """The backends in the order in which a folder is offered to them.
 
-    The name of one layout in a package ("megatron_fsdp", as `Checkpoint.backend` has it) is taken as well.
-    Raises CkptconvError for a name that no package has.
+    Args:
+        name: a package ("megatron"), or one layout of a package ("megatron_fsdp", as in `Checkpoint.backend`); None for all.
+
+    Raises:
+        CkptconvError: there is no backend of that name.
     """
     loaded = {layout: _load(*layout) for layout in LAYOUTS}
     if name is None:

@@ -1,7 +1,7 @@
-"""What trainers call things: one frozen record per trainer, declared in the package of the backend that reads its files.
+"""The names that trainers use, one record per trainer. Each backend's package declares those of its trainers (`TRAINERS`).
 
-Everything that looks at names in a run reads these records: the search for steps and roles (`runs`), the files that are
-not a model's (`publish.assets`), `merge --all-steps`, and the trainer's name on a model card.
+All code that interprets names in a run reads these records: the search for steps and roles (`runs`), the list of files that
+do not belong to a model (`publish.assets`), `merge --all-steps`, and the model card.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HOLE = re.compile(r"\{(\w+)\}|\*")
 
 
 class Rank(IntEnum):
-    """Which of several models in one step is the one that was trained. A folder without a known name is OTHER."""
+    """How likely a role is the trained model of its step; lower is more likely. A folder without a known name is OTHER."""
 
     TRAINED = 0
     OTHER = 1
@@ -55,9 +55,13 @@ class Trainer:
 
 @dataclass(frozen=True, slots=True)
 class StepName:
-    """What a folder's name says. number: None for "last.ckpt". order: numbers that order the folders of a run.
+    """What a step folder's name says.
 
-    needs_mark: the name is a bare number, which is a step only where the run has a mark of its latest step.
+    Args:
+        number: the step; None for a name without one, such as "last.ckpt".
+        order: (step, epoch, version), which order the folders of a run; -1 for each that the name lacks.
+        is_newest: the name always means the latest step.
+        needs_mark: the name is a bare number, which is a step only in a run that has a mark of its latest step.
     """
 
     number: int | None
@@ -67,7 +71,10 @@ class StepName:
 
 
 def step_name(name: str, trainers: tuple[Trainer, ...]) -> StepName | None:
-    """The step that a folder's name names, or None. Names of the latest step are tried first, over all trainers."""
+    """Parse the name of a step's folder by the trainers' patterns; None if none matches.
+
+    The patterns for the latest step (`Trainer.newest`) of all trainers are tried before the others.
+    """
     for is_newest in (True, False):
         for trainer in trainers:
             for pattern in trainer.newest if is_newest else trainer.steps:
@@ -80,13 +87,13 @@ def step_name(name: str, trainers: tuple[Trainer, ...]) -> StepName | None:
 
 
 def fits(name: str, patterns: tuple[str, ...]) -> bool:
-    """True where one of some shell patterns matches a name."""
+    """True if one of the shell patterns matches the name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern with holes as a regular expression; digits never go on after a hole."""
+    """A pattern with holes as a regular expression. A hole is a number of up to 18 digits, and `*` is any text."""
     parts, end = [], 0
     for hole in _HOLE.finditer(pattern):
         parts.append(re.escape(pattern[end : hole.start()]))

@@ -1,4 +1,4 @@
-"""Is one rank's file another rank's, copied? The CRC-32s in the zip directories tell, and no storage is read."""
+"""Recognises a rank's file that is a copy of another rank's, by the CRC-32s in the zip directories; no storage is read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Entry, TorchZip
 
-_SHORT = 64  # bytes of a storage that is not looked at: a counter, a norm of a few elements
-_LEAST = 256  # bytes that two files must have in common
-_MOST_CONSTANT = 64 << 20  # bytes up to which a storage is compared with constant ones
+_SHORT = 64  # bytes; shorter storages (counters, norms of a few elements) are not compared
+_LEAST = 256  # the minimum number of bytes that two files must have in common
+_MOST_CONSTANT = 64 << 20  # bytes; longer storages are not compared with constant values
 _CONSTANTS = (
     b"\x00\x00\x00\x00",
     b"\x00\x00\x80\x3f",
@@ -21,12 +21,16 @@ _CONSTANTS = (
 
 
 def refuse_copies(files: Iterable[tuple[TorchZip, Iterable[TensorRecord] | None]]) -> None:
-    """Raise CkptconvError where two files hold the same bytes in all of their storages.
+    """Refuse two files that hold the same bytes in all of their storages.
+
+    Storages without a checksum, and storages of zeros or ones (padding, new norms), are no evidence of a copy.
 
     Args:
-        files: each with the tensors that no two ranks have in common; None for all storages of the file.
+        files: each file with its tensors that differ between any two ranks; None instead of the tensors compares all
+            storages of the file.
 
-    Storages without a checksum, and those that are all zeros or all ones (padding, fresh norms), prove nothing.
+    Raises:
+        CkptconvError: names both files.
     """
     known: dict[tuple[Entry, ...], TorchZip] = {}
     for file, own in files:
@@ -47,6 +51,7 @@ def refuse_copies(files: Iterable[tuple[TorchZip, Iterable[TensorRecord] | None]
 
 
 def _is_constant(entry: Entry) -> bool:
+    """True if the checksum is that of zeros, or of ones in float32, bfloat16 or float16."""
     if entry.nbytes > _MOST_CONSTANT:
         return False
     return any(

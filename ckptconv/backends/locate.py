@@ -1,4 +1,4 @@
-"""Which folder of a run is read, and by which backend."""
+"""Finds the folder of a run that is read, and the backend that reads it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,22 @@ Located = tuple[Backend, Place]
 
 
 def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) -> Located | None:
-    """The folder under `path` (a run, step or role folder) that is read, and the backend that reads it, or None.
+    """Find the folder to read, and the backend that reads it.
 
-    A folder's own model comes before those in its subfolders: without a step, the model that a run ended with comes
-    before the run's steps. Of several roles in a step the trained model comes first (`conventions.Rank`).
+    A folder's own model is preferred to those in its subfolders: if no step is wanted, a run's final model is read, and not
+    its latest step. Of several roles in a step, the trained model is read (`conventions.Rank`).
 
-    Raises CkptconvError where the step that is asked for, or that the run calls its latest, is not there, and where
-    several models are equally likely to be meant.
+    Args:
+        path: the folder of a run, a step or a role.
+        backends: the backends, in the order in which a folder is offered to them.
+        step: the wanted step; None to choose.
+
+    Returns:
+        The backend and the folder; None if no backend reads a folder here.
+
+    Raises:
+        CkptconvError: the wanted step, or the one that the run's mark names, does not exist; or several models are equally
+            likely to be meant.
     """
     own = step_of(path) or step_of(path.parent)
     number = own.number if own else None
@@ -61,7 +70,10 @@ def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) ->
 
 
 def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> Located | None:
-    """The trained model where role folders hold the steps, as OpenRLHF and AReaL have it: RUN/ROLE/STEP/."""
+    """The trained model in a run whose role folders hold the steps: RUN/ROLE/STEP/.
+
+    Sources: OpenRLHF, openrlhf/trainer/ppo_trainer.py; AReaL, areal/utils/saver.py.
+    """
     roles = [p for p in path.iterdir() if p.is_dir() and is_role(p.name) and step_folders(p)]
     if not roles:
         return None
@@ -78,14 +90,14 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
 
 
 def _claim(folder: Path, backends: Sequence[Backend]) -> Backend | None:
-    """The first backend that reads a folder itself."""
+    """The first backend that reads files of this folder itself, or None."""
     return next((backend for backend in backends if backend.is_mine(folder)), None)
 
 
 def _role_in(
     step: Path, backends: Sequence[Backend], number: int | None, remarks: tuple[str, ...] = ()
 ) -> Located | None:
-    """The trained model among the subfolders of a step; ranks' shards come before whole models of the same rank."""
+    """The trained model among a step's subfolders; of several of the same `Rank`, shards are preferred to whole models."""
     folders = [path for path in sorted(step.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     folders = [path for path in folders if is_role(path.name) or not is_output(path)] or folders
     claimed = [(path, backend) for path in folders if (backend := _claim(path, backends))]

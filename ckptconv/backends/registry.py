@@ -1,4 +1,4 @@
-"""Which backends there are: one line per layout. `--backend NAME` takes the layouts of the package NAME."""
+"""The list of backends, one line per layout. `--backend NAME` selects the layouts of the package NAME."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAYOUTS = (
     ("dcp", "hf_shards"),
     ("huggingface", "read"),
 )
-_LONGEST = 255  # bytes of a file name; a mark's text may be longer
+_LONGEST = 255  # characters of a file name; the text of a mark may be longer
 # The names that `--backend` takes.
 NAMES = tuple(dict.fromkeys(package for package, _ in LAYOUTS))
 
@@ -32,7 +32,7 @@ def trainers() -> tuple[Trainer, ...]:
 
 
 def step_named(name: str) -> StepName | None:
-    """The step that a folder's name names by some trainer's convention, or None."""
+    """The step that a folder's name states by some trainer's convention, or None."""
     return step_name(name, trainers()) if len(name) <= _LONGEST else None
 
 
@@ -47,5 +47,5 @@ def is_trainers(name: str) -> bool:
 
 
 def trainer_named(text: str) -> str | None:
-    """The first trainer whose name stands in a text, such as a checkpoint's layout."""
+    """The first trainer whose name is in a text, such as a checkpoint's `layout`; None if there is none."""
     return next((trainer.name for trainer in trainers() if trainer.name in text), None)

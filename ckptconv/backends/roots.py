@@ -1,7 +1,7 @@
-"""One model among the names of a flat state dict: rank files and DeepSpeed save whatever module the trainer wrapped.
+"""Finds the model in a flat state dict, whose names begin at the module that the trainer wrapped.
 
-That module may hold the model as an attribute (`model.model.layers...`, an engine's `module.`), or several
-models (student and teacher, model and EMA). The rules are those of distributed checkpoints: backends/dcp/names.py.
+FSDP rank files and DeepSpeed save that module. It may hold the model as an attribute (`model.model.layers...`, an engine's
+`module.`), or several models (student and teacher, model and EMA). The rules are those of backends/dcp/names.py.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ _READ_ALREADY = ("dcp",)
 
 
 def one_model(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with one model's tensors, under that model's own names.
+    """Keep one model's tensors, under that model's own names.
+
+    Args:
+        checkpoint: what a backend read.
+
+    Returns:
+        The checkpoint with the tensors of one model; the others are in `skipped`, and a prefix that was removed is noted.
 
     Raises:
-        CkptconvError: where several models are stored and their names do not rank them.
+        CkptconvError: several models are stored, and their names do not tell which one was trained.
     """
     if checkpoint.naming != "transformers" or checkpoint.backend in _READ_ALREADY:
         return checkpoint
     bare = {without_wrappers(name): name for name in checkpoint.tensors}
     if len(bare) != len(checkpoint.tensors) or any(name.startswith("base_model.") for name in bare):
-        return checkpoint  # two tensors of one name are reported where names are unwrapped; PEFT's names are the LoRA rules'
+        return (
+            checkpoint  # models/hub_names reports two tensors of one name; the LoRA rules read PEFT's names
+        )
     shapes: dict[str, tuple[int, ...] | None] = {
         short: checkpoint.tensors[name].view.shape for short, name in bare.items()
     }
@@ -36,7 +44,7 @@ def one_model(checkpoint: Checkpoint) -> Checkpoint:
     for short, why in chosen.why_not.items():
         left[why] = left.get(why, 0) + checkpoint.tensors[bare[short]].view.nbytes
     prefix = next((short[: -len(own)] for short, own in chosen.names.items() if short != own), "")
-    notes = (*chosen.notes, f"the prefix {prefix!r} is taken off every name") if prefix else chosen.notes
+    notes = (*chosen.notes, f"the prefix {prefix!r} is removed from every name") if prefix else chosen.notes
     return replace(
         checkpoint,
         tensors={own: checkpoint.tensors[bare[short]] for short, own in chosen.names.items()},

@@ -1,7 +1,7 @@
-"""From the folder that a user names to the folder that a backend reads: run, step, role.
+"""Runs, steps and roles: what the folders of a training run are.
 
-RUN/MARK names the latest step, RUN/STEP/ holds one, RUN/STEP/ROLE/ one of its models; RUN/BELOW/ may hold the steps.
-What trainers call these is in their conventions (`conventions.Trainer`), which each backend's package declares.
+RUN/MARK names the latest step. RUN/STEP/ is the folder of one step, and RUN/STEP/ROLE/ of one of its models. The steps may
+also be in RUN/BELOW/. Each backend's package declares the names that trainers use (`conventions.Trainer`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ class Place:
     """A folder that a backend can read.
 
     Args:
-        step, role: of the folder, None where no name says them.
-        others: role folders next to it that were not taken.
-        steps: the steps under it, where it is the run's own model that is taken.
-        remarks: further findings of the search that a user should see.
+        folder: the folder.
+        step: its step; None if no name gives it.
+        role: its role; None if no name gives it.
+        others: the role folders next to it that are not read.
+        steps: the steps of the run, if the folder is the run's final model.
+        remarks: further notes for the user.
     """
 
     folder: Path
@@ -41,7 +43,7 @@ class Place:
     remarks: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """What a user should see: which roles and steps are next to what is read, and the remarks."""
+        """Notes for the user: which roles and steps are not read, and the remarks."""
         notes = []
         if self.others:
             notes.append(
@@ -58,7 +60,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class StepFolder:
-    """One step of a run. number: of the name, or of a file in the folder; None where neither has it."""
+    """One step of a run.
+
+    Args:
+        path: its folder.
+        name: what the folder's name says.
+        number: the step, by the name or by a file in the folder; None if neither has it.
+    """
 
     path: Path
     name: StepName
@@ -66,7 +74,7 @@ class StepFolder:
 
 
 def step_of(path: Path) -> StepName | None:
-    """The step that a folder's name names, or None. A bare number counts only next to the mark of a run."""
+    """The step that a folder's name states, or None. A bare number is a step only in a run that has a mark."""
     name = registry.step_named(path.name)
     if name is not None and name.needs_mark and not any((path.parent / mark).is_file() for mark in _marks()):
         return None
@@ -74,12 +82,12 @@ def step_of(path: Path) -> StepName | None:
 
 
 def with_config(*folders: Path) -> Path | None:
-    """The first folder that has a config.json; None where none has."""
+    """The first folder with a config.json; None if there is none."""
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def is_output(folder: Path) -> bool:
-    """Whether a merge wrote a folder, or is writing it: it is no part of a checkpoint that it lies in."""
+    """True if a merge wrote the folder, or is writing it. Such a folder is never part of the checkpoint that contains it."""
     return folder.name.endswith(".ckptconv-partial") or (folder / "ckptconv.json").is_file()
 
 
@@ -89,7 +97,7 @@ def is_step(path: Path) -> bool:
 
 
 def step_folders(run: Path) -> list[StepFolder]:
-    """The step folders of a run, the latest one last: by step, then epoch and version, then by name."""
+    """The step folders of a run, ordered by step, epoch, version and name; the latest one is the last."""
     found = [
         StepFolder(path, name, _counted(path) if name.number is None else name.number)
         for path in run.iterdir()
@@ -99,15 +107,16 @@ def step_folders(run: Path) -> list[StepFolder]:
 
 
 def steps_of(run: Path) -> dict[int, Path]:
-    """The numbered step folders of a run, by step; of several folders of one step, the latest."""
+    """Step -> its folder, for the steps with a number. If a step has several folders, it is the latest of them."""
     found = ((step.name.number, step.path) for step in step_folders(run))
     return {number: path for number, path in found if number is not None}
 
 
 def run_of(path: Path) -> Path:
-    """The folder that holds the steps of a run: `path`, or the folder in it where trainers put them.
+    """The folder that holds the steps of a run: `path`, or a folder in it where a trainer puts them.
 
-    Raises CkptconvError where two folders in it hold steps.
+    Raises:
+        CkptconvError: two folders in it hold steps.
     """
     if step_folders(path):
         return path
@@ -119,9 +128,17 @@ def run_of(path: Path) -> Path:
 
 
 def choose(run: Path, wanted: Step | None) -> tuple[StepFolder, tuple[str, ...]]:
-    """The step that is asked for, or the run's latest: the one that its mark names, else the last one by order.
+    """Choose the step to read.
 
-    Returns the step, and remarks on it. Raises CkptconvError where it is not there, or two folders are equally it.
+    Args:
+        run: the folder that holds the steps.
+        wanted: the user's step. None and "latest" mean the step that the run's mark names, else the last one in order.
+
+    Returns:
+        The step, and notes for the user.
+
+    Raises:
+        CkptconvError: there is no such step, or several folders are equally likely to be it.
     """
     steps = step_folders(run)
     if isinstance(wanted, int):
@@ -153,13 +170,13 @@ def mark_of(run: Path) -> Path | None:
 
 
 def marked_number(run: Path) -> int | None:
-    """The step that a run calls its latest, whether or not its folder is here; None where no mark has a number."""
+    """The step that a run's marks name as the latest, even if its folder is not here; None if no mark has a number."""
     numbers = (_number_in(settings_text(run / name).strip()) for name in _marks())
     return max((number for number in numbers if number is not None), default=None)
 
 
 def rank_of(role: str) -> Rank:
-    """How near a role folder is to the model that was trained."""
+    """How likely a role's folder holds the trained model."""
     ranks = (trainer.roles[role] for trainer in registry.trainers() if role in trainer.roles)
     return next(ranks, Rank.OTHER)
 
@@ -170,12 +187,12 @@ def is_role(name: str) -> bool:
 
 
 def _counted(step: Path) -> int | None:
-    """The step that a file in the folder counts."""
+    """The step by a trainer's own counter in the folder (`Trainer.counters`), or None."""
     for trainer in registry.trainers():
         for file, key in trainer.counters:
             try:
                 root = open_torch_zip(str(step / file)).root if (step / file).is_file() else None
-            except CkptconvError:  # nothing depends on it
+            except CkptconvError:  # the number only orders and labels the steps
                 continue
             if isinstance(root, dict) and type(root.get(key)) is int:
                 return int(root[key])
@@ -183,11 +200,16 @@ def _counted(step: Path) -> int | None:
 
 
 def _marks() -> tuple[str, ...]:
+    """The names of all trainers' marks."""
     return tuple(dict.fromkeys(mark for trainer in registry.trainers() for mark in trainer.marks))
 
 
 def _marked(run: Path, steps: Sequence[StepFolder]) -> StepFolder | None:
-    """The step that the run's marks name. Raises CkptconvError where it is not there, or two marks disagree."""
+    """The step that the run's marks name; None if they name none.
+
+    Raises:
+        CkptconvError: the run has no folder for that step, or two marks disagree.
+    """
     named: dict[Path, StepFolder] = {}
     for mark in (run / name for name in _marks()):
         if mark.is_symlink() and mark.is_dir():
@@ -219,7 +241,7 @@ def _marked(run: Path, steps: Sequence[StepFolder]) -> StepFolder | None:
 
 
 def _number_in(mark: str) -> int | None:
-    """The step in a mark's text: a number, or the name of a step's folder."""
+    """The step in a mark's text, which is a number or the name of a step's folder; None if it is neither."""
     if _NUMBER.match(mark):
         return int(mark)
     step = registry.step_named(mark)
@@ -227,7 +249,11 @@ def _number_in(mark: str) -> int | None:
 
 
 def _last(steps: Sequence[StepFolder], run: Path) -> tuple[StepFolder, tuple[str, ...]]:
-    """The last of some steps. Raises CkptconvError where another is equal to it by every number in its name."""
+    """The last of some steps, with notes for the user.
+
+    Raises:
+        CkptconvError: another folder has the same numbers in its name.
+    """
     *others, last = steps
     key = (last.name.is_newest, last.name.order)
     equal = [step.path for step in others if (step.name.is_newest, step.name.order) == key]
@@ -239,7 +265,13 @@ def _last(steps: Sequence[StepFolder], run: Path) -> tuple[StepFolder, tuple[str
 
 
 def several(what: str, folders: Iterable[Path], parent: Path) -> CkptconvError:
-    """The error for a choice that only a person can make."""
+    """The error for a choice that only a person can make.
+
+    Args:
+        what: what the folders are, in the plural.
+        folders: the folders to choose from.
+        parent: the folder that was searched.
+    """
     paths = sorted(folders)
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
     return CkptconvError(

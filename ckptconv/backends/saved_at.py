@@ -1,7 +1,7 @@
-"""When files were last changed: a file that was put in later than the others may be of another save.
+"""Notes on files whose times of change differ: a file that is newer or older than the others may be of another save.
 
-Times are weak evidence. Copies have the times of copying, so a note is made only where files of one folder fall into two
-groups, each written within a short while, and long apart. What it means only a person can judge.
+Times are weak evidence, because a copy has the time of copying. A note is made only if the files of one folder form two
+groups that were each written within a short time, long apart. Only a person can judge what it means.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from pathlib import Path
 
 from ckptconv.errors import listed
 
-_LONG = 600  # seconds; the ranks of one save wait for each other, and give up after about as long
-_TIMES = 10  # how many times longer than the groups themselves took the time between them must be
-_SKEW = 60  # seconds that the clocks of two nodes may differ, and that closing a file may take
+_LONG = 600  # seconds between the groups; torch's default timeout for ranks that wait for each other
+_TIMES = 10  # the time between the groups is at least this many times as long as each group took
+_SKEW = 60  # seconds by which the clocks of two nodes may differ, plus the time to close a file
 _MEANING = "Unless that is when it was copied, the folder mixes two saves"
 
 
 def apart(files: Sequence[Path], last: Path | None = None) -> list[str]:
     """Notes on files that were changed long before or after the others of their folder.
 
-    last: the file that the trainer writes after all others, such as DCP's `.metadata`.
+    Args:
+        files: the files of one checkpoint.
+        last: the file that the trainer writes after all others, such as DCP's `.metadata`; None if there is none.
     """
     folders: dict[Path, list[tuple[float, str]]] = {}
     for path in files:
@@ -36,7 +38,11 @@ def apart(files: Sequence[Path], last: Path | None = None) -> list[str]:
 
 
 def _two_groups(times: Sequence[tuple[float, str]]) -> Iterator[str]:
-    """One note where the longest time between two files cuts off a minority of them."""
+    """A note if the longest pause between two files separates a few of them from the others.
+
+    Args:
+        times: (seconds since the epoch, name) of each file, in order.
+    """
     gaps = [(later[0] - earlier[0], n + 1) for n, (earlier, later) in enumerate(pairwise(times))]
     gap, at = max(gaps, default=(0.0, 0))
     before, after = times[:at], times[at:]
@@ -47,7 +53,12 @@ def _two_groups(times: Sequence[tuple[float, str]]) -> Iterator[str]:
 
 
 def _after(last: Path, times: Sequence[tuple[float, str]]) -> Iterator[str]:
-    """One note where a minority of the files is younger than the file that is written last."""
+    """A note if at most half of the files are newer than the file that is written last.
+
+    Args:
+        last: that file.
+        times: (seconds since the epoch, name) of each file, in order.
+    """
     if not last.is_file():
         return
     end = last.stat().st_mtime

@@ -87,7 +87,7 @@ class TorchZip:
                 "a tensor is far larger than its storage",
                 where=f"{self.path}:data/{storage.key}",
                 found=f"{nbytes:,} bytes from {entry.nbytes:,}",
-                hint="save x.contiguous() if it is meant so",
+                hint="if this is intended, save x.contiguous()",
                 kind=Kind.DAMAGED,
             )
         return stored(

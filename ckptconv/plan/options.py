@@ -77,7 +77,11 @@ class Options:
 
 
 def options_of(options: Options | None, **choices: Any) -> Options:
-    """The record for keywords; None stands for the default of each.
+    """The record of the user's choices, from a record or from keywords.
+
+    Args:
+        options: the record; None if there is none.
+        choices: the fields of `Options` as keywords; None means the default.
 
     Raises:
         CkptconvError: a record is given together with keywords.
@@ -87,7 +91,7 @@ def options_of(options: Options | None, **choices: Any) -> Options:
         return Options(**given)
     if given:
         raise CkptconvError(
-            f"options are given, and {', '.join(given)} beside them",
+            f"options are given together with {', '.join(given)}",
             hint="put them into the Options, or pass keywords only",
             kind=Kind.USAGE,
         )

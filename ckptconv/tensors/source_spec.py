@@ -88,7 +88,7 @@ def spec_of(
     names = [name for name, value in given.items() if value is not None]
     if names:
         raise CkptconvError(
-            f"a SourceSpec is given, and {', '.join(names)} beside it",
+            f"a SourceSpec is given together with {', '.join(names)}",
             hint="put them into the SourceSpec",
             kind=Kind.USAGE,
         )

@@ -58,7 +58,7 @@ def test_a_rank_file_that_lies_on_two_disks_is_read_once(made: Made, tmp_path: P
 def test_two_different_files_of_one_rank_are_refused(made: Made, tmp_path: Path) -> None:
     first, second = scatter(made("fsdp2_w4"), tmp_path, [[0, 1, 2], [2, 3]])
     shutil.copy(rank_file(made("qwen3_moe_w4"), 2), rank_file(second, 2))
-    with pytest.raises(CkptconvError, match=r"rank 2 is there twice, with different sizes"):
+    with pytest.raises(CkptconvError, match=r"two files of rank 2 have different sizes"):
         open_checkpoint(first, also=[second])
 
 
@@ -93,13 +93,18 @@ def test_an_also_folder_of_another_step_is_refused(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for rank in ranks:
             shutil.copy(RUN / f"global_step_{step}" / "actor" / f"model_world_size_4_rank_{rank}.pt", folder)
-    with pytest.raises(CkptconvError, match="step"):
+    with pytest.raises(CkptconvError, match="step 1 is not in this folder"):
         open_checkpoint(tmp_path / "global_step_1", also=[tmp_path / "global_step_2"])
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "empty"])
-def test_an_also_folder_without_rank_files_is_refused(made: Made, tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "what"),
+    [("nowhere", "no such folder"), ("empty", "no files of this checkpoint in the folder")],
+)
+def test_an_also_folder_without_rank_files_is_refused(
+    made: Made, tmp_path: Path, folder: str, what: str
+) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CkptconvError, match=r"no such folder|no rank files") as error:
+    with pytest.raises(CkptconvError, match=what) as error:
         open_checkpoint(made("fsdp2_w4"), also=[tmp_path / folder])
     assert "--also" in str(error.value.hint)

@@ -156,5 +156,5 @@ def test_also_with_the_same_rank_is_taken_only_with_the_same_bytes(made: Made, t
     path = Path(shutil.copy(run / ROLE / "model_world_size_4_rank_1.pt", other))
     assert_equal(opened(run, also=[other]), tensors(made("fsdp2_w4") / "truth.safetensors"))
     shutil.copy(run / ROLE / "model_world_size_4_rank_2.pt", path)
-    with pytest.raises(CkptconvError, match="rank 1 is there twice, with different bytes"):
+    with pytest.raises(CkptconvError, match="two files of rank 1 have different bytes"):
         open_checkpoint(run, also=[other])

@@ -54,8 +54,8 @@ def test_choices_about_the_model_contradict_an_adapter_alone(also: dict[str, Any
         Options(lora="adapter", **also)
 
 
-def test_options_beside_keywords_are_refused(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(CkptconvError, match="options are given, and dtype beside them") as error:
+def test_options_together_with_keywords_are_refused(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(CkptconvError, match="options are given together with dtype") as error:
         ckptconv.merge(made("fsdp2_w4"), tmp_path / "out", options=Options(), dtype="keep")
     assert error.value.kind is Kind.USAGE
     assert not (tmp_path / "out").exists()
@@ -80,9 +80,9 @@ def test_a_source_that_makes_no_sense_is_refused(keywords: dict[str, Any], what:
         SourceSpec(**{"path": "run", **keywords})
 
 
-def test_a_source_spec_beside_keywords_is_refused(made: Made) -> None:
+def test_a_source_spec_together_with_keywords_is_refused(made: Made) -> None:
     spec = SourceSpec(made("fsdp2_w4"), step=7)
-    with pytest.raises(CkptconvError, match="a SourceSpec is given, and step beside it"):
+    with pytest.raises(CkptconvError, match="a SourceSpec is given together with step"):
         ckptconv.inspect(spec, step=7)
 
 

@@ -117,7 +117,7 @@ def _find(file: str, folders: Sequence[Path]) -> str:
     for other in paths[1:]:
         if not filecmp.cmp(paths[0], other, shallow=False):
             raise CkptconvError(
-                f"{file} is there twice, with different bytes",
+                f"two files named {file} have different bytes",
                 where=f"{paths[0]} and {other}",
                 hint="they are from different saves, or one is damaged; omit one of the folders",
             )

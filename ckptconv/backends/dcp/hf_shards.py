@@ -136,7 +136,7 @@ def _files(folders: Sequence[Path]) -> list[Path]:
             first = found.setdefault(path.name, path) if RANK_SHARD.match(path.name) else path
             if first is not path and not filecmp.cmp(first, path, shallow=False):
                 raise CkptconvError(
-                    f"{path.name} is there twice, with different bytes",
+                    f"two files named {path.name} have different bytes",
                     where=f"{first} and {path}",
                     hint="they are from different saves, or one is damaged; omit one of the folders",
                 )

@@ -40,7 +40,7 @@ def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
                     _check_same(rank, first, path)
     if not found:
         raise CkptconvError(
-            "no rank files here",
+            "no FSDP rank files in this folder",
             where=folders[0],
             wanted="model_world_size_W_rank_R.pt",
             kind=Kind.NOT_A_CHECKPOINT,
@@ -50,7 +50,7 @@ def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
             "the folder has rank files of different world sizes",
             where=folders[0],
             found=", ".join(map(str, sorted(found))),
-            hint="they are from different saves; move one set away",
+            hint="they are from different saves; move the files of one save away",
         )
     ((world, paths),) = found.items()
     check_ranks(world, folders[0])
@@ -74,13 +74,13 @@ def _check_same(rank: int, first: Path, other: Path) -> None:
             f"rank {rank} has two files in one folder",
             where=first.parent,
             found=f"{first.name} and {other.name}",
-            hint="move the one away that is not of this save",
+            hint="move away the file of the other save",
         )
     if first.stat().st_size != other.stat().st_size:
-        raise CkptconvError(f"rank {rank} is there twice, with different sizes", where=f"{first} and {other}")
+        raise CkptconvError(f"two files of rank {rank} have different sizes", where=f"{first} and {other}")
     if not first.samefile(other) and not same_archive(str(first), str(other)):
         raise CkptconvError(
-            f"rank {rank} is there twice, with different bytes",
+            f"two files of rank {rank} have different bytes",
             where=f"{first} and {other}",
             hint="they are from different saves, or one is damaged; omit one of the folders",
         )

@@ -64,7 +64,7 @@ def find(folders: Sequence[Path]) -> Files:
             inside = path.relative_to(home).as_posix()
             if inside in found and not filecmp.cmp(path, found[inside][0], shallow=False):
                 raise CkptconvError(
-                    f"{inside} is there twice, with different bytes",
+                    f"two files named {inside} have different bytes",
                     where=f"{found[inside][0]} and {path}",
                     hint="they are from different saves, or one is damaged; omit one of the folders",
                 )

@@ -1,9 +1,9 @@
-"""merge --all-steps and --watch: every step of a run that is whole and not converted yet, or changed since it was.
+"""merge --all-steps and --watch: converts every step of a run that is complete and was not converted before.
 
-A step counts as written when the run's own mark says so (`latest_checkpointed_iteration.txt`, `latest`) and no file of
-the step is younger than the mark, or, where a trainer leaves no mark, when nothing in its folder has changed for a while.
-The receipt of a model holds a fingerprint of the files that it was made from, so a step that is saved again is converted
-again.
+A step counts as written if the run's mark (`latest_checkpointed_iteration.txt`, `latest`) names it or a later one, and no
+file of the step is newer than the mark. If the trainer writes no mark, nothing in the step's folder may have changed for a
+while. The receipt of a model has a fingerprint of the files that it was made from, so a step that was saved again is
+converted again.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from ckptconv.tensors.file_state import fingerprint
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written
 SAVED_AGAIN = (
-    120.0  # the same for a step with files younger than the mark, which may be in the middle of another save
+    120.0  # the same for a step with files newer than the mark, which may be in the middle of another save
 )
-POLL = 5.0  # seconds between two looks
+POLL = 5.0  # seconds between two searches for new steps
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What became of one step.
+    """The result for one step.
 
     Args:
-        number: None for a folder without one, such as "last.ckpt".
-        merged: what the merge did, None where there was none.
-        error: why the step is not converted.
-        waiting: it is still being written; with `watch` it is looked at again.
-        again: it had been converted before, and its files changed since.
+        number: the step; None for a folder whose name has no number, such as "last.ckpt".
+        source: the step's folder.
+        target: the folder of its model.
+        merged: the result of the merge; None if the step was not converted.
+        error: why it was not converted.
+        waiting: it is still being written; with `watch` it is tried again.
+        again: it was converted before, and its files have changed since.
     """
 
     number: int | None
@@ -54,12 +56,12 @@ class Step:
 
     @property
     def name(self) -> str:
-        """ "step 2", or the folder's name where it has no number."""
+        """The step for the user: "step 2", or the folder's name if it has no number."""
         return self.source.name if self.number is None else f"step {self.number}"
 
     @property
     def reason(self) -> str:
-        """Why it waits: "rank 1 of 4 is not there yet"."""
+        """Why the step waits, such as "rank 1 of 4 is not there yet"."""
         what = self.error.what if self.error else ""
         return re.sub(r"\b(is|are) missing(?: from the checkpoint)?$", r"\1 not there yet", what)
 
@@ -73,28 +75,31 @@ def merge_steps(
     sleep: Callable[[float], None] = time.sleep,
     **choices: Any,
 ) -> Iterator[Step]:
-    """Convert each step of `run` into `root`/its folder's name, oldest first.
+    """Convert the steps of a run, oldest first; the model of each gets the name of the step's folder.
 
-    A step that is converted already is skipped, unless its files changed since. A step that fails is reported and does
-    not stop the others; it is tried again when something in its folder changes.
+    A step that was converted before is skipped, unless its files have changed since. A step that fails does not stop the
+    others; with `watch` it is tried again when a file in its folder changes.
 
     Args:
         run: the run's folder.
-        root: the folder in which the models appear.
-        watch: go on for ever, with each new step once it is whole. A step that waits is reported once per reason.
-        overwrite: also convert, once, what is converted already.
-        sleep: called with the seconds between two looks.
-        choices: as `merge` takes them.
+        root: the folder for the models.
+        watch: never stop, and convert each new step when it is complete. A step that waits is reported once per reason.
+        overwrite: also convert, once, the steps that were converted before.
+        sleep: called with the number of seconds between two searches for new steps.
+        choices: the keywords of `merge`.
+
+    Returns:
+        An iterator over the results. Each step is converted when the iterator is asked for it.
 
     Raises:
-        CkptconvError: the run holds no steps, without `watch`; or `root` is inside the run.
+        CkptconvError: the run has no steps and `watch` is False, or `root` is inside the run.
     """
     top, root = Path(run), Path(root)
     if not top.is_dir():
         raise CkptconvError("no such folder", where=top, kind=Kind.NOT_A_CHECKPOINT)
     if root.resolve() == top.resolve() or top.resolve() in root.resolve().parents:
         raise CkptconvError(
-            "OUT lies inside the run", where=root, hint="choose another folder", kind=Kind.TARGET
+            "OUT is inside the run", where=root, hint="choose another folder", kind=Kind.TARGET
         )
     done: dict[Path, str] = {}  # step -> fingerprint of what was converted
     failed: dict[Path, object] = {}  # step -> its files when it failed
@@ -132,16 +137,18 @@ def merge_steps(
 
 
 def _steps(run: Path) -> list[StepFolder]:
-    """The steps, oldest first. A link to another step ("last.ckpt") is not converted twice."""
+    """The steps, oldest first. A symbolic link to another step ("last.ckpt") is left out."""
     folders = step_folders(run)
     paths = {folder.path.resolve() for folder in folders if not folder.path.is_symlink()}
     return [f for f in folders if not (f.path.is_symlink() and f.path.resolve() in paths)]
 
 
 def _converted_from(target: Path, now: str) -> str | None:
-    """The fingerprint of the files that a model was made from; None without a model.
+    """The fingerprint of the files that a model was made from; None if there is no model.
 
-    A receipt of an older ckptconv has none: the model is taken to be made from what is there now.
+    Args:
+        target: the model's folder.
+        now: the fingerprint of the step's files. It is also the answer for the receipt of an older ckptconv, which has none.
     """
     if not (target / RECEIPT).is_file():
         return None
@@ -154,13 +161,15 @@ def _converted_from(target: Path, now: str) -> str | None:
 
 
 def _fingerprint(source: Path, backend: str | None) -> str:
+    """The fingerprint of a step's files; "" if they cannot be found."""
     try:
         return fingerprint(state_of(source, backend))
-    except (CkptconvError, OSError):  # the merge says what is wrong
+    except (CkptconvError, OSError):  # the merge reports what is wrong
         return ""
 
 
 def _convert(step: Step, choices: dict[str, Any], watch: bool) -> Step:
+    """Convert one step, or say why it was not converted."""
     why = _unfinished(step)
     if why is not None:
         return replace(step, error=Incomplete(why, where=step.source), waiting=True)
@@ -176,7 +185,7 @@ def _convert(step: Step, choices: dict[str, Any], watch: bool) -> Step:
 
 
 def _unfinished(step: Step) -> str | None:
-    """Why a step cannot be taken yet, or None."""
+    """Why a step is not known to be complete; None if it is."""
     source, run = step.source, step.source.parent
     for pattern in (pattern for trainer in trainers() for pattern in trainer.saving):
         sign = run / pattern.format(folder=source.name) if "{" in pattern else source / pattern
@@ -196,7 +205,7 @@ def _unfinished(step: Step) -> str | None:
 
 
 def _state(folder: Path) -> tuple[tuple[str, int, float], ...]:
-    """Every file with its size and time of change; what vanishes meanwhile is left out."""
+    """(path, bytes, time of change) of every file, without files that disappear meanwhile."""
     found = []
     for path in sorted(folder.rglob("*")):
         try:

@@ -113,7 +113,7 @@ def test_what_goes_with_one_step_only_is_refused(run: Path, tmp_path: Path, more
 def test_a_folder_without_steps_and_a_target_in_the_run_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CkptconvError, match="no steps"):
         list(merge_steps(run / "global_step_1", tmp_path / "out"))
-    with pytest.raises(CkptconvError, match="OUT lies inside the run"):
+    with pytest.raises(CkptconvError, match="OUT is inside the run"):
         list(merge_steps(run, run / "models"))
 
 
