@@ -77,7 +77,7 @@ def test_a_shard_that_is_there_twice_with_other_bytes_is_refused(made: Made, tmp
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     shutil.copystat(first, path)  # the same size and time
-    with pytest.raises(CkptconvError, match="two files named .* have different bytes"):
+    with pytest.raises(CkptconvError, match=r"two files named .* have different bytes"):
         open_checkpoint(run, also=[tmp_path / "other"])
 
 

@@ -125,5 +125,5 @@ def test_a_distcp_file_that_is_there_twice_with_other_bytes_is_refused(made: Mad
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     shutil.copystat(next(run.rglob("__1_0.distcp")), path)  # the same size and time
-    with pytest.raises(CkptconvError, match="two files named .* have different bytes"):
+    with pytest.raises(CkptconvError, match=r"two files named .* have different bytes"):
         open_checkpoint(run, also=[other])
