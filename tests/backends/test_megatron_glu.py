@@ -108,7 +108,7 @@ def test_megatron_lms_arguments_say_it_too(case: str, tmp_path: Path) -> None:
 
 def test_it_is_said(tmp_path: Path) -> None:
     found = open_checkpoint(a_run("qwen3_moe_tp2pp2ep2", tmp_path, **{ROUTED: 5}))
-    assert f"{ROUTED} is 5: gate and up of 18 tensors are taken out of their blocks" in found.notes
+    assert f"{ROUTED} is 5: gate and up of 18 tensors are put one after the other" in found.notes
 
 
 def test_blocks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_megatron_bridges_setting_is_refused(tmp_path: Path) -> None:
     run = Path(shutil.copytree(unpacked("megatron/glm4_moe_mb") / "run", tmp_path / "run"))
     config = next(run.rglob("run_config.yaml"))
     config.write_text(config.read_text().replace("\nmodel:\n", f"\nmodel:\n  {ROUTED}: 32\n", 1))
-    with pytest.raises(CkptconvError, match="alternating blocks") as error:
+    with pytest.raises(CkptconvError, match="gate and up of the experts may be interleaved") as error:
         open_checkpoint(run)
     assert error.value.found == f"{ROUTED}: 32"
 

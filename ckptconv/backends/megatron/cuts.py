@@ -1,9 +1,9 @@
-"""How Megatron cuts a tensor over tensor parallel ranks: by its name alone, since rank files do not say it.
+"""How Megatron shards a tensor over tensor parallel (TP) ranks. Rank files do not record it, so the tensor's name decides.
 
-It is Megatron's own rule for the module (megatron/core/tensor_parallel/layers.py): column-parallel weights along dim 0,
-row-parallel ones along dim 1, norms, routers and the like are whole on every rank; a name that is in none of these lists is
-refused. Adapters (megatron/bridge/peft/utils.py, ParallelLinearAdapter) are cut along dim 0, but for linear_in beside a
-row-parallel weight.
+The rule is that of Megatron's modules (megatron/core/tensor_parallel/layers.py): column-parallel weights are sharded
+along dim 0, row-parallel weights along dim 1; norms, routers and similar tensors are whole on every rank. A name that is
+in none of these lists is refused. Adapters are sharded along dim 0, except for the linear_in of a row-parallel weight
+(megatron/bridge/peft/utils.py, ParallelLinearAdapter).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WHOLE = re.compile(
     r"norm|router\.|gate_weight$|down_proj\.weight$|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
 )
 _GATED = re.compile(r"(?<!projection\.encoder\.)linear_fc1\.(weight|bias|adapter\.linear_out\.weight)$")
-# Modules of transformers, which are whole on every rank.
+# Modules of transformers (vision and audio towers), which are whole on every rank.
 _TOWER = re.compile(
     r"^((thinker\.)?(visual|audio_model|audio_tower|vision_tower|multi_modal_projector|mm_projector|mlp1)\."
     r"|model\.visual\.|vision_model\.(?!decoder\.|projection\.))"
@@ -33,15 +33,19 @@ _TOWER = re.compile(
 
 
 def over_tp(name: str, held: list[tuple[int, View]], gated: bool = True) -> StoredTensor:
-    """Join the parts of the TP ranks; ranks of one TP index (over EP) hold copies.
+    """Join the parts of the TP ranks. Several ranks of one TP index, which differ in EP, hold replicas.
 
     Args:
         name: the tensor's canonical name, which decides the dim.
         held: (TP index, part) of each rank.
-        gated: whether the decoder's MLP has a gate; each rank then holds its own [gate | up].
+        gated: whether the decoder's MLP has a gate. If it does, the rows of a rank's linear_fc1 are its part of gate, then
+            its part of up.
+
+    Raises:
+        CkptconvError: no rank holds the tensor, its name does not tell how it is sharded, or its parts do not fit.
     """
     if not held:
-        raise CkptconvError(f"{name} is on some ranks of a stage but not on others")
+        raise CkptconvError(f"some ranks of a stage have {name}, and others do not")
     parts: dict[int, View] = {}
     copies: list[tuple[int, View]] = []
     for tp, view in held:
@@ -53,7 +57,7 @@ def over_tp(name: str, held: list[tuple[int, View]], gated: bool = True) -> Stor
     dim = None if _TOWER.match(name) else 0 if _COLUMN.search(name) else 1 if _ROW.search(name) else None
     if dim is not None and any(len(view.shape) <= dim for view in (*views, *(view for _, view in copies))):
         raise CkptconvError(
-            f"{name} has too few dims to be cut as Megatron cuts it",
+            f"{name} has too few dims for the way in which Megatron shards it",
             found=[list(view.shape) for view in views],
         )
     if dim is None and len(views) > 1 and not (_TOWER.match(name) or _WHOLE.search(name)):
@@ -63,14 +67,14 @@ def over_tp(name: str, held: list[tuple[int, View]], gated: bool = True) -> Stor
             hint="save the checkpoint as torch_dist, whose files record it",
             kind=Kind.UNSUPPORTED,
         )
-    # A critic's is the same on every rank.
+    # A critic's value head has one row, and is whole on every rank.
     scalar_head = name.endswith("output_layer.weight") and views[0].shape[0] == 1
     if dim is None or scalar_head or len(views) == 1:
         zero = (0,) * len(views[0].shape)
         rest = [*views[1:], *(view for _, view in copies)]
         return StoredTensor(views[0], "", tuple((zero, view) for view in rest))
     in_tower = name.startswith("vision_model.")
-    if _GATED.search(name) and (gated or in_tower):  # every rank has its own [gate | up]
+    if _GATED.search(name) and (gated or in_tower):  # each rank has its part of gate, then its part of up
         halves = [split(view, 0, [view.shape[0] // 2] * 2) for view in views]
         view = cat([half for side in (0, 1) for half in (pair[side] for pair in halves)], 0)
         return StoredTensor(view, "gated Shard(0)", tuple(_gated_copies(copies, parts)))
@@ -84,6 +88,7 @@ def over_tp(name: str, held: list[tuple[int, View]], gated: bool = True) -> Stor
 def _gated_copies(
     copies: list[tuple[int, View]], parts: dict[int, View]
 ) -> Iterator[tuple[tuple[int, ...], View]]:
+    """(offsets in the whole tensor, view) of the gate half and of the up half of each replica."""
     for tp, view in copies:
         half = view.shape[0] // 2
         for side, part in enumerate(split(view, 0, [half, half])):

@@ -1,4 +1,4 @@
-"""What Megatron's own files say of the trainer: its iteration and its arguments, and whether it was Megatron-Bridge."""
+"""Facts about the trainer from Megatron's files: the iteration, the parallel sizes, and whether it was Megatron-Bridge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ckptconv.formats.stand_ins import Inert
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import Checkpoint
 
-# Of Megatron's arguments (common.pt, rank files), those that say how it was trained.
+# Megatron's arguments (in common.pt and rank files) about parallelism, and their short names for the user.
 _ARGS = {
     "world_size": "world size",
     "tensor_model_parallel_size": "tp",
@@ -25,7 +25,7 @@ _ARGS = {
 
 
 def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
-    """As `Backend.saved_by`."""
+    """See `Backend.saved_by`."""
     shards = Path(checkpoint.files[0].path).parent if checkpoint.files else checkpoint.root
     if (shards / "run_config.yaml").is_file():
         yield Fact("trainer", "Megatron-Bridge", "run_config.yaml")
@@ -41,6 +41,7 @@ def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
 
 
 def _root(path: Path) -> dict[Any, Any]:
+    """The dict in a torch.save file; {} if it cannot be read."""
     try:
         root = open_torch_zip(str(path)).root if path.is_file() else {}
     except CkptconvError:

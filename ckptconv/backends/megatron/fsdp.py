@@ -1,9 +1,10 @@
-"""Megatron-FSDP's checkpoints (`--ckpt-format fsdp_dtensor`): torch's DCP with Megatron's module names. Without Megatron.
+"""Reads Megatron-FSDP's checkpoints (`--ckpt-format fsdp_dtensor`): torch DCP with Megatron's module names.
 
-RUN/iter_NNNNNNN/.metadata of one state dict: `model.module.NAME` beside `optimizer.…`, `args`, `rng_state.(PP, TP).…`
-(megatron/training/checkpointing.py, generate_state_dict and preprocess_fsdp_dtensor_state_dict). Shards are rows of uneven
-flat buffers, with their true boxes in the metadata. A gated projection is kept as `weight_w` and `weight_v`, an expert as
-`experts.linear_fc1.weight7_w`, with its number in the whole model (megatron/core/transformer/fsdp_dtensor_checkpoint.py).
+RUN/iter_NNNNNNN/.metadata describes one state dict with the keys `model.module.NAME`, `optimizer.…`, `args` and
+`rng_state.(PP, TP).…` (megatron/training/checkpointing.py, generate_state_dict and preprocess_fsdp_dtensor_state_dict).
+Shards are rows of uneven flat buffers; the metadata has their true boxes. A gated projection is stored as `weight_w` and
+`weight_v`, an expert as `experts.linear_fc1.weight7_w`, with its number in the whole model
+(megatron/core/transformer/fsdp_dtensor_checkpoint.py).
 """
 
 from __future__ import annotations
@@ -38,9 +39,15 @@ def is_mine(folder: Path) -> bool:
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read the metadata. also: folders with more of the `.distcp` files.
+    """Read the metadata.
 
-    Raises CkptconvError for pipeline stages, and for all that `read_tensors` refuses.
+    Args:
+        place: the step's folder.
+        also: further folders with `.distcp` files.
+
+    Raises:
+        Incomplete: a `.distcp` file is missing.
+        CkptconvError: the checkpoint has pipeline stages, or `dcp.metadata.read_tensors` refuses it.
     """
     folder = place.folder
     metadata = read_metadata(folder)
@@ -72,7 +79,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
 
 def _check_one_stage(names: Mapping[str, Any], coordinates: list[tuple[int, int]], folder: Path) -> None:
-    """Every stage numbers its layers from 0 under the same names, so DCP keeps the last writer's and loses the others."""
+    """Refuse several pipeline stages: each numbers its layers from 0, so DCP keeps only one stage's tensor of each name."""
     chunks = any(_CHUNK.match(name) for name in names)
     stages = 1 + max((pp for pp, _ in coordinates), default=0)
     if chunks or stages > 1:
@@ -86,16 +93,17 @@ def _check_one_stage(names: Mapping[str, Any], coordinates: list[tuple[int, int]
 
 
 def _why_not(name: str) -> str | None:
+    """Why a stored name is not a weight; None for a weight."""
     return not_a_weight(name) or (None if name.startswith("model.") else "trainer state")
 
 
 def _bare(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
-    """Names without their wrappers, an expert's number where torch_dist has it."""
+    """Remove the wrappers from the names, and put an expert's number where torch_dist has it."""
     for name, tensor in tensors.items():
         match = _MODEL.match(name)
         if match is None:
             raise CkptconvError(
-                f"the stored name {name} does not begin as Megatron-FSDP's do",
+                f"the stored name {name} does not begin like those of Megatron-FSDP",
                 wanted="model.module.…",
                 kind=Kind.UNSUPPORTED,
             )

@@ -1,8 +1,9 @@
-"""Gate and up in alternating blocks of rows: the `*_glu_interleave_size` settings of Megatron-Core, undone.
+"""Undoes the `*_glu_interleave_size` settings of Megatron-Core, which alternate blocks of gate rows and of up rows.
 
-With one set, a rank's linear_fc1 holds [gate block, up block, gate block, …], and is saved as it lies: its first half of
-rows and its second half are joined over the ranks as if they were gate and up (megatron/core/transformer/moe/experts.py,
-_remove_glu_interleaving, and mlp.py, apply_swiglu_sharded_factory). The weights do not show it; the trainer's settings do.
+With such a setting, the rows of a rank's linear_fc1 are [gate block, up block, gate block, …]. The save does not reorder
+them: it joins the first halves of the ranks' rows, then the second halves, as if they were gate and up
+(megatron/core/transformer/moe/experts.py, _remove_glu_interleaving; mlp.py, apply_swiglu_sharded_factory). The weights do
+not show this, so the trainer's settings decide.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import StoredTensor, TrainerSettings
 from ckptconv.tensors.view import View, cat, narrow, split
 
-# A setting, the tensors that it is about, and the sizes of the ranks that these are cut over, in order of preference.
+# A setting, the tensors that it affects, and the settings that give the number of ranks over which they are sharded; the
+# first of those that is recorded counts.
 _SETTINGS = (
     (
         "moe_mlp_glu_interleave_size",
@@ -33,16 +35,22 @@ _SETTINGS = (
 
 
 def refuse_bridges_blocks(settings: Sequence[TrainerSettings]) -> None:
-    """Raise CkptconvError where Megatron-Bridge's run_config.yaml has blocks.
+    """Refuse a checkpoint of Megatron-Bridge whose run_config.yaml has such a setting.
 
-    It means to save without them, but leaves out the tensors that Megatron-Core joins only while it saves (its
-    training/checkpointing.py), so its files do not tell which tensors still have them.
+    Megatron-Bridge reorders the rows before a save, but not those of the tensors that Megatron-Core only joins during the
+    save (megatron/bridge/training/checkpointing.py). Its files do not tell which tensors are still interleaved.
+
+    Args:
+        settings: the trainer's settings, by file.
+
+    Raises:
+        CkptconvError: names the setting.
     """
     for one in settings:
         for name, _, _ in _SETTINGS:
             if one.where.endswith(RUN_CONFIG) and (size := number(one.values.get(name))):
                 raise CkptconvError(
-                    "gate and up of the experts may lie in alternating blocks; Megatron-Bridge's files do not say which",
+                    "gate and up of the experts may be interleaved; Megatron-Bridge's files do not say which",
                     where=one.where,
                     found=f"{name}: {size}",
                     hint="export it with Megatron-Bridge, or save it once more with the setting off",
@@ -53,7 +61,18 @@ def refuse_bridges_blocks(settings: Sequence[TrainerSettings]) -> None:
 def uninterleaved(
     tensors: dict[str, StoredTensor], stated: Mapping[str, Any]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """The tensors with gate and up one after the other, and notes that name what was changed."""
+    """Put all gate rows before all up rows.
+
+    Args:
+        tensors: the tensors by canonical name.
+        stated: the trainer's settings.
+
+    Returns:
+        The tensors, and one note for each setting that changed some.
+
+    Raises:
+        CkptconvError: the number of ranks is not recorded, or a tensor does not consist of whole blocks.
+    """
     done, notes = dict(tensors), []
     for name, which, ranks in _SETTINGS:
         size = stated.get(name)
@@ -72,12 +91,19 @@ def uninterleaved(
                 count += 1
                 done[key] = replace(tensor, view=_halves(key, tensor.view, size, over), replicas=())
         if count:
-            notes.append(f"{name} is {size}: gate and up of {count} tensors are taken out of their blocks")
+            notes.append(f"{name} is {size}: gate and up of {count} tensors are put one after the other")
     return done, notes
 
 
 def _halves(name: str, view: View, size: int, ranks: int) -> View:
-    """All gate rows, then all up rows."""
+    """One tensor with all gate rows before all up rows.
+
+    Args:
+        name: the tensor.
+        view: the stored tensor, (rows, …).
+        size: the rows of a block.
+        ranks: the number of ranks over which it was sharded.
+    """
     rows = view.shape[0] if view.shape else 0
     if not 0 < size <= rows or not 0 < ranks <= rows:
         raise CkptconvError(

@@ -1,7 +1,8 @@
-"""LoRA's rank and alpha next to a Megatron checkpoint: they are in the trainer's settings, not with the tensors.
+"""Reads LoRA's rank and alpha from the trainer's settings next to a Megatron checkpoint; the tensors do not have them.
 
-Megatron-Bridge's run_config.yaml has a `peft:` section with `dim` and `alpha` (megatron/bridge/peft/lora.py) where it
-trained adapters itself; it is null where a hook put them into the model. verl's are in lora_train_meta.json.
+Megatron-Bridge's run_config.yaml has a `peft:` section with `dim` and `alpha` (megatron/bridge/peft/lora.py). The section is
+null if a hook of another framework added the adapters. verl writes lora_train_meta.json
+(verl/utils/checkpoint/megatron_checkpoint_manager.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _KEYS = {"dim": "r", "alpha": "lora_alpha"}
 
 
 def lora_settings(*folders: Path) -> dict[str, Any]:
-    """{"r": …, "lora_alpha": …} as far as a file in one of the folders has them."""
+    """The LoRA settings in the first of the folders that has any: {"r": …, "lora_alpha": …}; {} if none has."""
     for folder in folders:
         if meta := read_table(folder / "lora_train_meta.json"):
             return meta
@@ -27,4 +28,5 @@ def lora_settings(*folders: Path) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> Any:
+    """An integer for a float with an integral value."""
     return int(value) if float(value).is_integer() else value

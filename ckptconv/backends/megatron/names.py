@@ -1,8 +1,9 @@
-"""Megatron's stored names -> one form: every layer and every expert has a number, every tensor stands alone.
+"""Brings Megatron's stored names into one form, in which every layer and every expert has a number.
 
-torch_dist stacks equal layers over a first dim and experts over the next (megatron/core/transformer/
-transformer_block.py and moe/experts.py, sharded_state_dict); mixed models number them; "singleton" saves number the
-experts and keep a gated projection as its two halves, `weight_w` and `weight_v` (biases too).
+torch_dist stacks equal layers along a first dim, and experts along the next
+(megatron/core/transformer/transformer_block.py and moe/experts.py, sharded_state_dict). Models with unequal layers number
+the layers. "Singleton" saves number the experts, and store a gated projection as two halves, `weight_w` and `weight_v`
+(biases too).
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ _HALVES = ("weight_w", "weight_v", "bias_w", "bias_v")
 
 
 def canonical(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """`decoder.layers.{layer}.mlp.experts.{expert}.linear_fc1.weight`, whichever way it was stored."""
+    """The tensors by canonical name: `decoder.layers.{layer}.mlp.experts.{expert}.linear_fc1.weight`.
+
+    Args:
+        tensors: the tensors by stored name.
+
+    Raises:
+        CkptconvError: a tensor is stored twice, or only one of its halves is stored.
+    """
     found: dict[str, StoredTensor] = {}
     halves: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in tensors.items():
@@ -47,6 +55,7 @@ def canonical(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _singles(name: str, view: View) -> Iterator[tuple[str, View]]:
+    """The layers of a stack, and the experts of each; a tensor that is not stacked as it is."""
     stack = _STACK.match(name)
     if stack:
         for layer, part in enumerate(unbind(view, 0)):
@@ -56,6 +65,7 @@ def _singles(name: str, view: View) -> Iterator[tuple[str, View]]:
 
 
 def _experts(name: str, view: View) -> Iterator[tuple[str, View]]:
+    """The experts of a stack; a tensor that is not stacked as it is."""
     stack = _EXPERT_STACK.match(name)
     if stack:
         for expert, part in enumerate(unbind(view, 0)):
@@ -65,10 +75,10 @@ def _experts(name: str, view: View) -> Iterator[tuple[str, View]]:
 
 
 def numbered(name: str) -> str:
-    """An expert's name with its number after `experts`; other names as they are.
+    """An expert's name with the number after `experts`; any other name as it is.
 
-    Grouped GEMM has it at the end, `experts.linear_fc1.weight3` (megatron/core/extensions/transformer_engine.py); the
-    others write `experts.local_experts.3.…` or, in torch_dist, `experts.experts.3.…` (moe/experts.py).
+    Grouped GEMM puts the number at the end, `experts.linear_fc1.weight3` (megatron/core/extensions/transformer_engine.py).
+    The other implementations write `experts.local_experts.3.…`, and `experts.experts.3.…` in torch_dist (moe/experts.py).
     """
     if one := _EXPERT.match(name):
         return f"{one[1]}.{one[2]}.{one[3]}"

@@ -1,7 +1,7 @@
-"""Were all rank files written by one save, and is each in the folder of the rank that wrote it?
+"""Checks that one save wrote all rank files, and that each is in the folder of the rank that wrote it.
 
-Megatron-LM's files hold `iteration` and, in `args`, the numbers of the rank that wrote them
-(megatron/training/checkpointing.py, generate_state_dict). verl's model.pt holds neither.
+Megatron-LM's files have `iteration` and, in `args`, the number of the rank that wrote them
+(megatron/training/checkpointing.py, generate_state_dict). verl's model.pt has neither.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ _COPY_AGAIN = "the files are of different saves or ranks: copy all of one step a
 
 
 def check_one_save(files: Sequence[tuple[Coordinate, TorchZip]], home: Path) -> None:
-    """Compare what the rank files say about the save and about their ranks.
+    """Compare what the rank files state about the save and about their ranks.
 
     Args:
-        files: each rank file with the coordinates in its folder's name.
+        files: each rank file with the coordinate that its folder's name gives.
         home: the folder with the mp_rank_* folders.
 
-    Raises CkptconvError for files of different iterations or settings, and for a file in another rank's folder.
+    Raises:
+        CkptconvError: files are of different iterations or settings, or a file is in another rank's folder.
     """
     first = files[0][1]
     shared = _arguments(first)
@@ -46,6 +47,7 @@ def check_one_save(files: Sequence[tuple[Coordinate, TorchZip]], home: Path) -> 
 
 
 def _same(name: str, found: Any, wanted: Any, file: TorchZip, first: TorchZip) -> None:
+    """Refuse two different numbers for one setting; values that are not numbers are not compared."""
     plain = all(isinstance(value, int | float) for value in (found, wanted))
     if plain and found != wanted:
         raise CkptconvError(
@@ -58,13 +60,14 @@ def _same(name: str, found: Any, wanted: Any, file: TorchZip, first: TorchZip) -
 
 
 def _check_ranks(files: Sequence[tuple[Coordinate, TorchZip]]) -> None:
-    """`args.rank` against the coordinates: the rank modulo TP is the TP rank in every order that Megatron has
-    (megatron/core/parallel_state.py), and the rank grows along each axis.
+    """Compare `args.rank` with the coordinate of each file.
+
+    In every order that Megatron supports, the rank modulo the TP size is the TP rank, and the rank grows along each axis
+    (megatron/core/parallel_state.py).
     """
     ranks: dict[int, TorchZip] = {}
-    lines: dict[
-        tuple[int, Coordinate], list[tuple[int, int, TorchZip]]
-    ] = {}  # along an axis: coordinate, rank, file
+    # (axis, the coordinate without that axis) -> (the coordinate along the axis, rank, file) of each rank file on that line
+    lines: dict[tuple[int, Coordinate], list[tuple[int, int, TorchZip]]] = {}
     for coordinate, file in files:
         arguments = _arguments(file)
         rank, size = (number(arguments.get(name)) for name in ("rank", "tensor_model_parallel_size"))
@@ -98,5 +101,6 @@ def _wrong_folder(file: TorchZip, found: str, wanted: str) -> CkptconvError:
 
 
 def _arguments(file: TorchZip) -> Mapping[str, Any]:
+    """Megatron-LM's arguments in a rank file; {} if it has none."""
     found = args_of(file.root, file.path)
     return found[0].values if found else {}

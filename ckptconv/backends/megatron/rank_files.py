@@ -1,7 +1,7 @@
-"""Megatron's rank files: mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt (Megatron-LM) or model.pt (verl v0).
+"""Reads Megatron's rank files: mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt (Megatron-LM) or model.pt (verl v0).
 
-Each holds one rank's module state dict (megatron/training/checkpointing.py, get_checkpoint_name and
-generate_state_dict); `stages` puts them together.
+Each file holds the state dict of one rank's module (megatron/training/checkpointing.py, get_checkpoint_name and
+generate_state_dict). `stages` joins them.
 """
 
 from __future__ import annotations
@@ -36,22 +36,28 @@ _FOLDER = re.compile(r"^mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?$")
 _FILES = ("model_optim_rng.pt", "model.pt")
 _CHUNK = re.compile(r"^model(\d*)$")
 _FINAL_NORM = re.compile(DECODER.pattern + r"final_layernorm\.weight$")
-# Parts of a name that Megatron's own rules do not decide.
-_UNTOLD = {
+# Parts of names whose layout depends on the trainer, and why.
+_NOT_RECORDED = {
     ".self_attention.in_proj.": "each trainer has the rows of a gated delta net in its own order",
     "vision_model.merger.patch_norm.": "mbridge's tower of Qwen3-VL has an MLP without a gate",
 }
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder with mp_rank_* folders, itself or in model/ as verl has it."""
+    """True for a folder with mp_rank_* folders, directly or in model/, where verl puts them."""
     return _home(folder) is not None
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read every rank's metadata and put stages, experts and TP parts together.
+    """Read every rank's metadata, and join pipeline stages, experts and TP parts.
 
-    Raises CkptconvError for ranks that are missing or do not fit together.
+    Args:
+        place: the step's folder.
+        also: further folders with mp_rank_* folders.
+
+    Raises:
+        Incomplete: a rank is missing.
+        CkptconvError: the rank files do not fit together.
     """
     home = _home(place.folder)
     if home is None:
@@ -99,6 +105,7 @@ def _coordinates(coordinate: Coordinate, sizes: dict[str, int]) -> tuple[tuple[s
 
 
 def _home(folder: Path) -> Path | None:
+    """The folder with the mp_rank_* folders; None if there is none."""
     for path in (folder, folder / "model"):
         if path.is_dir() and any(_FOLDER.match(child.name) and child.is_dir() for child in path.iterdir()):
             return path
@@ -106,7 +113,7 @@ def _home(folder: Path) -> Path | None:
 
 
 def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
-    """Folder numbers -> rank file."""
+    """The numbers in the name of an mp_rank_* folder -> the rank file in it."""
     found: dict[tuple[int, ...], Path] = {}
     for home in homes:
         for folder in sorted(home.iterdir()):
@@ -128,7 +135,11 @@ def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
 
 
 def _ranks_with_coordinates(opened: dict[tuple[int, ...], TorchZip]) -> list[Rank]:
-    """Two numbers are (TP, PP), or (TP, EP) without pipeline stages: then every rank has the final norm."""
+    """The ranks with their coordinates.
+
+    A folder's name has the numbers (TP), (TP, PP), (TP, EP) or (TP, PP, EP). Two numbers are (TP, EP) if every rank has the
+    final norm, since there are no pipeline stages then.
+    """
     loaded = {numbers: _chunks(file) for numbers, file in opened.items()}
     staged = not all(
         any(_FINAL_NORM.match(name) for chunk in chunks for name in chunk) for chunks in loaded.values()
@@ -144,7 +155,10 @@ def _ranks_with_coordinates(opened: dict[tuple[int, ...], TorchZip]) -> list[Ran
 
 
 def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
-    """The model chunks of a rank file: "model", or "model0", "model1", … with virtual stages; verl keeps a list."""
+    """The model chunks of a rank file: name -> view for each.
+
+    Megatron-LM's keys are "model", or "model0", "model1", … with virtual pipeline stages. verl saves a list.
+    """
     root = file.root
     parts = root if isinstance(root, list) else None
     if isinstance(root, dict):
@@ -170,9 +184,9 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
             if not isinstance(value, TensorRecord):
                 raise CkptconvError(f"{name} is not a tensor", where=file.path, found=value)
             bare = name.removeprefix("module.")
-            if untold := next((why for mark, why in _UNTOLD.items() if mark in bare), None):
+            if reason := next((why for mark, why in _NOT_RECORDED.items() if mark in bare), None):
                 raise CkptconvError(
-                    f"{untold}, and rank files do not record that",
+                    f"{reason}, and rank files do not record that",
                     where=f"{bare} in {file.path}",
                     hint="save the checkpoint as torch_dist",
                     kind=Kind.UNSUPPORTED,
@@ -183,7 +197,14 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
 
 
 def _check_complete(ranks: list[Rank], sizes: dict[str, int], settings: dict[str, Any], home: Path) -> None:
-    """Every TP and PP index, and every EP index of every stage, must be there; with folders not a cross product."""
+    """Require every PP index, and every TP and EP index of every stage. Not every combination of them has a folder.
+
+    Args:
+        ranks: the ranks that are here.
+        sizes: axis -> its number of ranks; raised to the number that the settings state.
+        settings: the trainer's settings.
+        home: the folder with the mp_rank_* folders.
+    """
     stated = {
         "tp": settings.get("tensor_model_parallel_size"),
         "pp": settings.get("pipeline_model_parallel_size"),

@@ -1,8 +1,8 @@
-"""The coordinate of each rank of a torch_dist checkpoint, from the random states, which are kept for each (PP, TP).
+"""Finds the coordinates of the ranks of a torch_dist checkpoint, from the random states that are saved per (PP, TP).
 
-`rng_state/shard_PP.TP_PPS.TPS` is written by a rank with that stage and part, one of its data-parallel group
-(megatron/training/checkpointing.py, get_rng_state). Where all of them lie as Megatron numbers its ranks by default
-(megatron/core/parallel_state.py, order tp-cp-ep-dp-pp), the coordinates of all other ranks follow.
+A rank of the data-parallel group of (PP, TP) writes `rng_state/shard_PP.TP_PPS.TPS` (megatron/training/checkpointing.py,
+get_rng_state). If all of these ranks are numbered in Megatron's default order (megatron/core/parallel_state.py, order
+tp-cp-ep-dp-pp), the coordinates of all other ranks follow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ Coordinate = tuple[tuple[str, int], ...]
 
 
 def ranks_of(metadata: DcpMetadata) -> tuple[Mesh | None, dict[int, Coordinate]]:
-    """The mesh of TP and PP, and rank -> coordinate as far as the files say so; (None, {}) where no random states are."""
+    """The mesh of TP and PP, and rank -> coordinate for the ranks whose coordinate is known.
+
+    Args:
+        metadata: the checkpoint's `.metadata`.
+
+    Returns:
+        (None, {}) if no random states are stored.
+    """
     owners: dict[tuple[int, int], int] = {}
     sizes = (0, 0)
     for (name, _), (file, _, _) in metadata.infos.items():
@@ -41,4 +48,5 @@ def ranks_of(metadata: DcpMetadata) -> tuple[Mesh | None, dict[int, Coordinate]]
 
 
 def _coordinate(pp: int, tp: int, sizes: tuple[int, int]) -> Coordinate:
+    """The coordinate along the axes that have more than one rank. `sizes` is (PP, TP)."""
     return tuple((axis, at) for axis, at, size in zip(("pp", "tp"), (pp, tp), sizes, strict=True) if size > 1)

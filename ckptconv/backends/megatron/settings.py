@@ -1,9 +1,8 @@
-"""What a Megatron trainer wrote about itself: sizes of the model, and how it was cut.
+"""Reads a Megatron trainer's settings: the model's sizes, and how it was sharded.
 
-Three files hold it. verl: `transformer_config.json`, a TransformerConfig
-(verl/utils/checkpoint/megatron_checkpoint_manager.py). Megatron-LM: `args`, an argparse.Namespace in common.pt or in every
-rank file (megatron/training/checkpointing.py, generate_state_dict). Megatron-Bridge: the `model:` section of
-run_config.yaml (megatron/bridge/training/config.py).
+The files: verl's `transformer_config.json`, a TransformerConfig (verl/utils/checkpoint/megatron_checkpoint_manager.py);
+Megatron-LM's `args`, an argparse.Namespace in common.pt or in every rank file (megatron/training/checkpointing.py,
+generate_state_dict); the `model:` section of Megatron-Bridge's run_config.yaml (megatron/bridge/training/config.py).
 """
 
 from __future__ import annotations
@@ -30,13 +29,18 @@ _WORDS = {"null": None, "true": True, "false": False}
 
 
 class Stated(NamedTuple):
-    """The settings that were found, the likeliest first, and what to tell the user about files that cannot be read."""
+    """The settings that were found.
+
+    Args:
+        settings: one record per file; the first file that has a setting counts.
+        notes: which files could not be read, for the user.
+    """
 
     settings: tuple[TrainerSettings, ...]
     notes: tuple[str, ...] = ()
 
     def merged(self) -> dict[str, Any]:
-        """One table; where two files name a setting, the first one's value."""
+        """All settings in one dict; the first file that has a setting counts."""
         return {name: value for one in reversed(self.settings) for name, value in one.values.items()}
 
 
@@ -45,9 +49,10 @@ def read_settings(folder: Path, shards: Path) -> Stated:
 
     Args:
         folder: the step's or role's folder.
-        shards: the folder with common.pt, where that is another one.
+        shards: the folder with common.pt, which may be the same.
 
-    Raises CkptconvError for a common.pt that was written at another step than its folder's name says.
+    Raises:
+        CkptconvError: common.pt is of another iteration than its folder's name.
     """
     found = list(_tables(folder, folder / "model"))
     notes: list[str] = []
@@ -66,13 +71,18 @@ def read_settings(folder: Path, shards: Path) -> Stated:
 
 
 def rank_file_settings(folder: Path, roots: Iterable[tuple[str, Any]]) -> Stated:
-    """The settings in rank files, given as (path, contents), and next to them; the first file that has any counts."""
+    """The settings in rank files, and next to them.
+
+    Args:
+        folder: the step's folder.
+        roots: (path, contents) of each rank file; the first one with settings counts.
+    """
     own = next((found for path, root in roots if (found := args_of(root, path))), [])
     return Stated((*own, *_tables(folder)))
 
 
 def args_of(root: Any, where: str | Path) -> list[TrainerSettings]:
-    """Megatron-LM's arguments in the contents of a file; [] where there are none."""
+    """Megatron-LM's arguments in the contents of a file; [] if there are none."""
     args = root.get("args") if isinstance(root, dict) else None
     return namespace(args, where)
 
@@ -84,7 +94,16 @@ def namespace(args: Any, where: str | Path) -> list[TrainerSettings]:
 
 
 def check_iteration(root: Any, where: str | Path, folder: Path) -> None:
-    """Raise CkptconvError where a file's `iteration` is not the N of the folder iter_N that holds it."""
+    """Refuse a file whose `iteration` is not the N of its folder iter_N.
+
+    Args:
+        root: the file's contents.
+        where: the file.
+        folder: the step's folder.
+
+    Raises:
+        CkptconvError: names both iterations.
+    """
     named, found = _STEP.match(folder.name), iteration_of(root)
     if named and found is not None and found != int(named[1]):
         raise CkptconvError(
@@ -97,12 +116,12 @@ def check_iteration(root: Any, where: str | Path, folder: Path) -> None:
 
 
 def iteration_of(root: Any) -> int | None:
-    """The iteration that Megatron-LM and Megatron-Bridge write into a file; None where there is none."""
+    """The iteration that Megatron-LM and Megatron-Bridge write into a file; None if there is none."""
     return number(root.get("iteration")) if isinstance(root, dict) else None
 
 
 def number(value: Any) -> int | None:
-    """A whole number of a size that counts something; None for everything else."""
+    """The value if it is an integer of 0 to 2**63 - 1; None for everything else."""
     return value if type(value) is int and 0 <= value < _LARGEST else None
 
 
@@ -116,9 +135,13 @@ def _tables(*folders: Path) -> Iterable[TrainerSettings]:
 
 
 def run_config(folder: Path, section: str) -> dict[str, Any]:
-    """Numbers, words and lists of numbers in a section of Megatron-Bridge's run_config.yaml; {} where it has none.
+    """The settings in a section of Megatron-Bridge's run_config.yaml; {} if there is none.
 
-    Only what stands one level below the section is read: all settings of the model do.
+    Only scalars and lists one level below the section are read, where all settings of the model are.
+
+    Args:
+        folder: the folder with run_config.yaml.
+        section: the section, such as "model".
     """
     found = re.search(_SECTION.format(name=section), settings_text(folder / RUN_CONFIG), re.MULTILINE)
     if found is None:
@@ -130,7 +153,7 @@ def run_config(folder: Path, section: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A YAML scalar: a number, a word such as `null`, or the text as it stands."""
+    """The value of a YAML scalar: a number, None, a bool, or else the text itself."""
     found = _NUMBER.match(text)
     if found:
         return float(text) if any(found.groups()) else int(text)

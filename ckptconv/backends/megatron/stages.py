@@ -1,7 +1,7 @@
-"""The rank files' parts put together: stages and chunks in the order of the layers, TP parts, experts by their numbers.
+"""Joins the parts in rank files: pipeline stages and model chunks in the order of their layers, TP parts, and experts.
 
-Layers count from 0 in each pipeline stage and model chunk, experts from 0 on each EP rank
-(megatron/training/checkpointing.py, generate_state_dict). How a tensor is cut over TP is not in the files: `cuts` has it.
+The files number layers from 0 in each pipeline stage and model chunk, and experts from 0 on each expert parallel (EP) rank
+(megatron/training/checkpointing.py, generate_state_dict). They do not record how a tensor is sharded over TP; see `cuts`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from ckptconv.errors import CkptconvError
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import View
 
-DECODER = re.compile(r"^(thinker\.)?(language_model\.)?decoder\.")  # whose layers go on from stage to stage
+DECODER = re.compile(r"^(thinker\.)?(language_model\.)?decoder\.")  # its layers continue in the next stage
 _LAYER = re.compile(r"(?<=layers\.)(\d+)(?=\.)")
 _EXPERT = re.compile(r"^(.*\.experts\.)(\d+)(\.linear_fc[12]\..+)$")
-# megatron/core/transformer/transformer_config.py, and --swiglu of megatron/training/arguments.py
+# Settings for a gated MLP (megatron/core/transformer/transformer_config.py; --swiglu of megatron/training/arguments.py).
 _GATE_SETTINGS = ("gated_linear_unit", "swiglu", "quick_geglu")
-_REPEATED = re.compile(r"(^|\.)embedding\.")  # for MTP layers, the last stage has the first one's too
+_REPEATED = re.compile(
+    r"(^|\.)embedding\."
+)  # the last stage also has the first stage's embedding, for its MTP layers
 
 
 class Coordinate(NamedTuple):
-    """A rank's coordinates."""
+    """A rank's index along each axis: tensor, pipeline and expert parallel."""
 
     tp: int
     pp: int
@@ -36,13 +38,18 @@ class Coordinate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One rank's chunks: name -> view, layers numbered within the chunk."""
+    """One rank's model chunks.
+
+    Args:
+        coordinate: the rank's coordinate.
+        chunks: name -> view for each chunk; layers are numbered from 0 in each.
+    """
 
     coordinate: Coordinate
     chunks: tuple[dict[str, View], ...]
 
     def layers(self, chunk: int) -> int:
-        """Transformer layers in a chunk."""
+        """The number of decoder layers in a chunk."""
         found = [
             int(m[1]) for name in self.chunks[chunk] if DECODER.match(name) and (m := _LAYER.search(name))
         ]
@@ -50,7 +57,7 @@ class Rank:
 
 
 def expert_rows(ranks: list[Rank]) -> Iterator[tuple[tuple[int, int, str], int, int]]:
-    """Of every expert's fc1: (stage, EP rank and name), TP rank, rows."""
+    """((PP index, EP index, name), TP index, number of rows) of every expert's linear_fc1 on every rank."""
     for rank in ranks:
         for name, view in ((name, view) for chunk in rank.chunks for name, view in chunk.items()):
             if (match := _EXPERT.match(numbered(name))) and match[3] == ".linear_fc1.weight":
@@ -64,14 +71,18 @@ def expert_rows(ranks: list[Rank]) -> Iterator[tuple[tuple[int, int, str], int, 
 def assembled(
     ranks: list[Rank], sizes: dict[str, int], settings: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """Every tensor of the model by its name in the whole model.
+    """Join the tensors of all ranks.
 
     Args:
         ranks: all ranks, in the order of their coordinates.
-        sizes: ranks along "pp".
-        settings: the trainer's; `expert_tensor_parallel_size` is used.
+        sizes: axis -> its number of ranks; only "pp" is read.
+        settings: the trainer's settings; `expert_tensor_parallel_size` and those for a gated MLP are read.
 
-    Raises CkptconvError for ranks that do not fit together.
+    Returns:
+        Every tensor by its name in the whole model.
+
+    Raises:
+        CkptconvError: the ranks do not fit together.
     """
     return _once(_assembled(ranks, sizes, settings))
 
@@ -79,7 +90,7 @@ def assembled(
 def _assembled(
     ranks: list[Rank], sizes: dict[str, int], settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, StoredTensor]]:
-    """Chunk 0 of every stage, then chunk 1, …"""
+    """Yield the tensors of chunk 0 of every stage, then those of chunk 1, and so on, which is the order of the layers."""
     first = 0
     if len({len(rank.chunks) for rank in ranks}) > 1:
         raise CkptconvError("the rank files hold different numbers of model chunks")
@@ -93,9 +104,14 @@ def _assembled(
 
 
 class _Stage(NamedTuple):
-    """A pipeline stage's ranks and one of their chunks. first: the layers before it.
+    """The ranks of a pipeline stage, and one of their chunks.
 
-    by_ep: its ranks by their EP index. experts: how many a rank holds, by the block's name in the chunk.
+    Attributes:
+        ranks: the ranks.
+        by_ep: EP index -> the ranks with that index.
+        experts: the name of a block of experts in the chunk -> the number of its experts on one rank.
+        chunk: the index of the chunk.
+        first: the number of layers in earlier chunks and stages.
     """
 
     ranks: list[Rank]
@@ -106,7 +122,7 @@ class _Stage(NamedTuple):
 
     @classmethod
     def of(cls, ranks: list[Rank], chunk: int, first: int) -> _Stage:
-        """Of the ranks of one stage."""
+        """The record for the ranks of one stage; see the attributes."""
         by_ep: dict[int, list[Rank]] = defaultdict(list)
         for rank in ranks:
             by_ep[rank.coordinate.ep].append(rank)
@@ -118,7 +134,7 @@ class _Stage(NamedTuple):
         return cls(ranks, dict(sorted(by_ep.items())), experts, chunk, first)
 
     def held(self, name: str, ranks: list[Rank]) -> list[tuple[int, View]]:
-        """(TP index, what that rank holds) for those of some ranks that have the tensor."""
+        """(TP index, part) of each of these ranks that has the tensor."""
         return [
             (rank.coordinate.tp, view)
             for rank in ranks
@@ -127,7 +143,7 @@ class _Stage(NamedTuple):
 
 
 def _once(found: Iterator[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
-    """By name; the embedding that a later stage has again is a copy, anything else is an error."""
+    """The tensors by name. An embedding that a later stage repeats is a replica; any other repetition is refused."""
     tensors: dict[str, StoredTensor] = {}
     for name, again in found:
         first = tensors.setdefault(name, again)
@@ -148,7 +164,16 @@ def _has_gate(settings: Mapping[str, Any]) -> bool:
 
 
 def _tensor(name: str, stage: _Stage, settings: Mapping[str, Any]) -> Iterator[tuple[str, StoredTensor]]:
-    """One name of a stage: over TP; an expert's over EP too, with its number in the whole model."""
+    """Join a tensor's TP parts, and give its layer and expert the numbers that they have in the whole model.
+
+    Args:
+        name: the name in the chunk.
+        stage: the stage and its chunk.
+        settings: the trainer's settings.
+
+    Returns:
+        (name in the whole model, tensor); for an expert's name, one for each EP index.
+    """
     number = _LAYER.search(name)
     whole = name
     if number and DECODER.match(name):

@@ -1,8 +1,8 @@
-"""Megatron-Core distributed checkpoints (torch_dist): Megatron-LM, Megatron-Bridge, verl. Without Megatron.
+"""Reads Megatron-Core's distributed checkpoints (torch_dist), which Megatron-LM, Megatron-Bridge, NeMo and verl write.
 
-Folders: RUN/iter_NNNNNNN/ (Megatron-LM, Megatron-Bridge); ROLE/dist_ckpt/ beside ROLE/huggingface/ (verl v1);
-ROLE/model/{dist_ckpt,huggingface}/ with ROLE/ckpt_contents.json, which is written last (verl v2).
-Names come out as `names.canonical` writes them: a layer and an expert each have a number.
+Folders: RUN/iter_NNNNNNN/ (Megatron-LM, Megatron-Bridge); ROLE/dist_ckpt/ next to ROLE/huggingface/ (verl v1);
+ROLE/model/{dist_ckpt,huggingface}/ with ROLE/ckpt_contents.json, which verl v2 writes last
+(verl/utils/checkpoint/megatron_checkpoint_manager.py). The names are those of `names.canonical`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,20 @@ _HOMES = ("", "dist_ckpt", "model/dist_ckpt")
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder that holds a torch_dist checkpoint, itself or where verl puts it."""
+    """True for a folder that holds a torch_dist checkpoint, directly or in a subfolder that verl uses."""
     return _home(folder) is not None
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read the metadata. also: folders with more of the `.distcp` files.
+    """Read the metadata.
 
-    Raises CkptconvError for a save that never finished, and for all that `read_tensors` refuses.
+    Args:
+        place: the folder of a step or role.
+        also: further folders with `.distcp` files.
+
+    Raises:
+        Incomplete: the save never finished, or a `.distcp` file is missing.
+        CkptconvError: `dcp.metadata.read_tensors` refuses the checkpoint.
     """
     home = _home(place.folder)
     if home is None:
@@ -85,7 +91,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
 
 def _home(folder: Path) -> str | None:
-    """Where in the folder the checkpoint lies; Megatron's own marks tell it from a plain DCP folder."""
+    """The subfolder that holds the checkpoint; None if there is none. Megatron's common.pt or metadata.json marks it."""
     for home in _HOMES:
         path = folder / home
         if is_dcp(path) and ((path / "common.pt").is_file() or (path / "metadata.json").is_file()):
