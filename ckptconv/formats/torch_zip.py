@@ -23,7 +23,15 @@ from typing import Any, NamedTuple
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import Storage, TensorRecord
 from ckptconv.formats.unpickle import safe_load
-from ckptconv.formats.zip_directory import Directory, NotAZip, Window, ZipEntry, data_start, read_directory
+from ckptconv.formats.zip_directory import (
+    Directory,
+    NotAZip,
+    Window,
+    ZipEntry,
+    data_start,
+    read_at,
+    read_directory,
+)
 from ckptconv.formats.zip_places import ZipFile, computed_start
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.stored_file import StoredFile
@@ -120,7 +128,7 @@ class TorchZip:
             if isinstance(self.path, StoredFile):
                 self.path.check(file.fileno(), chunk.start)
             if chunk.strides == contiguous_strides(view.shape, item):
-                data = os.pread(file.fileno(), view.nbytes, chunk.start)
+                data = read_at(file.fileno(), view.nbytes, chunk.start, self.path)
                 if len(data) < view.nbytes:
                     raise CkptconvError(
                         "the file ends before its tensors do", where=self.path, kind=Kind.DAMAGED

@@ -91,19 +91,27 @@ class Window:
             self._kept_at, self._kept = offset, self.read(offset, nbytes)
 
     def _stored(self, nbytes: int, offset: int) -> bytes:
-        """Read from the file; one pread may return fewer bytes than requested, so it is repeated."""
-        data = b""
-        try:
-            while len(data) < nbytes:
-                more = os.pread(self._handle, nbytes - len(data), self.start + offset + len(data))
-                if not more:
-                    break
-                data = data + more if data else more
-        except OSError as error:
-            raise CkptconvError(
-                f"cannot be read: {error.strerror or error}", where=self.path, kind=Kind.ENVIRONMENT
-            ) from error
-        return data
+        return read_at(self._handle, nbytes, self.start + offset, self.path)
+
+
+def read_at(handle: int, nbytes: int, offset: int, path: str) -> bytes:
+    """Read bytes at an offset of a file; fewer at its end. One pread may return fewer, so it is repeated.
+
+    Raises:
+        CkptconvError: the file cannot be read.
+    """
+    data = b""
+    try:
+        while len(data) < nbytes:
+            more = os.pread(handle, nbytes - len(data), offset + len(data))
+            if not more:
+                break
+            data = data + more if data else more
+    except OSError as error:
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+        ) from error
+    return data
 
 
 def read_directory(window: Window) -> Directory:

@@ -10,13 +10,12 @@ where they do not, the file has another writer or another alignment, and the hea
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.zip_directory import LOCAL_HEADER, ZipEntry, header_end
+from ckptconv.formats.zip_directory import LOCAL_HEADER, ZipEntry, header_end, read_at
 from ckptconv.tensors.stored_file import StoredFile
 
 _ALIGNMENT = (
@@ -81,12 +80,7 @@ class ZipFile(StoredFile):
         if number < 0 or number in self._checked:
             return
         name, header = self._names.split("\0")[number], self._headers[number]
-        try:
-            data = os.pread(handle, LOCAL_HEADER + len(name.encode()), header)
-        except OSError as error:
-            raise CkptconvError(
-                f"cannot be read: {error.strerror or error}", where=str(self), kind=Kind.ENVIRONMENT
-            ) from error
+        data = read_at(handle, LOCAL_HEADER + len(name.encode()), header, str(self))
         found = header + header_end(data, name, str(self))
         if found != self._starts[number]:
             raise CkptconvError(

@@ -196,7 +196,7 @@ def test_a_short_file_is_refused(made: Made, tmp_path: Path) -> None:
 def test_metadata_of_another_save_is_refused(made: Made, tmp_path: Path) -> None:
     run = made_copy(made, "dcp_small_w4", tmp_path)
     shutil.copy(made("dcp_buffers_w4") / "run" / "step-7" / ".metadata", run / "step-7")
-    with pytest.raises(CkptconvError, match="the stored part of scale does not match the metadata"):
+    with pytest.raises(CkptconvError, match="the file ends before its tensors do"):
         open_checkpoint(run)
 
 

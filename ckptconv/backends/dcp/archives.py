@@ -1,7 +1,9 @@
-"""Read the archives inside `__R_T.distcp` files. Each file is opened once and read from front to back.
+"""Find the tensors' bytes in the archives inside `__R_T.distcp` files, and check each archive once its bytes are read.
 
-The metadata of a chunk is checked against the archive's own directory and pickle. A large mixture of experts usually has
-tens of thousands of chunks in thousands of files.
+A large mixture of experts has tens of thousands of chunks in thousands of files, and every one is an archive of its own
+(torch/distributed/checkpoint/filesystem.py). Archives of one kind have one form: parts of like tensors (`layers.*.weight`)
+with the same sizes, dtype and length in bytes. One archive of each kind is looked at, and the places in the others follow
+from it. When elements are read, the archive around them is checked against the metadata (`archive_file`).
 """
 
 from __future__ import annotations
@@ -13,96 +15,157 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
+from ckptconv.backends.dcp.archive_file import Archive, ArchiveFile, Piece, check_length, read_archive
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Incomplete, Kind
-from ckptconv.formats.stand_ins import TensorRecord
-from ckptconv.formats.torch_zip import Load, torch_zip_at
-from ckptconv.tensors.view import View
+from ckptconv.tensors.boxes import Box, Chunk
+from ckptconv.tensors.checkpoint import starred
+from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.view import contiguous_strides
 
 _LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
 _READERS = 8  # threads, which hide the latency of shared file systems
 
 
-class Piece(NamedTuple):
-    """One stored chunk of a tensor: its box and dtype, and the range of its archive in a file.
-
-    Attributes:
-        name: of the tensor.
-        dtype: of the tensor; None if the metadata does not record it.
-        offsets: of the chunk's box in the tensor, in elements.
-        sizes: of the chunk's box, in elements.
-        file: the name of the file that holds the archive.
-        start: the archive's first byte in the file.
-        length: of the archive, in bytes.
-    """
-
-    name: str
-    dtype: str | None
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str
-    start: int
-    length: int
-
-
-class _Archive(NamedTuple):
-    """A piece's archive. `crc` is the CRC-32 of its storage in the archive's directory; 0 if none was written."""
-
-    view: View
-    crc: int
-
-
-def read_archives(pieces: Iterable[Piece], folders: Sequence[Path]) -> dict[Piece, View]:
-    """Return a view for every piece, after a check against its archive.
+def read_archives(pieces: Sequence[Piece], folders: Sequence[Path]) -> list[tuple[str, Chunk]]:
+    """Find the elements of every piece.
 
     Args:
-        pieces: the chunks that the metadata lists.
+        pieces: the chunks that the metadata lists, none of them empty.
         folders: the folders that may hold their files.
 
+    Returns:
+        For each piece its dtype, and its chunk of the tensor.
+
     Raises:
-        CkptconvError: a file is missing or short, an archive contradicts the metadata, two folders hold a file with
-            different bytes, or one file is a copy of another.
+        CkptconvError: a file is missing or short, an archive that is looked at contradicts the metadata, two folders hold
+            a file with different bytes, or one file is a copy of another.
     """
-    by_file: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        by_file.setdefault(piece.file, []).append(piece)
-    paths = [_find(file, folders) for file in by_file]
-    load = remembering()
-    archives: dict[Piece, _Archive] = {}
-    with ThreadPoolExecutor(_READERS) as pool:
-        for found in pool.map(lambda path, inside: _archives(path, inside, load), paths, by_file.values()):
-            archives.update(found)
-    _check_no_copies(by_file, archives, folders[0])
-    return {piece: archive.view for piece, archive in archives.items()}
-
-
-def _check_no_copies(by_file: dict[str, list[Piece]], archives: dict[Piece, _Archive], folder: Path) -> None:
-    """Refuse two files that list different parts of the same tensors, but whose storages all have the same checksums."""
-    alike: dict[tuple[object, ...], str] = {}
-    for file, pieces in by_file.items():
-        held = [piece for piece in pieces if archives[piece].crc]
-        if not held:
+    files = _Files(pieces, folders)
+    kinds: dict[object, list[int]] = {}
+    alike: dict[str, str] = {}  # a tensor's name -> the same with `*` for numbers
+    for number, (name, dtype, _, sizes, _, _, length) in enumerate(pieces):
+        if name not in alike:
+            alike[name] = starred(name)
+        kinds.setdefault((alike[name], dtype, sizes, length), []).append(number)
+    samples = [files.sample(kind) for kind in kinds.values()]
+    files.look([*files.largest.values(), *samples])
+    found: list[tuple[str, Chunk] | None] = [None] * len(pieces)
+    for kind, sample in zip(kinds.values(), samples, strict=True):
+        first = pieces[sample]
+        begin = files.looked[sample].place_in(first)
+        if begin is None or first.dtype is None:
+            files.look(kind)
+            for number in kind:
+                chunk = files.looked[number].view.chunks[0]
+                offsets = Box(chunk.offsets, chunk.sizes).shifted(pieces[number].offsets).offsets
+                found[number] = files.looked[number].view.dtype, chunk._replace(offsets=offsets)
             continue
-        largest = max(held, key=lambda piece: (prod(piece.sizes), piece.name))
-        other = alike.setdefault((largest.name, largest.sizes, archives[largest].crc), file)
-        if other != file and _are_copies(pieces, by_file[other], archives):
+        strides = contiguous_strides(first.sizes, itemsize(first.dtype))
+        for number in kind:
+            piece = pieces[number]
+            place = piece.start + begin
+            path = files.computed[piece.file]
+            path.parts.append((place, piece))
+            found[number] = first.dtype, Chunk(piece.offsets, first.sizes, path, place, strides)
+    files.check_no_copies(folders[0])
+    return [item for item in found if item is not None]
+
+
+class _Files:
+    """The `.distcp` files of one checkpoint.
+
+    Attributes:
+        largest: file -> the number of its largest piece.
+        looked: number of a piece -> its archive, if it was opened.
+        computed: file -> its path for pieces whose places are computed.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], folders: Sequence[Path]) -> None:
+        self._pieces, self._inside = pieces, dict[str, list[int]]()
+        for number, piece in enumerate(pieces):
+            self._inside.setdefault(piece.file, []).append(number)
+        self._paths = {file: _find(file, folders) for file in self._inside}
+        self.computed = {file: ArchiveFile(path, []) for file, path in self._paths.items()}
+        for file, numbers in self._inside.items():
+            last = max((pieces[number] for number in numbers), key=lambda piece: piece.start + piece.length)
+            check_length(self._paths[file], os.path.getsize(self._paths[file]), last)
+        self.largest = {file: max(numbers, key=self._size) for file, numbers in self._inside.items()}
+        self.looked: dict[int, Archive] = {}
+        self._looks = Counter(self.largest.keys())
+        self._are_largest = set(self.largest.values())
+        self._load = remembering()
+
+    def _size(self, number: int) -> tuple[int, str]:
+        piece = self._pieces[number]
+        return prod(piece.sizes), piece.name
+
+    def sample(self, kind: Sequence[int]) -> int:
+        """The piece of a kind to look at: one that is looked at anyway, else one in the file with the fewest looks."""
+        known = self._are_largest.intersection(kind)
+        if known:
+            return min(known)
+        number = min(kind, key=lambda number: self._looks[self._pieces[number].file])
+        self._looks[self._pieces[number].file] += 1
+        return number
+
+    def look(self, numbers: Iterable[int]) -> None:
+        """Open archives, several files at a time, each file from front to back."""
+        wanted: dict[str, set[int]] = {}
+        for number in numbers:
+            if number not in self.looked:
+                wanted.setdefault(self._pieces[number].file, set()).add(number)
+        if wanted:
+            with ThreadPoolExecutor(_READERS) as pool:
+                for found in pool.map(self._open, wanted, wanted.values()):
+                    self.looked.update(found)
+
+    def _open(self, file: str, numbers: set[int]) -> list[tuple[int, Archive]]:
+        path = self._paths[file]
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError as error:
             raise CkptconvError(
-                f"{file} and {other} hold the same bytes for different parts of the same tensors",
-                where=folder,
-                found=f"every storage has the other's checksum, {largest.name} among {len(pieces)}",
-                wanted="one file per rank, each with its own parts",
-                hint="one is a copy of the other: copy the right one again from the node where it was written",
-            )
+                f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+            ) from error
+        try:
+            ordered = sorted(numbers, key=lambda number: self._pieces[number].start)
+            return [(n, read_archive(path, handle, self._pieces[n], self._load)) for n in ordered]
+        finally:
+            os.close(handle)
 
+    def check_no_copies(self, folder: Path) -> None:
+        """Refuse two files that list different parts of the same tensors, but whose storages all have the same checksums.
 
-def _are_copies(one: list[Piece], two: list[Piece], archives: dict[Piece, _Archive]) -> bool:
-    """Return True if all checksums of two files are equal although enough of their parts differ."""
-    first, second = (Counter((p.name, p.sizes, archives[p].crc) for p in pieces) for pieces in (one, two))
-    own = {(piece.name, piece.offsets) for piece in two}
-    apart = [piece for piece in one if (piece.name, piece.offsets) not in own]
-    return (first <= second or second <= first) and sum(archives[p].view.nbytes for p in apart) >= _LEAST
+        The largest storages of the files are compared, and the others only of two files in which these are equal.
+        """
+        alike: dict[tuple[object, ...], str] = {}
+        for file, number in self.largest.items():
+            largest, crc = self._pieces[number], self.looked[number].crc
+            other = alike.setdefault((largest.name, largest.sizes, crc), file) if crc else file
+            if other == file:
+                continue
+            self.look([*self._inside[file], *self._inside[other]])
+            if self._are_copies(self._inside[file], self._inside[other]):
+                raise CkptconvError(
+                    f"{file} and {other} hold the same bytes for different parts of the same tensors",
+                    where=folder,
+                    found=f"every storage has the other's checksum, {largest.name} among {len(self._inside[file])}",
+                    wanted="one file per rank, each with its own parts",
+                    hint="one is a copy of the other: copy the right one again from the node where it was written",
+                )
+
+    def _are_copies(self, one: list[int], two: list[int]) -> bool:
+        """Return True if all checksums of two files are equal although enough of their parts differ."""
+        first, second = (
+            Counter((self._pieces[n].name, self._pieces[n].sizes, self.looked[n].crc) for n in numbers)
+            for numbers in (one, two)
+        )
+        own = {(self._pieces[n].name, self._pieces[n].offsets) for n in two}
+        apart = [n for n in one if (self._pieces[n].name, self._pieces[n].offsets) not in own]
+        nbytes = sum(self.looked[n].view.nbytes for n in apart)
+        return (first <= second or second <= first) and nbytes >= _LEAST
 
 
 def _find(file: str, folders: Sequence[Path]) -> str:
@@ -122,42 +185,3 @@ def _find(file: str, folders: Sequence[Path]) -> str:
                 hint="they are from different saves, or one is damaged; omit one of the folders",
             )
     return str(paths[0])
-
-
-def _archives(path: str, pieces: list[Piece], load: Load) -> list[tuple[Piece, _Archive]]:
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise CkptconvError(
-            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
-        ) from error
-    try:
-        size = os.fstat(handle).st_size
-        ordered = sorted(pieces, key=lambda piece: piece.start)
-        return [(piece, _archive(path, handle, size, piece, load)) for piece in ordered]
-    finally:
-        os.close(handle)
-
-
-def _archive(path: str, handle: int, size: int, piece: Piece, load: Load) -> _Archive:
-    if piece.start + piece.length > size:
-        raise CkptconvError(
-            "the file ends before its tensors do",
-            where=path,
-            found=f"{size:,} bytes",
-            wanted=f"at least {piece.start + piece.length:,}, for {piece.name}",
-            hint="copy it again from the node where it was written",
-        )
-    archive = torch_zip_at(path, handle, piece.start, piece.length, load)
-    if not isinstance(archive.root, TensorRecord):
-        raise CkptconvError(f"{piece.name} is stored, but not as a tensor", where=path)
-    view = archive.view(archive.root)
-    if view.shape != piece.sizes or (piece.dtype is not None and view.dtype != piece.dtype):
-        raise CkptconvError(
-            f"the stored part of {piece.name} does not match the metadata",
-            where=path,
-            found=f"{view.dtype} {list(view.shape)}",
-            wanted=f"{piece.dtype} {list(piece.sizes)}",
-        )
-    entry = archive.entries.get(archive.root.storage.key)
-    return _Archive(view, entry.crc if entry is not None else 0)

@@ -1,7 +1,7 @@
 """Read the files of torch.distributed.checkpoint: `.metadata` records where each chunk is in the `__R_T.distcp` files.
 
 torch/distributed/checkpoint/filesystem.py writes them. Every chunk is a separate torch.save archive at an offset in the file
-of its rank. The metadata is checked against the pickle of each archive.
+of its rank. The metadata is checked against one archive of each kind, and against every archive once its elements are read.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends.dcp.archives import Piece, read_archives
+from ckptconv.backends.dcp.archive_file import Piece
+from ckptconv.backends.dcp.archives import read_archives
 from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, is_file_name, is_shape, whole_numbers
 from ckptconv.formats.stand_ins import Dtype, Inert, field_of, items
 from ckptconv.formats.torch_zip import torch_zip_at
 from ckptconv.formats.unpickle import safe_load
+from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.checkpoint import RankFile, Skipped, StoredTensor
-from ckptconv.tensors.view import View, place
+from ckptconv.tensors.tiling import check_tiling
+from ckptconv.tensors.view import View
 
 METADATA = ".metadata"
 _FILE = re.compile(r"^__(\d+)_(\d+)\.distcp$")
@@ -91,7 +95,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
 def read_tensors(
     metadata: DcpMetadata, also: Sequence[Path], why_not: Callable[[str], str | None]
 ) -> DcpFiles:
-    """Read the archive headers of the requested tensors.
+    """Find the elements of the requested tensors in their archives.
 
     Args:
         metadata: from `read_metadata`.
@@ -113,10 +117,14 @@ def read_tensors(
         count = left_out.setdefault(reason, [0, 0])
         count[0] += 1
         count[1] += sum(piece.length for piece in pieces) or infos.get((name, None), ("", 0, 0))[2]
-    views = read_archives((piece for pieces in wanted.values() for piece in pieces), [folder, *also])
-    used = {chunk.file: None for view in views.values() for chunk in view.chunks}
+    found = read_archives([piece for pieces in wanted.values() for piece in pieces], [folder, *also])
+    used = dict.fromkeys(chunk.file for _, chunk in found)
+    left = iter(found)
     return DcpFiles(
-        tensors={name: _tensor(name, metadata.table[name], wanted[name], views, folder) for name in wanted},
+        tensors={
+            name: _tensor(name, metadata.table[name], [*islice(left, len(pieces))], folder)
+            for name, pieces in wanted.items()
+        },
         files=tuple(sorted(map(_rank_file, used), key=lambda file: (file.rank, file.path))),
         skipped=tuple(Skipped(f"{n} entries", size, reason) for reason, (n, size) in left_out.items()),
     )
@@ -206,20 +214,24 @@ def _pieces(name: str, entry: Any, infos: dict[Any, _Info]) -> Iterator[Piece]:
         yield Piece(name, dtype, offsets, sizes, *info)
 
 
-def _tensor(
-    name: str, entry: Any, pieces: list[Piece], views: dict[Piece, View], folder: Path
-) -> StoredTensor:
-    parts = [(piece.offsets, views[piece]) for piece in pieces]
+def _tensor(name: str, entry: Any, parts: list[tuple[str, Chunk]], folder: Path) -> StoredTensor:
+    chunks = tuple(chunk for _, chunk in parts)
     try:
-        dtype = dtype_of(entry) or next((view.dtype for _, view in parts), None)
+        dtype = dtype_of(entry) or next((dtype for dtype, _ in parts), None)
         if dtype is None:
             raise CkptconvError("the metadata has no dtype for it", where=name)
-        view = place(_shape(name, entry, folder), dtype, parts)
+        other = next((other for other, _ in parts if other != dtype), None)
+        if other is not None:
+            raise CkptconvError("shards of one tensor have different dtypes", found=other, wanted=dtype)
+        shape = _shape(name, entry, folder)
+        if any(len(chunk.sizes) != len(shape) for chunk in chunks):
+            raise CkptconvError("a shard and its tensor have different numbers of dims", wanted=list(shape))
+        check_tiling(shape, chunks)
     except CkptconvError as error:
         raise error.within(inside=name, where=folder) from error
-    return StoredTensor(view, f"{len(parts)} chunks" if len(parts) > 1 else "")
+    return StoredTensor(View(shape, dtype, chunks), f"{len(parts)} chunks" if len(parts) > 1 else "")
 
 
 def _rank_file(path: str) -> RankFile:
     match = _FILE.match(os.path.basename(path))
-    return RankFile(int(match.group(1)) if match else 0, path, os.path.getsize(path))
+    return RankFile(int(match.group(1)) if match else 0, str(path), os.path.getsize(path))
