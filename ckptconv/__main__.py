@@ -31,8 +31,9 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from ckptconv.cli import app
+        from ckptconv.cli.verl import with_command
 
-        app(prog_name="ckptconv")
+        app(with_command(sys.argv[1:]), prog_name="ckptconv")
     except CkptconvError as error:
         if debug:
             raise

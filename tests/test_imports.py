@@ -72,7 +72,7 @@ LAW: dict[str, set[str]] = {
         "tensors",
     },
     "show": COMMANDS | {"commands.progress", "plan", "publish", "tensors"},
-    "cli": COMMANDS | {"plan", "show"},
+    "cli": COMMANDS | {"commands.planning", "plan", "show"},
     "__main__": {"cli", "show"},
     "__init__": COMMANDS
     | {"commands.display", "commands.open", "commands.progress", "plan", "show", "tensors"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -241,6 +242,10 @@ def command(
                 kind=Kind.DOES_NOT_FIT,
             )
         sink.phase("Reading", show.summary(plan))
+        if tie and (plan.config or {}).get("tie_word_embeddings") is False:
+            sink.note(
+                "--tie-word-embedding changes nothing: config.json says that the head is a weight of its own"
+            )
         sink.phase("Planning", show.planned(plan))
         if plan.dtype_summary:
             sink.phase("Dtype", plan.dtype_summary)
@@ -284,7 +289,7 @@ def command(
         every_step(sink, shown, source, target, watch, choices)
         return
     with shown:
-        result = merge(source, target, step=step, **choices)
+        result = o.with_model_path(sink, model_path, choices, partial(merge, source, target, step=step))
     show.notes(sink, result)
     record = show.record(result)
     if not (pushing and json):  # with both, the push prints one JSON document

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 import typer
 
 from ckptconv.errors import CkptconvError, Kind
 
+if TYPE_CHECKING:
+    from ckptconv.show.sink import Sink
+
+T = TypeVar("T")
 _VERL = "verl's own spelling"
 
 Backend = Annotated[
@@ -126,6 +131,28 @@ def one_of(positional: Path | None, named: Path | None, what: str, flag: str, us
     if value is None:
         raise CkptconvError(f"missing argument {what}", hint=f"usage: {usage}", kind=Kind.USAGE)
     return value
+
+
+def with_model_path(sink: Sink, model_path: Path | None, choices: dict[str, Any], run: Callable[..., T]) -> T:
+    """Run a command; where it lacks a config.json or a base model, run it again with verl's --hf_model_path as that.
+
+    Args:
+        sink: where the user is told.
+        model_path: the value of --hf_model_path, or None.
+        choices: the keywords of the command.
+        run: the command.
+    """
+    from ckptconv.commands.planning import NO_BASE, NO_CONFIG
+
+    pieces = {NO_CONFIG: "config", NO_BASE: "base"}
+    try:
+        return run(**choices)
+    except CkptconvError as error:
+        piece = pieces.get(error.what)
+        if model_path is None or piece is None or choices.get(piece) is not None:
+            raise
+    sink.phase("Config" if piece == "config" else "Base", f"from --hf_model_path {model_path}")
+    return run(**{**choices, piece: model_path})
 
 
 def cluster(address: str | None) -> str | None:

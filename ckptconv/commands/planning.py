@@ -21,6 +21,7 @@ from ckptconv.tensors.view import View
 
 # `inspect` recognises this text to suggest --config.
 NO_CONFIG = "no config.json found for this checkpoint"
+NO_BASE = "an adapter alone: its base model is needed"
 
 
 def plan_for(
@@ -129,7 +130,7 @@ def require_base(checkpoint: Checkpoint, options: Options) -> None:
         return
     name = settings.get("base_model_name_or_path")
     raise CkptconvError(
-        "an adapter alone: its base model is needed",
+        NO_BASE,
         where=checkpoint.root,
         found=f"base_model_name_or_path {name}",
         wanted="--base, the base model: a folder, or a repository on the Hub",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from support.helpers import (
     assert_equal,
     cast,
     cli,
+    own_copy,
     process,
+    state,
     tensors,
 )
 
@@ -43,6 +46,67 @@ def test_verls_line_without_a_target_writes_to_tmp_in_the_working_folder(made: M
     assert ran.code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert tensors(tmp_path / "tmp")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "merge --backend fsdp --local_dir D --target_dir D/huggingface",
+        "--backend fsdp --hf_model_path H --local_dir D --target_dir D/huggingface",  # before `merge` had its name
+        "merge D D/huggingface",
+    ],
+)
+def test_the_weights_are_added_to_the_checkpoints_own_huggingface_folder(
+    made: Made, tmp_path: Path, line: str
+) -> None:
+    source = own_copy(made("fsdp2_w4"), tmp_path / "run") / ROLE
+    home = source / "huggingface"
+    for name in ("notes.txt", ".hidden", "folder/id_rsa"):
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_text(name)
+    before, seen = state(source), cli("inspect", source).out
+    ran = cli(*line.replace("D", str(source)).replace(" H ", " nowhere ").split())
+    assert ran.code == 0, ran.err
+    after = state(source)
+    added = {"huggingface/model.safetensors", "huggingface/ckptconv.json"}
+    assert set(after) - set(before) == added
+    assert {name for name in before if after[name] != before[name]} == {"huggingface/config.json"}
+    assert cli("inspect", source).out == seen
+    assert_equal(tensors(home), cast(tensors(made("fsdp2_w4") / "hub")))
+    assert cli("verify", home, "--against", source).code == 0
+
+    again = ("merge", source, home)
+    assert cli(*again).errors == ["error: OUT already exists"]
+    assert cli(*again, "--overwrite").code == 0
+    del after["huggingface/ckptconv.json"]  # it tells which dtype config.json states, and that is corrected now
+    assert after.items() <= state(source).items()
+
+
+def test_another_folder_inside_the_checkpoint_is_not_filled_up(made: Made, tmp_path: Path) -> None:
+    source = own_copy(made("fsdp2_w4"), tmp_path / "run") / ROLE
+    shutil.copytree(source / "huggingface", source / "other")
+    assert cli("merge", source, source / "other").errors == ["error: OUT already exists"]
+
+
+def test_hf_model_path_is_used_where_it_is_the_missing_piece(made: Made, tmp_path: Path) -> None:
+    source = own_copy(made("fsdp2_w4"), tmp_path / "run") / ROLE
+    shutil.move(source / "huggingface", tmp_path / "base")
+    words = ("--backend", "fsdp", "--local_dir", source, "--target_dir", tmp_path / "out")
+    assert cli(*words).errors == ["error: no config.json found for this checkpoint"]
+    assert cli(*words, "--hf_model_path", tmp_path / "base").code == 0
+    assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
+
+
+def test_hf_model_path_does_not_replace_the_checkpoints_own_config(made: Made, tmp_path: Path) -> None:
+    words = ("merge", "--local_dir", made("fsdp2_w4"), "--target_dir", tmp_path / "out")
+    assert cli(*words, "--hf_model_path", tmp_path / "nowhere").code == 0
+
+
+def test_tying_that_the_checkpoint_contradicts_is_noted(made: Made, tmp_path: Path) -> None:
+    ran = cli("merge", "--tie-word-embedding", made("fsdp2_w4"), tmp_path / "out", columns=300)
+    assert "--tie-word-embedding changes nothing" in ran.flat
+    tied = cli("merge", "--tie-word-embedding", made("fsdp2_tied_w4"), tmp_path / "tied", columns=300)
+    assert "changes nothing" not in tied.flat
 
 
 @pytest.mark.parametrize("flag", ["--is-value-model", "--is_value_model"])

@@ -32,7 +32,7 @@ def evidence_of(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[Evidenc
     found: dict[str, Evidence] = {}
     for source in (
         _saved_by(checkpoint),
-        _beside(homes),
+        _beside(homes, root),
         _config(config),
         _torch(checkpoint),
     ):
@@ -56,9 +56,10 @@ def _saved_by(checkpoint: Checkpoint) -> Iterator[Evidence]:
         yield Evidence(fact.what, _short(fact.value), fact.file)
 
 
-def _beside(homes: list[Path]) -> Iterator[Evidence]:
+def _beside(homes: list[Path], root: Path) -> Iterator[Evidence]:
+    """What the files next to the tensors tell. A receipt in another folder is about a merge that was written there."""
     for home in homes:
-        receipt = _table(home / "ckptconv.json")
+        receipt = _table(home / "ckptconv.json") if home == root else {}
         source = receipt.get("source")
         if isinstance(source, dict):
             step = f", step {source['step']}" if source.get("step") is not None else ""

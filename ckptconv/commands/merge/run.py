@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.display import Displayed
-from ckptconv.commands.merge import small_files
+from ckptconv.commands.merge import in_place, small_files
 from ckptconv.commands.merge.notes import notes_of
 from ckptconv.commands.merge.sources import fingerprint, require_honest_receipts, sources_of, states_of
 from ckptconv.commands.merge.zero_updates import zero_updates
@@ -175,13 +175,22 @@ def merge(
         spec = SourceSpec(_absolute(spec.path), spec.backend, spec.step, also)
         base = base and _absolute(base)
     given = [Path(path) for path in (spec.path, *spec.also, config, base) if path is not None]
-    check_target(target, given, overwrite)
+    fills = config is None and base is None and in_place.may_be_added_to(target, given)
+    check_target(target, given, overwrite or fills)
     checkpoint = open_checkpoint(spec)
+    own_folder = config is None and base is None and in_place.is_own_folder(target, checkpoint)
+    overwrite = overwrite or (fills and own_folder)
+    if own_folder:
+        options = replace(options, keep_config=True)
     if base is None:
         require_base(checkpoint, options)
     plan, folder = plan_and_assets(checkpoint, options, config, base)
     own = (checkpoint.assets or checkpoint.root) if base is not None and config is None else None
-    small = small_files.choose(plan, folder, own, include, options.keep_config)
+    small = (
+        in_place.all_files(plan, target)
+        if own_folder
+        else small_files.choose(plan, folder, own, include, options.keep_config)
+    )
     plan = replace(
         plan,
         notes=(*plan.notes, *small.notes, *zero_updates(checkpoint)),
