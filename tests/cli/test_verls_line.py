@@ -78,7 +78,9 @@ def test_the_weights_are_added_to_the_checkpoints_own_huggingface_folder(
     again = ("merge", source, home)
     assert cli(*again).errors == ["error: OUT already exists"]
     assert cli(*again, "--overwrite").code == 0
-    del after["huggingface/ckptconv.json"]  # it tells which dtype config.json states, and that is corrected now
+    del after[
+        "huggingface/ckptconv.json"
+    ]  # it tells which dtype config.json states, and that is corrected now
     assert after.items() <= state(source).items()
 
 
