@@ -31,9 +31,10 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from ckptconv.cli import app
+        from ckptconv.cli.typos import with_dashes
         from ckptconv.cli.verl import with_command
 
-        app(with_command(sys.argv[1:]), prog_name="ckptconv")
+        app(with_command(with_dashes(sys.argv[1:])), prog_name="ckptconv")
     except CkptconvError as error:
         if debug:
             raise

@@ -11,13 +11,22 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ckptconv import __version__
-from ckptconv.cli import inspect, merge, push, verify
+from ckptconv.cli import inspect, merge, options, push, verify
+from ckptconv.cli.typos import no_such_option
 from ckptconv.cli.values import convert_plainly
+
+
+def _untyped(params: list[Any]) -> list[Any]:
+    """The parameters; help shows no `<bool>` for a flag."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
 
 
 class _Group(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
-        return convert_plainly(super().get_params(ctx))
+        return _untyped(convert_plainly(super().get_params(ctx)))
 
 
 app = typer.Typer(
@@ -69,12 +78,25 @@ class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, without a type for flags and arguments."""
         params = convert_plainly(super().get_params(ctx))
-        for param in params:
-            if getattr(param, "is_flag", False):
-                param.metavar = ""
-            elif param.param_type_name == "argument":
+        for param in _untyped(params):
+            if param.param_type_name == "argument":
                 setattr(param, "display_type_rich", lambda ctx: None)  # noqa: B010 - typer has no setting for it
+
+        if self.name == "test":  # verl's users look for verl's flags here
+            for param in params:
+                if getattr(param, "help", None) == options.VERL:
+                    param.hidden = False
         return params
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; an unknown flag becomes our error, which names the flag that was meant."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if type(error).__name__ != "NoSuchOption":  # typer has no public name for it
+                raise
+            known = [flag for param in self.params for flag in (*param.opts, *param.secondary_opts)]
+            raise no_such_option(str(getattr(error, "option_name", "")), str(self.name), known) from error
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The usage line with required arguments first: `DIR OUT [OPTIONS]`."""

@@ -34,6 +34,7 @@ def command(
         typer.Option(
             "--sort",
             metavar="[name|size|shape|dtype]",
+            autocompletion=lambda: ("name", "size", "shape", "dtype"),
             help="Sort by name, size, shape or dtype. Default: stored order.",
         ),
     ] = None,

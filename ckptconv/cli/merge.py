@@ -30,6 +30,7 @@ def command(
         typer.Option(
             "--dtype",
             metavar="[auto|keep|float32|bfloat16|float16]",
+            autocompletion=lambda: ("auto", "keep", "float32", "bfloat16", "float16"),
             help="Dtype of the weights. auto: the dtype the model is served in; keep: as stored.",
             rich_help_panel=_MODEL,
         ),
@@ -39,6 +40,7 @@ def command(
         typer.Option(
             "--lora",
             metavar="[merge|adapter|both]",
+            autocompletion=lambda: ("merge", "adapter", "both"),
             help="For LoRA checkpoints: write the merged model, the adapter, or both.",
             rich_help_panel=_MODEL,
         ),
@@ -66,6 +68,7 @@ def command(
         typer.Option(
             "--layout",
             metavar="[hub|module]",
+            autocompletion=lambda: ("hub", "module"),
             help="Tensor names: hub (as published on the Hub) or module (as in the training process).",
             rich_help_panel=_MODEL,
         ),
@@ -75,6 +78,7 @@ def command(
         typer.Option(
             "--mtp",
             metavar="[keep|drop]",
+            autocompletion=lambda: ("keep", "drop"),
             help="Keep or drop multi-token prediction layers.",
             rich_help_panel=_MODEL,
         ),
@@ -183,6 +187,9 @@ def command(
             help="With --push: make a new repo private or public. Default: your account's setting.",
         ),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="List every tensor with what it is made of, on stderr.")
+    ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     local_dir: o.LocalDir = None,
@@ -253,6 +260,9 @@ def command(
             sink.phase("Config", plan.config_summary)
         for note in plan.notes:
             sink.note(note)
+        if verbose:
+            for line in show.every_tensor(plan):
+                sink.detail(line)
         if pushing:
             check_push(target, str(upload), private=private)  # now, not after hours of writing
         if not dry_run and not sink.live:  # else a bar says it

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckptconv.show.sink import Sink
 
 T = TypeVar("T")
-_VERL = "verl's own spelling"
+VERL = "verl's own spelling"
 
 Backend = Annotated[
     Optional[str],  # noqa: UP045 - typer reads it at run time on Python 3.10
@@ -84,9 +84,9 @@ Html = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the result (path, URL or yes/no).")]
-LocalDir = Annotated[Optional[Path], typer.Option("--local_dir", "--local-dir", hidden=True, help=_VERL)]  # noqa: UP045
-TargetDir = Annotated[Optional[Path], typer.Option("--target_dir", "--target-dir", hidden=True, help=_VERL)]  # noqa: UP045
-TestHfDir = Annotated[Optional[Path], typer.Option("--test_hf_dir", "--test-hf-dir", hidden=True, help=_VERL)]  # noqa: UP045
+LocalDir = Annotated[Optional[Path], typer.Option("--local_dir", "--local-dir", hidden=True, help=VERL)]  # noqa: UP045
+TargetDir = Annotated[Optional[Path], typer.Option("--target_dir", "--target-dir", hidden=True, help=VERL)]  # noqa: UP045
+TestHfDir = Annotated[Optional[Path], typer.Option("--test_hf_dir", "--test-hf-dir", hidden=True, help=VERL)]  # noqa: UP045
 UploadPath = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -97,17 +97,15 @@ UploadPath = Annotated[
         help="Also push the merged model to this Hub repo.",
     ),
 ]
-Tie = Annotated[bool, typer.Option("--tie-word-embedding", "--tie_word_embedding", hidden=True, help=_VERL)]
-ValueModel = Annotated[bool, typer.Option("--is-value-model", "--is_value_model", hidden=True, help=_VERL)]
+Tie = Annotated[bool, typer.Option("--tie-word-embedding", "--tie_word_embedding", hidden=True, help=VERL)]
+ValueModel = Annotated[bool, typer.Option("--is-value-model", "--is_value_model", hidden=True, help=VERL)]
 RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", "--trust_remote_code", hidden=True, help=_VERL)
+    bool, typer.Option("--trust-remote-code", "--trust_remote_code", hidden=True, help=VERL)
 ]
 CpuInit = Annotated[
-    bool, typer.Option("--use_cpu_initialization", "--use-cpu-initialization", hidden=True, help=_VERL)
+    bool, typer.Option("--use_cpu_initialization", "--use-cpu-initialization", hidden=True, help=VERL)
 ]
-ModelPath = Annotated[
-    Path | None, typer.Option("--hf_model_path", "--hf-model-path", hidden=True, help=_VERL)
-]
+ModelPath = Annotated[Path | None, typer.Option("--hf_model_path", "--hf-model-path", hidden=True, help=VERL)]
 
 
 def one_of(positional: Path | None, named: Path | None, what: str, flag: str, usage: str) -> Path:

@@ -10,6 +10,11 @@ from ckptconv.errors import CkptconvError, Kind
 
 # Path("hf://a/b") drops one of the two slashes.
 _SCHEME = re.compile(r"^hf:/{1,2}")
+# The address of a model's page or of one of its files, with or without https:// (Path drops a slash there too).
+_URL = re.compile(
+    r"^(?:https?:/{1,2})?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?:models/)?(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve|commit)/(?P<revision>refs/pr/\d+|[^/?#]+)[^?#]*)?/?(?:[?#].*)?$"
+)
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>.+))?")
 
 
@@ -55,18 +60,26 @@ def cached_name(folder: object) -> str | None:
     return entry and entry.removeprefix("models--").replace("--", "/", 1)
 
 
+def without_address(text: str) -> str:
+    """A repository's name for the address of its page: "https://huggingface.co/a/b/tree/v1" -> "hf://a/b@v1"."""
+    found = _URL.match(text)
+    if found is None:
+        return text
+    return f"hf://{found['name']}" + (f"@{found['revision']}" if found["revision"] else "")
+
+
 def repo_of(path: str | Path, revision: str | None = None) -> RepoName | None:
     """The repository that the user names, or None if it is a path.
 
     Args:
-        path: a path, "org/name", "org/name@revision" or "hf://org/name". A path that exists wins over a repository of the
-            same name, unless hf:// is written.
+        path: a path, "org/name", "org/name@revision", "hf://org/name" or the address of its page. A path that exists wins
+            over a repository of the same name, unless hf:// is written.
         revision: a branch, tag or commit.
 
     Raises:
         CkptconvError: a revision is given for a path, or two different revisions are given.
     """
-    text = str(path)
+    text = without_address(str(path))
     scheme = _SCHEME.match(text)
     match = _NAME.fullmatch(text[scheme.end() :] if scheme else text)
     if match and (scheme or not Path(text).expanduser().exists()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,8 +13,10 @@ from ckptconv.commands.merge.run import Merged
 from ckptconv.errors import listed
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import receipt
+from ckptconv.show.ranks import spans
 from ckptconv.show.sink import OK, Sink
-from ckptconv.show.units import seconds, size
+from ckptconv.show.units import seconds, shape, size
+from ckptconv.tensors.view import View
 
 
 def summary(plan: Plan) -> str:
@@ -51,6 +54,18 @@ def planned(plan: Plan) -> str:
 def written(plan: Plan) -> str:
     """How much a plan writes: "2.0 GB in 3 files"."""
     return f"{size(plan.nbytes)} in {files(plan)}"
+
+
+def every_tensor(plan: Plan) -> Iterator[str]:
+    """A line for each tensor that a plan writes: its name, dtype and shape, what it is made of, and the ranks it is on."""
+    for key, entry in receipt(plan, {})["tensors"].items():
+        source = plan.outputs[key].source
+        how = "" if isinstance(source, View) else f" by {type(source).__name__.lower()}"
+        stored = entry["stored"] if entry["stored"] != entry["dtype"] else ""
+        on = f"rank{'s' * (len(entry['ranks']) != 1)} {spans(entry['ranks'])}" if entry["ranks"] else ""
+        details = ", ".join(filter(None, (stored, on)))
+        about = f" ({details})" if details else ""
+        yield f"{key}  {entry['dtype']} {shape(entry['shape'])}  <- {', '.join(entry['from'])}{how}{about}"
 
 
 def done(result: Merged) -> RenderableType:

@@ -68,6 +68,11 @@ class Sink:
             with contextlib.suppress(OSError):
                 self.err.print(Text.assemble((f"{WARN} ", "yellow"), _indented(text)), soft_wrap=True)
 
+    def detail(self, text: str) -> None:
+        """Print a line that the user asked for with --verbose."""
+        with contextlib.suppress(OSError):
+            self.err.print(Text(f"  {text}", "dim"), soft_wrap=True)
+
     def error(self, error: CkptconvError) -> None:
         """Print an error: what, where, found, wanted, hint."""
         if self.as_json:

@@ -253,3 +253,28 @@ def test_as_processes(bench: Bench, send: Push, tmp_path: Path) -> None:
         assert says in (err if code else out), err + out
         assert not (out if code else err)
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("https://huggingface.co/org/name", "org/name"),
+        ("https:/huggingface.co/org/name/", "org/name"),
+        ("http://hf.co/org/name", "org/name"),
+        ("huggingface.co/org/name/tree/main", "org/name@main"),
+        ("https://huggingface.co/org/name/tree/v1.0", "org/name@v1.0"),
+        ("https://huggingface.co/org/name/blob/refs/pr/3/config.json", "org/name@refs/pr/3"),
+        ("https://huggingface.co/org/name?library=transformers", "org/name"),
+    ],
+)
+def test_the_address_of_a_page_is_its_repository(text: str, name: str) -> None:
+    from ckptconv.hub.names import repo_of
+
+    assert str(repo_of(Path(text))) == name
+
+
+@pytest.mark.parametrize("text", ["https://huggingface.co/datasets/org/name", "https://example.com/org/name"])
+def test_the_address_of_something_else_is_no_repository(text: str) -> None:
+    from ckptconv.hub.names import repo_of
+
+    assert repo_of(Path(text)) is None

@@ -17,6 +17,7 @@ from ckptconv.commands.push.folder import check_folder, check_structure, choose_
 from ckptconv.commands.push.private import Cleaned, cleaned
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.errors import guarded
+from ckptconv.hub.names import without_address
 from ckptconv.hub.quiet import quiet
 from ckptconv.publish.receipt import RECEIPT
 
@@ -128,6 +129,7 @@ def push(
         'https://huggingface.co/org/name'
     """
     say = on_progress or (lambda step: None)
+    repo_id = _repo_id(repo_id)
     root = Path(folder).expanduser()
     if not root.is_dir() and Path(repo_id).is_dir():
         hint = f"the folder comes first: ckptconv push {repo_id} {folder}"
@@ -180,12 +182,17 @@ def check_push(
     """
     from ckptconv.commands.push import hub
 
-    job = Job(str(folder), repo_id, _address(endpoint), private=private)
+    job = Job(str(folder), _repo_id(repo_id), _address(endpoint), private=private)
     with quiet(bars=False):
         job = _explained(job, lambda: _ready(job, token, online=True))
         api = hub.connect(job)
         job = _explained(job, lambda: hub.sign_in(api, job))
         _explained(job, lambda: hub.open_repo(api, job))
+
+
+def _repo_id(text: str) -> str:
+    """The name of a repository that is given as a name, as hf://org/name or as its page's address."""
+    return re.sub(r"^hf:/{1,2}", "", without_address(text)).partition("@")[0]
 
 
 def _explained(job: Job, step: Callable[[], T], left: Callable[[], str | None] = lambda: None) -> T:
