@@ -88,11 +88,24 @@ def _settings(config: Config) -> Iterator[tuple[str, Any]]:
     """Yield the settings that decide what the model computes and that the config states."""
     text = text_of(config)
     yield from ((key, text[key]) for key in _KEYS if text.get(key) is not None)
-    rope = text.get("rope_parameters")
-    rope = {**(text.get("rope_scaling") or {}), **(rope if isinstance(rope, dict) else {})}
-    theta = text.get("rope_theta")
-    rope = {**({"rope_theta": theta} if theta is not None else {}), **rope}
-    yield from ((key, rope[key]) for key in _ROPE if rope.get(key) is not None)
+    for kind, rope in _ropes(text).items():
+        yield from ((f"{key}{kind}", rope[key]) for key in _ROPE if rope.get(key) is not None)
+
+
+def _ropes(text: Config) -> dict[str, dict[str, Any]]:
+    """The rotary settings, by kind of layers where the config has kinds; only layers with full attention are scaled."""
+    parameters = text.get("rope_parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    kinds = {kind: rope for kind, rope in parameters.items() if isinstance(rope, dict)}
+    if kinds:
+        return {f" of {kind}": rope for kind, rope in kinds.items()}
+    plain = {"rope_type": "default", "rope_theta": parameters.get("rope_theta", text.get("rope_theta"))}
+    scaling = text.get("rope_scaling")
+    whole = {**plain, **(scaling if isinstance(scaling, dict) else {}), **parameters}
+    layers = text.get("layer_types")
+    if not isinstance(layers, list) or "sliding_attention" not in layers:
+        return {"": whole}
+    return {" of full_attention": whole, " of sliding_attention": plain}
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import Incomplete
+from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.json import read_table
+from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import Skipped, TrainerSettings
 
 _ACCELERATE = "pytorch_model_fsdp_"
@@ -67,6 +68,23 @@ def experiment_of(home: Path) -> TrainerSettings | None:
     """Return OLMo-core's description of the experiment: STEP/config.json beside STEP/model_and_optim/."""
     path = home.parent / "config.json"
     return TrainerSettings(values, str(path)) if (values := _experiment(path)) else None
+
+
+def check_step(home: Path, step: int | None) -> None:
+    """Raise CkptconvError where OLMo-core's trainer state is of another step than the folder's name says."""
+    path = home.parent / "train" / "rank0.pt"  # olmo_core/train/checkpoint.py, Checkpointer.save
+    if step is None or not path.is_file():
+        return
+    root = open_torch_zip(str(path)).root
+    found = root.get("global_step") if isinstance(root, dict) else None
+    if type(found) is int and found != step:
+        raise CkptconvError(
+            "the trainer's state is of another step than its folder's name says",
+            where=path,
+            found=f"global_step {found}",
+            wanted=str(step),
+            hint=f"copy the step's files again, or rename the folder to step{found} if it was renamed",
+        )
 
 
 def _experiment(path: Path) -> dict[str, Any]:

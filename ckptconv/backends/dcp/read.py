@@ -14,6 +14,7 @@ from ckptconv.backends.dcp.homes import (
     assets_of,
     by_accelerate,
     check_finished,
+    check_step,
     experiment_of,
     home_of,
     optimizers_beside,
@@ -61,6 +62,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     chosen = choose_model(metadata.paths, {name: metadata.shape(name) for name in metadata.table}, home)
     files = read_tensors(metadata, others, chosen.why_not.get)
     experiment = experiment_of(home)
+    if experiment is not None:
+        check_step(home, place.step)
     beside = tuple(
         f"not read: {name} in the same folder (pass its folder to convert it)" for name in other_models(home)
     )

@@ -160,12 +160,14 @@ def _rope(blocks: list[dict[str, Any]], windows: list[int | None]) -> dict[str, 
     if len(thetas) > 1 or any(scaling != full[0] for scaling in full) or any(sliding):
         raise _beyond("rope", "layers of one kind with different settings, or scaled sliding layers")
     theta = float(thetas.pop())
-    scaling = _scaling(full[0]) if full and full[0] else None
-    found = {"rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
-    if scaling is not None:
-        found["rope_scaling"] = scaling  # transformers 4 reads this key, transformers 5 the next one
-        found["rope_parameters"] = {"rope_theta": theta, **scaling}
-    return found
+    scaling = _scaling(full[0]) if full and full[0] else {}
+    plain = {"rope_type": "default", "rope_theta": theta}
+    whole = plain | scaling
+    # transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters: of each kind of layers for OLMo 3,
+    # whose sliding layers would otherwise get the class's default base (configuration_olmo3.py).
+    parameters = {"full_attention": whole, "sliding_attention": plain} if sliding else whole
+    older = {"rope_theta": theta} | ({"rope_scaling": scaling} if scaling else {})
+    return {**older, "rope_parameters": parameters}
 
 
 def _scaling(scaling: Values) -> dict[str, Any]:
