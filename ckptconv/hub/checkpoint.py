@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.backends.huggingface.read import NAME, assemble
-from ckptconv.backends.huggingface.weight_files import CONFIG, SMALL, Chosen, beside, choose
+from ckptconv.backends.huggingface.weight_files import CONFIG, SMALL, Chosen, choose, left_over
 from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.json import read_table
@@ -67,7 +67,7 @@ def open_repo(repo: RepoName) -> Checkpoint:
         raise _no_model(contents)
     if not all(name.endswith(".safetensors") for name in chosen.names):
         raise _torch_only(contents, chosen, small)
-    skipped, notes = beside(contents.top, chosen)
+    skipped, notes = left_over(contents.top, chosen)
     root = Path(repo.name)
     missing = next((name for name in chosen.names if name not in contents.files), None)
     if missing is not None:

@@ -1,7 +1,8 @@
-"""Whole models: a Hugging Face folder of safetensors or torch files, a PEFT adapter, or one file of weights.
+"""Reads whole models: a Hugging Face folder of safetensors or torch.save files, a PEFT adapter, or one file of weights.
 
-The HF Trainer's checkpoint-N/ folders are such folders, with its own state beside. Folders without a config.json are
-a trainer's state (accelerate's save_state): their names are the module's, their floats may be masters.
+The checkpoint-N/ folders of transformers' Trainer are such folders, and also hold the trainer's state
+(transformers/trainer.py, _save_checkpoint). A folder without config.json is a trainer's state (accelerate's save_state):
+its tensors have the module's names, and may be float32 master weights.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from ckptconv.backends.huggingface.weight_files import (
     ADAPTER_CONFIG,
     CONFIG,
     Chosen,
-    beside,
     choose,
+    left_over,
     one_file,
     sizes_of,
 )
@@ -40,11 +41,20 @@ def is_mine(folder: Path) -> bool:
     try:
         return choose(folder) is not None
     except CkptconvError:
-        return True  # it is one, with something wrong that `read` says
+        return True  # it is a model, and `read` reports what is wrong with it
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read every header. Raises CkptconvError where index and files disagree or a file breaks its format's laws."""
+    """Read every file's header.
+
+    Args:
+        place: the model's folder.
+        also: must be empty; a whole model has no rank files.
+
+    Raises:
+        Incomplete: a file is missing.
+        CkptconvError: the index and the files disagree, or a file violates its format.
+    """
     folder = place.folder
     if also:
         raise CkptconvError(
@@ -53,7 +63,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     chosen = choose(folder)
     if chosen is None:
         raise CkptconvError("no model weights found here", where=folder, kind=Kind.NOT_A_CHECKPOINT)
-    skipped, notes = beside(sizes_of(folder), chosen)
+    skipped, notes = left_over(sizes_of(folder), chosen)
     files = [_opened(folder / name, folder) for name in chosen.names]
     return assemble(
         folder, chosen, files, folder, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place))
@@ -61,14 +71,29 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
 
 def read_file(path: Path) -> Checkpoint:
-    """Read one file of weights that a user named. The model's config is looked for in the same folder."""
+    """Read one file of weights. The model's config.json is expected in the same folder.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CkptconvError: the file is one of a set, or violates its format.
+    """
     chosen, folder = one_file(path), path.parent
     return assemble(folder, chosen, [_opened(path, folder)], folder, Place(folder, None, None))
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """One file of weights, its header read. path is where the views say that the bytes lie."""
+    """The header of one file of weights.
+
+    Args:
+        path: the file that the views refer to.
+        nbytes: its size.
+        tensors: its tensors.
+        skipped: what else it holds.
+        notes: findings for the user.
+    """
 
     path: Path
     nbytes: int
@@ -86,9 +111,19 @@ def assemble(
     skipped: tuple[Skipped, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Checkpoint:
-    """The checkpoint that files of weights are together. small: the folder with config.json.
+    """Join files of weights to one checkpoint.
 
-    Raises CkptconvError where two files hold one tensor, and where the index says otherwise.
+    Args:
+        root: the model's folder.
+        chosen: which files they are, and what the index says.
+        opened: their headers, in the order of `chosen`.
+        small: the folder with config.json and adapter_config.json.
+        place: the step and role of the folder.
+        skipped: what else the folder holds.
+        notes: findings for the user.
+
+    Raises:
+        CkptconvError: two files hold the same tensor, or the index and the files disagree.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in opened:
@@ -105,7 +140,7 @@ def assemble(
     has_config = (small / CONFIG).is_file()
     return Checkpoint(
         backend=NAME,
-        layout=_said(chosen, has_config),
+        layout=_layout(chosen, has_config),
         root=root,
         world_size=len(files),
         files=tuple(files),
@@ -122,6 +157,7 @@ def assemble(
 
 
 def _opened(path: Path, folder: Path) -> Opened:
+    """Read one file's header."""
     if not path.is_file():
         raise Incomplete("a shard named in the index is missing", where=folder, wanted=path.name)
     nbytes = path.stat().st_size
@@ -131,7 +167,8 @@ def _opened(path: Path, folder: Path) -> Opened:
     return Opened(path, nbytes, found.tensors, found.skipped, found.notes)
 
 
-def _said(chosen: Chosen, has_config: bool) -> str:
+def _layout(chosen: Chosen, has_config: bool) -> str:
+    """The format in words."""
     if chosen.is_adapter:
         return "PEFT adapter"
     safe = chosen.names[0].endswith(".safetensors")
@@ -141,18 +178,19 @@ def _said(chosen: Chosen, has_config: bool) -> str:
 
 
 def _unfinished(place: Place) -> tuple[str, ...]:
-    """The HF Trainer writes trainer_state.json last (trainer.py, _save_checkpoint)."""
+    """A note on a step without trainer_state.json, which transformers writes last (trainer.py, _save_checkpoint)."""
     folder = place.folder
     if not folder.name.startswith("checkpoint-") or (folder / _TRAINER_STATE).is_file():
         return ()
     if not any(path.is_file() for path in folder.parent.glob(f"checkpoint-*/{_TRAINER_STATE}")):
         return ()
     return (
-        f"{folder.name} has no {_TRAINER_STATE}, which is written last: the save was cut off after the weights",
+        f"{folder.name} has no {_TRAINER_STATE}, which is written last: the save was interrupted after the weights",
     )
 
 
 def _check_index(folder: Path, expected: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+    """Require that every tensor is in the file that the index names, and that the index names every tensor."""
     for name, file in expected.items():
         held = tensors.get(name)
         if held is None or (held.view.files and held.view.files != (str(folder / file),)):

@@ -1,7 +1,8 @@
-"""A state dict that torch.save wrote whole: `pytorch_model.bin`, accelerate's `pytorch_model_fsdp.bin`, a `model.pt`.
+"""Reads a whole state dict of torch.save: `pytorch_model.bin`, accelerate's `pytorch_model_fsdp.bin`, or a `model.pt`.
 
-Only the pickle is read, into stand-ins. Several names may share a storage (tied weights), a tensor may be a strided
-window on a larger one, and the state dict may lie under a key beside an optimizer and counters.
+Only the pickle is read, and its classes become stand-ins. Several names may share a storage (tied weights), a tensor may
+be a strided part of a larger one, and the file may hold the state dict under a key, together with an optimizer and
+counters.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.tensors.checkpoint import Skipped
 from ckptconv.tensors.view import View
 
-# Where trainers put a model's state dict in a file of several things.
+# The keys under which trainers store a model's state dict in a file that holds more.
 _KEYS = ("state_dict", "model", "module", "model_state_dict", "model_state")
-_DEEPEST = 3
+_DEEPEST = 3  # dicts in dicts that are searched
 
 
 @dataclass(frozen=True, slots=True)
 class StateDict:
-    """tensors: by name. skipped: what else the file holds. notes: what a user should hear of it."""
+    """A file's state dict.
+
+    Args:
+        tensors: the tensors by name.
+        skipped: what else the file holds.
+        notes: findings for the user.
+    """
 
     tensors: dict[str, View]
     skipped: tuple[Skipped, ...]
@@ -32,12 +39,16 @@ class StateDict:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a torch file as views.
+    """Read the metadata of a torch.save file.
 
-    Raises CkptconvError for a file of shards, of another thing than tensors, or of two state dicts.
+    Args:
+        path: the file.
+
+    Raises:
+        CkptconvError: the file holds sharded tensors, objects that are not tensors, or several state dicts.
     """
     file = open_torch_zip(str(path))
-    entries, keys, beside = _find(file.root, path)
+    entries, keys, rest = _find(file.root, path)
     tensors: dict[str, View] = {}
     used: dict[str, set[View]] = {}  # storage -> the distinct windows on it
     others = []
@@ -53,17 +64,20 @@ def read_state_dict(path: Path) -> StateDict:
             raise error.within(inside=name, where=path) from error
         used.setdefault(value.storage.key, set()).add(tensors[name])
     notes = [f"in {path.name}, the model is taken from {'.'.join(keys)!r}"] if keys else []
-    if beside or others:
-        notes.append(
-            f"{path.name} has other entries that are not read: {listed([brief(name) for name in (*beside, *others)], 8)}"
-        )
+    unread = [brief(name) for name in (*rest, *others)]
+    if unread:
+        notes.append(f"{path.name} has other entries that are not read: {listed(unread, 8)}")
     return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(notes))
 
 
 def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
-    """The dict of tensors in an unpickled object, the keys that lead there, and the names of what lies beside."""
+    """Find the dict of tensors in an unpickled object.
+
+    Returns:
+        The dict, the keys that lead to it, and the keys next to those, which are not read.
+    """
     keys: list[str] = []
-    beside: list[str] = []
+    rest: list[str] = []
     while isinstance(root, dict) and not any(map(_is_tensor, root.values())):
         found = [key for key in _KEYS if _holds_tensors(root.get(key))]
         if len(found) != 1:
@@ -75,7 +89,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
                 hint="save only the model's state dict: torch.save(model.state_dict(), FILE)",
                 kind=Kind.UNSUPPORTED,
             )
-        beside += [brief(key) for key in root if key != found[0]]
+        rest += [brief(key) for key in root if key != found[0]]
         keys.append(found[0])
         root = root[found[0]]
     if not isinstance(root, dict):
@@ -87,7 +101,7 @@ def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
             hint="save only the model's state dict: torch.save(model.state_dict(), FILE)",
             kind=Kind.UNSUPPORTED,
         )
-    return root, keys, beside
+    return root, keys, rest
 
 
 def _is_tensor(value: Any) -> bool:
@@ -104,11 +118,11 @@ def _holds_tensors(value: Any, depth: int = 0) -> bool:
 
 
 def _check_other(name: str, value: Any, path: Path) -> None:
-    """Let numbers and texts among tensors pass, and a module's extra state; what may hold weights does not."""
+    """Refuse a value among the tensors that may hold weights; numbers, strings and a module's extra state may not."""
     where = f"{name} in {path}"
     if isinstance(value, WrapperRecord) and value.kind in ("DTensor", "ShardedTensor"):
         raise CkptconvError(
-            f"holds a rank's piece of a sharded tensor ({value.kind}), not a whole one",
+            f"holds one rank's part of a sharded tensor ({value.kind}), not a whole tensor",
             where=where,
             hint="name the folder with all ranks' files, not one of them",
             kind=Kind.UNSUPPORTED,
@@ -131,13 +145,13 @@ def _check_other(name: str, value: Any, path: Path) -> None:
 
 
 def _skipped(file: TorchZip, used: dict[str, set[View]], name: str) -> list[Skipped]:
-    """Storages that no tensor of the model lies in, and what of the others no tensor covers."""
-    beside = sum(entry.nbytes for key, entry in file.entries.items() if key not in used)
+    """The bytes that are not read: storages without a tensor of the model, and parts of storages that no tensor covers."""
+    rest = sum(entry.nbytes for key, entry in file.entries.items() if key not in used)
     padding = sum(
         max(file.entries[key].nbytes - sum(view.nbytes for view in views), 0) for key, views in used.items()
     )
     found = [
-        Skipped(f"other entries of {name}", beside, "not part of the model"),
+        Skipped(f"other entries of {name}", rest, "not part of the model"),
         Skipped(f"unused parts of storages in {name}", padding, "belongs to no tensor"),
     ]
     return [item for item in found if item.nbytes]

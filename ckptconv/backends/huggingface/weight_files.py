@@ -1,6 +1,6 @@
-"""Which files of a folder are its model: one name, an index, or a whole numbered set; and what lies beside them.
+"""Finds the files of a folder that are its model: one file, the files of an index, or a complete numbered set.
 
-Names: transformers/utils/__init__.py (WEIGHTS_NAME ...), in the order of modeling_utils.py's
+Sources of the names: transformers/utils/__init__.py (WEIGHTS_NAME and others), in the order of modeling_utils.py,
 _get_resolved_checkpoint_files; peft/utils/constants.py; accelerate/utils/fsdp_utils.py, save_fsdp_model.
 """
 
@@ -22,14 +22,14 @@ _SINGLE = "model.safetensors"
 _INDEX = f"{_SINGLE}.index.json"
 _MODELS = (_SINGLE, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 INDEXES = tuple(name for name in _MODELS if name.endswith(".json"))
-SMALL = (CONFIG, ADAPTER_CONFIG, *INDEXES)  # what `choose` and `read` look into, beside the weights
+SMALL = (CONFIG, ADAPTER_CONFIG, *INDEXES)  # the small files that `choose` and `read` open
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FULL = ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_0.bin")  # accelerate's FULL_STATE_DICT
 RANK_SHARD = re.compile(r"^shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors$")  # one rank's part: hf_shards.py
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.(?:safetensors|bin)$")
 _WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".pkl")
 
-# What trainers leave beside a model: transformers/trainer.py, accelerate/utils/constants.py.
+# Files that trainers write next to a model (transformers/trainer.py, accelerate/utils/constants.py).
 _STATE = re.compile(
     r"^(?:optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|random_states|training_args|"
     r"custom_checkpoint)(?:_\d+)*\.(?:pt|pth|bin|pkl)$"
@@ -38,7 +38,13 @@ _STATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """names: the files, in order. expected: what an index says, tensor -> file. is_adapter: PEFT's."""
+    """The files of a model.
+
+    Args:
+        names: the files, in order.
+        expected: tensor -> file, as the index states; None without an index.
+        is_adapter: they are a PEFT adapter.
+    """
 
     names: tuple[str, ...]
     expected: dict[str, str] | None = None
@@ -46,10 +52,18 @@ class Chosen:
 
 
 def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
-    """The model's files, or None where none are known. Safetensors come before torch's files.
+    """Choose the model's files; safetensors files are preferred to torch.save files.
 
-    names: the files to choose from, where the folder itself holds only the indexes among them.
-    Raises CkptconvError for an index that is none, for a set with a gap, and where two models are equally likely.
+    Args:
+        folder: the folder.
+        names: the files to choose from; None for all in the folder. With names, the folder needs to hold only the indexes.
+
+    Returns:
+        The files; None if the folder has no weights under known names.
+
+    Raises:
+        Incomplete: a numbered set has a gap.
+        CkptconvError: an index is not valid, or two models are equally likely to be meant.
     """
     names = set(names) if names is not None else {path.name for path in folder.iterdir() if path.is_file()}
     has_config = CONFIG in names
@@ -71,12 +85,20 @@ def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """The bytes of every file of a folder."""
+    """File name -> bytes, for every file of a folder."""
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def beside(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], list[str]]:
-    """What else lies in the folder: a trainer's state and other weights, by size, and the notes on the latter."""
+def left_over(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], list[str]]:
+    """The files of a folder that are not read.
+
+    Args:
+        sizes: file name -> bytes.
+        chosen: the model's files.
+
+    Returns:
+        The trainer's state and other weights, and a note for the user if there are other weights.
+    """
     state, others = 0, dict[str, int]()
     for name, nbytes in sorted(sizes.items()):
         if name in chosen.names:
@@ -89,12 +111,16 @@ def beside(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], lis
     skipped += [Skipped(name, nbytes, "not part of the model") for name, nbytes in others.items()]
     if not others:
         return skipped, []
-    taken = chosen.names[0] if len(chosen.names) == 1 else f"{chosen.names[0]} and its like"
+    taken = chosen.names[0] if len(chosen.names) == 1 else f"the set of {chosen.names[0]}"
     return skipped, [f"{taken} is read; also in the folder but not read: {listed(list(others), 4)}"]
 
 
 def one_file(path: Path) -> Chosen:
-    """A file that a user named itself. Raises CkptconvError for one of a numbered set, and for an index."""
+    """The record for one file that the user named.
+
+    Raises:
+        CkptconvError: it is one of a numbered set, or not a file of weights.
+    """
     match = _NUMBERED.match(path.name)
     if match and int(match["count"]) > 1:
         raise CkptconvError(
@@ -115,6 +141,7 @@ def one_file(path: Path) -> Chosen:
 
 
 def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:
+    """The record for a single file; if there is an index too, it must name the same file."""
     if name == _SINGLE and _INDEX in names:
         indexed = _indexed(folder, _INDEX)
         if set(indexed.names) != {name}:
@@ -122,13 +149,14 @@ def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:
                 f"the folder has both {name} and {_INDEX}, and the index names other files",
                 where=folder,
                 found=", ".join(indexed.names[:4]),
-                hint=f"move the older one away, or name the file: {folder / name}",
+                hint=f"move the older of the two away, or pass the file: {folder / name}",
             )
         return indexed
     return Chosen((name,))
 
 
 def _indexed(folder: Path, index: str) -> Chosen:
+    """The record for the files that an index names."""
     weight_map = read_table(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CkptconvError("the index has no weight_map", where=folder / index)
@@ -140,7 +168,7 @@ def _indexed(folder: Path, index: str) -> Chosen:
 
 
 def _whole_sets(folder: Path, names: list[str]) -> tuple[str, ...]:
-    """Names that stand without an index: every numbered set must be whole."""
+    """The names, if every numbered set among them is complete. There is no index."""
     sets: dict[tuple[str, int], set[int]] = {}
     for name in names:
         match = _NUMBERED.match(name)
@@ -151,7 +179,7 @@ def _whole_sets(folder: Path, names: list[str]) -> tuple[str, ...]:
         missing = sorted({*range(1, count + 1)} - numbers)
         if missing:
             raise Incomplete(
-                f"{len(missing)} of the {count} files {stem}-…-of-{count:05} are missing, and so is their index",
+                f"{len(missing)} of the {count} files {stem}-…-of-{count:05} are missing, and the index is missing too",
                 where=folder,
                 found=", ".join(f"{number:05}" for number in sorted(numbers)[:8]),
                 wanted=f"number {missing[0]:05}",
