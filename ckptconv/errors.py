@@ -109,6 +109,12 @@ class CkptconvError(Exception):
         outer.kind = kind if kind is not None and self.kind is Kind.OTHER else self.kind
         return outer
 
+    def adding(self, hint: str) -> CkptconvError:
+        """The same error with one more thing to do."""
+        outer = copy.copy(self)
+        outer.hint = f"{self.hint}; {hint}" if self.hint else hint
+        return outer
+
     def rows(self) -> list[tuple[str, str]]:
         """The parts under the first line, as (label, text), empty ones left out."""
         pairs = (("in", self.where), ("found", self.found), ("want", self.wanted), ("hint", self.hint))

@@ -9,9 +9,10 @@ from pathlib import Path
 from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.huggingface import read as huggingface
 from ckptconv.backends.locate import locate
+from ckptconv.backends.refused import nothing, with_whole_step
 from ckptconv.backends.roots import one_model
 from ckptconv.backends.runs import Place, is_output, is_step, run_of, steps_of
-from ckptconv.errors import CkptconvError, Kind, listed
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.file_state import FileState, stamps_under
 from ckptconv.tensors.source_spec import Step, Where, spec_of
@@ -52,14 +53,17 @@ def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Pat
         return huggingface.read_file(root)
     found = locate(root, known, step)
     if found is None:
-        raise _nothing(root, known, backend, step)
+        raise nothing(root, known, backend, step)
     reader, place = found
     others = [_other(folder, reader, place) for folder in also]
     before = stamps_under([place.folder, *others], leave=_is_other)
     try:
         return one_model(replace(reader.read(place, others), stamps=before))
     except CkptconvError as error:
-        raise error.within(kind=Kind.DAMAGED) from error
+        whole = with_whole_step(
+            error.within(kind=Kind.DAMAGED), root, step, lambda folder: _open(folder, backend, None, ())
+        )
+        raise whole from error
     except OSError as error:
         raise CkptconvError(
             f"cannot be read: {error.strerror or error}",
@@ -128,43 +132,6 @@ def _another_step(root: Path, step: int | None) -> CkptconvError:
         where=root,
         hint="--also names the same step on another disk",
         kind=Kind.USAGE,
-    )
-
-
-def _unfinished(run: Path, steps: dict[int, Path], known: Sequence[Backend]) -> CkptconvError:
-    """The error for a run whose newest step has no weights: its save was interrupted, or its files are elsewhere."""
-    newest = max(steps)
-    whole = next((n for n in sorted(steps, reverse=True) if locate(steps[n], known)), None)
-    return CkptconvError(
-        f"step {newest} is the newest of the run, but has no weights in a known format",
-        where=steps[newest],
-        found=", ".join(sorted(path.name for path in steps[newest].iterdir())[:6]) or "an empty folder",
-        hint="name another folder" if whole is None else f"take an earlier one: --step {whole}",
-        kind=Kind.INCOMPLETE,
-    )
-
-
-def _nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step | None) -> CkptconvError:
-    """The error for a folder that no backend reads.
-
-    Args:
-        root: the folder.
-        known: the backends that were tried.
-        name: the value of --backend.
-        step: the value of --step.
-    """
-    names = sorted(path.name for path in root.iterdir())
-    if not names:
-        return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
-    if not isinstance(step, int) and (steps := steps_of(run_of(root))):
-        return _unfinished(root, steps, known)
-    return CkptconvError(
-        f"no {name} checkpoint here" if name else "no checkpoint found here",
-        where=root,
-        found=listed(names, 6),
-        wanted=", ".join(dict.fromkeys(backend.SIGN for backend in known)),
-        hint="pass the folder of the run, or of a step or role in it",
-        kind=Kind.NOT_A_CHECKPOINT,
     )
 
 

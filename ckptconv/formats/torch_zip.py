@@ -24,6 +24,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import Storage, TensorRecord
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.formats.zip_directory import (
+    COPY_AGAIN,
     Directory,
     NotAZip,
     Window,
@@ -263,7 +264,7 @@ def _small_entry(window: Window, entry: ZipEntry) -> bytes:
         raise CkptconvError(
             "the file is damaged: an entry does not match its checksum",
             where=where,
-            hint="copy it again from the node where it was written, or take an earlier step",
+            hint=COPY_AGAIN,
             kind=Kind.DAMAGED,
         )
     return data
@@ -299,13 +300,18 @@ def _storages(window: Window, directory: Directory, data: str, compute: bool) ->
 
 def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:
     if not head:
-        return CkptconvError("the file is empty", where=path, kind=Kind.DAMAGED)
+        return CkptconvError(
+            "the file is empty",
+            where=path,
+            hint=f"is it still being written? Else {COPY_AGAIN}",
+            kind=Kind.DAMAGED,
+        )
     if head[:4] == b"PK\x03\x04":
         return CkptconvError(
             "the file is truncated or damaged",
             where=path,
             found=f"{size:,} bytes; {error}",
-            hint="copy it again from the node where it was written, or take an earlier step",
+            hint=f"is it still being written? Else {COPY_AGAIN}",
             kind=Kind.DAMAGED,
         )
     if head[:2] == b"\x80\x02" or head[257:262] == b"ustar":

@@ -18,6 +18,8 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LENGTHS = struct.Struct("<HH")
+# What helps against a damaged file of a checkpoint.
+COPY_AGAIN = "copy it again from the node where it was written, or take an earlier step"
 LOCAL_HEADER = 30  # bytes, before the name
 _EDGE = 1 << 11  # bytes read at both ends: they hold a DCP tensor's whole directory and pickle
 _MAX_DIRECTORY = 1 << 30

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.zip_directory import LOCAL_HEADER, ZipEntry, header_end, read_at
+from ckptconv.formats.zip_directory import COPY_AGAIN, LOCAL_HEADER, ZipEntry, header_end, read_at
 from ckptconv.tensors.stored_file import StoredFile
 
 _ALIGNMENT = (
@@ -88,7 +88,7 @@ class ZipFile(StoredFile):
                 where=f"{self}:{name}",
                 found=f"byte {found:,}",
                 wanted=f"byte {self._starts[number]:,}, as the directory's sizes tell",
-                hint="copy it again from the node where it was written, or take an earlier step",
+                hint=COPY_AGAIN,
                 kind=Kind.DAMAGED,
             )
         self._checked.add(number)

@@ -5,6 +5,7 @@ huggingface_hub changed its HTTP library between major versions, so errors are r
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import TypeVar
 from ckptconv.errors import CkptconvError, Kind
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+_PASSWORD = re.compile(r"//[^/@]+@")
+# Errors of a connection, by the names of httpx and requests.
+_NETWORK = ("ConnectError", "ProxyError", "TimeoutException", "Timeout", "TransportError", "ConnectionError")
 T = TypeVar("T")
 
 
@@ -76,12 +80,13 @@ def explain(
     """
     explanation, cause = _find(error, table)
     status = getattr(getattr(cause, "response", None), "status_code", "")
+    proxies = _proxies() if any(kind.__name__ in _NETWORK for kind in type(cause).__mro__) else ""
     words = {**words, "status": str(status)}
     explained = CkptconvError(
         scrub(explanation.what.format(**words), token),
         where=scrub(f"{words['endpoint']}/{words['repo']}", token),
         found=_message(cause, token) if explanation.quote else None,
-        hint=scrub((hint or explanation.hint).format(**words), token),
+        hint=scrub((hint or explanation.hint).format(**words) + proxies, token),
         kind=Kind.ENVIRONMENT,
     )
     chain = "".join(f"{link} {link!r}" for link in _chain(error))
@@ -122,6 +127,13 @@ def _find(error: BaseException, table: Explanations) -> tuple[Explanation, BaseE
         elif named is not None:
             return table.by_name[named], link
     return (table.by_name["OSError"], vague) if vague else (table.other, error)
+
+
+def _proxies() -> str:
+    """The proxies that requests go through, for a hint; their passwords are masked."""
+    names = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+    found = [f"{name}={_PASSWORD.sub('//***@', os.environ[name])}" for name in names if os.environ.get(name)]
+    return f" (the environment sets {', '.join(found)})" if found else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

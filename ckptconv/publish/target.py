@@ -46,18 +46,21 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
     names = [path.name for path in target.iterdir()]
     if not names:
         return
+    is_model = any(
+        name == "config.json" or name == "adapter_config.json" or name.endswith(".safetensors")
+        for name in names
+    )
     if not overwrite:
         raise CkptconvError(
             "OUT already exists",
             where=target,
             found=listed(sorted(names), 5),
-            hint="use --overwrite to replace it (the old model is kept until the new one is complete)",
+            hint="use --overwrite to replace it (the old model is kept until the new one is complete)"
+            if is_model
+            else "it is not a model folder: choose another one",
             kind=Kind.TARGET,
         )
-    if not any(
-        name == "config.json" or name == "adapter_config.json" or name.endswith(".safetensors")
-        for name in names
-    ):
+    if not is_model:
         raise CkptconvError(
             "OUT exists and is not a model folder, so it will not be overwritten",
             where=target,

@@ -29,6 +29,11 @@ def tokenizer_files(folder: Path) -> list[str]:
     return [n for n in names if _VOCABULARY.match(n) or _TEMPLATE.match(n) or _PROCESSOR.match(n)]
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """True for a file that holds a vocabulary, such as tokenizer.json or tokenizer.model."""
+    return _WORDS.match(name) is not None
+
+
 def replaced_by(own: list[str], folder: Path, names: list[str]) -> list[str]:
     """The tokenizer files that no longer apply once a folder's own files replace some of them.
 

@@ -13,6 +13,7 @@ from ckptconv.commands.merge.run import Merged
 from ckptconv.errors import listed
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import receipt
+from ckptconv.publish.tokenizer import is_tokenizer_file
 from ckptconv.show.ranks import spans
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, shape, size
@@ -165,5 +166,18 @@ def notes(sink: Sink, result: Merged) -> None:
     if result.checked:
         text = f"{files(result.plan)}: all {result.checked:,} tensors match the checkpoint bit for bit"
         sink.phase("Checked", text)
+    if _lacks_tokenizer(result):
+        sink.phase(
+            "Tokenizer",
+            "none is next to config.json; --config org/name takes config and tokenizer from there",
+        )
     for note in result.notes:
         sink.note(note)
+
+
+def _lacks_tokenizer(result: Merged) -> bool:
+    """True for a language model that was written without a tokenizer."""
+    config = result.plan.config or {}
+    parts = (config, config.get("text_config"))
+    has_words = any(isinstance(part, dict) and isinstance(part.get("vocab_size"), int) for part in parts)
+    return has_words and not result.dry_run and not any(map(is_tokenizer_file, result.assets))

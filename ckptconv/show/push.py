@@ -20,7 +20,8 @@ def done(result: Pushed) -> RenderableType:
         lines += [Text(f"  {name}  {size(nbytes)}") for name, nbytes in result.files]
         return Group(*lines, *removed)
     what = f"{len(result.files)} files, {size(result.nbytes)}" if result.uploaded else "already up to date"
-    lines = [Text.assemble((f"{OK} ", "green"), (result.url, "bold"), f"   {what}")]
+    seen = "private" if result.private else "public"
+    lines = [Text.assemble((f"{OK} ", "green"), (result.url, "bold"), f"   {what}   {seen}")]
     if result.pull_request:
         lines.append(Text(f"  pull request  {result.pull_request}"))
     return Group(*lines, *removed)

@@ -21,7 +21,7 @@ from ckptconv.commands.merge.zero_updates import zero_updates
 from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
-from ckptconv.errors import cannot_write
+from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.plan import Dtype, Layout, LoraMode, Mtp, Options, Plan, options_of
@@ -174,6 +174,13 @@ def merge(
         also = [_absolute(path) for path in spec.also]
         spec = SourceSpec(_absolute(spec.path), spec.backend, spec.step, also)
         base = base and _absolute(base)
+    if not spec.path.exists() and target.is_dir():
+        raise CkptconvError(
+            "no such folder",
+            where=spec.path,
+            hint=f"are the two swapped? The checkpoint comes first: ckptconv merge {target} {spec.path}",
+            kind=Kind.NOT_A_CHECKPOINT,
+        )
     given = [Path(path) for path in (spec.path, *spec.also, config, base) if path is not None]
     fills = config is None and base is None and in_place.may_be_added_to(target, given)
     check_target(target, given, overwrite or fills)

@@ -28,12 +28,14 @@ class Target:
         commit: the commit of the revision before the push; None if there is none.
         keeps_card: True if somebody wrote the README.md there, so that it must not be replaced.
         pulls: the user's pull requests; None if they are not known.
+        private: the visibility of the repository.
     """
 
     created: bool
     commit: str | None
     keeps_card: bool
     pulls: frozenset[int] | None
+    private: bool
 
 
 def connect(job: Job) -> HfApi:
@@ -79,7 +81,8 @@ def open_repo(api: HfApi, job: Job) -> Target:
         info = _open_revision(api, job.repo_id, job.revision)
     names = {item.rfilename for item in info.siblings or ()}
     keeps_card = README in names and not is_untouched(_read_card(api, job))
-    return Target(created, info.sha, keeps_card, _pulls(api, job) if job.create_pr else None)
+    pulls = _pulls(api, job) if job.create_pr else None
+    return Target(created, info.sha, keeps_card, pulls, bool(info.private))
 
 
 def upload(api: HfApi, job: Job, parcel: Parcel) -> CommitInfo:

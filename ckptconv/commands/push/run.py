@@ -41,6 +41,7 @@ class Pushed:
         dry_run: True if nothing was sent.
         created: True if the push created the repository.
         uploaded: False if the Hub had all files already, so that no commit was made.
+        private: the visibility of the repository; None for a dry run.
         removed: what was taken out of files, since it tells about this machine: "config.json: _name_or_path".
     """
 
@@ -54,6 +55,7 @@ class Pushed:
     created: bool
     uploaded: bool
     removed: tuple[str, ...] = ()
+    private: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ def _send(job: Job, parcel: Parcel, say: OnProgress, bars: bool) -> Pushed:
     uploaded = commit.oid != target.commit
     result = "uploaded" if uploaded else "nothing changed"
     say(Progress("upload", parcel.nbytes, parcel.nbytes, result))
-    return _record(job, parcel, commit, created=target.created, uploaded=uploaded)
+    pushed = _record(job, parcel, commit, created=target.created, uploaded=uploaded)
+    return replace(pushed, private=target.private)
 
 
 def _record(job: Job, parcel: Parcel, commit: CommitInfo | None, *, created: bool, uploaded: bool) -> Pushed:
