@@ -27,3 +27,22 @@ def parts_of(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if isinstance(inner, dict):
             yield from parts_of(inner)
             return
+
+
+# Classes of transformers that take any language model, by their model type, and the one that they take by default.
+# Source: transformers 5.23, the configs whose sub_configs have AutoConfig for text_config.
+_BY_DEFAULT = {
+    "audioflamingo3": "qwen2", "aya_vision": "cohere2", "cohere2_vision": "cohere2", "deepseek_vl": "llama",
+    "exaone4_5": "exaone4", "glm46v": "glm4v_text", "got_ocr2": "qwen2", "idefics2": "mistral", "idefics3": "llama",
+    "internvl": "qwen2", "janus": "llama", "kimi_k25": "deepseek_v3", "lfm2_vl": "lfm2", "llava": "llama",
+    "llava_next": "llama", "llava_next_video": "llama", "llava_onevision": "qwen2", "minicpmv4_6": "qwen3_5_text",
+    "mistral3": "mistral", "ovis2": "qwen2", "paligemma": "gemma", "perception_lm": "llama", "qwen2_audio": "qwen2",
+    "qwen3_asr": "qwen3", "smolvlm": "llama", "video_llava": "llama", "vipllava": "llama", "voxtral": "llama",
+}  # fmt: skip
+
+
+def other_inside(config: Config) -> str:
+    """Return the type of the language model inside, if the class takes any and this is not its default one; else ""."""
+    default = _BY_DEFAULT.get(str(config.get("model_type")))
+    stated = str(text_of(config).get("model_type"))
+    return stated if default and "text_config" in config and stated != default else ""

@@ -24,7 +24,7 @@ class Pattern:
     KINDS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(NUMBERS, r"\d+"),
         "what": "weight|bias",
-        "rest": r"(?:(?!lora_|adapter\.|base_layer\.|to_wrap\.).)+",
+        "rest": r"(?:(?!(?<![^.])(?:lora_|adapter\.|base_layer\.|to_wrap\.)).)+",
     }
 
     @cached_property

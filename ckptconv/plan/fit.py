@@ -10,6 +10,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.models import deepspeed_moe, facts, hub_names, module_names, mtp
 from ckptconv.models.config import check_fit
+from ckptconv.models.nested import other_inside
 from ckptconv.models.skeleton import Group, Member, Numbers, Skeleton, Stack, Values, skeleton_of
 from ckptconv.plan.misfit import Misfit, refusal, shown
 from ckptconv.tensors.view import Shape, stored
@@ -51,6 +52,13 @@ def require_fit(
             "trained the model loads this folder"
         )
     if not misfit:
+        return
+    if inside := other_inside(config):
+        check_fit(config, shapes, where)
+        notes.append(
+            f"names and shapes were not checked: {skeleton.architecture} takes any language model, and ckptconv's list of "
+            f"its tensors was made with another one than {inside!r}"
+        )
         return
     if _has_own_code(config, skeleton.architecture):
         notes.append(

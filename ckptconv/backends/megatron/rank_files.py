@@ -38,6 +38,8 @@ _CHUNK = re.compile(r"^model(\d*)$")
 _FINAL_NORM = re.compile(DECODER.pattern + r"final_layernorm\.weight$")
 # Parts of names whose layout depends on the trainer, and why.
 _NOT_RECORDED = {
+    ".mixer.in_proj.": "each rank has its own rows of a Mamba layer's parts",
+    ".mamba_mixer.in_proj.": "each rank has its own rows of a Mamba layer's parts",
     ".self_attention.in_proj.": "each trainer has the rows of a gated delta net in its own order",
     "vision_model.merger.patch_norm.": "mbridge's tower of Qwen3-VL has an MLP without a gate",
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ckptconv.commands.inspect.evidence import evidence_of, step_of
 from ckptconv.commands.inspect.heads import heads_of, lora_of
@@ -16,6 +17,7 @@ from ckptconv.commands.inspect.rows import ordered, rows_of, slices_of
 from ckptconv.commands.inspect.tree import tree_of
 from ckptconv.commands.planning import own_config
 from ckptconv.hub.checkpoint import open_local_or_hub
+from ckptconv.models import megatron
 from ckptconv.models.facts import named_architectures
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.source_spec import Step, Where, spec_of
@@ -60,6 +62,12 @@ def inspect(
     return describe(
         checkpoint, spec.path, tensor=tensor, tree=tree, sort=sort, reverse=reverse, asked_step=spec.step
     )
+
+
+def _cautions(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """Return what is known of the table that a merge would use: no real checkpoint has confirmed it."""
+    caution = megatron.caution(config) if checkpoint.naming == "megatron" else ""
+    return [caution] if caution else []
 
 
 def describe(
@@ -115,7 +123,7 @@ def describe(
         ranks=ranks,
         rows=ordered(rows_of(checkpoint, slices), sort, reverse),
         lora=lora_of(checkpoint),
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *_cautions(checkpoint, config)),
         complete=fit.complete,
         why_not=fit.why_not,
         optimizer_bytes=sum(

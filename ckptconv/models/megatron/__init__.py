@@ -14,7 +14,7 @@ from ckptconv.models.megatron.gates import check_gates
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.tensors.checkpoint import Checkpoint
 
-__all__ = ["FAMILIES", "agree", "family_of", "to_hub", "to_trained"]
+__all__ = ["FAMILIES", "agree", "caution", "family_of", "to_hub", "to_trained"]
 
 T = TypeVar("T")
 
@@ -28,17 +28,24 @@ def family_of(config: Config) -> Family:
     return translate.chosen(FAMILIES, config, "Megatron").family(config)
 
 
+def caution(config: Config) -> str:
+    """Return what the user should know about the table for a config: no real checkpoint has confirmed it. Else ""."""
+    listed = FAMILIES.get(str(config.get("model_type")))
+    return listed.caution if listed else ""
+
+
 def agree(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Compare the checkpoint with config.json and with the table; see `trainer.agree` and `gates.check_gates`."""
-    check_gates(checkpoint.tensors, family_of(config))
+    if str(config.get("model_type")) in FAMILIES:
+        check_gates(checkpoint.tensors, family_of(config))
     return trainer.agree(checkpoint, config)
 
 
 def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
     """Convert Megatron's tensors, by canonical name, to the Hub's names and layouts; see `translate.to_hub`."""
     renamed = translate.to_hub(family_of(config), tensors, config, "Megatron")
-    if caution := translate.chosen(FAMILIES, config, "Megatron").caution:
-        renamed.notes.append(caution)
+    if by_source := caution(config):
+        renamed.notes.append(by_source)
     if (count := mtp.stated(config)) and not any(re.search(r"(^|\.)mtp\.", name) for name in tensors):
         renamed.notes.append(
             f"the config counts {count} MTP layer{'s' if count > 1 else ''}, and none is stored: the model works without, "

@@ -1,8 +1,8 @@
-"""Does config.json say what the trainer itself wrote about the model? Numbers that no tensor's shape can contradict.
+"""Compare config.json with what the trainer itself wrote about the model.
 
-A row of heads that is cut in other places, another epsilon or another rotary base gives a model of the right shapes that
-computes something else. The trainer's names are those of megatron/core/transformer/transformer_config.py and of
-megatron/training/arguments.py; where the two differ, both are listed.
+These are numbers that no tensor's shape can contradict: with another number of heads, another epsilon or another rotary
+base, a model has the right shapes and computes something else. The trainer's names are those of
+megatron/core/transformer/transformer_config.py and of megatron/training/arguments.py; where the two differ, both are listed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ Numbers = tuple[tuple[str, float], ...]  # (the key in config.json, its number)
 
 
 class _Setting(NamedTuple):
-    """names: the trainer's, the first that is set counts. stated: what config.json has for it; () where it has nothing.
+    """One setting to compare.
 
-    counts: whether the trainer's value means anything, given all of its values and the config.
+    names: the trainer's names; the first one that is set counts.
+    stated: returns what config.json states for it, () if nothing.
+    counts: returns whether the trainer's value has a meaning, given all of its values and the config.
     """
 
     names: tuple[str, ...]
@@ -42,11 +44,14 @@ def agree(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Compare config.json with what the trainer wrote, and the rows of the vocabulary with what padding can explain.
 
     Args:
-        checkpoint: with the trainer's settings, and tensors by canonical name.
+        checkpoint: has the trainer's settings, and tensors by canonical name.
         config: the model's config.json.
 
-    Returns: what the user should know: how many rows of the vocabulary are cut off.
-    Raises CkptconvError for a contradiction, with both values and where each stands.
+    Returns:
+        Notes for the user: how many rows of the vocabulary are cut off.
+
+    Raises:
+        CkptconvError: a contradiction; the error has both values and where each is stated.
     """
     text = text_of(config)
     for trainer in checkpoint.trainer:
@@ -56,6 +61,7 @@ def agree(checkpoint: Checkpoint, config: Config) -> list[str]:
 
 
 def _compare(setting: _Setting, trainer: TrainerSettings, config: Config) -> None:
+    """Raise CkptconvError if the trainer's value of a setting is not among those that the config states."""
     values = trainer.values
     name = next((name for name in setting.names if values.get(name) is not None), None)
     stated = setting.stated(config)
@@ -64,7 +70,9 @@ def _compare(setting: _Setting, trainer: TrainerSettings, config: Config) -> Non
     several = isinstance(values[name], list | tuple)
     found = [one for one in (values[name] if several else [values[name]]) if _is_number(one)]
     wrong = [one for one in found if not any(_close(one, number) for _, number in stated)]
-    if several and not wrong and found:  # a number per kind of layer: none of the config's is missing there
+    if (
+        several and not wrong and found
+    ):  # one number per kind of layer; the trainer must have all that the config states
         wrong = [one for one in found[:1] if not all(any(_close(one, n) for one in found) for _, n in stated)]
     if wrong:
         raise CkptconvError(
@@ -85,7 +93,7 @@ def _close(one: float, other: float) -> bool:
 
 
 def _padding(checkpoint: Checkpoint, config: Config) -> Iterator[str]:
-    """Rows beyond the config's vocabulary: no more than Megatron pads, and reported."""
+    """Check the rows beyond the config's vocabulary, and yield a note for each embedding that has some."""
     vocabulary = config.get("vocab_size")
     if type(vocabulary) is not int:
         return
@@ -101,7 +109,14 @@ def _padding(checkpoint: Checkpoint, config: Config) -> Iterator[str]:
 
 
 def _check_rows(name: str, rows: int, vocabulary: int, checkpoint: Checkpoint) -> None:
-    """Raise where padding does not explain the rows beyond the vocabulary, or the trainer counts other rows."""
+    """Raise CkptconvError if padding does not explain the rows beyond the vocabulary, or the trainer states other rows.
+
+    Args:
+        name: of the embedding.
+        rows: that are stored.
+        vocabulary: rows that the config states.
+        checkpoint: has the trainer's settings and the number of tensor-parallel ranks.
+    """
     divisor, source = _USUAL_DIVISOR, "Megatron's default"
     for trainer in reversed(checkpoint.trainer):
         stated = trainer.values.get(_DIVISOR)
@@ -139,7 +154,7 @@ def _check_rows(name: str, rows: int, vocabulary: int, checkpoint: Checkpoint) -
 
 
 def _tensor_parallel(checkpoint: Checkpoint) -> int:
-    """TP ranks, by the mesh or by the trainer's settings."""
+    """Return the number of tensor-parallel ranks by the mesh or by the trainer's settings, whichever is larger."""
     sizes = [
         size
         for mesh in checkpoint.meshes
@@ -153,7 +168,7 @@ def _tensor_parallel(checkpoint: Checkpoint) -> int:
 
 
 def _keys(*keys: str) -> Callable[[Config], Numbers]:
-    """The numbers under the keys that the config has."""
+    """Return a function from a config to the numbers under those of the keys that it has."""
 
     def stated(config: Config) -> Numbers:
         return tuple((key, config[key]) for key in keys if type(config.get(key)) in (int, float))
@@ -175,7 +190,7 @@ def _head_dim(config: Config) -> Numbers:
 
 
 def _rope_theta(config: Config) -> Numbers:
-    """Models with several kinds of layers have several bases: one per kind (transformers 5), or a second key."""
+    """Return every rotary base: one per kind of layer (transformers 5), or one per key in older configs."""
     found = list(_keys("rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")(config))
     parameters = config.get("rope_parameters")
     if isinstance(parameters, dict):
@@ -186,7 +201,7 @@ def _rope_theta(config: Config) -> Numbers:
 
 
 def _has_heads(values: Values, config: Config) -> bool:
-    """Multi-head latent attention has sizes of its own, in place of groups and kv_channels."""
+    """Return False for multi-head latent attention, which has other sizes in place of groups and kv_channels."""
     return config.get("kv_lora_rank") is None and not values.get("multi_latent_attention")
 
 
@@ -203,7 +218,7 @@ def _rotates(values: Values, config: Config) -> bool:
 
 
 def _rotates_in_part(values: Values, config: Config) -> bool:
-    """mcore-bridge leaves rotary_percent at 1 and rotates a part all the same (mcore_bridge/config/parser.py)."""
+    """Return False where rotary_percent is 1: mcore-bridge leaves it so and rotates a part (its config/parser.py)."""
     return _rotates(values, config) and values.get("rotary_percent") != 1
 
 

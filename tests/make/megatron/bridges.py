@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import tempfile
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import safetensors
 import tiny
 import torch
+import transformers
 
 HF = "hf"
 
@@ -199,9 +201,13 @@ def by_mcore_bridge(case: Any) -> Loaded:
     import gpu_only  # noqa: F401
     from mcore_bridge import ModelConfig, get_mcore_model, hf_to_mcore_config
     from mcore_bridge.model import register
+    from mcore_bridge.utils import torch_utils
     from transformers import AutoConfig
 
     register.MODEL_MAPPING["gpt"].model_types.append("seed_oss")  # Llama's layers, which it does not list
+    torch_utils.get_cache_dir = tempfile.gettempdir  # modelscope is a stand-in
+    if case.family == "internvl_chat":
+        transformers.AutoTokenizer.from_pretrained = lambda *args, **kwargs: None  # loaded, and not used here
     hf_config = AutoConfig.from_pretrained(HF)
     vocab = text_of(hf_config).vocab_size
     values = hf_to_mcore_config(hf_config) | sizes(case) | ON_CPU
@@ -211,8 +217,10 @@ def by_mcore_bridge(case: Any) -> Loaded:
     kind = ModelConfig
     if values.get("multi_latent_attention"):
         from mcore_bridge import MLAModelConfig as kind
-    if mtp := getattr(hf_config, "num_nextn_predict_layers", 0):
-        values["mtp_num_layers"] = mtp
+    text = text_of(hf_config)
+    for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers"):
+        if mtp := getattr(text, key, 0):
+            values["mtp_num_layers"] = mtp
     if case.family == "ernie4_5_moe_bias":  # mcore-bridge leaves the bias out
         values |= {"moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
     config = kind(**values)

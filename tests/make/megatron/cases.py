@@ -501,4 +501,18 @@ CASES: dict[str, Case] = {
     "qwen3_omni_moe_mcb": Case(
         "qwen3_omni_moe", "a thinker", "mlm", tp=2, ep=2, bridge="mcore_bridge", pad=4, new=True
     ),
+    "nemotron_h_mb": Case(
+        "nemotron_h",
+        "Mamba-2, attention and an MLP without a gate",
+        "bridge",
+        tp=2,
+        bridge="megatron_bridge",
+        new=True,
+    ),
+    "kimi_vl_mcb": Case("kimi_vl", "DeepSeek-V3 inside", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
+    "kimi_k25_mcb": Case("kimi_k25", "Kimi-K2 inside", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
+    "internvl_chat_mcb": Case("internvl_chat", "Qwen2 inside", "mlm", tp=2, bridge="mcore_bridge", pad=4),
+    "nemotron_mlm_legacy": Case(
+        "nemotron", "rank files of an MLP without a gate", "mlm_legacy", tp=2, bridge="megatron_bridge"
+    ),
 }

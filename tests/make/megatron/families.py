@@ -17,6 +17,27 @@ import torch
 Tensors = dict[str, torch.Tensor]
 PERIOD = 1021  # a prime, so that no row of a matrix repeats another one
 
+# Of Megatron's arguments, those that a reader may compare with config.json: the rest of them takes space in a packed file.
+COMPARED = (
+    *(
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "layernorm_epsilon",
+    ),
+    *("rotary_base", "rotary_percent", "num_moe_experts", "moe_router_topk", "moe_router_num_groups"),
+    *(
+        "moe_router_group_topk",
+        "moe_router_topk_scaling_factor",
+        "multi_latent_attention",
+        "gated_linear_unit",
+    ),
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size"),
+    *("expert_tensor_parallel_size", "mtp_num_layers"),
+)
+
 
 def values_of(name: str, shape: Any) -> torch.Tensor:
     """Values that the name decides: PERIOD random numbers, read from some place on, again and again."""
@@ -32,6 +53,8 @@ class New:
 
     values: of its config, over tiny.TEXT. auto: the class. finish: changes the tensors into the published ones.
     inner: the part of the config that the class takes; its tensors have that part's name before theirs.
+    outer: for models whose code is not in transformers: the part of the config that is the language model's; its tensors
+        have `language_model.` before their names. extra: shapes of the other modules' tensors.
     files: further files of the folder, such as the code that a bridge loads from it.
     """
 
@@ -41,6 +64,8 @@ class New:
     architecture: str = ""
     auto: str = "AutoModelForCausalLM"
     inner: str = ""
+    outer: str = ""
+    extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
     finish: Callable[[Tensors], Tensors] = lambda tensors: tensors
     files: dict[str, str] = field(default_factory=dict)
 
@@ -147,6 +172,17 @@ DELTA = {
         "mrope_section": [1, 1, 0],
     },
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 ROPE_3D = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 VISION = {
     "depth": 2,
@@ -179,6 +215,22 @@ AUDIO = {
 }
 
 
+def stacked_experts(tensors: Tensors) -> Tensors:
+    """Stacks the experts of a layer as Qwen3.5-MoE was published: (experts, out, in), gate and up in one tensor."""
+    made = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for prefix in sorted({name.partition(".experts.")[0] for name in tensors.keys() - made.keys()}):
+        count = len({name for name in tensors if name.startswith(f"{prefix}.experts.") and "down" in name})
+        one = {
+            kind: [tensors[f"{prefix}.experts.{i}.{kind}_proj.weight"] for i in range(count)]
+            for kind in ("gate", "up", "down")
+        }
+        made[f"{prefix}.experts.down_proj"] = torch.stack(one["down"])
+        made[f"{prefix}.experts.gate_up_proj"] = torch.stack(
+            [torch.cat(pair) for pair in zip(one["gate"], one["up"], strict=True)]
+        )
+    return made
+
+
 def with_mtp_layer(tensors: Tensors) -> Tensors:
     """Adds an MTP layer in Qwen3.5's names: gated attention and an MLP, as the last decoder layer has them."""
     inner = re.compile(r"model\.language_model\.layers\.1\.(.*)")
@@ -201,6 +253,58 @@ DOTS = EXPERTS | {
     "sliding_window": None,
     "attention_bias": False,
 }
+
+TOWER = {
+    "vision_tower.patch_embed.proj.weight": (12, 3, 2, 2),
+    "vision_tower.patch_embed.proj.bias": (12,),
+    "vision_tower.encoder.blocks.0.wqkv.weight": (36, 12),
+    "vision_tower.encoder.blocks.1.wqkv.weight": (36, 12),
+}
+# In place of the code that these repositories ship: a few of its modules, under the published names.
+STAND_IN = '''"""Stands in for the code of the published repository."""
+
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wqkv = nn.Linear(12, 36, bias=False)
+
+
+class MoonVitPretrainedModel(nn.Module):
+    dtype = torch.bfloat16
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch_embed, self.encoder = nn.Module(), nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, 12, 2)
+        self.encoder.blocks = nn.ModuleList([Block(), Block()])
+
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        return cls(config).to(torch.bfloat16)
+
+
+class KimiVLMultiModalProjector(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.linear_1 = nn.Linear(12, 14)
+
+
+MoonViT3dPretrainedModel = InternVisionModel = MoonVitPretrainedModel
+PatchMergerMLP = KimiVLMultiModalProjector
+
+
+class VisionTowerConfig:
+    def __init__(self, config):
+        self.torch_dtype = torch.bfloat16
+
+
+ProjectorConfig = VisionTowerConfig
+KimiVLForConditionalGeneration = KimiK25ForConditionalGeneration = InternVLChatModel = Block
+'''
 
 NEW: dict[str, New] = {
     "seed_oss": New(
@@ -273,7 +377,9 @@ NEW: dict[str, New] = {
     "qwen3_5": New(
         "qwen3_5",
         {
-            "text_config": TEXT | DELTA | {"intermediate_size": 42, "model_type": "qwen3_5_text"},
+            "text_config": TEXT
+            | DELTA
+            | {"mtp_num_hidden_layers": 1, "intermediate_size": 42, "model_type": "qwen3_5_text"},
             "vision_config": VISION | {"num_position_embeddings": 16},
         },
         auto="AutoModelForImageTextToText",
@@ -289,6 +395,7 @@ NEW: dict[str, New] = {
             "vision_config": VISION | {"num_position_embeddings": 16, "out_hidden_size": 22},
         },
         auto="AutoModelForImageTextToText",
+        finish=stacked_experts,
     ),
     "glm4v": New(
         "glm4v",
@@ -335,7 +442,7 @@ NEW: dict[str, New] = {
             | {
                 "model_type": "llama4_text",
                 "head_dim": 8,
-                "num_hidden_layers": 2,
+                "num_hidden_layers": 4,
                 "intermediate_size": 10,
                 "intermediate_size_mlp": 18,
                 "num_local_experts": 6,
@@ -383,7 +490,7 @@ NEW: dict[str, New] = {
                 "head_dim": 8,
                 "num_hidden_layers": 2,
                 "vocab_size": 90,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+                "rope_parameters": YARN,
             },
             "vision_config": {
                 "model_type": "pixtral",
@@ -401,6 +508,7 @@ NEW: dict[str, New] = {
     "qwen2_5_omni": New(
         "qwen2_5_omni",
         {
+            "enable_audio_output": False,
             "thinker_config": {
                 "text_config": TEXT
                 | {
@@ -411,7 +519,7 @@ NEW: dict[str, New] = {
                 "vision_config": VISION
                 | {"out_hidden_size": 36, "fullatt_block_indexes": [1], "window_size": 8},
                 "audio_config": AUDIO | {"output_dim": 36},
-            }
+            },
         },
         auto="Qwen2_5OmniThinkerForConditionalGeneration",
         inner="thinker",
@@ -419,6 +527,7 @@ NEW: dict[str, New] = {
     "qwen3_omni_moe": New(
         "qwen3_omni_moe",
         {
+            "enable_audio_output": False,
             "thinker_config": {
                 "text_config": TEXT
                 | EXPERTS
@@ -426,9 +535,75 @@ NEW: dict[str, New] = {
                 "vision_config": VISION
                 | {"out_hidden_size": 22, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
                 "audio_config": AUDIO | {"output_dim": 22},
-            }
+            },
         },
         auto="Qwen3OmniMoeThinkerForConditionalGeneration",
         inner="thinker",
+    ),
+    "nemotron_h": New(
+        "nemotron_h",
+        TEXT
+        | {
+            "head_dim": 8,
+            "vocab_size": 90,
+            "num_hidden_layers": 3,
+            "hybrid_override_pattern": "M*-",
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 7,
+            "n_groups": 2,
+            "ssm_state_size": 5,
+            "conv_kernel": 4,
+            "mlp_hidden_act": "relu2",
+            "use_conv_bias": True,
+        },
+    ),
+    "kimi_vl": New(
+        "kimi_vl",
+        {
+            "text_config": LATENT
+            | NOAUX
+            | {"model_type": "deepseek_v3", "first_k_dense_replace": 1, "intermediate_size": 42}
+        },
+        architecture="KimiVLForConditionalGeneration",
+        outer="text_config",
+        files={"modeling_kimi_vl.py": STAND_IN},
+        extra=TOWER
+        | {"multi_modal_projector.linear_1.weight": (14, 12), "multi_modal_projector.linear_1.bias": (14,)},
+    ),
+    "kimi_k25": New(
+        "kimi_k25",
+        {
+            "text_config": LATENT
+            | NOAUX
+            | {"model_type": "kimi_k2", "first_k_dense_replace": 1, "intermediate_size": 42},
+            "vision_config": {"mm_projector_type": "patchmerger"},
+        },
+        architecture="KimiK25ForConditionalGeneration",
+        like="deepseek_v3",
+        outer="text_config",
+        files={"modeling_kimi_k25.py": STAND_IN},
+        extra=TOWER | {"mm_projector.linear_1.weight": (14, 12), "mm_projector.linear_1.bias": (14,)},
+    ),
+    "internvl_chat": New(
+        "internvl_chat",
+        {
+            "llm_config": TEXT | {"model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 30},
+            "vision_config": {"hidden_size": 12},
+            "downsample_ratio": 0.5,
+            "select_layer": -1,
+            "ps_version": "v2",
+        },
+        architecture="InternVLChatModel",
+        outer="llm_config",
+        files={"modeling_intern_vit.py": STAND_IN, "modeling_internvl_chat.py": STAND_IN},
+        extra={
+            **{name.replace("vision_tower", "vision_model"): shape for name, shape in TOWER.items()},
+            "mlp1.0.weight": (48,),
+            "mlp1.0.bias": (48,),
+            "mlp1.1.weight": (30, 48),
+            "mlp1.1.bias": (30,),
+            "mlp1.3.weight": (30, 30),
+            "mlp1.3.bias": (30,),
+        },
     ),
 }

@@ -385,6 +385,9 @@ def make(family: str, folder: Path) -> None:
 
 def make_new(new: families.New, folder: Path) -> None:
     """Writes config.json, model.safetensors and further files of one of the newer families."""
+    if new.outer:
+        make_around(new, folder)
+        return
     parts = {key for key in new.values if key.endswith("_config")}
     text = TEXT if not parts else {"tie_word_embeddings": False}
     config = transformers.AutoConfig.for_model(new.like or new.model_type, **(text | new.values))
@@ -408,9 +411,43 @@ def make_new(new: families.New, folder: Path) -> None:
         (folder / name).write_text(content)
 
 
+def make_around(new: families.New, folder: Path) -> None:
+    """A model whose own code is not in transformers: its language model, and random tensors under the other names."""
+    text = TEXT | new.values[new.outer]
+    kind = new.like or text["model_type"]
+    values = {key: value for key, value in text.items() if key != "model_type"}
+    write(transformers.AutoConfig.for_model(kind, **values), folder, values=families.values_of)
+    inner = json.loads((folder / "config.json").read_text()) | {"model_type": text["model_type"]}
+    outer = {"model_type": new.model_type, "architectures": [new.architecture], "tie_word_embeddings": False}
+    whole = outer | {"vision_config": {}, "dtype": "bfloat16"} | new.values | {new.outer: inner}
+    (folder / "config.json").write_text(json.dumps(whole, indent=2) + "\n")
+    tensors = {f"language_model.{n}": t for n, t in load_file(folder / "model.safetensors").items()}
+    tensors |= {name: families.values_of(name, shape) for name, shape in new.extra.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for name, content in new.files.items():
+        (folder / name).write_text(content)
+
+
+def outer_config(new: families.New) -> type:
+    """A config class for a model whose own code is not in transformers."""
+
+    def __init__(self: Any, **values: Any) -> None:
+        inner = dict(values.pop(new.outer, {}))
+        kind = inner.pop("model_type", "qwen2")
+        setattr(self, new.outer, transformers.AutoConfig.for_model(kind, **inner))
+        self.vision_config = transformers.PretrainedConfig(**values.pop("vision_config", {}))
+        transformers.PretrainedConfig.__init__(self, **values)
+
+    return type(
+        f"{new.model_type}_config",
+        (transformers.PretrainedConfig,),
+        {"model_type": new.model_type, "__init__": __init__},
+    )
+
+
 def register_unknown() -> None:
     """Lets AutoConfig read the model types that this release of transformers does not know."""
-    new = {each.model_type: (each.like, "") for each in NEW.values() if each.like}
+    new = {each.model_type: (each.like, "") for each in NEW.values() if each.like and not each.outer}
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     for model_type, (like, _) in (UNKNOWN | new).items():
         if model_type in known:
@@ -418,6 +455,9 @@ def register_unknown() -> None:
         base = type(transformers.AutoConfig.for_model(like))
         kind = type(f"{model_type}_config", (base,), {"model_type": model_type})
         transformers.AutoConfig.register(model_type, kind)
+    for each in NEW.values():
+        if each.outer and each.model_type not in known:
+            transformers.AutoConfig.register(each.model_type, outer_config(each))
 
 
 def write(

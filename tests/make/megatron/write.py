@@ -313,6 +313,7 @@ class Writer:
         import enum
 
         import torch
+        from families import COMPARED, NEW
 
         config, hf = self.loaded.config, self.loaded.hf_config
         plain_types = (str, int, float, bool, list, tuple, dict, torch.dtype, enum.Enum, type(None))
@@ -320,6 +321,8 @@ class Writer:
         values = {
             name: value for name, value in values.items() if "hook" not in name
         }  # with_lora's is no data
+        if self.case.family in NEW:
+            values = {name: values[name] for name in COMPARED if name in values}
         values |= {
             "padded_vocab_size": self.loaded.padded_vocab_size,
             "ckpt_format": "torch" if self.case.layout.endswith("legacy") else "torch_dist",
@@ -327,7 +330,7 @@ class Writer:
             "iteration": STEP,
             "seq_length": 64,
             "group_query_attention": True,
-            "swiglu": True,
+            "swiglu": bool(config.gated_linear_unit),
             "world_size": self.case.world,
             "position_embedding_type": "rope",
             "untie_embeddings_and_output_weights": not hf.tie_word_embeddings,

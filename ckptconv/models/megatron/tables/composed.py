@@ -144,43 +144,43 @@ COMPOSED = {
         "Megatron-Bridge",
         "mcore-bridge",
     ),
-    "qwen3_5": by_source(
+    "qwen3_5": proven(
         "Qwen3.5 / Qwen3.6",
         around("Qwen3.5", INSIDE, "lm_head.", *QWEN3_5_FORMS, prefixes=LANGUAGE_ALONE),
-        "Megatron-Bridge, qwen_vl/qwen35_vl_bridge.py",
+        "mcore-bridge",
     ),
-    "qwen3_5_moe": by_source(
+    "qwen3_5_moe": proven(
         "Qwen3.5-MoE / Qwen3.6-MoE",
         around("Qwen3.5-MoE", INSIDE, "lm_head.", *QWEN3_5_FORMS, prefixes=LANGUAGE_ALONE),
-        "Megatron-Bridge, qwen_vl/qwen35_vl_bridge.py",
+        "mcore-bridge",
     ),
     "gemma3": proven(
         "Gemma 3",
         around("Gemma 3 (vision)", OWN, "lm_head.", GEMMA3_FORM, language=GEMMA3),
         "Megatron-Bridge",
     ),
-    "glm4v": by_source("GLM-4.1V", GLMV, "mcore-bridge, model/mm_gpts/glm.py"),
-    "glm4v_moe": by_source("GLM-4.5V / GLM-4.6V", GLMV, "Megatron-Bridge, glm_vl/glm_45v_bridge.py"),
+    "glm4v": proven("GLM-4.1V", GLMV, "mcore-bridge"),
+    "glm4v_moe": proven("GLM-4.5V / GLM-4.6V", GLMV, "mcore-bridge"),
     "glm46v": by_source("GLM-4.6V-Flash", GLMV, "mcore-bridge, model/mm_gpts/glm.py"),
-    "internvl_chat": by_source(
+    "internvl_chat": proven(
         "InternVL 2.5 / 3 / 3.5",
         around("InternVL", OWN, OWN_HEAD, *as_named("vision_model", "mlp1")),
-        "mcore-bridge, model/mm_gpts/internvl.py",
+        "mcore-bridge",
     ),
-    "internvl": by_source(
+    "internvl": proven(
         "InternVL (transformers)",
-        around("InternVL", INSIDE, "lm_head.", *in_model("vision_tower", "multi_modal_projector")),
-        "mcore-bridge, model/mm_gpts/internvl.py",
+        around("InternVL", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector")),
+        "mcore-bridge",
     ),
     "kimi_vl": by_source(
         "Kimi-VL",
         around("Kimi-VL", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector")),
         "mcore-bridge, model/mm_gpts/kimi_vl.py",
     ),
-    "kimi_k25": by_source(
+    "kimi_k25": proven(
         "Kimi-K2.5",
         around("Kimi-K2.5", OWN, OWN_HEAD, *as_named("vision_tower", "mm_projector")),
-        "Megatron-Bridge, kimi_vl/kimi_k25_vl_bridge.py",
+        "mcore-bridge",
     ),
     "qwen2_5_omni": by_source("Qwen2.5-Omni", QWEN2_OMNI, "Megatron-Bridge, qwen_omni/qwen25_omni_bridge.py"),
     "qwen3_omni_moe": by_source("Qwen3-Omni", QWEN3_OMNI, "Megatron-Bridge, qwen_omni/qwen3_omni_bridge.py"),
@@ -190,10 +190,10 @@ COMPOSED = {
         around("Qwen2-Audio", OWN, OWN_HEAD, *as_named("audio_tower", "multi_modal_projector")),
         "Megatron-Bridge, qwen_audio/qwen2_audio_bridge.py",
     ),
-    "llama4": by_source(
+    "llama4": proven(
         "Llama 4",
         around("Llama 4", OWN, OWN_HEAD, *as_named("vision_model", "multi_modal_projector"), language=LLAMA4),
-        "mcore-bridge, model/mm_gpts/llama4.py",
+        "mcore-bridge",
     ),
     "mistral3": by_source(
         "Mistral 3 / Ministral 3", MISTRAL3, "Megatron-Bridge, ministral3/ministral3_bridge.py"
@@ -208,10 +208,10 @@ COMPOSED = {
         around("LLaVA-OneVision 1.5", INSIDE, "lm_head.", *in_model("visual")),
         "mcore-bridge, model/mm_gpts/llava.py",
     ),
-    "minicpmv4_6": by_source(
+    "minicpmv4_6": proven(
         "MiniCPM-V 4.6",
         around("MiniCPM-V 4.6", INSIDE, "lm_head.", *in_model("vision_tower", "merger")),
-        "mcore-bridge, model/mm_gpts/minicpmv4_6.py",
+        "mcore-bridge",
     ),
     "exaone4_5": by_source(
         "Exaone 4.5",

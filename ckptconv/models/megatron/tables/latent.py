@@ -69,7 +69,7 @@ LATENT_ATTENTION = {
     "deepseek_v3": proven("DeepSeek-V3 / Moonlight", DEEPSEEK, "mbridge", "mcore-bridge"),
     "kimi_k2": proven("Kimi-K2", DEEPSEEK, "mcore-bridge"),
     "glm4_moe_lite": proven("GLM-4.7-Flash", DEEPSEEK, "mcore-bridge"),
-    "glm_moe_dsa": by_source("GLM-5", SPARSE, "Megatron-Bridge, glm_moe_dsa/glm5_bridge.py"),
+    "glm_moe_dsa": proven("GLM-5", SPARSE, "mcore-bridge"),
     "deepseek_v32": proven("DeepSeek-V3.2", SPARSE, "mcore-bridge"),
     "sarvam_mla": by_source("Sarvam MLA", DEEPSEEK, "Megatron-Bridge, sarvam/sarvam_mla_bridge.py"),
     "joyai_llm_flash": by_source("JoyAI-LLM-Flash", DEEPSEEK, "miles, miles_plugins/mbridge"),

@@ -1,20 +1,21 @@
-"""MiMo: Qwen2 with MTP layers of its own.
+"""MiMo, which is Qwen2 with MTP layers of its own, and MiMo-V2-Flash, whose layers have different heads.
 
-Its `input_proj` reads [hidden state, embedding], Megatron's `eh_proj` [embedding, hidden state], so the halves of its
+MiMo's `input_proj` reads [hidden state, embedding], Megatron's `eh_proj` [embedding, hidden state], so the halves of its
 columns change places. Source: megatron/core/transformer/multi_token_prediction.py and MiMo's modeling code; mbridge (after
 0.15.1, which copied it as it is) and Megatron-Bridge do the same.
 """
 
 from __future__ import annotations
 
-from ckptconv.models.family import Changed, Family, Same
-from ckptconv.models.megatron.listed import proven
+from ckptconv.models.family import Changed, Config, Family, Rule, Same, replace_of_layer
+from ckptconv.models.megatron.listed import by_source, proven
 from ckptconv.models.megatron.tables.dense import LLAMA
-from ckptconv.models.megatron.tables.parts import mtp_layers
-from ckptconv.models.rules import Halves
+from ckptconv.models.megatron.tables.parts import L, M, experts, mtp_layers
+from ckptconv.models.nested import text_of
+from ckptconv.models.pattern import Pattern
+from ckptconv.models.rules import Grouped, Halves
 
 TRAINED, HUB = "mtp.layers.{index}.", "model.mtp_layers.{index}."
-
 ENDS = (
     Same(TRAINED + "enorm.weight", HUB + "token_layernorm.weight"),
     Same(TRAINED + "hnorm.weight", HUB + "hidden_layernorm.weight"),
@@ -22,5 +23,41 @@ ENDS = (
     Same(TRAINED + "final_layernorm.weight", HUB + "final_layernorm.weight"),
 )
 
+
+def of_layer(config: Config, layer: int) -> Config:
+    """Return MiMo-V2-Flash's config of one layer: those with sliding windows have heads of their own."""
+    if not config["hybrid_layer_pattern"][layer]:
+        return config
+    keys = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
+    return {**config, **{key: config[f"swa_{key}"] for key in keys if f"swa_{key}" in config}}
+
+
+def other_values(config: Config) -> tuple[Grouped]:
+    """Return the layout of QKV whose values have heads of another size than queries and keys."""
+    text = text_of(config)
+    heads, groups, head_dim = (
+        int(text[k]) for k in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    return (Grouped(groups, (heads // groups * head_dim, head_dim, int(text["v_head_dim"]))),)
+
+
+QKV_OF_LAYER = replace_of_layer(
+    (
+        Rule(
+            Pattern(L + "self_attention.linear_qkv.{what}"),
+            Pattern(M + "self_attn.{q,k,v}_proj.{what}"),
+            other_values,
+        ),
+    ),
+    of_layer,
+)
+SINKS = (Same(L + "self_attention.core_attention.softmax_offset", M + "self_attn.attention_sink_bias"),)
 TABLE = Family("MiMo", ENDS + mtp_layers(LLAMA.rules, HUB) + LLAMA.rules)
-MIMO = {"mimo": proven("MiMo", TABLE, "mbridge")}
+V2_FLASH = Family("MiMo-V2-Flash", QKV_OF_LAYER + SINKS + LLAMA.rules + experts("mlp"))
+
+MIMO = {
+    "mimo": proven("MiMo", TABLE, "mbridge"),
+    "mimo_v2_flash": by_source(
+        "MiMo-V2-Flash", V2_FLASH, "Megatron-Bridge, mimo_v2_flash/mimo_v2_flash_bridge.py"
+    ),
+}

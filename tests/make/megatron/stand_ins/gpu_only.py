@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 import types
 from typing import Any
 
+import torch
 from te import Inert
+from torch import nn
 
 ROOTS = {
     *("triton", "causal_conv1d", "mamba_ssm", "fla", "flash_attn", "nvidia_resiliency_ext", "modelopt"),
@@ -34,3 +37,16 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 sys.meta_path.append(Finder())
+
+
+class GatedNorm(nn.Module):
+    """mamba_ssm's norm: one weight."""
+
+    def __init__(
+        self, hidden_size: int, *args: Any, device: Any = None, dtype: Any = None, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=dtype))
+
+
+importlib.import_module("mamba_ssm.ops.triton.layernorm_gated").RMSNorm = GatedNorm
