@@ -132,6 +132,7 @@ class Checkpoint:
         step: the training step; None if the folder does not tell.
         role: the model's role in the step, such as "actor"; None if there are no roles.
         assets: the folder with config.json and the tokenizer; None if there is none.
+        tokenizer: the folder with the tokenizer of the training, if it is not `assets`; None if there is none.
         skipped: what the backend did not read, with reasons.
         lora: what the files next to the tensors state about LoRA.
         extras: further facts for later steps, as plain data.
@@ -155,6 +156,7 @@ class Checkpoint:
     step: int | None = None
     role: str | None = None
     assets: Path | None = None
+    tokenizer: Path | None = None
     skipped: tuple[Skipped, ...] = ()
     lora: Lora = Lora()
     extras: dict[str, Any] = field(default_factory=dict)

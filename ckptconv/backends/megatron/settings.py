@@ -2,7 +2,8 @@
 
 The files: verl's `transformer_config.json`, a TransformerConfig (verl/utils/checkpoint/megatron_checkpoint_manager.py);
 Megatron-LM's `args`, an argparse.Namespace in common.pt or in every rank file (megatron/training/checkpointing.py,
-generate_state_dict); the `model:` section of Megatron-Bridge's run_config.yaml (megatron/bridge/training/config.py).
+generate_state_dict); the `model:` section of Megatron-Bridge's run_config.yaml (megatron/bridge/training/config.py);
+the `config:` section of NeMo 2's context/model.yaml, which has the same names (nemo/lightning/io/mixin.py, io_dump).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptconv.backends.megatron.nemo import MODEL
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table, settings_text
 from ckptconv.formats.stand_ins import Inert
@@ -44,12 +46,13 @@ class Stated(NamedTuple):
         return {name: value for one in reversed(self.settings) for name, value in one.values.items()}
 
 
-def read_settings(folder: Path, shards: Path) -> Stated:
+def read_settings(folder: Path, shards: Path, context: Path | None = None) -> Stated:
     """The settings next to a torch_dist checkpoint.
 
     Args:
         folder: the step's or role's folder.
         shards: the folder with common.pt, which may be the same.
+        context: NeMo's folder with the model's settings; None if there is none.
 
     Raises:
         CkptconvError: common.pt is of another iteration than its folder's name.
@@ -67,6 +70,8 @@ def read_settings(folder: Path, shards: Path) -> Stated:
             found += args_of(root, common)
     if values := run_config(shards, "model"):
         found.append(TrainerSettings(values, str(shards / RUN_CONFIG)))
+    if context is not None and (values := yaml_section(context / MODEL, "config")):
+        found.append(TrainerSettings(values, str(context / MODEL)))
     return Stated(tuple(found), tuple(notes))
 
 
@@ -135,15 +140,20 @@ def _tables(*folders: Path) -> Iterable[TrainerSettings]:
 
 
 def run_config(folder: Path, section: str) -> dict[str, Any]:
-    """The settings in a section of Megatron-Bridge's run_config.yaml; {} if there is none.
+    """The settings in a section of Megatron-Bridge's run_config.yaml; see `yaml_section`."""
+    return yaml_section(folder / RUN_CONFIG, section)
+
+
+def yaml_section(path: Path, section: str) -> dict[str, Any]:
+    """The settings in a section of a YAML file; {} if there is none.
 
     Only scalars and lists one level below the section are read, where all settings of the model are.
 
     Args:
-        folder: the folder with run_config.yaml.
+        path: the file.
         section: the section, such as "model".
     """
-    found = re.search(_SECTION.format(name=section), settings_text(folder / RUN_CONFIG), re.MULTILINE)
+    found = re.search(_SECTION.format(name=section), settings_text(path), re.MULTILINE)
     if found is None:
         return {}
     values: dict[str, Any] = {name: _value(text) for name, text in _SCALAR.findall(found[1])}

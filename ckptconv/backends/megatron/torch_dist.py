@@ -2,7 +2,8 @@
 
 Folders: RUN/iter_NNNNNNN/ (Megatron-LM, Megatron-Bridge); ROLE/dist_ckpt/ next to ROLE/huggingface/ (verl v1);
 ROLE/model/{dist_ckpt,huggingface}/ with ROLE/ckpt_contents.json, which verl v2 writes last
-(verl/utils/checkpoint/megatron_checkpoint_manager.py). The names are those of `names.canonical`.
+(verl/utils/checkpoint/megatron_checkpoint_manager.py); NAME/weights/ next to NAME/context/ (NeMo 2, `nemo`). The names
+are those of `names.canonical`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
-from ckptconv.backends.megatron import evidence
+from ckptconv.backends.megatron import evidence, nemo
 from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
 from ckptconv.backends.megatron.names import canonical, not_a_weight
@@ -28,7 +29,7 @@ SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
 IS_SHARDED = True
 saved_by = evidence.saved_by
 _CONTENTS = "ckpt_contents.json"
-_HOMES = ("", "dist_ckpt", "model/dist_ckpt")
+_HOMES = ("", "dist_ckpt", "model/dist_ckpt", nemo.WEIGHTS)
 
 
 def is_mine(folder: Path) -> bool:
@@ -64,16 +65,19 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
             wanted=_CONTENTS,
             hint="take an earlier step with --step",
         )
+    context = nemo.context_of(folder)
+    if context is not None or home == nemo.WEIGHTS:
+        nemo.check_finished(folder.parent)
     others = [path / home if (path / home).is_dir() else path for path in also]
     metadata = read_metadata(folder)
     files = read_tensors(metadata, others, not_a_weight)
     mesh, coordinates = ranks_of(metadata)
-    stated = read_settings(place.folder, folder)
+    stated = read_settings(place.folder, folder, context)
     refuse_bridges_blocks(stated.settings)
-    tensors, taken_apart = uninterleaved(canonical(files.tensors), stated.merged())
+    tensors, taken_apart = uninterleaved(canonical(nemo.without_prefix(files.tensors)), stated.merged())
     return Checkpoint(
         backend=NAME,
-        layout="Megatron-Core distributed checkpoint (torch_dist)" + (", saved by verl" if home else ""),
+        layout="Megatron-Core distributed checkpoint (torch_dist)" + _saver(home, context),
         root=place.folder,
         world_size=files.world_size,
         files=tuple(replace(file, coordinate=coordinates.get(file.rank, ())) for file in files.files),
@@ -82,12 +86,19 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         step=place.step,
         role=place.role,
         assets=with_config(place.folder / verl / "huggingface", folder),
+        tokenizer=nemo.tokenizer_of(context) if context is not None else None,
         skipped=files.skipped,
         lora=Lora(lora_settings(place.folder, folder)),
         notes=(*place.notes(), *stated.notes, *taken_apart, *apart(files.paths, folder / METADATA)),
         naming="megatron",
         trainer=stated.settings,
     )
+
+
+def _saver(home: str, context: Path | None) -> str:
+    if context is not None or home == nemo.WEIGHTS:
+        return ", saved by NeMo"
+    return ", saved by verl" if home else ""
 
 
 def _home(folder: Path) -> str | None:

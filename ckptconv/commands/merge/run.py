@@ -193,6 +193,7 @@ def merge(
         require_base(checkpoint, options)
     plan, folder = plan_and_assets(checkpoint, options, config, base)
     own = (checkpoint.assets or checkpoint.root) if base is not None and config is None else None
+    own = own or checkpoint.tokenizer
     small = (
         in_place.all_files(plan, target)
         if own_folder

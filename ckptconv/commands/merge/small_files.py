@@ -59,8 +59,8 @@ def choose(
     Args:
         plan: what is written.
         model: the folder of the model with the small files; None if there is none.
-        own: the folder of an adapter that is merged into another folder's model, else None. Its tokenizer and chat
-            template are those of the training, so they replace the model's.
+        own: the folder with the tokenizer and chat template of the training, which replace the model's: that of an
+            adapter, or of a trainer that keeps them apart. None if there is none.
         include: globs of further files of `model` to copy.
         keep: whether tokenizer_config.json is copied as it is. Else values that transformers 4 cannot read are spelled
             in a way that both generations read.
@@ -163,7 +163,7 @@ def _replaced(
     if not changed:
         return []
     return [
-        f"the tokenizer and chat template of the adapter's folder replace the base model's: {', '.join(changed)}"
+        f"the tokenizer and chat template of the training replace those of the model's folder: {', '.join(changed)}"
     ]
 
 
