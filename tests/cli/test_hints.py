@@ -86,10 +86,8 @@ def test_a_missing_tokenizer_is_reported(made: Made, tmp_path: Path) -> None:
         path.unlink()
     ran = cli("merge", source, tmp_path / "without", columns=300)
     assert "Tokenizer none is next to config.json; --config org/name" in ran.flat
-    assert (
-        "Tokenizer none"
-        not in cli("merge", source, tmp_path / "config", "--config", made("fsdp2_w4") / "hub").err
-    )
+    with_tokenizer = ("--config", made("fsdp2_w4") / ROLE / "huggingface")
+    assert "Tokenizer none" not in cli("merge", source, tmp_path / "config", *with_tokenizer).err
 
 
 def test_a_proxy_is_named_without_its_password(tmp_path: Path) -> None:

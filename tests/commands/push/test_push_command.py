@@ -48,7 +48,7 @@ def test_every_flag(hub: Hub, folder: Path) -> None:
     again = cli(
         "push", folder, "alice/tiny", *words, "--include", "*.txt", "--include", "*.json", "--exclude", "log*"
     )
-    assert again.out == f"✓ {hub.url}/alice/tiny/tree/v1   already up to date\n"
+    assert again.out == f"✓ {hub.url}/alice/tiny/tree/v1   already up to date   private\n"
     ran = cli("push", folder, "alice/tiny", "--create-pr", "-q")
     assert ran == (0, f"{hub.url}/alice/tiny/discussions/1\n", "")
 
