@@ -50,7 +50,7 @@ def every_step(
                 f"{step.name} changed after it was converted: {'converted' if step.merged else 'tried'} again"
             )
         if step.waiting:
-            sink.note(f"Waiting for {step.name}: {step.reason}")
+            sink.phase("Waiting", f"for {step.name}: {step.reason}")
         elif step.error is not None:
             sink.note(f"skipped {step.name}: {step.error}")
     if not steps_done:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-Phase = Literal["download", "hash", "write", "check", "read", "run", "upload"]
+Phase = Literal["download", "hash", "write", "check", "read", "load", "run", "upload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class Progress:
     Args:
         phase: what is being done. "download": files of a repository are downloaded. "hash": a source is compared with
             the hashes of its receipt. "write": tensors are written. "check": what was written is read again.
-            "read": `verify` reads values. "run": `verify` runs the model. "upload": `push` checks and sends a folder.
+            "read": `verify` reads values. "load": torch and transformers are imported. "run": `verify` runs the model.
+            "upload": `push` checks and sends a folder.
         done: bytes so far in this phase; a phase that is counted in bytes begins with 0.
         total: bytes of the whole phase; None where they are not known. It grows where more has to be read.
         what: the file that the bytes belong to, or a sentence where the phase is not counted in bytes.

@@ -75,3 +75,27 @@ def test_elsewhere_no_bar_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path:
     shown(Progress("write", 0, 100))
     shown(Progress("write", 100, 100, str(tmp_path)))
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_gets_a_line_each_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(show.time, "monotonic", lambda: now[0])
+    sink, lines = Sink(), []
+    monkeypatch.setattr(sink, "phase", lambda word, text: lines.append(f"{word} {text}"))
+    with show.ProgressShown(sink) as shown:
+        for second in range(0, 100):
+            now[0] = float(second)
+            shown(Progress("write", second * 10**9, 10**11, "model-00001-of-00020.safetensors"))
+    assert lines == [
+        f"Writing {part}%  {part}.0 GB of 100 GB  1.00 GB/s, {left} left  model-00001-of-00020.safetensors"
+        for part, left in ((30, "1:10"), (60, "40.0 s"), (90, "10.0 s"))
+    ]
+
+
+def test_a_spinner_is_drawn_while_transformers_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    sink = Terminal()
+    with show.ProgressShown(sink) as shown:
+        shown(Progress("load", what="torch and transformers"))
+        shown(Progress("read", 0, 100))
+    assert "Loading   torch and transformers" in sink.drawn.getvalue()

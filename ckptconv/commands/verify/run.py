@@ -120,6 +120,8 @@ def verify(
     ours, theirs = opened
     beginning = None if beside.base is None else under_hub_names(open_side(SourceSpec(beside.base)))
     found = None if theirs is None else structure.match(ours, theirs)
+    if theirs is None and not ours.is_adapter:
+        teller(on_progress, "load")("torch and transformers, to build the class that config.json names")
     layers = (
         loads.alone(ours)
         if theirs is None or found is None

@@ -211,11 +211,11 @@ def test_the_screen_says_what_a_step_waits_for(run: Path, tmp_path: Path) -> Non
     lines = []
     for line in watching.stderr:
         lines.append(line.decode())
-        if "Waiting for" in lines[-1]:
+        if "Waiting   for" in lines[-1]:
             break
     watching.send_signal(signal.SIGINT)
     watching.communicate(timeout=60)
-    assert "Waiting for step 2: rank 1 of 4 is not there yet" in lines[-1]
+    assert "Waiting   for step 2: rank 1 of 4 is not there yet" in lines[-1]
     assert [path.name for path in out.iterdir()] == ["global_step_1"]
 
 
