@@ -1,4 +1,4 @@
-"""The model's own config.json: does it fit the tensors, and what must change in it."""
+"""Compares a model's config.json with the tensors, and corrects its dtype, architecture and labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ _VALUE_HEADS = ("v_head.", "value_head.")
 
 
 def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:
-    """Raise when vocabulary, width or depth of the tensors are not what the config says (a config of another model)."""
+    """Refuse the config of another model: its vocabulary, width or depth must be those of the tensors.
+
+    Args:
+        config: the parsed config.json.
+        shapes: Hub name -> shape of every tensor.
+        where: the folder of config.json, for the error message.
+
+    Raises:
+        CkptconvError: names the first size that differs.
+    """
     *_, text = parts_of(dict(config))
     for name, shape in shapes.items():
         if (
@@ -49,7 +58,7 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
 
 
 def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:
-    """Attention and MLP of one layer, where they have the usual names; experts have a width of their own."""
+    """Compare the attention and the MLP of one layer, if they have the usual names."""
     heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
     if not (isinstance(heads, int) and isinstance(hidden, int) and heads > 0):
         return
@@ -77,7 +86,7 @@ def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], whe
 def _check_experts(
     config: Mapping[str, Any], text: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path
 ) -> None:
-    """How many experts there are and how wide they are, where they have the usual names and the config says it."""
+    """Compare the number and the width of experts, if they have the usual names and the config states them."""
     highest, width = -1, None
     for name, shape in shapes.items():
         found = None if _other_tower(name) else _EXPERT.search(name)
@@ -106,7 +115,7 @@ def _times(count: object, size: int) -> int | None:
 
 
 def _per_layer(text: Mapping[str, Any]) -> bool:
-    """Models whose layers differ say so in lists or in keys of their own; one layer then proves nothing."""
+    """True for a model whose layers differ in size, so that one layer is no evidence about the others."""
     return any(
         isinstance(text.get(key), list) for key in ("intermediate_size", "num_key_value_heads")
     ) or any(
@@ -118,7 +127,14 @@ def _per_layer(text: Mapping[str, Any]) -> bool:
 def corrected(
     config: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str, notes: list[str]
 ) -> dict[str, Any]:
-    """The config for the model folder: its dtype, its architecture, its number of labels. Adds what it changed to notes."""
+    """The config for the model folder, with its dtype, architecture and number of labels.
+
+    Args:
+        config: the parsed config.json.
+        shapes: Hub name -> shape of every tensor.
+        dtype: the dtype in which the weights are written.
+        notes: gets a sentence for each change that the user should know.
+    """
     new = copy.deepcopy(dict(config))
     _set_dtype(new, dtype)
     _set_architecture(new, shapes, notes)
@@ -126,6 +142,7 @@ def corrected(
 
 
 def _other_tower(name: str) -> bool:
+    """True for a tensor outside the text decoder, whose sizes the text config does not give."""
     return any(part in name for part in ("vision", "visual", "audio", "encoder.", "mtp"))
 
 
@@ -141,7 +158,7 @@ def _compare(where: Path, tensor: str, key: str, stated: object, found: int) -> 
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Every dtype in the config that was the old one becomes the new one; a config without one gets it."""
+    """Replace the old dtype everywhere in the config; a config without a dtype gets one."""
     old = config.get("dtype", config.get("torch_dtype"))
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     for part in config.values():
@@ -153,6 +170,7 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> None:
 
 
 def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes: list[str]) -> None:
+    """Set the class that has the stored head, and the default class if the config names none."""
     named = facts.named_architectures(config)
     score = shapes.get(_CLASSIFIER)
     if any(name.startswith(_VALUE_HEADS) for name in shapes):
@@ -181,7 +199,7 @@ def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes
 
 
 def _set_labels(config: dict[str, Any], count: int) -> None:
-    """transformers reads the number of labels from id2label, and takes two when it is not there."""
+    """Set the number of labels. transformers reads it from id2label, and assumes two labels without it."""
     labels = config.get("id2label")
     if not isinstance(labels, dict) or len(labels) != count:
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}

@@ -1,6 +1,6 @@
-"""What is known of model classes without importing transformers: ties, float32 keepers, classes by task.
+"""Facts about transformers' model classes, without importing it: tied weights, float32 weights, classes by task.
 
-Read from facts.json, which `make_facts` writes from the transformers version named in it.
+They are in facts.json, which tools/make_facts.py writes from the transformers version that the file names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ def _facts() -> dict[str, Any]:
 
 
 def tied_pairs(config: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
-    """(tied name, the name it repeats) among the tensor names of a model, as its class states them."""
+    """(tied name, the name that it repeats) among a model's tensors, as its class states them.
+
+    Args:
+        config: the parsed config.json.
+        names: the names of the model's tensors.
+    """
     import re
 
     present = list(names)
@@ -43,14 +48,14 @@ def tied_pairs(config: dict[str, Any], names: Iterable[str]) -> list[tuple[str, 
 
 
 def _namesake(module_name: str, present: list[str]) -> str:
-    """The one tensor with the same end: on the Hub, Qwen2.5-VL's embedding is not under its module's name."""
+    """The only tensor whose name ends the same; else the name itself. Qwen2.5-VL's embedding has another name on the Hub."""
     end = "." + ".".join(module_name.split(".")[-2:])
     found = [name for name in present if name.endswith(end)]
     return found[0] if len(found) == 1 else module_name
 
 
 def says_tied(config: dict[str, Any]) -> bool:
-    """What the config says of tie_word_embeddings; configs leave a class's default out, so that is looked up."""
+    """Whether the model's embeddings are tied: tie_word_embeddings, or the class's default if the config omits it."""
     for part in parts_of(config):
         if isinstance(part.get("tie_word_embeddings"), bool):
             return bool(part["tie_word_embeddings"])
@@ -58,11 +63,16 @@ def says_tied(config: dict[str, Any]) -> bool:
 
 
 def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
-    """Name parts of the tensors that the model keeps in float32 when served in `target`.
+    """Parts of the names of tensors that transformers keeps in float32.
 
-    transformers keeps `_keep_in_fp32_modules_strict` in float32 always, `_keep_in_fp32_modules` when in float16.
+    It keeps those in `_keep_in_fp32_modules_strict` always, and those in `_keep_in_fp32_modules` if the model is in float16
+    (transformers/modeling_utils.py).
+
+    Args:
+        config: the parsed config.json.
+        target: the dtype in which the model is served.
     """
-    kept = ["e_score_correction_bias"]  # a router's bias; some classes forget to say it
+    kept = ["e_score_correction_bias"]  # a router's bias; some classes do not list it
     for architecture in _architectures(config):
         facts = _class(architecture)
         kept += facts.get("keep_fp32_strict", [])
@@ -72,19 +82,19 @@ def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
 
 
 def architecture_for(config: dict[str, Any], task: str) -> str | None:
-    """The class that serves a task ("causal", "token", "image_text") for the config's model type."""
+    """The class for a task ("causal", "token", "image_text") of the config's model type; None if there is none."""
     classes: dict[str, str] = _facts()["tasks"].get(str(config.get("model_type")), {})
     return classes.get(task)
 
 
 def default_architecture(config: dict[str, Any]) -> str | None:
-    """The class to load a model type with when the config names none."""
+    """The class that loads the config's model type if the config names no class; None if there is none."""
     classes: dict[str, str] = _facts()["tasks"].get(str(config.get("model_type")), {})
     return next((classes[task] for task in ("image_text", "causal", "multimodal") if task in classes), None)
 
 
 def named_architectures(config: Mapping[str, Any]) -> list[str]:
-    """What a config's `architectures` names; anything else in it is no name."""
+    """The names in a config's `architectures`; values that are not strings are left out."""
     stated = config.get("architectures")
     return [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
 

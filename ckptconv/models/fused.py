@@ -9,7 +9,8 @@ from ckptconv.errors import CkptconvError
 from ckptconv.models.family import Config, Rule
 from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
-from ckptconv.models.rules import Layout, Piece, Pieces, Rope, Turned
+from ckptconv.models.pieces import Piece, Pieces
+from ckptconv.models.rules import Layout, Rope, Turned
 from ckptconv.tensors.view import cat, split
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor

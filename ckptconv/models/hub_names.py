@@ -1,8 +1,8 @@
-"""The Hub's names and layouts for the tensors of a model that was trained with transformers.
+"""The Hub's names and layouts for the tensors of a module of transformers.
 
-transformers 5 keeps fused experts and other names in the module than it writes to the Hub. `to_hub` does what its
-`save_pretrained` does, from the table that make_table wrote, as moves on views: nothing is read.
-Source of the order of things: transformers, core_model_loading.revert_weight_conversion.
+In the module, transformers 5 fuses experts and uses other names than on the Hub. `to_hub` does what `save_pretrained`
+does, by the table that tools/make_table.py wrote, as moves on views: nothing is read. Source for the order of the steps:
+transformers/core_model_loading.py, revert_weight_conversion.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ T = TypeVar("T")  # a View, a numpy array or a torch tensor
 
 @dataclass(frozen=True)
 class Named(Generic[T]):
-    """What a Hub tensor is made of: its elements are `value` in C order, read with `shape`; the trained names.
+    """What a Hub tensor is made of.
 
-    added: what is added to each element.
+    Args:
+        value: its elements, in C order.
+        shape: its shape, which may differ from that of `value`.
+        sources: the trained names.
+        added: a number that is added to each element.
     """
 
     value: T
@@ -35,10 +39,14 @@ class Named(Generic[T]):
 
 @dataclass(frozen=True)
 class Renamed(Generic[T]):
-    """The tensors under their Hub names, and the rules that were applied, one short text each.
+    """The tensors under their Hub names.
 
-    left_out: (trained name, value, reason) of what no Hub tensor holds, such as the padding of a vocabulary.
-    copies: further Hub names, each with the name among `tensors` that it repeats. notes: what a user must know.
+    Args:
+        tensors: Hub name -> tensor.
+        rules: a short text for each rule that was applied.
+        left_out: (trained name, value, reason) of what no Hub tensor holds, such as the padding of a vocabulary.
+        copies: further Hub name -> the name in `tensors` that it repeats.
+        notes: findings for the user.
     """
 
     tensors: dict[str, Named[T]]
@@ -57,7 +65,11 @@ class _Group(Generic[T]):
 
 
 def strip_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Names without the segments that wrappers put in. `module.` goes where every name begins with it."""
+    """Remove the segments of wrappers from the names, and `module.` if every name begins with it.
+
+    Raises:
+        CkptconvError: two tensors get the same name.
+    """
     names = [without_wrappers(name) for name in tensors]
     while names and all(name.startswith(f"{MODULE}.") for name in names):
         names = [name[len(MODULE) + 1 :] for name in names]
@@ -65,7 +77,7 @@ def strip_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
     for name, old in zip(names, tensors, strict=True):
         if name in found:
             raise CkptconvError(
-                "two tensors have the same name once wrapper prefixes are taken off",
+                "two tensors have the same name once wrapper prefixes are removed",
                 where=name,
                 kind=Kind.DAMAGED,
             )
@@ -74,12 +86,16 @@ def strip_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
 
 
 def to_hub(tensors: Mapping[str, T], config: Config, *, prefix_changes: bool = False) -> Renamed[T]:
-    """Tensors by trained (module) name -> by Hub name, as `save_pretrained` of a model of this config writes them.
+    """The tensors as `save_pretrained` of the config's class writes them. A name without a rule stays as it is.
 
-    config: the parsed config.json. Names that no rule knows stay as they are. prefix_changes: also put back the
-    prefixes that from_pretrained took off (transformers does so only for a model that it loaded with them).
-    Raises CkptconvError where a rule finds only some of its tensors, two tensors get one name, or the table has a
-    conversion that is not known here.
+    Args:
+        tensors: module name -> tensor.
+        config: the parsed config.json.
+        prefix_changes: also add the prefixes that from_pretrained removes. transformers adds them only to a model that it
+            loaded with them.
+
+    Raises:
+        CkptconvError: only some of a rule's tensors are there, two tensors get one name, or a conversion is not known.
     """
     rules = rules_of(config, tensors.keys(), prefix_changes=prefix_changes)
     converters = [rule for rule in rules if rule.ops is not None]
@@ -98,7 +114,12 @@ def to_hub(tensors: Mapping[str, T], config: Config, *, prefix_changes: bool = F
 
 
 def taken_either_way(names: Iterable[str], config: Config) -> dict[str, tuple[int, int]]:
-    """The Hub tensors that transformers also loads with two dims swapped, told by their shape; those dims."""
+    """Hub name -> two dims, for the tensors that transformers also loads with these dims swapped (it looks at the shape).
+
+    Args:
+        names: Hub names.
+        config: the parsed config.json.
+    """
     names = list(names)
     found = {}
     for rule in rules_of(config, names):
@@ -110,9 +131,12 @@ def taken_either_way(names: Iterable[str], config: Config) -> dict[str, tuple[in
 
 
 def _collect(tensors: Mapping[str, T], converters: list[TableRule]) -> tuple[dict[str, _Group[T]], list[str]]:
-    """The groups of tensors that converters take, by the name transformers gives a group; the names of the rest.
+    """Sort the tensors by the converter that takes them; each name has at most one.
 
-    At most one converter takes a name. Where two have the same pattern, the last one's layout is used, as there.
+    If two converters have the same pattern, the last one's layout is used, as in transformers.
+
+    Returns:
+        The groups by the name that transformers gives them, and the names that no converter takes.
     """
     by_pattern = {pattern: rule for rule in converters for pattern in rule.patterns}
     groups: dict[str, _Group[T]] = {}
@@ -131,16 +155,17 @@ def _collect(tensors: Mapping[str, T], converters: list[TableRule]) -> tuple[dic
         group = groups.setdefault(key, _Group(by_pattern[pattern]))
         if pattern in group.pieces:
             raise CkptconvError(
-                f"two tensors stand for one piece of {key}", where=name, found=group.pieces[pattern][0]
+                f"two tensors are the same piece of {key}", where=name, found=group.pieces[pattern][0]
             )
         group.pieces[pattern] = (name, value)
     return groups, rest
 
 
 def _convert(key: str, group: _Group[T], config: Config) -> list[tuple[str, Named[T]]]:
-    """One application of a rule: its trained tensors through its layout changes, under the names before renaming."""
+    """Apply a converter to one group of tensors; the names are those before renaming."""
     from ckptconv.models.operations import layouts_of
-    from ckptconv.models.rules import Piece, to_hub_layout
+    from ckptconv.models.pieces import Piece
+    from ckptconv.models.rules import to_hub_layout
 
     rule = group.rule
     missing = [pattern for pattern in rule.patterns if pattern not in group.pieces]
@@ -167,7 +192,16 @@ def _convert(key: str, group: _Group[T], config: Config) -> list[tuple[str, Name
 
 
 def expanded(key: str, targets: tuple[str, ...], count: int) -> list[str]:
-    """The names of the pieces, all targets' first pieces first: the key with each target where the first one stands."""
+    """The names of the tensors that a converter makes.
+
+    Args:
+        key: the name of the group, which contains the first target.
+        targets: the patterns of the names; each `*` is replaced by the number of a piece.
+        count: the number of tensors.
+
+    Returns:
+        The key with each target in the place of the first; all names of one target come before those of the next.
+    """
     each, left = divmod(count, len(targets))
     stars = [target for target in targets if "*" in target]
     if left or (each != 1 and len(stars) != len(targets)):
@@ -182,7 +216,11 @@ def expanded(key: str, targets: tuple[str, ...], count: int) -> list[str]:
 
 
 def rename_all(names: list[str], renamings: list[TableRule]) -> tuple[list[str], list[str]]:
-    """Every name through every renaming in turn, and the texts of those that changed something."""
+    """Apply every renaming in turn.
+
+    Returns:
+        The new names, and a short text for each renaming that changed a name.
+    """
     texts = []
     for rule in renamings:
         found = [rule.search(name) for name in names]
@@ -204,7 +242,7 @@ def rename_all(names: list[str], renamings: list[TableRule]) -> tuple[list[str],
 
 
 def _target(rule: TableRule, match: re.Match[str], index: int) -> str:
-    """What a renaming puts in: its target with the groups of the match filled in."""
+    """The text that a renaming inserts: its target with the groups of the match."""
     target = rule.targets[index if rule.kind == "group" else 0]
     if rule.kind == "offset":
         return target.replace(r"\1", str(int(match[1]) + rule.offset))
@@ -212,7 +250,7 @@ def _target(rule: TableRule, match: re.Match[str], index: int) -> str:
 
 
 def _has_it(match: re.Match[str], target: str) -> bool:
-    """True where the match lies in the target text already: the name came in its Hub form (transformers 4)."""
+    """True if the name already has the target text where it matches: it is a Hub name already (transformers 4)."""
     begin = match.start() - target.find(match[0])
     return match[0] in target and begin >= 0 and match.string.startswith(target, begin)
 
@@ -225,13 +263,17 @@ def replaced(match: re.Match[str], target: str) -> str:
 
 
 def plain(value: T, name: str) -> Named[T]:
-    """A tensor as it is, under its own name."""
+    """The record for a tensor that keeps its name and layout."""
     array: Any = value
     return Named(value, tuple(array.shape), (name,))
 
 
 def unique(names: list[str], tensors: list[Named[T]]) -> dict[str, Named[T]]:
-    """Tensors by name. Raises CkptconvError where two have one."""
+    """Name -> tensor.
+
+    Raises:
+        CkptconvError: two tensors have the same name.
+    """
     found: dict[str, Named[T]] = {}
     for name, named in zip(names, tensors, strict=True):
         if name in found:

@@ -1,8 +1,8 @@
-"""The way back: from the Hub's names and layouts to those of transformers' module, and which of the two a model has.
+"""The reverse of `hub_names`: from the Hub's names and layouts to those of transformers' module.
 
-`to_module` does what `from_pretrained` does, from the same table as `to_hub`, with transformers' own patterns for that
-direction, and is believed only where `to_hub` leads from its result back to what it was given.
-Source of the order of things: transformers, core_model_loading.rename_source_key.
+`to_module` does what `from_pretrained` does, by the same table as `to_hub`, with transformers' patterns for that
+direction. Its result is accepted only if `to_hub` turns it back into the input. Source for the order of the steps:
+transformers/core_model_loading.py, rename_source_key.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from ckptconv.tensors.view import stored
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 _HINT = "remove --layout module, and let transformers load the folder"
-_Group = dict[int, list[str]]  # the Hub names of one application of a rule, by the pattern they match
+_Group = dict[int, list[str]]  # the index of a rule's pattern -> the Hub names that match it
 
-
-# Model types with a class whose names transformers' patterns do not lead back to: found by the slow test of every class.
+# Model types with a class whose module names transformers' patterns cannot restore; the slow test of every class finds them.
 _ONE_WAY = (
     "deepseek_v4", "dinov3_convnext", "dinov3_vit", "minimax_m3_vl", "molmo2", "molmo2_text", "paddleocr_vl", "rf_detr",
 )  # fmt: skip
 
 
 def form(tensors: Mapping[str, T], config: Config) -> str:
-    """Whose names these are: "hub", "module", or "" where the two are the same.
+    """Whose names these are: "hub", "module", or "" if the two are the same.
 
-    Names that `to_hub` would change are the module's, unless the way back changes them too and `to_hub` then leads to
-    what they were.
+    They are the module's if `to_hub` changes them, unless the reverse changes them too and `to_hub` then restores them.
+
+    Args:
+        tensors: the tensors by name.
+        config: the parsed config.json.
     """
     try:
         unchanged = hub_names.to_hub(tensors, config).tensors.keys() == tensors.keys()
-    except CkptconvError:  # rules that do not fit: told by the other direction
+    except CkptconvError:  # the rules do not fit: the other direction decides
         unchanged = False
     try:
         same = _back(tensors, config).tensors.keys() == tensors.keys()
-    except CkptconvError:  # names that the Hub's rules know, in a form of which they cannot make a module
+    except CkptconvError:  # the Hub's rules know the names, and cannot make the module's of them
         same = not unchanged
     if same:
         return "" if unchanged else "module"
@@ -48,9 +50,14 @@ def form(tensors: Mapping[str, T], config: Config) -> str:
 
 
 def to_module(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
-    """Tensors by Hub name -> by module name, as `from_pretrained` of this config's class holds them.
+    """The tensors as the module of the config's class holds them.
 
-    Raises CkptconvError where a part of what is fused is not there, and where the way back is not known.
+    Args:
+        tensors: Hub name -> tensor.
+        config: the parsed config.json.
+
+    Raises:
+        CkptconvError: a part of a fused tensor is missing, or the module's names cannot be derived.
     """
     if config.get("model_type") in _ONE_WAY:
         raise CkptconvError(
@@ -62,6 +69,7 @@ def to_module(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
 
 
 def _back(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
+    """`to_module` without its list of exceptions."""
     rules = rules_of(config, None, prefix_changes=True)[::-1]
     renamings = [rule.load for rule in rules if rule.ops is None and rule.load]
     converters = [rule for rule in rules if rule.ops is not None and rule.load]
@@ -92,13 +100,13 @@ def _back(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
 def _joined(
     key: str, rule: TableRule, group: _Group, tensors: Mapping[str, T], config: Config
 ) -> list[tuple[str, Named[T]]]:
-    """One application of a rule, backwards: its Hub tensors, expert by expert, become the module's."""
+    """Apply a converter in reverse to one group of Hub tensors."""
     names = [name for index in range(len(rule.targets)) for name in sorted(group.get(index, ()), key=natural)]
     counts = [len(group.get(index, ())) for index in range(len(rule.targets))]
     if 0 in counts or ("*" in rule.targets[0] and len(set(counts)) > 1):
         raise CkptconvError(
             f"some pieces needed for {key} are missing",
-            where=f"{names[0]} and its like",
+            where=f"{names[0]} and similar tensors",
             found=", ".join(f"{n} × {readable((t,))}" for n, t in zip(counts, rule.targets, strict=True)),
             kind=Kind.INCOMPLETE,
         )
@@ -109,13 +117,14 @@ def _joined(
             kind=Kind.UNSUPPORTED,
         )
     from ckptconv.models.operations import layouts_of
-    from ckptconv.models.rules import Piece, to_trained_layout
+    from ckptconv.models.pieces import Piece
+    from ckptconv.models.rules import to_trained_layout
 
     layouts = layouts_of(rule, len(targets_of(rule, config)), config)
     try:
         pieces = to_trained_layout(layouts, [Piece.of(tensors[name]) for name in names])
     except CkptconvError as error:
-        raise error.within(where=f"{names[0]} and its like") from error
+        raise error.within(where=f"{names[0]} and similar tensors") from error
     assert rule.load is not None
     targets = hub_names.expanded(key, rule.load.targets, len(pieces))
     each = len(names) == len(pieces)
@@ -126,7 +135,13 @@ def _joined(
 
 
 def _check_way_back(tensors: Mapping[str, T], found: Mapping[str, Named[T]], config: Config) -> None:
-    """Names and shapes that `to_hub` makes of the result must be those that came."""
+    """Require that `to_hub` restores the names and shapes of the input.
+
+    Args:
+        tensors: the input.
+        found: the result of the reverse.
+        config: the parsed config.json.
+    """
     wanted = {name: tuple(hub_names.plain(tensor, name).shape) for name, tensor in tensors.items()}
     shapes = {name: stored("", 0, named.shape, "uint8") for name, named in found.items()}
     for prefix_changes in (False, True):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.rules import Cut, Layout, Modalities, Pairs, Piece, Rope, Swap, Turned, Unstack
+from ckptconv.models.pieces import Piece
+from ckptconv.models.rules import Cut, Layout, Modalities, Pairs, Rope, Swap, Turned, Unstack
 from ckptconv.models.table import Config, TableRule, heads_key, readable
 
 T = TypeVar("T")

@@ -1,8 +1,8 @@
-"""Which tensors a class of transformers has: name patterns, what their presence and their numbers depend on, and dims.
+"""Which tensors a class of transformers has: name patterns, the config keys that decide which exist, and their dims.
 
-Read from skeletons.zip, which tools/make_skeletons.py writes from the transformers version named in it: it builds every
-class on the meta device again and again, each time with one key of its config changed, and notes what follows which key.
-One member per model package, so that one class is read without the others.
+The data is in skeletons.zip, which tools/make_skeletons.py writes from the transformers version that it names. The tool
+builds every class on the meta device many times, each time with one key of its config changed, and records what depends
+on which key. The archive has one file per model package, so that a class is read without the others.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Member:
     """A name pattern with `*` for each number.
 
     Args:
-        pattern: Ends in `.**` where it stands for a whole stack.
-        kind: "tied" where a tied model omits it, "optional" where transformers does not mind its absence, else "".
-        dims: For each dim an expression over the config, or None where none is certain.
+        pattern: the pattern; one that ends in `.**` stands for a whole stack.
+        kind: "tied" if a tied model omits it, "optional" if transformers does not need it, else "".
+        dims: an expression over the config for each dim; None for a dim that is not certain.
     """
 
     pattern: str
@@ -39,12 +39,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Members that are always together.
+    """Members that exist together.
 
     Args:
-        stack: Index of the stack they are in.
-        when: "always", "sometimes", ["if", key] or ["list", key, {value: present}] (a list with a value per layer) or
-            ["in", key, present] (a list of layers).
+        stack: the index of their stack.
+        when: "always", "sometimes", ["if", key], ["list", key, {value: present}] for a list with a value per layer, or
+            ["in", key, present] for a list of layers.
+        members: the members.
     """
 
     stack: int
@@ -57,9 +58,9 @@ class Stack:
     """Modules that are numbered from 0: layers, experts.
 
     Args:
-        context: What is before the number; "" for the model itself.
-        count: Expression for how many there are, None where it is not known.
-        form: "gaps" where the numbers need not be consecutive, "ragged" where stacks of one model differ in length, else "".
+        context: the name before the number; "" for the model itself.
+        count: an expression for the number of modules; None if it is not known.
+        form: "gaps" if the numbers need not be consecutive, "ragged" if the stacks of one model differ in length, else "".
     """
 
     context: str
@@ -69,15 +70,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """One class.
+    """The tensors of one class.
 
     Args:
-        architecture: Its name.
-        prefix: transformers' base_model_prefix.
-        ignored: Regular expressions of names that transformers ignores when it loads a folder.
-        slots: Lists of groups of which each instance has one at least.
-        keys: Path of each key in use -> (default, derived expression, whether it follows other keys).
-        aliases: Other names of keys, by path.
+        architecture: the name of the class.
+        prefix: its base_model_prefix in transformers.
+        ignored: regular expressions of names that transformers ignores when it loads a folder.
+        stacks: its stacks.
+        groups: its groups of tensors.
+        slots: lists of groups; each instance has at least one group of each list.
+        keys: the path of each key that matters -> (default, derived expression, whether it follows other keys).
+        aliases: the path of a key -> its other names.
     """
 
     architecture: str
@@ -91,7 +94,7 @@ class Skeleton:
 
     @cached_property
     def by_star(self) -> dict[str, list[tuple[Member, tuple[int | None, ...]]]]:
-        """Every pattern with all its numbers as `*` -> (member, the numbers that are fixed; None where any may be)."""
+        """Each pattern with `*` for all numbers -> (member, its fixed numbers; None for a number that may be any)."""
         found: dict[str, list[tuple[Member, tuple[int | None, ...]]]] = {}
         for group in self.groups:
             for member in group.members:
@@ -105,7 +108,7 @@ class Skeleton:
 
 
 def skeleton_of(config: Mapping[str, Any]) -> Skeleton | None:
-    """The skeleton of the class that a config names, None where transformers' own classes do not include it."""
+    """The skeleton of the class that a config names; None if it is not a class of transformers."""
     named = facts.named_architectures(config)
     name = named[0] if named else facts.default_architecture(dict(config))
     return load(name) if name else None
@@ -113,7 +116,7 @@ def skeleton_of(config: Mapping[str, Any]) -> Skeleton | None:
 
 @lru_cache(maxsize=4)
 def load(architecture: str) -> Skeleton | None:
-    """The skeleton of a class by its name."""
+    """The skeleton of the class of this name; None if there is none."""
     try:
         with zipfile.ZipFile(_DATA) as archive:
             package = json.loads(archive.read(_LISTED))["classes"].get(architecture)
@@ -126,13 +129,13 @@ def load(architecture: str) -> Skeleton | None:
 
 
 def known() -> list[str]:
-    """Every class there is a skeleton of."""
+    """The names of all classes that have a skeleton."""
     with zipfile.ZipFile(_DATA) as archive:
         return sorted(json.loads(archive.read(_LISTED))["classes"])
 
 
 def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
-    """One class of a package's data."""
+    """The skeleton of one class, from the data of its package."""
     record = data["classes"][architecture]
     exprs = data["exprs"]
     aliases: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -161,13 +164,24 @@ def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
 
 
 class Values:
-    """What the keys of a skeleton are in a config.json, defaults and derived ones included."""
+    """The values of a skeleton's keys in a config.json, including defaults and derived values.
+
+    Args:
+        skeleton: the class.
+        config: the parsed config.json.
+    """
 
     def __init__(self, skeleton: Skeleton, config: Mapping[str, Any]) -> None:
         self._skeleton, self._config = skeleton, config
 
     def of(self, path: tuple[str, ...], depth: int = 0, *, stated: bool = False) -> Any:
-        """The value of a key; None where it is not certain. stated: the class's default does not count."""
+        """The value of a key; None if it is not certain.
+
+        Args:
+            path: the key, with the parts of the config that lead to it.
+            depth: the number of derived values that were computed to get here, which is bounded.
+            stated: ignore the class's default.
+        """
         default, derived, follows = self._skeleton.keys.get(path, (None, None, True))
         names = (path[-1], *self._skeleton.aliases.get(path, ()))
         for part in self._parts(path[:-1]):
@@ -179,7 +193,7 @@ class Values:
         return None if stated else default
 
     def switched(self, path: tuple[str, ...]) -> bool | None:
-        """Whether a key is on: true, or a number but 0; null is off. None where neither is certain."""
+        """Whether a key is on: true, or a number other than 0. null is off. None if it is not certain."""
         names = (path[-1], *self._skeleton.aliases.get(path, ()))
         held = [part[name] for part in self._parts(path[:-1]) for name in names if name in part]
         value = held[0] if held else self.of(path)
@@ -188,7 +202,7 @@ class Values:
         return bool(value) if isinstance(value, bool | int) else None
 
     def _parts(self, path: Iterable[str]) -> list[Mapping[str, Any]]:
-        """The part of the config that a path leads to. Older configs hold the text model's keys at the top."""
+        """The part of the config that a path leads to, or []. Older configs have the text model's keys at the top level."""
         part: Any = self._config
         for key in path:
             inner = part.get(key)
@@ -199,7 +213,7 @@ class Values:
         return [part]
 
     def number(self, expression: Any, depth: int = 0) -> int | None:
-        """The value of an expression: a sum of products of keys; None where a key is not a number."""
+        """The value of an expression, which is a sum of products of keys; None if a key is not a number."""
         total = 0
         if expression is None:
             return None
@@ -231,7 +245,7 @@ class Values:
         return sum(value) if kind == "sum" else value[-1]
 
     def text(self, expression: Any) -> str:
-        """An expression as a reader of the config would write it."""
+        """An expression as text for the user, in the config's names."""
         parts = []
         for factor, tops, bottoms in expression:
             names = [path[-1] if kind == "v" else f"{kind} of {path[-1]}" for kind, path in tops]

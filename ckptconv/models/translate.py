@@ -15,7 +15,8 @@ from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family, Rule
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.nested import text_of
-from ckptconv.models.rules import Piece, Pieces, to_hub_layout, to_trained_layout
+from ckptconv.models.pieces import Piece, Pieces
+from ckptconv.models.rules import to_hub_layout, to_trained_layout
 from ckptconv.tensors.view import View, narrow
 
 T = TypeVar("T")

@@ -160,7 +160,7 @@ def test_an_experiment_that_cannot_be_read_is_refused_and_another_file_is_not_on
 
 def test_square_experts_are_refused() -> None:
     from ckptconv.models.olmo_core.experts import GatedProjections
-    from ckptconv.models.rules import Piece
+    from ckptconv.models.pieces import Piece
     from ckptconv.tensors.view import stored
 
     with pytest.raises(CkptconvError, match="square experts"):

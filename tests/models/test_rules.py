@@ -7,6 +7,7 @@ import pytest
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models.pattern import Pattern
+from ckptconv.models.pieces import Piece
 from ckptconv.models.rules import (
     Cut,
     Gates,
@@ -14,7 +15,6 @@ from ckptconv.models.rules import (
     Layout,
     Modalities,
     Pairs,
-    Piece,
     Rope,
     Swap,
     Turned,

@@ -1,4 +1,4 @@
-"""LoRA: updates that training keeps apart from the weights, in PEFT's names and in Megatron-Bridge's."""
+"""LoRA: updates that are stored separately from the weights, in PEFT's or Megatron-Bridge's names."""
 
 from ckptconv.models.lora.adapter import (
     adapter_config,

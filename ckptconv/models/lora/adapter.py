@@ -1,4 +1,7 @@
-"""Updates as PEFT saves them: adapter_model.safetensors' names and adapter_config.json."""
+"""An adapter as PEFT saves it: the names in adapter_model.safetensors, and adapter_config.json.
+
+Source: peft/utils/save_and_load.py (get_peft_model_state_dict) and peft/tuners/lora/config.py (LoraConfig).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Tensor = tuple[str, View, Shape, str]  # PEFT's name, the elements in C order, t
 
 
 def trained_tensors(parts: Separated) -> list[Tensor]:
-    """The weights that were trained whole, as PEFT saves them: those of an adapted layer lie in its base_layer."""
+    """The weights that were trained completely. PEFT saves those of an adapted layer under its base_layer."""
     modules = {each.module: "" for each in parts.factors}
     modules |= {each.module: "token_adapter." for each in parts.tokens}
     found = []
@@ -31,7 +34,7 @@ def trained_tensors(parts: Separated) -> list[Tensor]:
 
 
 def token_tensors(parts: Separated) -> list[Tensor]:
-    """The single rows that were trained, as PEFT saves them."""
+    """The single rows of embeddings that were trained."""
     return [
         (f"{PREFIX}{each.module}.token_adapter.trainable_tokens_delta", view, view.shape, name)
         for each in parts.tokens
@@ -40,10 +43,12 @@ def token_tensors(parts: Separated) -> list[Tensor]:
 
 
 def adapter_tensors(placed: Placed) -> list[Tensor]:
-    """The tensors of one layer as PEFT saves them: no adapter name in them."""
+    """The tensors of one layer. PEFT omits the adapter's name from their names."""
     factors = placed.factors
     stem = f"{PREFIX}{placed.module}.lora_"
-    if factors.embedding or placed.by_column:  # as they are stored: the two sides are their transposes
+    if (
+        factors.embedding or placed.by_column
+    ):  # saved as stored, since `left` and `right` are their transposes
         kind, tail = ("embedding_", "") if factors.embedding else ("", ".weight")
         found = [
             (f"{stem}{kind}A{tail}", factors.a[1], factors.a[1].shape, factors.a[0]),
@@ -66,7 +71,7 @@ def adapter_tensors(placed: Placed) -> list[Tensor]:
 
 
 def stack_tensors(factors: Factors) -> list[Tensor]:
-    """The tensors of a stack of experts, which PEFT saves as they are trained."""
+    """The tensors of a stack of experts. PEFT saves them in the layout of training."""
     return [(saved_factor(name), view, view.shape, name) for name, view in factors.stored]
 
 
@@ -77,9 +82,17 @@ def adapter_config(
     alpha: float | None,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """adapter_config.json for exported factors; PEFT's own is kept where there is one. config: the model's.
+    """adapter_config.json for exported factors. If PEFT's own file is known, it is kept.
 
-    Raises CkptconvError where alpha is not known, and where it is not known which parameters of experts were adapted.
+    Args:
+        placed: the updates by Hub name.
+        parts: the stored factors and trained weights.
+        meta: the checkpoint's LoRA settings.
+        alpha: the user's --lora-alpha; None to take it from `meta`.
+        config: the model's config.json.
+
+    Raises:
+        CkptconvError: alpha is not known, or it is not known which expert parameters were adapted.
     """
     for each in parts.factors:
         for parameter in each.parameters or ("",):
@@ -114,7 +127,7 @@ def adapter_config(
 
 
 def _parameters(parts: Separated) -> list[str]:
-    """What target_parameters must have been: all stacked parameters of the modules, or it cannot be told."""
+    """target_parameters, if all stacked parameters of each module were adapted; otherwise they are not known."""
     pairs: dict[str, int] = {}
     for each in parts.stacks:
         pairs[each.module] = pairs.get(each.module, 0) + 1
@@ -133,7 +146,7 @@ def _parameters(parts: Separated) -> list[str]:
 
 
 def _ranks(placed: Sequence[Placed], meta: Mapping[str, Any]) -> tuple[int, dict[str, int]]:
-    """The rank, and the modules that have another one."""
+    """The most common rank, and module -> rank for the modules with another rank."""
     patterns = dict(meta.get("rank_pattern") or {})
     if patterns and isinstance(meta.get("r"), int):
         return meta["r"], patterns
@@ -145,7 +158,10 @@ def _ranks(placed: Sequence[Placed], meta: Mapping[str, Any]) -> tuple[int, dict
 
 
 def _targets(modules: Sequence[str], layers: object) -> list[str]:
-    """Last segments of the names where every layer has them, else whole names: PEFT takes all modules that end so."""
+    """target_modules: the last segments of the names if every layer has them, else full names.
+
+    PEFT adapts every module whose name ends with a target (peft/tuners/tuners_utils.py, check_target_module_exists).
+    """
     kinds: dict[str, set[str]] = {}
     for module in modules:
         numbers = [segment for segment in module.split(".") if segment.isdigit()]

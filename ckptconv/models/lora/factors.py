@@ -1,4 +1,4 @@
-"""The stored tensors of one LoRA layer."""
+"""The stored tensors of one LoRA layer, and the two matrices whose product is its update."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from dataclasses import dataclass
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.view import View, permute, unflatten
 
-# Megatron's grouped experts; their stack, taken for one of experts, leaves a row of the pair to each of them.
+# Megatron's grouped experts share one pair. In a stack over experts, each expert would get one row of it.
 _SHARED = re.compile(r"\.experts\.linear_fc[12]$")
 _EXPERT = re.compile(r"\.experts\.\d+\.linear_fc[12]$")
-NamedView = tuple[str, View]  # a stored tensor and its bare name
+NamedView = tuple[str, View]  # the stored name of a tensor, and its elements
 
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """A (r, in) and B (out, r) of one module, and what PEFT may keep beside them.
+    """The LoRA pair of one module, and what PEFT may store with it.
 
-    embedding: they are stored transposed to the weight. magnitude: DoRA's lengths of the weight's rows. bias: of B.
-    part: which part of a fused weight they update alone ("q" of a fused QKV), "" for all of it. parameters: names of
-    stacked expert parameters (E, out, in), one of which they update: A is then (E * r, in), B (out, r * E).
+    Args:
+        module: the module's name.
+        a: A, of shape (r, in).
+        b: B, of shape (out, r).
+        embedding: the pair is stored transposed relative to the weight.
+        magnitude: DoRA's magnitude of each row of the weight.
+        bias: the bias of B.
+        part: the part of a fused weight that the pair updates, such as "q" of QKV; "" for all of it.
+        parameters: names of stacked expert parameters (E, out, in), one of which the pair updates. A then has the shape
+            (E * r, in), and B (out, r * E).
     """
 
     module: str
@@ -40,26 +47,33 @@ class Factors:
 
     @property
     def weight(self) -> str:
+        """The name of the weight that the pair updates."""
         return f"{self.module}.weight"
 
     @property
     def stored(self) -> tuple[NamedView, ...]:
-        """Every stored tensor of it."""
+        """Every stored tensor of the layer."""
         return tuple(pair for pair in (self.a, self.b, self.magnitude, self.bias) if pair is not None)
 
     def sides(self, turned: bool) -> tuple[View, View]:
-        """left (rows, r) and right (r, columns), so that the update is scale * left @ right.
+        """left (rows, r) and right (r, columns); the update is scale * left @ right.
 
-        turned: the weight is (in, out), as GPT-2's Conv1D has it.
+        Args:
+            turned: the weight is (in, out), as in GPT-2's Conv1D.
         """
         if self.embedding or turned:
             return permute(self.a[1], (1, 0)), permute(self.b[1], (1, 0))
         return self.b[1], self.a[1]
 
     def stacked(self, rank: int, turned: bool) -> tuple[View, View]:
-        """left (E, rows, r) and right (E, r, columns) of a stack of experts. turned: the experts are (in, out).
+        """left (E, rows, r) and right (E, r, columns) of a stack of experts.
 
-        Source: peft/tuners/lora/layer.py, ParamWrapper.get_delta_weight: A's rows are by expert, B's columns by rank.
+        The rows of A are ordered by expert, then by rank; the columns of B by rank, then by expert.
+        Source: peft/tuners/lora/layer.py, ParamWrapper.get_delta_weight.
+
+        Args:
+            rank: r.
+            turned: each expert's weight is (in, out).
         """
         experts = self.rank // rank
         a = unflatten(self.a[1], 0, (experts, rank))
@@ -70,9 +84,16 @@ class Factors:
 
 
 def paired(module: str, part: str, found: Mapping[str, NamedView], parameters: tuple[str, ...]) -> Factors:
-    """The factors from the tensors of one module by side: A, B, eA, eB (embeddings), m (magnitude), bias.
+    """The factors of one module.
 
-    Raises CkptconvError for a lonely half and for halves that do not fit together.
+    Args:
+        module: the module's name.
+        part: the part of a fused weight; "" for all of it.
+        found: the stored tensors by side: A, B, eA and eB (embeddings), m (magnitude), bias.
+        parameters: the stacked expert parameters of the module.
+
+    Raises:
+        CkptconvError: only one of A and B is stored, or their shapes do not fit.
     """
     embedding = "eA" in found or "eB" in found
     a, b = ("eA", "eB") if embedding else ("A", "B")

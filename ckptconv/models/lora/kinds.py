@@ -1,6 +1,6 @@
-"""Adapters that are not LoRA, and kinds of LoRA that cannot be merged from what is stored: refused by name.
+"""Refuses adapters that are not LoRA, and kinds of LoRA that the stored tensors are not enough to merge.
 
-Source: peft/utils/peft_types.py and peft/mapping.py (names and prefixes), peft/tuners/lora/config.py (settings).
+Sources: peft/utils/peft_types.py and peft/mapping.py (names and prefixes), peft/tuners/lora/config.py (settings).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 
 _HINT = "merge it with PEFT first (merge_and_unload, save_pretrained)"
-# What a tensor's name has in it -> whose it is.
+# The beginning of a segment of a tensor's name -> the kind of adapter.
 _OTHERS = {
     "lora_E": "AdaLoRA",
     "lora_ranknum": "AdaLoRA",
@@ -49,10 +49,10 @@ _OTHERS = {
     "prompt_encoder": "prompt tuning",
     "prompt_embeddings": "prompt tuning",
 }
-_MARKS = re.compile("|".join(_OTHERS))  # one look at a name tells most of them apart from all of these
-# LoRA-like, and not understood; other models have modules that are called adapter too.
+_MARKS = re.compile("|".join(_OTHERS))  # one search excludes most names
+# Names that look like LoRA but are not known. A model may also have modules of its own that are called adapter.
 _LEFT = re.compile(r"\.lora_|lora_magnitude_vector|\.adapter_|\.(?:linear_\w+|router)\.adapter\.")
-# LoRA settings that make more of an adapter than its factors -> what they are called.
+# LoRA settings with which the factors alone do not give the update -> the name of the method.
 _SETTINGS = {
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
@@ -62,18 +62,22 @@ _SETTINGS = {
     "monteclora_config": "MonteCLoRA",
     "layer_replication": "layer replication",
 }
-# init_lora_weights that change the base weights when the adapter is made.
+# Values of init_lora_weights with which PEFT changes the base weights when it creates the adapter.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def is_adapter_config(meta: Mapping[str, Any]) -> bool:
-    """True for what PEFT's own adapter_config.json holds."""
+    """True for the content of PEFT's adapter_config.json."""
     return "peft_type" in meta
 
 
 def check_name(name: str) -> None:
-    """Raise for a tensor of an adapter that is no LoRA, or of a kind that is not understood."""
-    wrapped = name.startswith("base_model.")  # other models may have such names for their own
+    """Refuse a tensor of an adapter that is not LoRA, or of a kind that is not known.
+
+    Raises:
+        CkptconvError: names the kind.
+    """
+    wrapped = name.startswith("base_model.")  # without it, the name may be one of the model itself
     for segment in name.split(".") if _MARKS.search(name) else ():
         for mark, kind in _OTHERS.items():
             if segment.startswith(mark) and (wrapped or ".adapter." in name or mark.startswith("lora_")):
@@ -87,7 +91,15 @@ def check_name(name: str) -> None:
 
 
 def check_config(meta: Mapping[str, Any], onto_base: bool) -> None:
-    """Raise for settings that are not LoRA's, or not enough to merge by. onto_base: the original weights are used."""
+    """Refuse settings of an adapter that is not LoRA, or that cannot be merged.
+
+    Args:
+        meta: the checkpoint's LoRA settings.
+        onto_base: the adapter is merged into the original base model (--base).
+
+    Raises:
+        CkptconvError: names the setting.
+    """
     kind = meta.get("peft_type")
     if kind is not None and str(kind).upper() != "LORA":
         raise CkptconvError(
@@ -107,7 +119,7 @@ def check_config(meta: Mapping[str, Any], onto_base: bool) -> None:
     how = str(meta.get("init_lora_weights")).lower()
     if onto_base and how.startswith(_CHANGES_BASE):
         raise CkptconvError(
-            f"the adapter began with {how}, which changes the base weights; the original ones do not fit it",
+            f"the adapter was initialised with {how}, which changes the base weights, so the original ones do not fit",
             found=f"init_lora_weights {how}",
             hint="convert it with PEFT: save_pretrained(path_initial_model_for_weight_conversion=...)",
             kind=Kind.UNSUPPORTED,

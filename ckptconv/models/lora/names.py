@@ -1,10 +1,10 @@
-"""LoRA keys among trained names: which are base weights, which are updates to them.
+"""Separates the stored tensors into base weights and LoRA factors, by their names.
 
-PEFT: `base_model.model.X.base_layer.weight` is X.weight; `X.lora_A.NAME.weight` (r, in) and `X.lora_B.NAME.weight`
-(out, r) update it by B @ A * alpha / r; `lora_embedding_A` (r, vocab) and `lora_embedding_B` (dim, r) by their
-transposed product; `lora_magnitude_vector` is DoRA's. Source: peft/tuners/lora/layer.py, peft/utils/save_and_load.py.
-Megatron-Bridge: `X.adapter.linear_in.weight` (r, in) and `X.adapter.linear_out.weight` (out, r), the base under X or
-X.to_wrap; its canonical LoRA has adapter_q, _k, _v, _gate, _up. Source: megatron/bridge/peft/adapter_wrapper.py.
+PEFT: `base_model.model.X.base_layer.weight` is X.weight. `X.lora_A.NAME.weight` (r, in) and `X.lora_B.NAME.weight` (out, r)
+update it by B @ A * alpha / r; `lora_embedding_A` (r, vocab) and `lora_embedding_B` (dim, r) by the transposed product;
+`lora_magnitude_vector` is DoRA's. Sources: peft/tuners/lora/layer.py, peft/utils/save_and_load.py.
+Megatron-Bridge: `X.adapter.linear_in.weight` (r, in) and `X.adapter.linear_out.weight` (out, r); the base weight is X or
+X.to_wrap. Its canonical LoRA has adapter_q, _k, _v, _gate and _up. Source: megatron/bridge/peft/adapter_wrapper.py.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _SAVED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Separated:
-    """A state dict taken apart: base weights under their own names, and the updates.
+    """A state dict, separated into base weights and updates.
 
     Args:
-        weights: by bare name, without factors.
+        weights: bare name -> weight.
         factors: the LoRA layers.
         origin: bare name -> stored name.
-        trained: bare names of weights that replace those of the base model: modules that PEFT trained whole
-            (modules_to_save), biases, embeddings that were resized, and copies of adapted embeddings and heads.
+        trained: bare names of weights that replace those of the base model: modules that PEFT trained completely
+            (modules_to_save), biases, resized embeddings, and copies of adapted embeddings and heads.
         replaced: (stored name, elements) of older copies of these.
-        holds_base: the weights that the factors update are stored too.
+        holds_base: the checkpoint also has the weights that the factors update.
         tokens: single rows of embeddings that were trained.
     """
 
@@ -65,10 +65,15 @@ class Separated:
 
 @dataclass
 class _Sorted:
-    """Stored tensors by what they are: LoRA halves, rows of tokens, and the up to three copies of a weight.
+    """Stored tensors by their kind. A weight may have up to three copies.
 
-    weights: under the bare name. originals: as they were before training (original_module). saved: trained whole
-    (modules_to_save).
+    Args:
+        halves: (module, part, adapter) -> side -> tensor.
+        adapters: the names of the adapters, in order.
+        tokens: bare name of a weight -> its trained rows.
+        weights: bare name -> the weight under its own name.
+        originals: bare name -> the weight before training (original_module).
+        saved: bare name -> the weight that was trained completely (modules_to_save).
     """
 
     halves: dict[tuple[str, str, str], dict[str, NamedView]] = field(default_factory=dict)
@@ -80,12 +85,12 @@ class _Sorted:
 
 
 def is_of_an_adapter(name: str) -> bool:
-    """True for a stored tensor that only an adapter has: a factor, or a module that was trained whole beside it."""
+    """True for a tensor that only an adapter has: a factor, trained rows, or a module in modules_to_save."""
     return _side(name) is not None or _SAVED.search(name) is not None or _TOKENS.match(name) is not None
 
 
 def saved_factor(name: str) -> str:
-    """A factor's stored name as PEFT saves it: no adapter name in it, and the prefix before it."""
+    """A factor's name as PEFT saves it: with PEFT's prefix, and without the adapter's name."""
     match = _PEFT.match(name)
     if match and match["adapter"]:
         name = name[: match.start("adapter") - 1] + name[match.end("adapter") :]
@@ -95,16 +100,16 @@ def saved_factor(name: str) -> str:
 def separate(
     tensors: Mapping[str, View], meta: Mapping[str, Any] | None = None, is_folder: bool = False
 ) -> Separated:
-    """Take an adapted state dict apart; one without LoRA keys comes back as it is.
+    """Separate base weights and LoRA factors. A state dict without LoRA is all weights.
 
     Args:
-        tensors: by stored name.
-        meta: the LoRA settings that are known. PEFT's own config is next to an adapter, which may hold a few of the
-            weights that it updates: resized embeddings, and base_layer of an adapted head.
+        tensors: stored name -> tensor.
+        meta: the known LoRA settings. With PEFT's own config, the tensors are an adapter, which may also hold some of the
+            weights that it updates: resized embeddings, and the base_layer of an adapted head.
         is_folder: the tensors are those of PEFT's adapter_model.safetensors, which never holds the base model.
 
     Raises:
-        CkptconvError: for two adapters at once, a lonely A or B, and kinds that are not LoRA.
+        CkptconvError: there are several adapters, only one of A and B, or an adapter that is not LoRA.
     """
     meta, found = meta or {}, _Sorted()
     for name, view in tensors.items():
@@ -116,7 +121,7 @@ def separate(
             hint="save one of them",
             kind=Kind.UNSUPPORTED,
         )
-    # PEFT's three copies of a resized embedding: the plain one and modules_to_save are the trained one.
+    # Of PEFT's three copies of a resized embedding, the plain one and the one in modules_to_save are trained.
     stale = [found.originals[bare] for bare in found.originals if bare in found.weights]
     found.weights = {**found.originals, **found.weights}
     every = {bare: view for bare, (_, view) in {**found.weights, **found.saved}.items()}
@@ -144,7 +149,7 @@ def separate(
 
 
 def _check_trained(factors: Iterable[Factors], weights: Mapping[str, NamedView]) -> None:
-    """What lies beside factors without their weights was trained whole; parts of an adapted layer would not make sense."""
+    """Refuse other parameters of adapted layers, if the weights that the factors update are not stored."""
     modules = {each.module for each in factors}
     for bare, (name, _) in weights.items():
         module, _, leaf = bare.rpartition(".")
@@ -157,6 +162,7 @@ def _check_trained(factors: Iterable[Factors], weights: Mapping[str, NamedView])
 
 
 def _sort(name: str, view: View, found: _Sorted) -> None:
+    """Add one stored tensor to its group."""
     side = _side(name)
     if side is not None:
         module, part, kind, adapter = side
@@ -191,7 +197,10 @@ def _sort(name: str, view: View, found: _Sorted) -> None:
 
 
 def _side(name: str) -> tuple[str, str, str, str] | None:
-    """Of a factor: its module as it is stored, the part of it, the side (A, B, eA, eB, m, bias), the adapter's name."""
+    """(stored module name, part, side, adapter's name) of a factor; None for any other tensor.
+
+    The side is A, B, eA, eB (embeddings), m (magnitude) or bias.
+    """
     match = _MEGATRON.match(name)
     if match:
         return match["module"], match["part"] or "", "A" if match["side"] == "in" else "B", "default"
@@ -207,16 +216,22 @@ def _side(name: str) -> tuple[str, str, str, str] | None:
 
 
 def _bare(name: str) -> str:
+    """The name without PEFT's and Megatron-Bridge's wrappers."""
     name = name.removeprefix(PREFIX).replace(".to_wrap.", ".").replace(".token_adapter.base_layer.", ".")
-    while ".base_layer." in name or name.endswith(
-        ".base_layer"
-    ):  # wrappers of expert parameters lie in each other
+    # The wrappers of expert parameters are nested.
+    while ".base_layer." in name or name.endswith(".base_layer"):
         name = name.replace(".base_layer.", ".").removesuffix(".base_layer")
     return name
 
 
 def _parameters(module: str, weights: Mapping[str, View], meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stacked parameters directly in a module, which PEFT's target_parameters adapts; () for an ordinary layer."""
+    """The stacked parameters of a module, which PEFT adapts with target_parameters; () for an ordinary layer.
+
+    Args:
+        module: the module's bare name.
+        weights: bare name -> weight.
+        meta: the LoRA settings.
+    """
     stacked = [
         name for name, view in weights.items() if name.rpartition(".")[0] == module and len(view.shape) == 3
     ]

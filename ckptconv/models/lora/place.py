@@ -1,8 +1,8 @@
-"""Where updates belong on the Hub: the rules that rename and cut a weight are run over its update's rows.
+"""Finds the Hub weights that LoRA updates belong to, by applying the weights' own rules to the updates.
 
-left (out, r) has the rows of the weight (out, in), so a layout change that only moves rows turns it into the pieces that
-belong to the weight's pieces; right (r, in) is the same for all of them. That a change only moves rows is seen on a
-probe, a tensor of two columns that is nowhere stored.
+`left` (out, r) has the rows of its weight (out, in). A layout change that only moves rows therefore turns `left` into the
+updates of the weight's pieces, and `right` (r, in) is the same for all of them. A probe, a made-up tensor of two columns,
+shows whether a change only moves rows.
 """
 
 from __future__ import annotations
@@ -23,10 +23,18 @@ _PROBE = "probe"
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The update of one of the Hub's weights.
+    """The update of one Hub weight.
 
-    weight: its name; shape: its shape as the update has it. left: (rows, r) in C order. magnitude: a length a row, in C
-    order, or a column where by_column. bias: what is added to the bias of that name. parameter: of a stack of experts.
+    Args:
+        weight: the weight's name.
+        shape: the shape of the update.
+        left: (rows, r), in C order.
+        right: (r, columns).
+        factors: the stored pair.
+        magnitude: DoRA's magnitude of each row, in C order, or of each column if `by_column`.
+        by_column: the weight is (in, out), or an embedding.
+        bias: (the bias's name, what is added to it).
+        parameter: the trained name of the stack of experts; "" for an ordinary layer.
     """
 
     weight: str
@@ -41,27 +49,39 @@ class Placed:
 
     @property
     def module(self) -> str:
+        """The Hub name of the module."""
         return self.weight.removesuffix(".weight")
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All of its stored elements."""
+        """All stored elements of the update."""
         found = (self.left, self.right, self.magnitude, self.bias[1] if self.bias else None)
         return tuple(view for view in found if view is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """All updates, and what no Hub weight has (trained name, view, reason), such as the rows of a padded vocabulary."""
+    """The updates by Hub weight.
+
+    Args:
+        placed: the updates.
+        left_out: (trained name, view, reason) of rows that no Hub weight has, such as those of a padded vocabulary.
+    """
 
     placed: tuple[Placed, ...]
     left_out: tuple[tuple[str, View, str], ...] = ()
 
 
 def place(factors: Iterable[Factors], rename: Rename, turned: bool = False) -> Placement:
-    """Every layer's update under the Hub's names. rename: what renames the weights. turned: the weights are (in, out).
+    """Find the Hub weights of ordinary layers; see `place_experts` for stacks of experts.
 
-    Layers of stacked experts are for `place_experts`. Raises CkptconvError where a weight's layout changes more than rows.
+    Args:
+        factors: the LoRA layers.
+        rename: renames and splits weights.
+        turned: the weights are (in, out).
+
+    Raises:
+        CkptconvError: a weight's layout change does more than move rows.
     """
     plain: list[Factors] = []
     parts: dict[str, dict[str, Factors]] = {}
@@ -79,9 +99,20 @@ def place(factors: Iterable[Factors], rename: Rename, turned: bool = False) -> P
 def place_experts(
     factors: Factors, parameter: str, rank: int, turned: bool, rename: Rename
 ) -> tuple[Placed, ...]:
-    """The updates of the weights that become of a stack of experts; see `Factors.stacked`.
+    """Find the Hub weights of a stack of experts.
 
-    Where the Hub keeps the stack, left is (E * rows, r) in C order and right (E, r, columns).
+    Args:
+        factors: the pair of the stack; see `Factors.stacked`.
+        parameter: the trained name of the stack.
+        rank: r.
+        turned: each expert's weight is (in, out).
+        rename: renames and splits weights.
+
+    Returns:
+        The updates. If the Hub keeps the stack, `left` is (E * rows, r) in C order, and `right` (E, r, columns).
+
+    Raises:
+        CkptconvError: a Hub weight has rows of several experts.
     """
     left, right = factors.stacked(rank, turned)
     experts, rows, _ = left.shape
@@ -107,6 +138,7 @@ def place_experts(
 def _rows(
     factors: list[Factors], rename: Rename, turned: bool
 ) -> tuple[list[Placed], list[tuple[str, View, str]]]:
+    """The updates of layers that each have one pair, and the rows that no Hub weight has."""
     sides = {each.weight: each.sides(turned) for each in factors}
     by_column = {each.weight: each.embedding or turned for each in factors}
     lefts = rename({weight: left for weight, (left, _) in sides.items()})
@@ -149,15 +181,20 @@ def _rows(
 
 
 def _in_parts(module: str, found: Mapping[str, Factors], rename: Rename) -> list[Placed]:
-    """Megatron-Bridge's canonical LoRA: an adapter for each part of a fused weight.
+    """The updates of Megatron-Bridge's canonical LoRA, which has one adapter for each part of a fused weight.
 
-    Its gate and up are saved in halves of every TP rank, as a fused weight is (megatron/bridge/peft/utils.py,
-    ParallelLinearAdapter.sharded_state_dict), so with more than one rank their rows are not in order.
+    The adapters of gate and up are saved as halves of every TP rank, like a fused weight (megatron/bridge/peft/utils.py,
+    ParallelLinearAdapter.sharded_state_dict), so with several ranks their rows are not in order.
+
+    Args:
+        module: the fused module.
+        found: part -> its pair.
+        rename: renames and splits weights.
     """
     order = next((names for names in _PARTS if set(names) == set(found)), None)
     if order is None:
         raise CkptconvError(
-            f"adapters for some parts of {module} only are not supported",
+            f"adapters for only some parts of {module} are not supported",
             found=sorted(found),
             kind=Kind.UNSUPPORTED,
         )
@@ -180,7 +217,7 @@ def _in_parts(module: str, found: Mapping[str, Factors], rename: Rename) -> list
 
 
 def _check_probe(name: str, probe: Named[View]) -> None:
-    """Every row of the probe must have come through as a row: two neighbouring elements in the last dim."""
+    """Require that every row of the probe is still a row: two adjacent elements in the last dim."""
     whole = probe.value.shape[-1:] == probe.shape[-1:] == (2,)
     rows = all(c.sizes[-1] == 2 and c.strides[-1] == 1 and c.start % 2 == 0 for c in probe.value.chunks)
     if not whole or not rows or len(probe.sources) != 1:

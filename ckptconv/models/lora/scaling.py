@@ -1,4 +1,4 @@
-"""By how much an update counts: alpha over the rank, and who says so."""
+"""The scale of a LoRA update: alpha / rank, and the files that state both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # transfor
 
 
 def rank_of(factors: Factors, meta: Mapping[str, Any], parameter: str = "") -> int:
-    """The rank of an ordinary layer; of a stack of experts (parameter: its name) the one that the metadata states."""
+    """The rank of a LoRA layer.
+
+    Args:
+        factors: the pair.
+        meta: the LoRA settings; only they tell the rank of a stack of experts.
+        parameter: the name of the stack of experts; "" for an ordinary layer.
+
+    Raises:
+        CkptconvError: the rank of a stack is not stated, or does not divide its rows.
+    """
     if not parameter:
         return factors.rank
     rank = of_module(meta.get("rank_pattern"), parameter, meta.get("r"))
@@ -30,9 +39,16 @@ def rank_of(factors: Factors, meta: Mapping[str, Any], parameter: str = "") -> i
 
 
 def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parameter: str = "") -> float:
-    """alpha / r (or alpha / sqrt(r) for rsLoRA). alpha: the user's --lora-alpha; otherwise the metadata must state it.
+    """The factor of the update: alpha / r, or alpha / sqrt(r) for rsLoRA (peft/tuners/lora/layer.py, update_layer).
 
-    Raises CkptconvError where it does not, and where the metadata states another rank.
+    Args:
+        factors: the pair.
+        meta: the LoRA settings.
+        alpha: the user's --lora-alpha; None to take it from `meta`.
+        parameter: the name of the stack of experts; "" for an ordinary layer.
+
+    Raises:
+        CkptconvError: alpha is not known, or the settings state another rank than the pair has.
     """
     target = parameter or factors.module
     rank = rank_of(factors, meta, parameter)
@@ -57,18 +73,21 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parame
 
 
 def is_fan_in_fan_out(meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """True where weights are (in, out): what PEFT's config says, and the model types built of Conv1D."""
+    """True if weights are (in, out): PEFT's config says so, or the model type consists of Conv1D layers."""
     return bool(meta.get("fan_in_fan_out")) or config.get("model_type") in _CONV1D
 
 
 def ways_of_stacks(meta: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[bool, ...]:
-    """Whether PEFT took the stacked experts (E, x, y) as (E, in, out) (True), as (E, out, in), or perhaps either.
+    """How PEFT may have read stacked experts (E, x, y): (True,) as (E, in, out), (False,) as (E, out, in), or both.
 
-    Up to 0.18 PEFT took every stack as (E, in, out). Since 0.19 it asks transformers' `is_transposed`, which only the
-    experts of a few models have (Aria's only in newer versions); square experts cannot be told apart otherwise.
+    Up to version 0.18, PEFT reads every stack as (E, in, out). Since 0.19 it looks at `is_transposed` of transformers, which
+    the experts of only a few models have (Aria's only in newer versions). For square experts the shapes do not tell.
+    Sources: peft/tuners/lora/layer.py, ParamWrapper.update_layer; transformers/integrations/moe.py,
+    use_experts_implementation.
 
-    Source: peft/tuners/lora/layer.py,
-    ParamWrapper.update_layer; transformers/integrations/moe.py, use_experts_implementation.
+    Args:
+        meta: the LoRA settings, with the version of PEFT.
+        config: the model's config.json.
     """
     if config.get("model_type") in _TRANSPOSED:
         return (True,)
@@ -81,7 +100,7 @@ def ways_of_stacks(meta: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[
 
 
 def of_module(patterns: Any, module: str, default: Any) -> Any:
-    """What a rank_pattern or alpha_pattern says of a module (peft/utils/other.py, get_pattern_key), or the default."""
+    """The value for a module in a rank_pattern or alpha_pattern (peft/utils/other.py, get_pattern_key), or the default."""
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
         if re.match(rf"(?:.*\.)?(?:{pattern})$", module):
             return value

@@ -1,8 +1,8 @@
 """PEFT's trainable_token_indices: single rows of an embedding or a head that were trained.
 
-`X.token_adapter.trainable_tokens_delta` (n, dim) holds whole rows that replace those of X.weight, in spite of its name;
-which rows these are is only in adapter_config.json. Source: peft/tuners/trainable_tokens/layer.py (a merge is an
-index_copy), peft/utils/other.py, TrainableTokensWrapper.
+In spite of its name, `X.token_adapter.trainable_tokens_delta` (n, dim) holds complete rows that replace rows of X.weight.
+Only adapter_config.json says which rows. Sources: peft/tuners/trainable_tokens/layer.py (a merge is an index_copy);
+peft/utils/other.py, TrainableTokensWrapper.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Tokens:
     Args:
         weight: the bare name of the weight.
         rows: (stored name, elements of shape (n, dim)).
-        indices: which rows of the weight they replace, in the order of `rows`.
+        indices: the rows of the weight that they replace, in the order of `rows`.
     """
 
     weight: str
@@ -34,6 +34,7 @@ class Tokens:
 
     @property
     def module(self) -> str:
+        """The module's bare name."""
         return self.weight.removesuffix(".weight")
 
 
@@ -43,12 +44,12 @@ def rows_of_tokens(
     """The trained rows with their indices.
 
     Args:
-        found: by the bare name of the weight.
+        found: bare name of the weight -> its trained rows.
         meta: the LoRA settings.
-        weights: the stored weights, by bare name; those that are stored bound the indices.
+        weights: bare name -> stored weight. If the weight is stored, its rows bound the indices.
 
     Raises:
-        CkptconvError: where the settings do not say which rows they are, or say so of another number of rows.
+        CkptconvError: the settings do not state the rows, or state another number of rows.
     """
     if meta.get(KEY) and not found:
         raise CkptconvError(
@@ -61,7 +62,7 @@ def rows_of_tokens(
         indices = _indices(weight.removesuffix(".weight"), meta.get(KEY))
         if indices is None:
             raise CkptconvError(
-                f"which rows the trained tokens of {name} are is not known",
+                f"which rows of its weight {name} replaces is not known",
                 wanted=f"{KEY} in adapter_config.json",
                 hint="put PEFT's adapter_config.json next to the tensors",
                 kind=Kind.UNSUPPORTED,
@@ -80,7 +81,13 @@ def rows_of_tokens(
 
 
 def check_bounds(weight: str, indices: tuple[int, ...], rows: int) -> None:
-    """Raise CkptconvError for an index that the weight does not have."""
+    """Refuse an index outside the weight.
+
+    Args:
+        weight: the weight's name.
+        indices: the rows.
+        rows: the number of rows of the weight.
+    """
     if indices and not 0 <= min(indices) <= max(indices) < rows:
         raise CkptconvError(
             f"{KEY} names a row that {weight} does not have",
@@ -90,7 +97,10 @@ def check_bounds(weight: str, indices: tuple[int, ...], rows: int) -> None:
 
 
 def _indices(module: str, stated: object) -> tuple[int, ...] | None:
-    """What the setting says of a module: a list for the embedding, or lists by (the end of) a module's name."""
+    """The indices that the setting states for a module, or None.
+
+    The setting is a list, which is for the embedding, or a dict from (the end of) a module's name to a list.
+    """
     if isinstance(stated, dict):
         stated = next(
             (value for key, value in stated.items() if module == key or module.endswith(f".{key}")), None

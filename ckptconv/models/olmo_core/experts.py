@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.rules import Piece, Pieces, Swap
+from ckptconv.models.pieces import Piece, Pieces
+from ckptconv.models.rules import Swap
 from ckptconv.tensors.view import Shape, stack, unbind, unflatten
 
 T = TypeVar("T")  # a View, a numpy array or a torch tensor

@@ -1,4 +1,4 @@
-"""torchtitan's names and layouts -> the Hub's: one table a kind of model, each line naming both sides."""
+"""torchtitan's names and layouts -> the Hub's: one table per kind of model, with both names on each line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ T = TypeVar("T")
 
 
 def family_of(config: Config) -> Family:
-    """The table for a config's model type. Raises CkptconvError where there is none, and lists what is there, and for
-    a config that does not say how many experts there are."""
+    """The table for a config's model type.
+
+    Raises:
+        CkptconvError: there is no table for it, or the config does not state the number of experts.
+    """
     family = translate.chosen(FAMILIES, config, "torchtitan")
     try:
         return family(config)
@@ -29,7 +32,7 @@ def family_of(config: Config) -> Family:
 
 
 def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
-    """torchtitan's tensors as the Hub names and lays them out; see `translate.to_hub`."""
+    """torchtitan's tensors in the Hub's names and layouts; see `translate.to_hub`."""
     return translate.to_hub(family_of(config), tensors, config, "torchtitan")
 
 

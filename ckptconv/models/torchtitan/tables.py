@@ -1,7 +1,8 @@
 """The families, in the names of torchtitan 0.3.0; `spelled` adds the names of earlier releases.
 
-Facts: torchtitan 0.2.2 and 0.3.0, models/*/state_dict_adapter.py (what an adapter maps) and models/common/{attention,
-moe,decoder}.py, models/gpt_oss/moe.py (what a module stores), read off real checkpoints; see docs/torchtitan.md.
+Sources: torchtitan 0.2.2 and 0.3.0, models/*/state_dict_adapter.py (the mapping) and
+models/common/{attention,moe,decoder}.py, models/gpt_oss/moe.py (the modules); compared with real checkpoints. See
+docs/torchtitan.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ L, M = "layers.{layer}.", "model.layers.{layer}."
 
 
 def ends(prefix: str = "") -> tuple[Rule, ...]:
-    """Embedding, last norm and head; the first release kept the rotary table among the weights."""
+    """Embedding, last norm and head. The first release also saved the table of rotary embeddings."""
     return (
         Same("tok_embeddings.weight", f"{prefix}model.embed_tokens.weight"),
         Same("norm.weight", f"{prefix}model.norm.weight"),
@@ -26,6 +27,7 @@ def ends(prefix: str = "") -> tuple[Rule, ...]:
 
 
 def norms(layer: str = L, hub: str = M) -> tuple[Rule, ...]:
+    """The two norms of a layer."""
     return (
         Same(layer + "attention_norm.weight", hub + "input_layernorm.weight"),
         Same(layer + "ffn_norm.weight", hub + "post_attention_layernorm.weight"),
@@ -33,7 +35,7 @@ def norms(layer: str = L, hub: str = M) -> tuple[Rule, ...]:
 
 
 def mlp(trained: str, hub: str) -> tuple[Rule, ...]:
-    """Gate, up and down of an MLP, or of the experts that every token goes through."""
+    """Gate, up and down of an MLP, or of shared experts."""
     return (
         Same(trained + "w1.weight", hub + "gate_proj.weight"),
         Same(trained + "w3.weight", hub + "up_proj.weight"),
@@ -42,7 +44,7 @@ def mlp(trained: str, hub: str) -> tuple[Rule, ...]:
 
 
 def attention(hub: str = M) -> tuple[Rule, ...]:
-    """Rows as on the Hub: what rotates together lies the same way on both sides (models/common/rope.py)."""
+    """Query, key, value and output. The layout for rotary embeddings is that of the Hub (models/common/rope.py)."""
     return (
         Same(L + "attention.qkv_linear.wq.{what}", hub + "self_attn.q_proj.{what}"),
         Same(L + "attention.qkv_linear.wk.{what}", hub + "self_attn.k_proj.{what}"),
@@ -61,13 +63,13 @@ QK_NORM = (
     Same(L + "attention.q_norm.weight", M + "self_attn.q_norm.weight"),
     Same(L + "attention.k_norm.weight", M + "self_attn.k_norm.weight"),
 )
-# Every MoE that balances its load without a loss adds it where the router chooses (models/common/moe.py). Where the Hub's
-# model has no such bias, torchtitan's own adapters leave it out too.
+# Every MoE with loss-free load balancing adds this bias when the router chooses (models/common/moe.py). If the Hub's
+# model has no such bias, torchtitan's own adapters omit it too.
 NO_BIAS = LeftOut(L + "moe.expert_bias_E", "torchtitan's load-balancing bias; this model has none on the Hub")
 
 
 def latent(layer: str = L, hub: str = M) -> tuple[Rule, ...]:
-    """Multi-head latent attention: straight copies, neighbouring pairs rotate on both sides."""
+    """Multi-head latent attention. Nothing is reordered: adjacent pairs rotate together on both sides."""
     return (
         Same(layer + "attention.wq.weight", hub + "self_attn.q_proj.weight"),
         Same(layer + "attention.wq_a.weight", hub + "self_attn.q_a_proj.weight"),
@@ -81,7 +83,7 @@ def latent(layer: str = L, hub: str = M) -> tuple[Rule, ...]:
 
 
 def routed(count: int, layer: str = L, hub: str = M) -> tuple[Rule, ...]:
-    """The router, and `count` experts: (expert, out, in) in training."""
+    """The router, and `count` experts, which are stacked as (expert, out, in) in training."""
     one = hub + "mlp.experts.{expert}."
     return (
         Same(layer + "moe.router.gate.weight", hub + "mlp.gate.weight"),
@@ -92,7 +94,7 @@ def routed(count: int, layer: str = L, hub: str = M) -> tuple[Rule, ...]:
 
 
 def deepseek_layer(count: int, layer: str = L, hub: str = M) -> tuple[Rule, ...]:
-    """A dense or an MoE layer, with its bias that chooses experts."""
+    """A dense layer or an MoE layer, with the router's bias."""
     return (
         *norms(layer, hub),
         *latent(layer, hub),
@@ -104,7 +106,7 @@ def deepseek_layer(count: int, layer: str = L, hub: str = M) -> tuple[Rule, ...]
 
 
 def multi_token(count: int) -> tuple[Rule, ...]:
-    """Layers that predict further tokens; on the Hub they follow the last layer."""
+    """Multi-token prediction layers; on the Hub their numbers follow the last layer's."""
     layer, hub = "mtp_layers.{mtp}.", "model.layers.{mtp}."
     return (
         *deepseek_layer(count, layer, hub),
@@ -128,7 +130,11 @@ GPT_OSS_MOE = (
 
 
 def llama4(prefix: str) -> tuple[Rule, ...]:
-    """prefix: of the language model inside the one that also sees; "" for the language model alone."""
+    """Llama 4.
+
+    Args:
+        prefix: the prefix of the language model inside the multimodal model; "" for the language model itself.
+    """
     hub = prefix + M
     block = hub + "feed_forward."
     join = (Swap(1, 2), Turned(Cut(2, 2)))  # (expert, out, in) twice -> (expert, in, gate and up)
@@ -154,11 +160,13 @@ LLAMA4_TEXT = Family("Llama 4", spelled(llama4("")))
 
 
 def qwen3_moe(config: Config) -> Family:
+    """Qwen3-MoE with the config's number of experts."""
     experts = routed(int(config["num_experts"]))
     return Family("Qwen3-MoE", QWEN3.rules + spelled((*experts, NO_BIAS)))
 
 
 def deepseek(config: Config) -> Family:
+    """DeepSeek-V3 with the config's number of experts."""
     count = int(config["n_routed_experts"])
     rules = spelled(ends() + multi_token(count) + deepseek_layer(count))
     return Family("DeepSeek-V3", rules, copies=MTP_COPIES)

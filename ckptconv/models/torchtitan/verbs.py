@@ -1,6 +1,6 @@
-"""How torchtitan's rules are written: the verbs that only it needs, and the names of earlier releases.
+"""The kinds of rules that only torchtitan needs, and the names of earlier releases.
 
-Facts: torchtitan 0.1.0, 0.2.2 and 0.3.0, and the commits between them: models/*/state_dict_adapter.py.
+Source: torchtitan 0.1.0, 0.2.2 and 0.3.0, and the commits between them, models/*/state_dict_adapter.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ckptconv.models.rules import Rope, Turned, Unstack
 
 EXPERTS = "moe.routed_experts.inner_experts."
 
-# 0.3.0's spelling -> an earlier one. Each change came alone, so every mixture occurs between releases.
+# (text in a name of 0.3.0, the earlier text). Each changed in a commit of its own, so all combinations exist.
 EARLIER = (
     ("attention.qkv_linear.", "attention."),
     (EXPERTS, "moe.experts."),
@@ -29,7 +29,7 @@ EARLIER = (
 
 
 def spelled(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The rules, and each again in every earlier spelling of its trained names."""
+    """The rules, and a copy of each for every earlier form of its trained names."""
     found = []
     for rule in rules:
         texts = [rule.trained.text]
@@ -40,16 +40,25 @@ def spelled(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 
 def Heads(trained: str, hub: str, heads: str) -> Rule:
-    """Rows of each head that rotate together: neighbouring pairs in torchtitan, two halves on the Hub.
+    """The rule of a projection for rotary embeddings: adjacent rows rotate together in torchtitan, the halves on the Hub.
 
-    heads: the config's key for how many. Source: models/llama3/state_dict_adapter.py, _permute.
+    Source: torchtitan/models/llama3/state_dict_adapter.py, _permute.
+
+    Args:
+        trained: the pattern of torchtitan's name.
+        hub: the pattern of the Hub's name.
+        heads: the config's key for the number of heads.
     """
     return Rule(Pattern(trained), Pattern(hub), lambda config: (Turned(Rope(_heads(config, heads))),))
 
 
 @dataclass(frozen=True)
 class PerExpert(Rule):
-    """One stack over the experts in training, one tensor an expert on the Hub."""
+    """The rule of a stack of experts that becomes one tensor per expert on the Hub.
+
+    Args:
+        shown: the Hub's name as the user sees it, with `{expert}`.
+    """
 
     shown: str = ""
 
@@ -59,7 +68,7 @@ class PerExpert(Rule):
 
 
 def Experts(trained: str, hub: str, count: int) -> Rule:
-    """The rule of one stack of `count` experts, which `{expert}` numbers in the Hub's name."""
+    """The rule of a stack of `count` experts; `{expert}` in the Hub's name stands for the number of an expert."""
     numbers = ",".join(map(str, range(count)))
     listed = hub.replace("{expert}", f"{{{numbers}}}" if count > 1 else numbers)
     return PerExpert(Pattern(trained), Pattern(listed), lambda config: (Unstack(),), shown=hub)
