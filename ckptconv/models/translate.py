@@ -16,7 +16,7 @@ from ckptconv.models.family import Config, Family, Rule
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.nested import text_of
 from ckptconv.models.pieces import Piece, Pieces
-from ckptconv.models.rules import to_hub_layout, to_trained_layout
+from ckptconv.models.rules import Layout, to_hub_layout, to_trained_layout
 from ckptconv.tensors.view import View, narrow
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
     counts: dict[str, int] = {}
     numbers: dict[str, None] = {}  # of MTP layers, as the Hub numbers them
     notes: dict[str, None] = {}
+    known: dict[int, tuple[Layout, ...]] = {}  # a rule's layout changes, which are the same for every layer
     for group in _collect(family, tensors):
         rule = group.rule
         counts[rule.text] = counts.get(rule.text, 0) + len(group.found)
@@ -86,7 +87,7 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
             continue
         holes = _shift(group.holes, config, 1) or {}
         numbers |= {holes[hole]: None for hole in ("mtp",) if hole in holes}
-        names, pieces, padding = _apply(group, holes, config)
+        names, pieces, padding = _apply(group, holes, config, known)
         if rule.if_cut and any(_is_cut(value) for _, value in group.found.values()):
             notes[rule.if_cut] = None
         if rule.note:
@@ -180,7 +181,7 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
 
 
 def _apply(
-    group: _Group[T], holes: dict[str, str], config: Config
+    group: _Group[T], holes: dict[str, str], config: Config, known: dict[int, tuple[Layout, ...]]
 ) -> tuple[list[str], Pieces[T], list[tuple[str, T]]]:
     """Return the Hub's names, their tensors, and the padding that was removed. `holes` has the Hub's layer numbers."""
     rule, stored = group.rule, _in_order(group)
@@ -195,7 +196,12 @@ def _apply(
             padding += [] if rest is None else [(name, rest)]
     names = [pattern.fill(holes) for pattern in rule.hub.names]
     try:
-        made = to_hub_layout(rule.layouts_for(config, group.holes), pieces)
+        layouts = known.get(id(rule))
+        if layouts is None:
+            layouts = rule.layouts_for(config, group.holes)
+            if rule.of_layer is None:
+                known[id(rule)] = layouts
+        made = to_hub_layout(layouts, pieces)
     except (CkptconvError, KeyError) as error:
         raise CkptconvError(
             f"{first} does not have the layout that config.json implies",

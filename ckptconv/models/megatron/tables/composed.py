@@ -172,18 +172,18 @@ COMPOSED = {
         around("InternVL", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector")),
         "mcore-bridge",
     ),
-    "kimi_vl": by_source(
+    "kimi_vl": proven(
         "Kimi-VL",
         around("Kimi-VL", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector")),
-        "mcore-bridge, model/mm_gpts/kimi_vl.py",
+        "mcore-bridge",
     ),
     "kimi_k25": proven(
         "Kimi-K2.5",
         around("Kimi-K2.5", OWN, OWN_HEAD, *as_named("vision_tower", "mm_projector")),
         "mcore-bridge",
     ),
-    "qwen2_5_omni": by_source("Qwen2.5-Omni", QWEN2_OMNI, "Megatron-Bridge, qwen_omni/qwen25_omni_bridge.py"),
-    "qwen3_omni_moe": by_source("Qwen3-Omni", QWEN3_OMNI, "Megatron-Bridge, qwen_omni/qwen3_omni_bridge.py"),
+    "qwen2_5_omni": proven("Qwen2.5-Omni", QWEN2_OMNI, "mcore-bridge"),
+    "qwen3_omni_moe": proven("Qwen3-Omni", QWEN3_OMNI, "mcore-bridge"),
     "qwen3_asr": by_source("Qwen3-ASR", QWEN3_ASR, "mcore-bridge, model/mm_gpts/qwen3_asr.py"),
     "qwen2_audio": by_source(
         "Qwen2-Audio",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ckptconv.models.family import QKV, Config, Family, GateUp, Rule, Same, Up, Vocab
-from ckptconv.models.megatron.listed import by_source
+from ckptconv.models.megatron.listed import by_source, proven
 from ckptconv.models.megatron.tables.parts import L
 from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
@@ -108,8 +108,6 @@ FALCON_H1 = Family(
 )
 
 MAMBA = {
-    "nemotron_h": by_source(
-        "Nemotron-H / Nemotron 3", NEMOTRON_H, "Megatron-Bridge, nemotronh/nemotron_h_bridge.py"
-    ),
+    "nemotron_h": proven("Nemotron-H / Nemotron 3", NEMOTRON_H, "Megatron-Bridge"),
     "falcon_h1": by_source("Falcon-H1", FALCON_H1, "Megatron-Bridge, falcon_h1/falconh1_bridge.py"),
 }
