@@ -1,6 +1,6 @@
 """Writes config_keys.json: which keys transformers 4 reads where a config of transformers 5 states the value under another.
 
-    python tools/make_config_keys.py --old PYTHON4 --new PYTHON5 [--check]
+    python tools/make_config_keys.py --old PYTHON4 --new PYTHON5 [--check [--types TYPE ...]]
 
 PYTHON4 and PYTHON5 are interpreters of two environments, with transformers 4.57 and with the newest. The program makes
 variants of every config class in the first, lets the second read and save them, and notes under which other key a value
@@ -51,10 +51,12 @@ _ASIDE |= {
 # What runs in the other environments: `--stage NAME`, JSON in, JSON out.
 
 
-def stage_variants(_: Any) -> list[list[Any]]:
+def stage_variants(only: list[str]) -> list[list[Any]]:
     """[class, key or "", value, config as saved, all values] for each class and each of its keys with another value."""
     made: list[list[Any]] = []
     for name, cls in _classes().items():
+        if only and name not in only:
+            continue
         try:
             base = _values(cls())
             made.append([name, "", None, _saved(cls()), base])
@@ -79,7 +81,7 @@ def stage_read(configs: list[list[Any]]) -> list[list[Any] | str]:
             out.append("no such class")
             continue
         try:
-            read = classes[name].from_dict(json.loads(json.dumps(config)))
+            read = classes[name].from_dict(json.loads(json.dumps(config), object_hook=_float))
             out.append([_saved(read), _values(read)])
         except Exception as error:  # whatever a class makes of a config
             out.append(f"{type(error).__name__}: {error}"[:200])
@@ -140,6 +142,12 @@ def _saved(config: Any) -> Config:
     return dict(json.loads(config.to_json_string(use_diff=True)))
 
 
+def _float(inner: Config) -> Any:
+    """transformers 5 decodes its own floats when it reads config.json, before from_dict."""
+    new = hasattr(__import__("transformers"), "TokenizersBackend")
+    return float(inner["__float__"]) if new and inner.keys() == {"__float__"} else inner
+
+
 def _values(config: Any) -> Config:
     return dict(json.loads(json.dumps(config.to_dict(), default=str)))
 
@@ -149,7 +157,7 @@ def _values(config: Any) -> Config:
 
 def derive(python: dict[str, str]) -> dict[str, Any]:
     """The table."""
-    variants = run(python["old"], "variants", None)
+    variants = run(python["old"], "variants", [])
     read = run(python["new"], "read", [[name, saved] for name, _, _, saved, _ in variants])
     plain: dict[str, Config] = {}
     moved: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -206,12 +214,12 @@ def _flat(config: Config, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], A
     return found
 
 
-def check(python: dict[str, str]) -> Iterator[str]:
+def check(python: dict[str, str], only: list[str]) -> Iterator[str]:
     """Every difference, as a line: what the old reads of a config with the added keys, and what the new does."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from ckptconv.models.config_keys import for_both
 
-    variants = run(python["old"], "variants", None)
+    variants = run(python["old"], "variants", only)
     read = run(python["new"], "read", [[name, saved] for name, _, _, saved, _ in variants])
     usable = [(v, r) for v, r in zip(variants, read, strict=True) if not isinstance(r, str)]
     both = [[v[0], for_both(r[0]).config] for v, r in usable]
@@ -269,6 +277,7 @@ def main() -> None:
     parser.add_argument("--old")
     parser.add_argument("--new")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--types", nargs="*", default=[], help="with --check: these model types only")
     parser.add_argument("--stage")
     arguments = parser.parse_args()
     if arguments.stage:
@@ -282,7 +291,7 @@ def main() -> None:
         return
     python = {"old": arguments.old, "new": arguments.new}
     if arguments.check:
-        for line in check(python):
+        for line in check(python, arguments.types):
             print(line)
         return
     table = derive(python)

@@ -1,4 +1,4 @@
-"""Writes facts.json from the installed transformers: `python -m ckptconv.models.make_facts`.
+"""Writes facts.json from the installed transformers: `python -m tools.make_facts`.
 
 What a conversion must know of a model class without importing transformers (3 s): which weights are tied, which stay
 in float32, and which class serves which task for a model type.
@@ -36,6 +36,9 @@ def generate() -> dict[str, Any]:
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, PreTrainedModel) and value.__module__ == name:
                 facts = _facts(value)
+                built = _built_in_float32(value, facts.get("keep_fp32_strict", []))
+                if built:
+                    facts["built_fp32"] = built
                 if facts:
                     classes[value.__name__] = facts
     tasks: dict[str, dict[str, str]] = {}
@@ -49,6 +52,39 @@ def generate() -> dict[str, Any]:
         "tasks": dict(sorted(tasks.items())),
         "tied_by_default": _tied_by_default(),
     }
+
+
+def _built_in_float32(model: Any, strict: list[str]) -> list[str]:
+    """Ends of the names of tensors that the class makes in float32 whatever its dtype is, besides `strict` ones.
+
+    from_pretrained keeps the dtype that such a tensor was made in, and save_pretrained writes it.
+    Source: transformers, core_model_loading.convert_and_load_state_dict_in_model.
+    """
+    import torch
+
+    from tools.make_table import _CONFIG_ARGUMENTS
+
+    if model.__name__.endswith("PreTrainedModel") or model.config_class is None:
+        return []
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        config = model.config_class(**_CONFIG_ARGUMENTS.get(model.config_class.__name__, {}))
+        with torch.device("meta"):
+            tensors = model._from_config(config, dtype=torch.bfloat16).state_dict()
+    except Exception:  # the default config is not a model, or an optional library is missing
+        return []
+    finally:
+        torch.set_default_dtype(torch.float32)
+    kept = {_end(name) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    cast = {_end(name) for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16}
+    return sorted(end for end in kept - cast - {""} if not any(part in end for part in strict))
+
+
+def _end(name: str) -> str:
+    """A name from its last number on, which is the same in every layer."""
+    parts = name.split(".")
+    last = max((place for place, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join(parts[last + 1 :])
 
 
 def _tied_by_default() -> list[str]:

@@ -48,7 +48,11 @@ _CONFIG_ARGUMENTS: dict[str, dict[str, Any]] = {
     "HunYuanDenseV1Config": {"head_dim": 128},
     "HunYuanMoEV1Config": {"head_dim": 128},
     "HunYuanVLConfig": {"text_config": {"head_dim": 128}},
-    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    "Lfm2MoeConfig": {
+        "layer_types": ["conv", "full_attention"],
+        "num_hidden_layers": 2,
+        "num_dense_layers": 1,
+    },
     "Qwen3OmniMoeConfig": {
         "talker_config": {"text_config": {"shared_expert_intermediate_size": 768}, "spatial_merge_size": 2}
     },

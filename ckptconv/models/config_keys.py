@@ -26,6 +26,15 @@ _THREE_KEYS = {
     "phi3": ("type", "short_factor", "long_factor"),
     "phi4_multimodal": ("type", "short_factor", "long_factor"),
 }
+# Values that transformers 5 renamed; it reads the old names too, and transformers 4 stops at the new ones.
+_MAMBA = {"linear_attention": "mamba"}
+_OLD_VALUES: dict[str, dict[str, dict[str, str]]] = {
+    "granitemoehybrid": {"layer_types": _MAMBA | {"full_attention": "attention"}},
+    "zamba": {"layers_block_type": _MAMBA},
+    "zamba2": {"layers_block_type": _MAMBA},
+}
+# How transformers 5 writes a float that JSON has no word for; transformers 4 takes it for an object. Both read Infinity.
+_FLOAT = "__float__"
 # llama.cpp asks for rotary_dim, as MiniMax published it (conversion/minimax.py, set_gguf_parameters).
 _ROTARY_DIM = "minimax_m2"
 # vLLM reads DeepSeek's router bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE).
@@ -44,19 +53,22 @@ class Both:
     Args:
         config: the config with the added keys.
         added: their paths, such as "text_config.rope_theta".
+        respelled: the paths of values with another spelling, which transformers 5 reads as the same value.
         disputed: (path of an old key, its value, path of the new one, its value), where the config states both and they
             differ.
     """
 
     config: Config
     added: tuple[str, ...]
+    respelled: tuple[str, ...] = ()
     disputed: tuple[tuple[str, Any, str, Any], ...] = ()
 
     @property
     def summary(self) -> str:
-        """One line on the added keys; "" if there are none."""
-        keys = ", ".join(self.added)
-        return f"{keys} added for readers of transformers 4" if keys else ""
+        """One line on what was changed; "" if that is nothing."""
+        parts = (("added", self.added), ("spelled in the old way", self.respelled))
+        said = ", and ".join(f"{', '.join(paths)} {what}" for what, paths in parts if paths)
+        return f"{said} for readers of transformers 4" if said else ""
 
     @property
     def disputes(self) -> list[str]:
@@ -68,7 +80,7 @@ class Both:
 
 
 def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] = ()) -> Both:
-    """Add the keys that readers of the other generation need; no key that is there is changed.
+    """Add the keys that readers of the other generation need, next to those that are there.
 
     Args:
         config: the model's config.json.
@@ -76,8 +88,10 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
     """
     new = copy.deepcopy(dict(config))
     added: list[str] = []
+    respelled: list[str] = []
     disputed: list[tuple[str, Any, str, Any]] = []
     for prefix, part in _parts(new):
+        respelled += [prefix + key for key in _respell(part)]
         for key, path, value in _wanted(part):
             if key not in part:
                 part[key] = value
@@ -94,7 +108,7 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
     if method and "topk_method" not in new and any(name.endswith(_ROUTER_BIAS) for name in names):
         new["topk_method"] = method
         added.append("topk_method")
-    return Both(new, tuple(added), tuple(disputed))
+    return Both(new, tuple(added), tuple(respelled), tuple(disputed))
 
 
 def _parts(config: Config, prefix: str = "") -> Iterator[tuple[str, Config]]:
@@ -103,6 +117,34 @@ def _parts(config: Config, prefix: str = "") -> Iterator[tuple[str, Config]]:
     for key, value in config.items():
         if isinstance(value, dict) and isinstance(value.get("model_type"), str):
             yield from _parts(value, f"{prefix}{key}.")
+
+
+def _respell(part: Config) -> Iterator[str]:
+    """Spell values of one config in a way that both generations read, and yield their keys."""
+    renamed = _OLD_VALUES.get(str(part.get("model_type")), {})
+    for key, value in part.items():
+        if not isinstance(value, list):
+            continue
+        old = [
+            renamed.get(key, {}).get(item, item) if isinstance(item, str) else _number(item) for item in value
+        ]
+        if old != value:
+            part[key] = old
+            yield key
+    tied, text = part.get("tie_word_embeddings"), part.get("text_config")
+    # transformers 5 ties by the model's own key, transformers 4 by its text model's (get_text_config in tie_weights).
+    if isinstance(tied, bool) and isinstance(text, dict) and text.get("tie_word_embeddings") is (not tied):
+        text["tie_word_embeddings"] = tied
+        yield "text_config.tie_word_embeddings"
+
+
+def _number(item: Any) -> Any:
+    if isinstance(item, dict) and item.keys() == {_FLOAT} and isinstance(item[_FLOAT], str):
+        try:
+            return float(item[_FLOAT])
+        except ValueError:
+            return item
+    return item
 
 
 def _wanted(part: Config) -> list[tuple[str, str, Any]]:

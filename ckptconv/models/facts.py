@@ -14,6 +14,7 @@ from typing import Any
 from ckptconv.models.nested import parts_of
 
 _HEAD = "lm_head.weight"
+_WHOLE = "^"
 
 
 @lru_cache(maxsize=1)
@@ -63,10 +64,11 @@ def says_tied(config: dict[str, Any]) -> bool:
 
 
 def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
-    """Parts of the names of tensors that transformers keeps in float32.
+    """Parts of the names of tensors that transformers keeps in float32; `is_kept` compares a name with them.
 
-    It keeps those in `_keep_in_fp32_modules_strict` always, and those in `_keep_in_fp32_modules` if the model is in float16
-    (transformers/modeling_utils.py).
+    It keeps those in `_keep_in_fp32_modules_strict` always, those in `_keep_in_fp32_modules` if the model is in float16
+    (transformers/modeling_utils.py), and those that the class builds in float32 whatever its dtype is
+    (core_model_loading.py).
 
     Args:
         config: the parsed config.json.
@@ -76,9 +78,33 @@ def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
     for architecture in _architectures(config):
         facts = _class(architecture)
         kept += facts.get("keep_fp32_strict", [])
+        kept += [_WHOLE + end for end in facts.get("built_fp32", [])]
         if target == "float16":
             kept += facts.get("keep_fp32", [])
     return tuple(dict.fromkeys(kept))
+
+
+def is_kept(name: str, parts: Iterable[str]) -> bool:
+    """True if a name has one of the parts, which ends where a word ends, as transformers searches for it.
+
+    A part that begins with "^" is all that follows the name's last number.
+    """
+    for part in parts:
+        if part.startswith(_WHOLE):
+            if name.rpartition(".")[2].isdigit():
+                continue
+            parts_of_name = name.split(".")
+            last = max((place for place, one in enumerate(parts_of_name) if one.isdigit()), default=-1)
+            if ".".join(parts_of_name[last + 1 :]) == part[1:]:
+                return True
+            continue
+        at = name.find(part)
+        while at >= 0:
+            end = at + len(part)
+            if end == len(name) or not (part[-1].isalnum() and (name[end].isalnum() or name[end] == "_")):
+                return True
+            at = name.find(part, at + 1)
+    return False
 
 
 def architecture_for(config: dict[str, Any], task: str) -> str | None:

@@ -10,6 +10,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import deepspeed_moe, hub_names, layered, module_names
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.pattern import Pattern
+from ckptconv.models.published import as_published
 from ckptconv.tensors.view import View
 
 # Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
@@ -76,8 +77,8 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         return _as_they_are(tensors)
     form = module_names.form(tensors, config)
     if form == "hub" or (form == "" and naming == "hub"):
-        return _as_they_are(tensors)
-    renamed = hub_names.to_hub(tensors, config)
+        return as_published(_as_they_are(tensors), config)
+    renamed = as_published(hub_names.to_hub(tensors, config), config)
     if naming == "hub":
         renamed.notes.append(
             "the folder has a module's names: written under the Hub's (--layout module keeps them)"

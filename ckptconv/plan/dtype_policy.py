@@ -124,7 +124,7 @@ def of(stored: str, wanted: str, policy: str, names: tuple[str, ...], keep: tupl
         return stored
     if policy != "auto":
         return wanted
-    if stored != "float32" or any(part in name for part in keep for name in names):
+    if stored != "float32" or any(facts.is_kept(name, keep) for name in names):
         return stored
     return wanted
 

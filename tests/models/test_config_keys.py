@@ -116,3 +116,26 @@ def test_minimax_m2_has_the_rotary_dim_that_llama_cpp_wants() -> None:
     rope = {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5}
     config = {"model_type": "minimax_m2", "head_dim": 128, "rope_parameters": rope}
     assert for_both(config).config["rotary_dim"] == 64
+
+
+def test_the_text_model_says_the_same_of_the_head_as_the_model() -> None:
+    """transformers 4 asks the text model's config, transformers 5 the model's own."""
+    from transformers import Qwen3VLMoeConfig
+
+    written = _written(Qwen3VLMoeConfig())
+    assert (written["tie_word_embeddings"], written["text_config"]["tie_word_embeddings"]) == (False, True)
+    both = for_both(written)
+    assert both.config["text_config"]["tie_word_embeddings"] is False
+    assert both.respelled == ("text_config.tie_word_embeddings",)
+
+
+def test_values_that_transformers_5_renamed_are_spelled_in_the_old_way_and_read_alike() -> None:
+    from transformers import GraniteMoeHybridConfig
+
+    written = _written(GraniteMoeHybridConfig(num_hidden_layers=2, layer_types=["mamba", "attention"]))
+    assert written["layer_types"] != ["mamba", "attention"]
+    both = for_both(written)
+    assert both.config["layer_types"] == ["mamba", "attention"]
+    assert both.config["time_step_limit"] == [0.0, float("inf")]
+    again = GraniteMoeHybridConfig.from_dict(json.loads(json.dumps(both.config)))
+    assert _written(again) == written

@@ -16,6 +16,7 @@ from ckptconv.commands.packages import require_packages
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values
 from ckptconv.commands.verify.diagnose import looks_like
+from ckptconv.commands.verify.reads import reads_layer
 from ckptconv.commands.verify.records import PROMPT, Difference, Layer, Problem, Verified
 from ckptconv.commands.verify.sides import (
     Beside,
@@ -132,6 +133,7 @@ def verify(
     meter = Meter(on_progress, "read", _all_bytes(ours, theirs, [*tasks, *also_read]))
     layers += _replicas(ours, theirs, workers, meter)
     layers.append(_integrity(ours, theirs, workers, meter))
+    layers += reads_layer(ours)
     values.read([*tasks, *also_read], atol=atol, rtol=rtol, workers=workers, on_read=meter.add)
     differences = _differences(tasks, workers, meter)
     compared = 0

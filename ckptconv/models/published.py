@@ -1,0 +1,77 @@
+"""Names and layouts as published: what the Hub's files have and a module of transformers 5 made from its config lacks.
+
+transformers puts them back only for a model that it loaded from such files, and a checkpoint does not say how its model
+began.
+transformers 4 and vLLM want them: without its prefix they start a vision tower from random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ckptconv.models.facts import default_architecture, named_architectures
+from ckptconv.models.hub_names import Named, Renamed, rename_all, taken_either_way
+from ckptconv.models.rules import Piece, Swap
+from ckptconv.models.table import Config, rules_of
+from ckptconv.tensors.view import View
+
+
+@cache
+def classes() -> frozenset[str]:
+    """The classes whose published names have a prefix that the module lacks; made by tools/published_names.py."""
+    data = Path(__file__).with_name("published_names.json").read_text("utf-8")
+    return frozenset(json.loads(data))
+
+
+def as_published(renamed: Renamed[View], config: Config) -> Renamed[View]:
+    """Give tensors under Hub names the prefixes and layouts of the published files; those that have them stay."""
+    return _with_prefixes(_turned(renamed, config), config)
+
+
+def lacks_prefix(names: Mapping[str, Any], config: Config) -> list[str]:
+    """The names that the published files have with a prefix."""
+    new = _prefixed(list(names), config)[0]
+    return [name for name, other in zip(names, new, strict=True) if name != other]
+
+
+def _with_prefixes(renamed: Renamed[View], config: Config) -> Renamed[View]:
+    names, texts = _prefixed(list(renamed.tensors), config)
+    if not texts:
+        return renamed
+    tensors = dict(zip(names, renamed.tensors.values(), strict=True))
+    return replace(renamed, tensors=tensors, rules=[*renamed.rules, *texts])
+
+
+def _prefixed(names: list[str], config: Config) -> tuple[list[str], list[str]]:
+    named = named_architectures(config)
+    cls = named[0] if named else default_architecture(config)
+    if cls not in classes():
+        return names, []
+    rules = [rule for rule in rules_of(config, None, prefix_changes=True) if rule.kind == "prefix"]
+    return rename_all(list(names), rules)
+
+
+def _turned(renamed: Renamed[View], config: Config) -> Renamed[View]:
+    """Experts that the Hub has turned (Qwen3-VL-MoE): (E, H, 2I) and (E, I, H), in the module (E, 2I, H) and (E, H, I)."""
+    places = taken_either_way(renamed.tensors, config)
+    text = config.get("text_config")
+    width = text.get("hidden_size") if isinstance(text, dict) else None
+    if not places or not isinstance(width, int):
+        return renamed
+    tensors, count = dict(renamed.tensors), 0
+    for name, dims in places.items():
+        found = tensors[name]
+        # The module's first of the two dims is the output: 2I of gate_up_proj, H of down_proj.
+        into_width = name.endswith("down_proj")
+        first, second = (found.shape[dim] for dim in sorted(dims))
+        if (first if into_width else second) == width and first != second:
+            (piece,) = Swap(*sorted(dims)).split([Piece(found.value, found.shape)])
+            tensors[name] = Named(piece.value, piece.shape, found.sources, found.added)
+            count += 1
+    said = [f"{count:,} x experts turned, as published: (experts, in, out)"] if count else []
+    return replace(renamed, tensors=tensors, rules=[*renamed.rules, *said])

@@ -1,0 +1,157 @@
+"""What other software would misread in a model folder: rules from readers.json, each with its version and its source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ckptconv.models import facts, published
+from ckptconv.models.config_keys import Both, for_both
+from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.tensors.view import Shape, stored
+
+# Keys of config.json without which a reader of transformers 4 finds the same value in another way.
+_ASIDE = ("torch_dtype", "topk_method", "rotary_dim")
+
+
+@dataclass(frozen=True, slots=True)
+class Misread:
+    """What one reader would misread.
+
+    Args:
+        reader: its name and version.
+        what: what it does, as a verb phrase.
+        source: the project and file in which this was seen.
+        silent: True if it says nothing, so that the model is another one; False if it stops with an error.
+    """
+
+    reader: str
+    what: str
+    source: str
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What a reader sees of a model folder.
+
+    Args:
+        config: its config.json.
+        shapes: the shape of each tensor by name.
+        tokenizer: what transformers 4 cannot read in tokenizer_config.json.
+        both: the config with the keys that readers of both generations need.
+    """
+
+    config: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+    tokenizer: tuple[str, ...]
+    both: Both
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that config.json names."""
+        named = facts.named_architectures(self.config)
+        return named[0] if named else facts.default_architecture(dict(self.config))
+
+
+def misreads(
+    config: Mapping[str, Any], shapes: Mapping[str, Shape], tokenizer: tuple[str, ...] = ()
+) -> list[Misread]:
+    """What readers would misread in a folder with this config.json and these tensors.
+
+    Args:
+        config: the parsed config.json.
+        shapes: the shape of each tensor by name, in elements.
+        tokenizer: what transformers 4 cannot read in tokenizer_config.json; see `publish.tokenizer_config.misread`.
+    """
+    folder = Folder(config, shapes, tokenizer, for_both(config, tuple(shapes)))
+    found = []
+    for rule in _data()["rules"]:
+        hit = _CHECKS[rule["check"]](folder, rule)
+        if hit:
+            for reader in rule["readers"]:
+                what = rule["says"].format(found=hit)
+                version = f" {rule['version']}" if reader.startswith("transformers") else ""
+                name = f"{reader.split()[0]}{version}" if version else reader
+                found.append(Misread(name, what, rule["source"], rule["silent"]))
+    return found
+
+
+@cache
+def _data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(Path(__file__).with_name("readers.json").read_text("utf-8"))
+    return data
+
+
+def _old_keys(folder: Folder, _: dict[str, Any]) -> str:
+    return ", ".join(path for path in folder.both.added if path.rpartition(".")[2] not in _ASIDE)
+
+
+def _disputed(folder: Folder, _: dict[str, Any]) -> str:
+    return ", ".join(f"{old} {one} ({new} is {two})" for old, one, new, two in folder.both.disputed)
+
+
+def _text_tie(folder: Folder, _: dict[str, Any]) -> str:
+    return ", ".join(path for path in folder.both.respelled if path.endswith("tie_word_embeddings"))
+
+
+def _new_values(folder: Folder, _: dict[str, Any]) -> str:
+    return ", ".join(path for path in folder.both.respelled if not path.endswith("tie_word_embeddings"))
+
+
+def _prefix(folder: Folder, _: dict[str, Any]) -> str:
+    lacking = published.lacks_prefix(folder.shapes, dict(folder.config))
+    return f"{lacking[0]} and {len(lacking) - 1:,} more" if len(lacking) > 1 else "".join(lacking)
+
+
+def _turned(folder: Folder, _: dict[str, Any]) -> str:
+    tensors = {
+        name: Named(stored("", 0, shape, "uint8"), shape, (name,))
+        for name, shape in folder.shapes.items()
+        if "experts" in name
+    }
+    turned = published.as_published(Renamed(tensors, []), dict(folder.config)).tensors
+    return next(
+        (name for name, named in turned.items() if named.shape != folder.shapes.get(name, named.shape)), ""
+    )
+
+
+def _tokenizer(folder: Folder, _: dict[str, Any]) -> str:
+    return " and ".join(folder.tokenizer)
+
+
+def _model_type(folder: Folder, rule: dict[str, Any]) -> str:
+    kind = folder.config.get("model_type")
+    known = _data()["model_types"][rule["readers"][0]]
+    own_code = isinstance(folder.config.get("auto_map"), dict)
+    return str(kind) if isinstance(kind, str) and kind not in known and not own_code else ""
+
+
+def _missing_key(folder: Folder, rule: dict[str, Any]) -> str:
+    if folder.architecture not in rule["architectures"] or folder.config.get(rule["key"]) is not None:
+        return ""
+    end = rule.get("if_tensor", "")
+    return str(rule["key"]) if any(name.endswith(end) for name in folder.shapes) else ""
+
+
+def _missing_tensor(folder: Folder, rule: dict[str, Any]) -> str:
+    there = any(name.startswith(rule["tensor"]) for name in folder.shapes)
+    return str(rule["tensor"]) if folder.architecture in rule["architectures"] and not there else ""
+
+
+_CHECKS: dict[str, Callable[[Folder, dict[str, Any]], str]] = {
+    "old_keys": _old_keys,
+    "disputed": _disputed,
+    "text_tie": _text_tie,
+    "new_values": _new_values,
+    "prefix": _prefix,
+    "turned": _turned,
+    "tokenizer": _tokenizer,
+    "model_type": _model_type,
+    "missing_key": _missing_key,
+    "missing_tensor": _missing_tensor,
+}
