@@ -37,6 +37,8 @@ _OLD_VALUES: dict[str, dict[str, dict[str, str]]] = {
 _FLOAT = "__float__"
 # llama.cpp asks for rotary_dim, as MiniMax published it (conversion/minimax.py, set_gguf_parameters).
 _ROTARY_DIM = "minimax_m2"
+# Without rope_scaling, transformers 4 scales the positions of these classes.
+_SCALED_BY_DEFAULT = ("apertus", "gpt_oss")
 # vLLM reads DeepSeek's router bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE).
 _ROUTER_BIAS = ".e_score_correction_bias"
 _NOAUX = {
@@ -156,8 +158,9 @@ def _wanted(part: Config) -> list[tuple[str, str, Any]]:
     for key, path in _keys(kind):
         if key == _SCALING:
             inner = _lookup(part, path)
-            if isinstance(inner, dict):
-                found.append((key, path, _scaling(inner, kind)))
+            scaling = _scaling(inner, kind) if isinstance(inner, dict) else None
+            if scaling is not None or (isinstance(inner, dict) and kind in _SCALED_BY_DEFAULT):
+                found.append((key, path, scaling))
             continue
         value = _lookup(part, path)
         if value is not None and not isinstance(value, dict):

@@ -161,11 +161,15 @@ def _verdict(found: Verified) -> Text:
         bad = [layer.name for layer in found.layers if layer.ok is False]
         result = f"problems in: {', '.join(bad)}" if bad else "nothing could be checked"
         return Text.assemble((f"{NO} ", "red"), (what, "bold"), f"   {result}{tail}")
+    mark = Text(f"{OK} ", "green")
+    if found.misread_by:
+        mark = Text("! ", "yellow")
+        tail = f", but {', '.join(found.misread_by)} would misread it{tail}"
     if found.against:
         result = (
             f"{found.equal} of {found.compared} tensors equal"
             if found.compared
             else "no values were compared"
         )
-        return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {result}{tail}")
-    return Text.assemble((f"{OK} ", "green"), (what, "bold"), f"   {found.tensors} tensors{tail}")
+        return Text.assemble(mark, (what, "bold"), f"   {result}{tail}")
+    return Text.assemble(mark, (what, "bold"), f"   {found.tensors} tensors{tail}")

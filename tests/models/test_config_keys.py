@@ -42,10 +42,10 @@ def test_the_rotary_base_and_the_experts_stand_under_the_old_keys_too() -> None:
     written = _qwen3_moe()
     assert "rope_theta" not in written
     both = for_both(written)
-    assert (both.config["rope_theta"], both.config["rope_scaling"]) == (5e6, None)
+    assert both.config["rope_theta"] == 5e6
     assert both.config["num_experts"] == both.config["num_local_experts"] == 12
     assert both.config["torch_dtype"] == "bfloat16"
-    assert set(both.added) == {"rope_theta", "rope_scaling", "num_experts", "torch_dtype"}
+    assert set(both.added) == {"rope_theta", "num_experts", "torch_dtype"}
     assert {key: value for key, value in both.config.items() if key in written} == written
 
 
@@ -139,3 +139,9 @@ def test_values_that_transformers_5_renamed_are_spelled_in_the_old_way_and_read_
     assert both.config["time_step_limit"] == [0.0, float("inf")]
     again = GraniteMoeHybridConfig.from_dict(json.loads(json.dumps(both.config)))
     assert _written(again) == written
+
+
+def test_a_class_that_scales_by_default_is_told_where_the_positions_are_not_scaled() -> None:
+    config = {"model_type": "gpt_oss", "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
+    assert for_both(config).config["rope_scaling"] is None
+    assert "rope_scaling" not in for_both(config | {"model_type": "llama"}).config

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from ckptconv.commands.verify.records import Layer, Problem
+from ckptconv.commands.verify.records import Layer
 from ckptconv.commands.verify.sides import Side
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
-from ckptconv.models.readers import misreads
+from ckptconv.models.readers import Misread, misreads
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG, misread
 
 _PROVES = "transformers 4 and 5 take the values that the folder states"
-_HINT = "merge it again without --keep-config; ckptconv merge FOLDER OUT rewrites a model folder"
 
 
-def reads_layer(side: Side) -> list[Layer]:
-    """The layer for a model folder; nothing for a trainer's checkpoint, which others do not read.
-
-    A reader that takes other values and says nothing is a problem. One that stops with an error is noted.
-    """
+def misread_by(side: Side) -> list[Misread]:
+    """What other software would misread in a model folder; nothing for a trainer's checkpoint, which only ckptconv reads."""
     if not side.is_folder or side.is_adapter or side.config is None:
         return []
     try:
         tokenizer = tuple(misread(read_table(side.checkpoint.root / TOKENIZER_CONFIG)))
-    except CkptconvError:  # reported by the layer integrity
+    except CkptconvError:  # the layer integrity reports it
         tokenizer = ()
     shapes = {name: tuple(output.shape) for name, output in side.tensors.items()}
-    found = misreads(side.config, shapes, tokenizer)
-    problems = tuple(Problem(each.reader, each.what, each.source, _HINT) for each in found if each.silent)
-    notes = tuple(f"{each.reader} {each.what}" for each in found if not each.silent)
-    silent = dict.fromkeys(each.reader for each in found if each.silent)
+    return misreads(side.config, shapes, tokenizer)
+
+
+def reads_layer(side: Side, found: list[Misread]) -> list[Layer]:
+    """The layer for a model folder.
+
+    It passes only if no reader takes other values in silence. It never fails: the folder is right for its own generation,
+    and only the user knows who will read it.
+    """
+    if not side.is_folder or side.is_adapter or side.config is None:
+        return []
+    silent = [each for each in found if each.silent]
+    readers = ", ".join(dict.fromkeys(each.reader for each in silent))
     said = (
-        f"misread in silence by {', '.join(silent)}" if silent else "no known reader misreads it in silence"
+        f"{readers} would misread this folder and say nothing"
+        if silent
+        else "no known reader misreads it in silence"
     )
-    return [Layer("reads", not problems, _PROVES, said, problems, notes)]
+    notes = [f"{each.reader} {each.what} ({each.source})" for each in silent]
+    if silent:
+        notes.append("ckptconv merge FOLDER OUT writes a folder that both generations read")
+    notes += [f"{each.reader} {each.what}" for each in found if not each.silent]
+    return [Layer("reads", None if silent else True, _PROVES, said, (), tuple(notes))]

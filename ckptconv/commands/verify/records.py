@@ -137,6 +137,7 @@ class Verified(Displayed):
         equal: the number of those without a difference.
         read: bytes that were read.
         seconds: the time of the whole verification.
+        misread_by: readers that would take other values from the folder and say nothing, such as "transformers 4.57.6".
     """
 
     target: Path
@@ -148,13 +149,15 @@ class Verified(Displayed):
     equal: int = 0
     read: int = 0
     seconds: float = 0.0
+    misread_by: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
         """The result in one line, with the layers that failed."""
         wrong = ", ".join(layer.name for layer in self.layers if layer.ok is False)
         values = f", {self.equal:,} of {self.compared:,} tensors equal" if self.compared else ""
-        return f"{self.target}: {'ok' if self.ok else f'not ok ({wrong})'}{values}"
+        others = f", misread by {', '.join(self.misread_by)}" if self.misread_by else ""
+        return f"{self.target}: {'ok' if self.ok else f'not ok ({wrong})'}{values}{others}"
 
     @property
     def ok(self) -> bool:

@@ -16,7 +16,7 @@ from ckptconv.commands.packages import require_packages
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values
 from ckptconv.commands.verify.diagnose import looks_like
-from ckptconv.commands.verify.reads import reads_layer
+from ckptconv.commands.verify.reads import misread_by, reads_layer
 from ckptconv.commands.verify.records import PROMPT, Difference, Layer, Problem, Verified
 from ckptconv.commands.verify.sides import (
     Beside,
@@ -133,7 +133,6 @@ def verify(
     meter = Meter(on_progress, "read", _all_bytes(ours, theirs, [*tasks, *also_read]))
     layers += _replicas(ours, theirs, workers, meter)
     layers.append(_integrity(ours, theirs, workers, meter))
-    layers += reads_layer(ours)
     values.read([*tasks, *also_read], atol=atol, rtol=rtol, workers=workers, on_read=meter.add)
     differences = _differences(tasks, workers, meter)
     compared = 0
@@ -145,6 +144,8 @@ def verify(
     layers.append(sanity_layer(tasks, ours.ties(()), may_be_empty=shapes_agree and not ours.is_adapter))
     if beginning is not None:
         layers.append(trained.trained_layer(tasks, also_read, ours.is_adapter))
+    others = misread_by(ours)
+    layers += reads_layer(ours, others)
     if logits and any(layer.ok is False for layer in layers if layer.name in ("loads", "names", "shapes")):
         why = "skipped: the tensors are not those of the model, so that it is not run"
         layers.append(Layer("behaviour", None, "", why))
@@ -163,6 +164,7 @@ def verify(
         compared=compared,
         equal=compared - len(differences),
         read=meter.done,
+        misread_by=tuple(dict.fromkeys(each.reader for each in others if each.silent)),
     )
 
 

@@ -135,7 +135,7 @@ def test_readers_of_transformers_4_find_their_keys_and_the_trainers_stay(made: M
     source = made("fsdp2_w4") / ROLE / "huggingface"
     before, after = config_of(source), config_of(tmp_path / "out")
     assert after["rope_theta"] == before["rope_parameters"]["rope_theta"]
-    added = {"torch_dtype": "bfloat16", "rope_theta": after["rope_theta"], "rope_scaling": None}
+    added = {"torch_dtype": "bfloat16", "rope_theta": after["rope_theta"]}
     assert after == before | {"dtype": "bfloat16"} | added
     text = (source / "tokenizer_config.json").read_text()
     assert "TokenizersBackend" in text

@@ -49,7 +49,7 @@ def test_json_has_everything(made: Made, broken: Path) -> None:
     data = json.loads(ran.out)
     assert (data["ok"], data["code"], ran.code) == (False, 1, 1)
     assert [layer["name"] for layer in data["layers"]] == [
-        "names", "shapes", "dtypes", "integrity", "values", "sanity", "trained",
+        "names", "shapes", "dtypes", "integrity", "values", "sanity", "trained", "reads",
     ]  # fmt: skip
     assert all(layer["proves"] for layer in data["layers"])
     by_name = {item["name"]: item for item in data["differences"]}

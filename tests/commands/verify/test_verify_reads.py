@@ -1,0 +1,103 @@
+"""Layer reads: which other software would misread a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from support.helpers import cli, edit_json
+
+import ckptconv
+from ckptconv.commands.verify.records import Layer
+from ckptconv.models.readers import misreads
+
+Made = Callable[[str], Path]
+
+
+def _reads(folder: Path) -> Layer:
+    layer = ckptconv.verify(folder).layer("reads")
+    assert layer is not None
+    return layer
+
+
+def test_a_folder_that_transformers_4_misreads_in_silence_gets_no_check_mark(
+    made: Made, tmp_path: Path
+) -> None:
+    ckptconv.merge(made("fsdp2_w4"), tmp_path / "out", keep_config=True)
+    ran = cli("verify", tmp_path / "out", columns=250)
+    assert ran.code == 0
+    assert "reads  –  transformers 4.57.6 would misread this folder and say nothing" in ran.out
+    assert "takes its class's defaults, since config.json lacks rope_theta" in ran.out
+    last = ran.out.splitlines()[-1]
+    assert last.startswith("! ")
+    assert "but transformers 4.57.6 would misread it" in last
+    assert "does not load the tokenizer: tokenizer_class is TokenizersBackend" in ran.out
+
+
+def test_what_merge_writes_by_default_is_misread_by_none(made: Made, tmp_path: Path) -> None:
+    ckptconv.merge(made("fsdp2_w4"), tmp_path / "out")
+    layer = _reads(tmp_path / "out")
+    assert (layer.ok, layer.found, layer.notes) == (True, "no known reader misreads it in silence", ())
+    assert cli("verify", tmp_path / "out", columns=250).out.splitlines()[-1].startswith("✓ ")
+
+
+def test_the_readers_are_in_the_json_and_in_the_summary(made: Made, tmp_path: Path) -> None:
+    ckptconv.merge(made("qwen3_moe_w4"), tmp_path / "out", keep_config=True)
+    data = json.loads(cli("verify", tmp_path / "out", "--json").out)
+    assert (data["ok"], data["misread_by"]) == (True, ["transformers 4.57.6"])
+    (layer,) = [layer for layer in data["layers"] if layer["name"] == "reads"]
+    assert "num_experts" in " ".join(layer["notes"])
+
+
+def test_two_values_for_one_thing_are_read_differently(made: Made, tmp_path: Path) -> None:
+    ckptconv.merge(made("fsdp2_w4"), tmp_path / "out")
+    edit_json(tmp_path / "out" / "config.json", rope_theta=12345.0)
+    layer = _reads(tmp_path / "out")
+    assert layer.ok is None
+    assert "reads another value than transformers 5: rope_theta 12345.0" in layer.notes[0]
+
+
+def test_a_trainers_checkpoint_has_no_such_layer(made: Made) -> None:
+    assert ckptconv.verify(made("fsdp2_w4")).layer("reads") is None
+
+
+def test_each_rule_finds_what_it_is_for() -> None:
+    """A folder for each rule, and the reader that it names; the same folder without the fault is silent."""
+    siglip = {"model_type": "siglip_vision_model"}
+    gemma3 = {
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": siglip,
+        "text_config": {"model_type": "gemma3_text"},
+    }  # fmt: skip
+    tower = "vision_tower.{}encoder.layers.0.mlp.fc1.weight"
+    deepseek = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}
+    bias = {"model.layers.3.mlp.gate.e_score_correction_bias": (8,)}
+    vl = {
+        "model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "text_config": {"model_type": "qwen3_vl_moe_text", "hidden_size": 32, "num_experts": 4, "num_local_experts": 4},
+        "vision_config": {"model_type": "qwen3_vl_moe_vision"},
+    }  # fmt: skip
+    experts = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    next_ = {"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}
+    cases = [
+        (
+            gemma3,
+            {tower.format(""): (4, 4)},
+            {tower.format("vision_model."): (4, 4)},
+            {"transformers 4.57.6", "vLLM"},
+        ),
+        (vl, {experts: (4, 24, 32)}, {experts: (4, 32, 24)}, {"transformers 4.57.6", "vLLM", "SGLang"}),
+        (deepseek, bias, {}, {"vLLM", "SGLang"}),
+        (
+            next_,
+            {"model.norm.weight": (4,)},
+            {"model.norm.weight": (4,), "mtp.norm.weight": (4,)},
+            {"llama.cpp"},
+        ),
+    ]
+    for config, wrong, right, readers in cases:
+        assert {each.reader for each in misreads(config, wrong)} == readers, config
+        assert misreads(config, right) == [], config
+    new = {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"]}
+    (found,) = misreads(new, {})
+    assert (found.silent, found.what) == (False, "does not have the model type qwen3_5")
