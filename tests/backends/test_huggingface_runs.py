@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from make.hf import MOE, accelerated, model_of, save_bin, trained
-from support.helpers import assert_equal, assert_one_error, cli, opened, tensors
+from support.helpers import assert_equal, assert_one_error, cast, cli, opened, tensors
 
-from ckptconv import merge
+from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
 
 
@@ -156,6 +156,26 @@ def test_a_full_state_dict_of_fsdp2(made: Callable[[str], Path], tmp_path: Path)
         "optimizer and trainer state",
         "pytorch_model_fsdp_1.bin",
     ]
+
+
+def test_a_full_state_dict_is_a_trainers_state_with_the_config_above_it(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As the sharded form: masters are cast to the serving dtype, and the run's folder may hold the config."""
+    run = Path(shutil.copytree(made("dcp_accelerate_full_w2") / "run", tmp_path / "run"))
+    truth = tensors(made("dcp_accelerate_full_w2") / "truth.safetensors")
+    assert open_checkpoint(run).naming == "transformers"
+    (run / "checkpoint-7" / "config.json").rename(run / "config.json")
+    for named in (run, run / "checkpoint-7", run / "checkpoint-7" / "pytorch_model_fsdp.bin"):
+        merge(named, tmp_path / "out", overwrite=True)
+        assert_equal(tensors(tmp_path / "out"), cast(truth))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model_fsdp_rank0.bin", "pytorch_model_fsdp_0_rank1.bin"])
+def test_ranks_files_that_accelerate_saves_apart_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CkptconvError, match="every rank's part by itself"):
+        open_checkpoint(tmp_path)
 
 
 def test_no_torch_is_imported(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.backends.base import unknown_writer
+from ckptconv.backends.dcp.homes import assets_of
 from ckptconv.backends.huggingface.torch_bin import read_state_dict
 from ckptconv.backends.huggingface.weight_files import (
     ADAPTER_CONFIG,
@@ -140,19 +141,19 @@ def assemble(
     has_config = (small / CONFIG).is_file()
     return Checkpoint(
         backend=NAME,
-        layout=_layout(chosen, has_config),
+        layout=_layout(chosen, has_config and not chosen.is_state),
         root=root,
         world_size=len(files),
         files=tuple(files),
         tensors=tensors,
         step=place.step,
         role=place.role,
-        assets=small if has_config else None,
+        assets=small if has_config else _config_above(root, chosen),
         skipped=skipped,
         lora=Lora(read_table(small / ADAPTER_CONFIG), True) if chosen.is_adapter else Lora(),
         notes=notes,
         is_sharded=IS_SHARDED,
-        naming="hub" if has_config or chosen.is_adapter else "transformers",
+        naming="hub" if chosen.is_adapter or (has_config and not chosen.is_state) else "transformers",
     )
 
 
@@ -165,6 +166,11 @@ def _opened(path: Path, folder: Path) -> Opened:
         return Opened(path, nbytes, read_header(path)[0])
     found = read_state_dict(path)
     return Opened(path, nbytes, found.tensors, found.skipped, found.notes)
+
+
+def _config_above(root: Path, chosen: Chosen) -> Path | None:
+    """The folder with the config.json of a trainer's state dict, which may be above the step's folder."""
+    return None if chosen.is_adapter else assets_of(root)
 
 
 def _layout(chosen: Chosen, has_config: bool) -> str:

@@ -25,6 +25,8 @@ INDEXES = tuple(name for name in _MODELS if name.endswith(".json"))
 SMALL = (CONFIG, ADAPTER_CONFIG, *INDEXES)  # the small files that `choose` and `read` open
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FULL = ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_0.bin")  # accelerate's FULL_STATE_DICT
+# accelerate's LOCAL_STATE_DICT, and its SHARDED_STATE_DICT with use_dcp=False: one file per rank.
+_LOCAL = re.compile(r"^pytorch_model_fsdp(?:_\d+)?_rank\d+\.bin$")
 RANK_SHARD = re.compile(r"^shard-(\d+)-model-(\d+)-of-(\d+)\.safetensors$")  # one rank's part: hf_shards.py
 _NUMBERED = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.(?:safetensors|bin)$")
 _WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".pkl")
@@ -44,11 +46,13 @@ class Chosen:
         names: the files, in order.
         expected: tensor -> file, as the index states; None without an index.
         is_adapter: they are a PEFT adapter.
+        is_state: they are a trainer's state dict, under the module's names, also where a config.json is next to them.
     """
 
     names: tuple[str, ...]
     expected: dict[str, str] | None = None
     is_adapter: bool = False
+    is_state: bool = False
 
 
 def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
@@ -76,7 +80,15 @@ def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
                 return Chosen((name,), is_adapter=True)
     for name in _FULL:
         if name in names:
-            return Chosen((name,))
+            return Chosen((name,), is_state=True)
+    if local := sorted(name for name in names if _LOCAL.match(name)):
+        raise CkptconvError(
+            "accelerate saved every rank's part by itself, which is not supported yet",
+            where=folder,
+            found=listed(local, 4),
+            hint="load the checkpoint with accelerate and save it with SHARDED_STATE_DICT or FULL_STATE_DICT",
+            kind=Kind.UNSUPPORTED,
+        )
     weights = sorted(name for name in names if name.endswith(".safetensors") and not RANK_SHARD.match(name))
     if weights and has_config:
         return Chosen(_whole_sets(folder, weights))
@@ -137,7 +149,7 @@ def one_file(path: Path) -> Chosen:
             hint="name the checkpoint's folder",
             kind=Kind.NOT_A_CHECKPOINT,
         )
-    return Chosen((path.name,))
+    return Chosen((path.name,), is_state=path.name in _FULL)
 
 
 def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:
