@@ -34,6 +34,13 @@ IN_MESSAGES = {
     r"\bnothing was sent\b": "nothing was uploaded",
     r"\bgoes on where it stopped\b": "run it again to resume",
     r"\bname the folder\b.*--config": "pass --config DIR",
+    r"\b(?:is|are) there (?:twice|already)\b": "exists already; two files of ...",
+    r"\bmeant so\b": "intended",
+    r"\band its like\b": "and similar ...",
+}
+IN_DOCSTRINGS = {
+    r"\bRaises (?:a )?(?:CkptconvError|Incomplete)\b": "a section `Raises:` with one line per error",
+    r"\b\w+: of (?:the|a|each)\b": "name: the name of ...",
 }
 
 
@@ -65,6 +72,15 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """The docstrings of a module, its classes and its functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
+            text := ast.get_docstring(node)
+        ):
+            yield getattr(node, "lineno", 1), text
+
+
 def odd(text: str, patterns: dict[str, str]) -> list[str]:
     """Every match of a removed construction, with what to write instead."""
     flat = " ".join(text.split())
@@ -91,6 +107,16 @@ def test_no_message_has_a_construction_that_was_removed() -> None:
         for path in sources()
         for line, text in strings(path)
         for problem in odd(text, {**IN_ALL_TEXT, **IN_MESSAGES})
+    ]
+    assert found == []
+
+
+def test_no_docstring_has_a_construction_that_was_removed() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {problem}"
+        for path in sources()
+        for line, text in docstrings(path)
+        for problem in odd(text, {**IN_ALL_TEXT, **IN_DOCSTRINGS})
     ]
     assert found == []
 

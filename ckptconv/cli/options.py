@@ -154,7 +154,11 @@ def with_model_path(sink: Sink, model_path: Path | None, choices: dict[str, Any]
 
 
 def cluster(address: str | None) -> str | None:
-    """The address of a Ray cluster. Raises CkptconvError for a path, since --ray takes the next word as its value."""
+    """The address of a Ray cluster.
+
+    Raises:
+        CkptconvError: it is a path, which --ray took as its value because it is the next word.
+    """
     if address is not None and not re.fullmatch(r"auto|[^\s/]+:\d+", address):
         raise CkptconvError(
             "--ray needs the address of a cluster",

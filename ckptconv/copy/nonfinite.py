@@ -24,7 +24,7 @@ def digest_and_look(data: Array, dtype: str) -> tuple[bytes, bool]:
 
     Args:
         data: the bytes, as uint8.
-        dtype: of the elements; dtypes that have neither NaN nor Inf are only hashed.
+        dtype: the dtype of the elements; dtypes that have neither NaN nor Inf are only hashed.
     """
     if FLOAT_BITS.get(dtype) is None or not data.size:
         return xxhash.xxh3_128_digest(data), False

@@ -17,7 +17,7 @@ class CheckedEntry(NamedTuple):
     """The result of the CRC-32 check of one entry.
 
     Attributes:
-        name: of the entry.
+        name: the name of the entry.
         nbytes: of the entry.
         is_checked: False if the file records no CRC for the entry, which is then not read. torch writes 0 under
             `set_crc32_options(False)`, and for storages that `skip_data` reserves without writing them.

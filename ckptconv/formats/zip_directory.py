@@ -47,7 +47,7 @@ class ZipEntry(NamedTuple):
     """An entry of the directory.
 
     Attributes:
-        name: of the entry.
+        name: the name of the entry.
         header: the offset of its local header in the range, in bytes.
         nbytes: of its data.
         crc: the CRC-32 of its data; 0 if none was written.
@@ -159,7 +159,7 @@ def header_end(header: bytes, name: str, path: str) -> int:
 
     Args:
         header: its first bytes, up to the end of the name.
-        name: of the entry in the directory.
+        name: the name of the entry in the directory.
         path: the file, for the error message.
 
     Raises:

@@ -38,7 +38,11 @@ def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> Sou
 
 
 def _repo_of(spec: SourceSpec) -> RepoName | None:
-    """The repository, or None for a path. Raises CkptconvError for a repository with options that only folders have."""
+    """The repository, or None for a path.
+
+    Raises:
+        CkptconvError: it is a repository, and an option is given that only folders have.
+    """
     repo = repo_of(spec.path, spec.revision)
     if repo is not None and (spec.step is not None or spec.also):
         raise CkptconvError(

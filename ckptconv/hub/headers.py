@@ -39,7 +39,11 @@ def headers(listing: Listing, names: Sequence[str]) -> list[Opened]:
 
 
 def _range(listing: Listing, name: str, begin: int, end: int) -> bytes:
-    """The bytes [begin, end) of a file. Raises CkptconvError if the answer has other bytes."""
+    """The bytes [begin, end) of a file.
+
+    Raises:
+        CkptconvError: the answer has other bytes.
+    """
     if begin == end:
         return b""
     return asked(listing.repo, lambda: _request(listing, name, begin, end))

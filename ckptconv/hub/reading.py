@@ -104,7 +104,11 @@ def is_offline() -> bool:
 
 
 def asked(repo: RepoName, step: Callable[[], T]) -> T:
-    """Run a step that asks the Hub about a repository. Raises CkptconvError for every error in it."""
+    """Run a step that asks the Hub about a repository.
+
+    Raises:
+        CkptconvError: the step raised an error; huggingface_hub's are explained.
+    """
 
     def explained(error: Exception) -> errors.CkptconvError:
         from huggingface_hub import constants, get_token
@@ -128,7 +132,11 @@ def not_in_cache(repo: RepoName) -> errors.CkptconvError:
 
 
 def listing(repo: RepoName) -> Listing:
-    """List the files of a repository, with one request. Raises CkptconvError if it or the revision does not exist."""
+    """List the files of a repository, with one request.
+
+    Raises:
+        CkptconvError: the repository or the revision does not exist.
+    """
     info = asked(repo, lambda: api().model_info(repo.name, revision=repo.revision, files_metadata=True))
     files = {item.rfilename: item.size or 0 for item in info.siblings or ()}
     return Listing(repo, info.sha or repo.revision or "main", files)

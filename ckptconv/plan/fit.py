@@ -28,7 +28,7 @@ _QUANTISED = re.compile(r"(scale|scales|_scale_inv|SCB|weight_format|absmax|quan
 def require_fit(
     config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path, notes: list[str]
 ) -> None:
-    """Raise CkptconvError where the planned tensors cannot be the model of this config.
+    """Raise CkptconvError if the planned tensors cannot be the model of this config.
 
     Args:
         config: The config.json that will be written.

@@ -48,7 +48,7 @@ class Prepared(NamedTuple):
     """A view prepared for reading.
 
     Args:
-        shape: of the view.
+        shape: the shape of the view.
         item: bytes per element.
         runs: the contiguous runs, sorted by position in the flattened tensor.
         starts: the first position of each run, for bisection.

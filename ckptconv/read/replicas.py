@@ -32,7 +32,7 @@ class Deviation:
         used: the rank that wrote the bytes that go into the model; -1 if it is not known.
         index: the first element that differs, in the whole tensor.
         count: the number of elements that differ.
-        shape: of the whole tensor.
+        shape: the shape of the whole tensor.
         file: the file of the copy.
     """
 

@@ -97,7 +97,11 @@ def stored(
 
 
 def narrow(x: T, dim: int, start: int, length: int) -> T:
-    """Move 2: take the elements start .. start+length-1 along dim. Raises CkptconvError if they are out of range."""
+    """Move 2: take the elements start .. start+length-1 along dim.
+
+    Raises:
+        CkptconvError: the elements are out of range.
+    """
     array: Any = x
     _check_dim(array, dim)
     size = array.shape[dim]
@@ -132,7 +136,8 @@ def narrow(x: T, dim: int, start: int, length: int) -> T:
 def cat(parts: Sequence[T], dim: int) -> T:
     """Move 3: concatenate tensors along dim.
 
-    Raises CkptconvError if the dtypes or the sizes of another dim differ.
+    Raises:
+        CkptconvError: the dtypes or the sizes of another dim differ.
     """
     first: Any = parts[0]
     _check_dim(first, dim)
@@ -159,7 +164,8 @@ def cat(parts: Sequence[T], dim: int) -> T:
 def permute(x: T, dims: Sequence[int]) -> T:
     """Move 4: reorder the dims; new dim i is old dim dims[i].
 
-    Raises CkptconvError if `dims` is not a permutation of the tensor's dims.
+    Raises:
+        CkptconvError: `dims` is not a permutation of the tensor's dims.
     """
     array: Any = x
     if sorted(dims) != list(range(len(array.shape))):
@@ -178,7 +184,8 @@ def unflatten(x: T, dim: int, sizes: Sequence[int]) -> T:
     """Move 5: split one dim into several dims of the given sizes, in row-major order.
 
     A chunk that begins or ends within a row becomes several boxes, at most 2n-1 for n new dims.
-    Raises CkptconvError if the product of `sizes` is not the size of the dim.
+    Raises:
+        CkptconvError: the product of `sizes` is not the size of the dim.
     """
     array: Any = x
     _check_dim(array, dim)
@@ -237,7 +244,11 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
 
 
 def squeeze(x: T, dim: int) -> T:
-    """Drop a dim of size 1. Raises CkptconvError if the dim has another size."""
+    """Drop a dim of size 1.
+
+    Raises:
+        CkptconvError: the dim has another size.
+    """
     array: Any = x
     _check_dim(array, dim)
     if array.shape[dim] != 1:
@@ -277,7 +288,11 @@ def unbind(x: T, dim: int) -> list[T]:
 
 
 def split(x: T, dim: int, lengths: Sequence[int]) -> list[T]:
-    """Split into consecutive parts along dim. Raises CkptconvError if the lengths do not add up to the dim's size."""
+    """Split into consecutive parts along dim.
+
+    Raises:
+        CkptconvError: the lengths do not add up to the dim's size.
+    """
     array: Any = x
     _check_dim(array, dim)
     if sum(lengths) != array.shape[dim]:

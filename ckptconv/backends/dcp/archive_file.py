@@ -20,13 +20,13 @@ class Piece(NamedTuple):
     """One stored chunk of a tensor: its box and dtype, and the range of its archive in a file.
 
     Attributes:
-        name: of the tensor.
-        dtype: of the tensor; None if the metadata does not record it.
-        offsets: of the chunk's box in the tensor, in elements.
-        sizes: of the chunk's box, in elements.
+        name: the name of the tensor.
+        dtype: the dtype of the tensor; None if the metadata does not record it.
+        offsets: the offsets of the chunk's box in the tensor, in elements.
+        sizes: the sizes of the chunk's box, in elements.
         file: the name of the file that holds the archive.
         start: the archive's first byte in the file.
-        length: of the archive, in bytes.
+        length: the length of the archive, in bytes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Archive(NamedTuple):
     """A piece's archive that was opened.
 
     Attributes:
-        view: of its tensor.
+        view: the view of its tensor.
         crc: the CRC-32 of its storage in the archive's directory; 0 if none was written.
         slack: the bytes of its storage that the tensor does not use.
     """

@@ -71,7 +71,7 @@ def experiment_of(home: Path) -> TrainerSettings | None:
 
 
 def check_step(home: Path, step: int | None) -> None:
-    """Raise CkptconvError where OLMo-core's trainer state is of another step than the folder's name says."""
+    """Raise CkptconvError if OLMo-core's trainer state is of another step than the folder's name says."""
     path = home.parent / "train" / "rank0.pt"  # olmo_core/train/checkpoint.py, Checkpointer.save
     if step is None or not path.is_file():
         return

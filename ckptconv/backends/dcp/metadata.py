@@ -135,7 +135,7 @@ def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
 
     Args:
         metadata: from `read_metadata`.
-        name: of the entry.
+        name: the name of the entry.
         also: further folders that hold some of the files.
 
     Returns:

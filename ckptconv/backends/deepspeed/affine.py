@@ -31,7 +31,7 @@ class Layout:
     """How a parameter is cut over tensor parallel ranks.
 
     Args:
-        shape: of the whole parameter.
+        shape: the shape of the whole parameter.
         parts: for each rank, the shape of its part.
         pieces: for each rank, (box in the whole parameter, box in the part).
     """
@@ -86,7 +86,7 @@ def joined(name: str, layout: Layout, parts: Sequence[StoredTensor], where: str)
     """Return a whole parameter. Pieces that several ranks hold become replicas.
 
     Args:
-        name: of the parameter.
+        name: the name of the parameter.
         layout: how it is cut.
         parts: each tensor parallel rank's, in rank order.
         where: the checkpoint, for error messages.
@@ -229,7 +229,7 @@ def check_known(names: Sequence[str], reasons: Mapping[str, str], where: str) ->
     """Refuse parameters that have no layout.
 
     Args:
-        names: of parameters that no layout describes.
+        names: the names of parameters that no layout describes.
         reasons: name -> DeepSpeed's reason.
         where: the model file.
     """

@@ -61,7 +61,7 @@ def whole_layer(
 
     Args:
         parts: the experts of each expert parallel rank, by the names of rank 0.
-        names: of the parameters.
+        names: the names of the parameters.
         model: the model files.
 
     Raises:

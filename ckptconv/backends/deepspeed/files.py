@@ -110,7 +110,7 @@ def check_ranks(ranks: Iterable[int], world: int, kind: str, folder: Path, mp: i
         ranks: that have a file.
         world: the number of data parallel ranks.
         kind: "model" or "optim".
-        folder: of the checkpoint, for error messages.
+        folder: the folder of the checkpoint, for error messages.
         mp: the model parallel rank of the files, for error messages.
 
     Raises:

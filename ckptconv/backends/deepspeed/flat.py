@@ -42,7 +42,7 @@ def partition(file: TorchZip, state: dict[str, Any], key: str) -> Partition:
     Args:
         file: the optimizer file.
         state: the optimizer state in it.
-        key: of the flat vectors in the state.
+        key: the key of the flat vectors in the state.
 
     Raises:
         CkptconvError: the state has no flat vectors.
@@ -139,8 +139,8 @@ def whole(pieces: Sequence[View], shape: Sequence[int], name: str, where: str) -
 
     Args:
         pieces: the vectors, in rank order.
-        shape: of the parameter.
-        name: of the parameter, for the error message.
+        shape: the shape of the parameter.
+        name: the name of the parameter, for the error message.
         where: the checkpoint, for the error message.
     """
     return _piece(cat(pieces, 0), shape, name, where)

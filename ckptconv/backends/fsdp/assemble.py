@@ -34,7 +34,7 @@ class Pieces:
         """Add one more piece.
 
         Args:
-            name: of the tensor, for the error message.
+            name: the name of the tensor, for the error message.
             rank: that holds the piece.
             piece: to add.
 
@@ -81,11 +81,11 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
     """Return the whole tensor and its replicas.
 
     Args:
-        name: of the tensor.
+        name: the name of the tensor.
         found: the pieces of all ranks whose files exist.
         missing: ranks whose files do not exist.
         world_size: the number of ranks that saved.
-        folder: of the checkpoint, for error messages.
+        folder: the folder of the checkpoint, for error messages.
 
     Raises:
         Incomplete: the parts do not tile the tensor, and a rank file is missing.
@@ -170,7 +170,7 @@ def incomplete(missing: Sequence[int], world_size: int, folder: Path) -> Incompl
     Args:
         missing: ranks whose files do not exist.
         world_size: the number of ranks that saved.
-        folder: of the checkpoint.
+        folder: the folder of the checkpoint.
     """
     found = " ".join("✗" if rank in missing else str(rank) for rank in range(world_size))
     word = "rank" if len(missing) == 1 else "ranks"

@@ -64,7 +64,7 @@ class _Layout(NamedTuple):
     Attributes:
         dims: one axis per mesh dim.
         ranks: the list.
-        names: of the mesh dims; empty if they have none.
+        names: the names of the mesh dims; empty if they have none.
         coordinate: of the rank that wrote the file; None if the mesh does not contain it.
     """
 

@@ -53,13 +53,13 @@ class Piece(NamedTuple):
     """The part of a tensor that one rank holds.
 
     Attributes:
-        shape: of the whole tensor.
-        dtype: of the tensor.
+        shape: the shape of the whole tensor.
+        dtype: the dtype of the tensor.
         placement: its placements, as text.
-        box: that the rank holds, in elements; None for a plain tensor, which is whole.
-        view: of the stored bytes.
-        position: of the rank in the tensor's own mesh; None if there is no mesh, or if it does not contain the rank.
-        checksum: of the stored bytes.
+        box: the box that the rank holds, in elements; None for a plain tensor, which is whole.
+        view: the view of the stored bytes.
+        position: the rank's position in the tensor's own mesh; None if there is no mesh, or if it lacks the rank.
+        checksum: the checksum of the stored bytes.
     """
 
     shape: tuple[int, ...]
@@ -178,7 +178,7 @@ def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> Checksum:
     Args:
         file: the rank file.
         tensor: its record in the pickle.
-        view: of the same tensor.
+        view: the view of the same tensor.
     """
     entry = file.entries.get(tensor.storage.key)
     if entry is None or not view.numel:

@@ -38,7 +38,7 @@ def local_box(
     its right cut the tensor before it.
 
     Args:
-        shape: of the whole tensor.
+        shape: the shape of the whole tensor.
         mesh: the size of each mesh dim.
         coordinate: the rank's index in each mesh dim.
         placements: one for each mesh dim.

@@ -18,7 +18,7 @@ def expert_ranks(
 
     Args:
         rows: (expert, TP rank, number of rows) for the fc1 weight of every expert on every rank.
-        folder: of the checkpoint, for error messages.
+        folder: the folder of the checkpoint, for error messages.
         assets: the folder with config.json, whose expert width decides; None if there is no such folder.
 
     Returns:

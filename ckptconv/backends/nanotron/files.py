@@ -76,7 +76,7 @@ def find(folders: Sequence[Path]) -> Files:
 
 
 def check_stages(files: Files, layers: object, folder: Path) -> None:
-    """Raise Incomplete where layers that the model's config counts are absent, and with them every file of a stage."""
+    """Raise Incomplete if layers that the model's config counts are absent, and with them every file of a stage."""
     present = {int(found[1]) for shard in files.shards if (found := _LAYER.search(shard.name))}
     stages = {shard.at[0] for shard in files.shards if shard.at is not None}
     lost = sorted({*range(files.sizes[0])} - stages)

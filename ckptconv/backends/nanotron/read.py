@@ -163,7 +163,7 @@ def _last_step(stated: dict[str, object]) -> int | None:
 
 
 def _check_metadata(stated: dict[str, object], files: Files, place: Place) -> None:
-    """Raise CkptconvError where the step's metadata names another step, or another number of TP ranks."""
+    """Raise CkptconvError if the step's metadata names another step, or another number of TP ranks."""
     step, tp = _last_step(stated), stated.get("tp")
     if step is not None and place.step is not None and step != place.step:
         raise CkptconvError(

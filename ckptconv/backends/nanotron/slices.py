@@ -49,7 +49,7 @@ def parts(metadata: Mapping[str, str], shape: Shape, shard: View, path: Path) ->
 
     Args:
         metadata: of the shard's file.
-        shape: of the whole tensor.
+        shape: the shape of the whole tensor.
         shard: the stored tensor.
         path: the file, for error messages.
 

@@ -39,8 +39,8 @@ class Row:
     Args:
         pattern: the name with `*` for numbers, such as `model.layers.*.mlp.up_proj.weight`.
         count: the number of tensors.
-        shape: of each tensor.
-        dtype: of each tensor.
+        shape: the shape of each tensor.
+        dtype: the dtype of each tensor.
         placement: how the trainer sharded them, in its words.
         nbytes: bytes of all of them.
         slices: of the first tensor.
@@ -142,8 +142,8 @@ class Node:
         tensors: tensors in all of them.
         parameters: elements in all of them.
         nbytes: bytes in all of them.
-        shape: of a tensor; None for a module.
-        dtype: of a tensor.
+        shape: the shape of a tensor; None for a module.
+        dtype: the dtype of a tensor.
         children: of the first module.
     """
 

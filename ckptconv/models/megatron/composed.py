@@ -20,7 +20,7 @@ Form = tuple[Rule, ...]
 class Composed:
     """A language model and what else there is around it.
 
-    name: for messages.
+    name: the trainer's name, for messages.
     languages: model type of a language model -> its table.
     body: the Hub's prefix in place of the language model's own `model.`.
     head: the Hub's prefix in place of the language model's own `lm_head.`.

@@ -24,7 +24,11 @@ class Listed:
     source: str = ""
 
     def family(self, config: Config) -> Family:
-        """Return the table for a config. Raises CkptconvError if it has an unknown language model inside."""
+        """Return the table for a config.
+
+        Raises:
+            CkptconvError: the language model inside is not known.
+        """
         return self.table.family(config) if isinstance(self.table, Composed) else self.table
 
     @property

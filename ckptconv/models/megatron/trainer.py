@@ -112,7 +112,7 @@ def _check_rows(name: str, rows: int, vocabulary: int, checkpoint: Checkpoint) -
     """Raise CkptconvError if padding does not explain the rows beyond the vocabulary, or the trainer states other rows.
 
     Args:
-        name: of the embedding.
+        name: the name of the embedding.
         rows: that are stored.
         vocabulary: rows that the config states.
         checkpoint: has the trainer's settings and the number of tensor-parallel ranks.
