@@ -39,7 +39,7 @@ IN_MESSAGES = {
     r"\band its like\b": "and similar ...",
 }
 IN_DOCSTRINGS = {
-    r"\bRaises (?:a )?(?:CkptconvError|Incomplete)\b": "a section `Raises:` with one line per error",
+    r"\b(?-i:Raises) (?:a )?(?:CkptconvError|Incomplete)\b": "a section `Raises:` with one line per error",
     r"\b\w+: of (?:the|a|each)\b": "name: the name of ...",
 }
 

@@ -18,7 +18,7 @@ class CheckedEntry(NamedTuple):
 
     Attributes:
         name: the name of the entry.
-        nbytes: of the entry.
+        nbytes: the size in bytes of the entry.
         is_checked: False if the file records no CRC for the entry, which is then not read. torch writes 0 under
             `set_crc32_options(False)`, and for storages that `skip_data` reserves without writing them.
         is_damaged: True if the bytes do not match the CRC, or some are missing.

@@ -40,7 +40,7 @@ def header_length(path: Path, size: int, first: bytes) -> int:
 
     Args:
         path: the file, for the error message.
-        size: of the file, in bytes.
+        size: the size of the file, in bytes.
         first: the first LENGTH bytes of the file.
 
     Raises:
@@ -62,7 +62,7 @@ def parse_header(path: Path, size: int, data: bytes) -> tuple[dict[str, View], d
 
     Args:
         path: the file, for the views and the error messages.
-        size: of the file, in bytes.
+        size: the size of the file, in bytes.
         data: the bytes of the JSON header, without the length field.
 
     Raises:

@@ -171,7 +171,7 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
         path: the file, for the views and the error messages.
         handle: an open file descriptor of it.
         start: the first byte of the archive in the file.
-        size: of the archive, in bytes.
+        size: the size of the archive, in bytes.
         load: unpickles as `safe_load` does; it may cache the result.
 
     Raises:

@@ -30,7 +30,7 @@ def computed_start(entry: ZipEntry, following: int) -> int | None:
     """Return the offset of an entry's bytes, or None if only its local header tells it.
 
     Args:
-        entry: of the central directory.
+        entry: the entry of the central directory.
         following: the offset of the next local header, or of the central directory.
     """
     first, descriptor = entry.header + LOCAL_HEADER + len(entry.name) + _EXTRA, _DESCRIPTOR

@@ -159,7 +159,7 @@ def within(rules: Collection[Rule], trained: str, hub: Callable[[str], str]) -> 
     """Return the rules for the same model inside another.
 
     Args:
-        rules: of the inner model.
+        rules: the rules of the inner model.
         trained: a prefix for the trainer's patterns.
         hub: returns the outer model's Hub pattern for an inner one.
     """

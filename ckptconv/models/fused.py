@@ -21,7 +21,7 @@ class Parts:
     """One tensor's rows are several tensors, one after another.
 
     Args:
-        rows: of each part.
+        rows: the rows of each part.
     """
 
     rows: tuple[int, ...]

@@ -21,7 +21,7 @@ def layouts_of(rule: TableRule, targets: int, config: Config) -> list[Layout]:
     """Return the layout changes of a rule, in the order in which they apply.
 
     Args:
-        rule: of the table.
+        rule: the rule of the table.
         targets: the number of Hub patterns that the rule produces.
         config: the model's config.json.
 

@@ -52,7 +52,7 @@ def known_files(folder: Path, paths: Iterable[str]) -> set[str]:
 
     Args:
         folder: the model folder.
-        paths: of the files in it, relative to it.
+        paths: the paths of the files in it, relative to it.
     """
     paths = set(paths)
     known = {path for path in paths if _KNOWN.match(path)}

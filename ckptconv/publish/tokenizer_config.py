@@ -26,7 +26,7 @@ class Respelled:
     """A tokenizer_config.json for both generations.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         summary: what was changed, for the user.
     """
 

@@ -26,7 +26,7 @@ class Palette(NamedTuple):
     Args:
         text: of ordinary text.
         faint: of dim text.
-        paper: of the background.
+        paper: the colour of the background.
         colours: the terminal's colours 0 to 15.
     """
 

@@ -70,7 +70,7 @@ def one_group(
 
     Args:
         ranks: the partitions of the ranks that share the group, in rank order.
-        number: of the group.
+        number: the number of the group.
         shapes: name -> shape of the group's parameters.
         gaps: for each group, the number of unused elements after each parameter; None if there are no gaps.
         where: the checkpoint, for error messages.

@@ -54,7 +54,7 @@ def masters_of(files: Files, mp: int, model: ModelFiles, whole: Shapes) -> Maste
     """Return the master weights of a model parallel rank.
 
     Args:
-        files: of the checkpoint.
+        files: the files of the checkpoint.
         mp: the model parallel rank.
         model: its model files.
         whole: name -> shape of parameters that are cut over tensor parallel ranks; a universal checkpoint joins them.

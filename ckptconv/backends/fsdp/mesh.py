@@ -65,7 +65,7 @@ class _Layout(NamedTuple):
         dims: one axis per mesh dim.
         ranks: the list.
         names: the names of the mesh dims; empty if they have none.
-        coordinate: of the rank that wrote the file; None if the mesh does not contain it.
+        coordinate: the coordinate of the rank that wrote the file; None if the mesh does not contain it.
     """
 
     dims: list[_Axis]

@@ -48,7 +48,7 @@ def parts(metadata: Mapping[str, str], shape: Shape, shard: View, path: Path) ->
     """Return the parts of a shard, each with its offsets in the whole tensor.
 
     Args:
-        metadata: of the shard's file.
+        metadata: the metadata of the shard's file.
         shape: the shape of the whole tensor.
         shard: the stored tensor.
         path: the file, for error messages.

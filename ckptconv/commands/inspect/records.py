@@ -43,7 +43,7 @@ class Row:
         dtype: the dtype of each tensor.
         placement: how the trainer sharded them, in its words.
         nbytes: bytes of all of them.
-        slices: of the first tensor.
+        slices: the slices of the first tensor.
         ranks: all ranks that store a part of any of them. Pipeline stages shard equal tensors over different ranks.
     """
 
@@ -144,7 +144,7 @@ class Node:
         nbytes: bytes in all of them.
         shape: the shape of a tensor; None for a module.
         dtype: the dtype of a tensor.
-        children: of the first module.
+        children: the children of the first module.
     """
 
     name: str
