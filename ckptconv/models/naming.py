@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models import deepspeed_moe, hub_names, layered, module_names
+from ckptconv.models import autoep, deepspeed_moe, hub_names, layered, module_names
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.published import as_published
@@ -20,6 +20,8 @@ _TORCHTITAN = Pattern("layers.{layer}.attention_norm.weight")
 _OLMO_CORE = Pattern("blocks.{layer}.attention.w_out.weight")
 # Values of `Checkpoint.naming` for nanotron's names; in the second, neighbouring rows of a head rotate together.
 NANOTRON = ("nanotron", "nanotron_interleaved")
+
+_Made = dict[str, tuple[View, tuple[str, ...]]]
 
 
 def has_torchtitan_names(names: Iterable[str]) -> bool:
@@ -56,11 +58,11 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         return megatron.to_hub(tensors, config)
     if naming == layered.NAMING:
         names = layered.names_of_class({name: view.shape for name, view in tensors.items()}, config)
-        return _through_class(names, tensors, config, "LAYER.name -> the class's names")
+        return _through_class(_renamed(names, tensors), config, "LAYER.name -> the class's names")
     if naming == "transformers" and deepspeed_moe.are_here(tensors):
         names = deepspeed_moe.names_of_class(tensors, config)
         if not deepspeed_moe.are_here(names.values()):
-            return _through_class(names, tensors, config, "deepspeed_moe -> the class's experts")
+            return _through_class(_renamed(names, tensors), config, "deepspeed_moe -> the class's experts")
     if naming in NANOTRON:
         from ckptconv.models import nanotron
 
@@ -73,6 +75,10 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         from ckptconv.models import torchtitan
 
         return torchtitan.to_hub(tensors, config)
+    if naming == "transformers" and autoep.layers(tensors):
+        return _through_class(
+            autoep.as_modules(tensors), config, "AutoEP's layers -> the modules they replaced"
+        )
     if naming == "hub" and _is_quantized(config):
         return _as_they_are(tensors)
     form = module_names.form(tensors, config)
@@ -86,25 +92,26 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
     return renamed
 
 
-def _through_class(
-    names: Mapping[str, str], tensors: Mapping[str, View], config: dict[str, Any], rule: str
-) -> Renamed[View]:
-    """Rename tensors to the names of a class of transformers, and those to the Hub's.
+def _renamed(names: Mapping[str, str], tensors: Mapping[str, View]) -> _Made:
+    """Return the class's name -> (view, the stored name), for stored name -> the class's name."""
+    return {names[name]: (view, (name,)) for name, view in tensors.items()}
+
+
+def _through_class(made: _Made, config: dict[str, Any], rule: str) -> Renamed[View]:
+    """Rename tensors of a class of transformers to the Hub's names.
 
     Args:
-        names: stored name -> the class's name.
-        tensors: stored name -> view.
+        made: the class's name -> (view, the stored names that it is made of).
         config: the model's config.json.
-        rule: what the first step does, for the report.
+        rule: how the class's tensors were made, for the report.
     """
-    stored = {names[name]: name for name in tensors}
-    made = to_hub("transformers", {names[name]: view for name, view in tensors.items()}, config)
-    under_stored = {
-        name: replace(named, sources=tuple(stored[source] for source in named.sources))
-        for name, named in made.tensors.items()
+    renamed = to_hub("transformers", {name: view for name, (view, _) in made.items()}, config)
+    tensors = {
+        name: replace(named, sources=tuple(stored for source in named.sources for stored in made[source][1]))
+        for name, named in renamed.tensors.items()
     }
-    left = [(stored[name], value, why) for name, value, why in made.left_out]
-    return Renamed(under_stored, [f"{rule} ({len(tensors):,})", *made.rules], left, made.copies, made.notes)
+    left = [(made[name][1][0], value, why) for name, value, why in renamed.left_out]
+    return Renamed(tensors, [f"{rule} ({len(made):,})", *renamed.rules], left, renamed.copies, renamed.notes)
 
 
 def to_module(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:

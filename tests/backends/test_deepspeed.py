@@ -30,6 +30,7 @@ PARALLEL = re.compile(
     r"_(tp\d|pipe\d|pipeline|moe|autoep|lightning)_"
 )  # tests/backends/test_deepspeed_parallel.py
 READ = [case for case in CASES if not PARALLEL.search(case)]
+WRAPPED = [case for case in READ if "_wrapped_" in case]
 
 
 def truth(case: str) -> Tensors:
@@ -39,10 +40,14 @@ def truth(case: str) -> Tensors:
 def stored(case: str) -> Tensors:
     """What the files hold of the truth: all of it, but for weights that were left out of the save."""
     whole = truth(case)
+    if "exclude" in case:
+        return {
+            n: t for n, t in whole.items() if not n.startswith(("model.embed_tokens.", "model.layers.0."))
+        }
     return {n: t for n, t in whole.items() if ".lora_" in n} if "lora_only" in case else whole
 
 
-@pytest.mark.parametrize("case", READ)
+@pytest.mark.parametrize("case", [case for case in READ if case not in WRAPPED])
 def test_every_tensor_is_what_the_runtime_held(case: str) -> None:
     assert_equal(opened(unpacked(case) / "run"), stored(case))
 
@@ -172,3 +177,53 @@ def test_the_script_that_lies_beside_is_never_run(tmp_path: Path) -> None:
     assert cli("merge", run, tmp_path / "out").code == 0
     assert state(run) == before
     assert not list((tmp_path / "out").glob("*.py"))
+
+
+def in_one_file(found: Tensors, folder: Path) -> Path:
+    """A safetensors file: the header's length, the header, the data."""
+    header, at = {}, 0
+    for name, tensor in found.items():
+        end = at + len(tensor.data)
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    file = folder / "tensors.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(t.data for t in found.values()))
+    return file
+
+
+@pytest.mark.parametrize("case", [case for case in READ if "exclude" in case])
+def test_frozen_parameters_that_were_not_saved_come_from_the_base(case: str, tmp_path: Path) -> None:
+    """`exclude_frozen_parameters` leaves out what did not change."""
+    whole, base = cast(truth(case)), tmp_path / "base"
+    step = next((unpacked(case) / "run").iterdir())
+    with pytest.raises(CkptconvError, match=r"--base"):
+        merge(unpacked(case) / "run", tmp_path / "out")
+    base.mkdir()
+    shutil.copy(step / "config.json", base)
+    shutil.copy(in_one_file(whole, tmp_path), base / "model.safetensors")
+    merge(unpacked(case) / "run", tmp_path / "out", base=base)
+    assert_equal(tensors(tmp_path / "out"), whole)
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_a_wrapped_model_has_its_own_names(case: str, tmp_path: Path) -> None:
+    merge(unpacked(case) / "run", tmp_path / "out")
+    wrapper = re.compile(r"^(_orig_mod|module|_forward_module)\.")
+    assert_equal(tensors(tmp_path / "out"), {wrapper.sub("", n): t for n, t in cast(truth(case)).items()})
+
+
+@pytest.mark.parametrize("case", ["deepspeed_lightning_z2_w2", "deepspeed_lightning_z3_w2"])
+def test_lightnings_folders_become_a_model(case: str, tmp_path: Path) -> None:
+    """The config is in the run's folder, above NAME.ckpt/checkpoint/; the last step is taken."""
+    run = unpacked(case) / "run"
+    for source in (run, run / "epoch=0-step=2.ckpt", run / "epoch=0-step=2.ckpt" / "checkpoint"):
+        out = tmp_path / source.name
+        merge(source, out)
+        assert_equal(tensors(out), cast(truth(case)))
+    assert inspect(run).step == 2
+
+
+def test_an_earlier_step_of_lightning_is_asked_for_by_its_number() -> None:
+    run = unpacked("deepspeed_lightning_z3_w2") / "run"
+    assert open_checkpoint(run, step=1).root == run / "epoch=0-step=1.ckpt"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.helpers import FIXTURES, Tensors, assert_equal, cli, opened, parse, tensors, unpacked
+from support.helpers import FIXTURES, Tensor, Tensors, assert_equal, cli, opened, parse, tensors, unpacked
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint
@@ -18,7 +18,7 @@ from ckptconv.read.replicas import require_equal
 CASES = sorted(
     match[1]
     for path in FIXTURES.glob("deepspeed_*.tar.xz")
-    if (match := re.match(r"deepspeed_((tp\d|pipe\d|moe_z\d_ep).*)\.tar\.xz", path.name))
+    if (match := re.match(r"deepspeed_((tp\d|pipe\d|moe_z\d_ep|autoep).*)\.tar\.xz", path.name))
 )
 OPTIM = "zero_pp_rank_{}_mp_rank_{:02d}_optim_states.pt"
 _EXPERT = re.compile(r"mlp\.moe\.deepspeed_moe\.experts\.deepspeed_experts\.")
@@ -36,12 +36,34 @@ def copied(case: str, tmp_path: Path) -> Path:
 def truth(case: str) -> Tensors:
     """What the runtime held, under the Hub's names."""
     held = parse((unpacked(f"deepspeed_{case}") / "truth.safetensors").read_bytes())
+    if case.startswith("autoep"):
+        return autoep_truth(case, held)
     return {
         _EXPERT.sub("block_sparse_moe.experts.", name).replace(
             "mlp.moe.deepspeed_moe.gate.wg.", "block_sparse_moe.gate."
         ): tensor
         for name, tensor in held.items()
     }
+
+
+def autoep_truth(case: str, held: Tensors) -> Tensors:
+    """AutoEP's fused experts one by one: w1 is the gate, w3 up, w2 down."""
+    mixtral = {"w1": "w1", "w2": "w2", "w3": "w3"}
+    qwen3 = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    module, names = (".block_sparse_moe.", mixtral) if "z1" in case else (".mlp.", qwen3)
+    found: Tensors = {}
+    for name, tensor in held.items():
+        head, _, which = name.rpartition(".experts.")
+        if not head:
+            found[name.replace(".mlp.router.gate.", f"{module}gate.")] = tensor
+            continue
+        count, *shape = tensor.shape
+        size = len(tensor.data) // count
+        for number in range(count):
+            expert = f"{head.removesuffix('.mlp')}{module}experts.{number}.{names[which]}.weight"
+            data = tensor.data[number * size : (number + 1) * size]
+            found[expert] = Tensor(tensor.dtype, tuple(shape), data)
+    return found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -128,6 +150,9 @@ def test_experts_of_a_model_that_no_class_has_keep_their_names() -> None:
         ("moe_z1_ep2_w2", "layer_1_expert_4*", "expert 4 of MoE layer 1 is missing"),
         ("moe_z1_ep2_w2", "layer_1_expert_*", "expert 0 of MoE layer 1 is missing"),
         ("moe_z2_ep2_w4", "bf16_" + OPTIM.format(3, 0), "the optim file of rank 3 of 4 is missing"),
+        ("autoep_z1_ep2_w2", "layer_0_expert_5*", "expert 5 of MoE layer 0 is missing"),
+        ("autoep_z1_ep2_w2", "layer_*", "expert 0 of MoE layer 0 is missing"),
+        ("autoep_z3_ep2_w4", "bf16_" + OPTIM.format(2, 0), "the optim file of rank 2 of 4 is missing"),
     ],
 )  # fmt: skip
 def test_a_missing_file_is_named(case: str, lost: str, says: str, tmp_path: Path) -> None:

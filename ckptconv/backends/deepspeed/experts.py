@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.deepspeed.files import Files, table
-from ckptconv.backends.deepspeed.flat import Partition, Shapes, one_group
+from ckptconv.backends.deepspeed.flat import Partition, Shapes, by_parameter, one_group
 from ckptconv.backends.deepspeed.model import ModelFiles
 from ckptconv.errors import CkptconvError, Incomplete, Kind
-from ckptconv.formats.stand_ins import TensorRecord
+from ckptconv.formats.stand_ins import TensorRecord, items
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.tensors.view import View, cat, unflatten
 
@@ -79,6 +79,7 @@ def whole_layer(
             for index, view in enumerate(views):
                 found[f"{match[1]}{index * local[match[1]] + int(match[2])}{match[3]}"] = view
         elif name in model.fused_experts:
+            _check_placement(name, len(views), model)
             found[name] = cat(views, 0)
         else:
             raise CkptconvError(
@@ -90,6 +91,61 @@ def whole_layer(
     return found
 
 
+def _check_placement(name: str, ep: int, model: ModelFiles) -> None:
+    """Refuse an AutoEP layer whose ranks do not hold consecutive experts."""
+    for layer in model.autoep_layers:
+        if not name.startswith(f"{layer.get('expert_key_prefix')}."):
+            continue
+        placement = table(layer.get("expert_placement"), "expert_placement", model.main)
+        ranks = [each.get("experts") for each in items(placement.get("ranks")) if isinstance(each, dict)]
+        held = [expert for experts in ranks for expert in items(experts)]
+        if placement and (len(ranks) != ep or held != list(range(len(held)))):
+            raise CkptconvError(
+                f"the expert parallel ranks do not hold consecutive experts of {name}",
+                where=model.main.path,
+                found=ranks,
+                kind=Kind.UNSUPPORTED,
+            )
+
+
+def partitioned(
+    held: Sequence[Partition], shapes: Sequence[Shapes], groups: Sequence[Any], model: ModelFiles
+) -> dict[str, View]:
+    """Return the parameters of stage 3 in a model of AutoEP: each sub group is cut over the ranks that it names.
+
+    Args:
+        held: the partitions of all data parallel ranks, in rank order.
+        shapes: name -> shape of each sub group.
+        groups: each rank's `ds_zero_partition_groups` (deepspeed/runtime/zero/stage3.py).
+        model: the model files.
+
+    Raises:
+        CkptconvError: the ranks disagree on who shares a sub group.
+    """
+    where, found = model.main.path, dict[str, View]()
+    for number, group in enumerate(shapes):
+        sets = {_ranks_of(each, number, held[rank].path): rank for rank, each in enumerate(groups)}
+        if sorted(rank for ranks in sets for rank in ranks) != list(range(len(held))):
+            raise CkptconvError(
+                "the ranks disagree on who shares a parameter group", where=where, found=sorted(sets)
+            )
+        parts = [
+            by_parameter([Partition(held[r].path, (held[r].groups[number],)) for r in ranks], [group], where)
+            for ranks in sorted(sets)
+        ]
+        found |= parts[0] if len(parts) == 1 else whole_layer(parts, group, model)
+    return found
+
+
+def _ranks_of(groups: Any, number: int, where: str) -> tuple[int, ...]:
+    listed = items(groups)
+    group = listed[number] if number < len(listed) else None
+    ranks = items(group.get("partition_ranks") if isinstance(group, dict) else None)
+    if not ranks or not all(type(rank) is int for rank in ranks):
+        raise CkptconvError("a parameter group does not name its ranks", where=where, kind=Kind.DAMAGED)
+    return tuple(ranks)
+
+
 def copies(files: Files, model: ModelFiles) -> tuple[dict[str, View], list[TorchZip]]:
     """Return the module's copies of all experts, and the files that hold them.
 
@@ -97,7 +153,7 @@ def copies(files: Files, model: ModelFiles) -> tuple[dict[str, View], list[Torch
         Incomplete: an expert's file is missing.
         CkptconvError: a file holds another expert than its name says.
     """
-    if not files.experts:
+    if not files.experts and (files.partitioned or not model.has_experts):
         return {}, []
     if any(mp for _, _, mp in files.experts):
         raise CkptconvError(
@@ -130,9 +186,8 @@ def copies(files: Files, model: ModelFiles) -> tuple[dict[str, View], list[Torch
 
 
 def _check_complete(files: Files, model: ModelFiles) -> None:
-    layers = sorted({layer for layer, _, _ in files.experts})
     stated = model.expert_counts
-    for layer in range(max(len(stated), layers[-1] + 1)):
+    for layer in range(max(len(stated), *(layer + 1 for layer, _, _ in files.experts), 0)):
         here = {expert for each, expert, _ in files.experts if each == layer}
         count = stated[layer] if layer < len(stated) else max(here, default=0) + 1
         missing = sorted(set(range(count)) - here)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptconv.backends.deepspeed.experts import parameters, sharing
+from ckptconv.backends.deepspeed.experts import parameters, partitioned, sharing
 from ckptconv.backends.deepspeed.files import Files, check_ranks
 from ckptconv.backends.deepspeed.flat import Partition, Shapes, by_parameter, check_counts, partition
 from ckptconv.backends.deepspeed.model import ModelFiles
@@ -125,7 +125,10 @@ def _partitioned(files: Files, mp: int, model: ModelFiles, world: int) -> Master
     held = [partition(opened[rank], states[rank], key) for rank in range(world)]
     where = model.main.path
     check_counts(held, len(shapes), where)
-    if stage == 3:
+    shared = [states[rank].get("ds_zero_partition_groups") for rank in range(world)]
+    if stage == 3 and any(shared):
+        views = partitioned(held, shapes, shared, model)
+    elif stage == 3:
         views = by_parameter(held, shapes, where)
     else:
         each = counts if len(counts) == len(shapes) else (world,) * len(shapes)
@@ -155,13 +158,6 @@ def _state(file: TorchZip) -> dict[str, Any]:
     state = file.root.get("optimizer_state_dict") if isinstance(file.root, dict) else None
     if not isinstance(state, dict):
         raise CkptconvError("not an optimizer file of DeepSpeed", where=file.path, kind=Kind.UNSUPPORTED)
-    if state.get("ds_zero_partition_groups"):
-        raise CkptconvError(
-            "DeepSpeed checkpoints of AutoEP at stage 3 are not read",
-            where=file.path,
-            hint="its experts are cut over other ranks; ds_to_universal.py converts them",
-            kind=Kind.UNSUPPORTED,
-        )
     return state
 
 

@@ -97,6 +97,22 @@ class ModelFiles:
         listed = items(self.root.get("ds_autoep_layers"))
         return [table(layer, "ds_autoep_layers", self.main) for layer in listed]
 
+    def _routers(self) -> set[str]:
+        """Return the second names of AutoEP's routers: the module that it puts in place has `router` as `gate` too."""
+        found = set()
+        for layer in self.autoep_layers:
+            path, names = f"{layer.get('module_path')}.", _module(self.main)
+            for name in names:
+                rest = name.removeprefix(path).split(".")
+                if (
+                    name.startswith(path)
+                    and len(rest) == 3
+                    and rest[0] != "router"
+                    and rest[1:] == ["gate", "weight"]
+                ):
+                    found.add(name)
+        return found
+
     @property
     def fused_experts(self) -> set[str]:
         """Return the names of AutoEP's parameters, each with one expert per index of dim 0."""
@@ -113,7 +129,8 @@ class ModelFiles:
         Raises:
             CkptconvError: neither the partitions nor the model files hold a parameter.
         """
-        module = _module(self.main)
+        aside = self._routers()
+        module = {name: value for name, value in _module(self.main).items() if name not in aside}
         frozen = self._frozen(module)
         known = {name: StoredTensor(view, placement) for name, view in trained.items()} | frozen
         shared = self.shared

@@ -48,7 +48,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     model = joined(files, slices)
     main = slices.ranks[0].model
     mesh = slices.degrees.mesh
-    next_to_it = (folders[0], folders[0].parent)
+    next_to_it = _config_folders(folders[0])
     optim = [path for each in files.optim.values() for path in each.values()]
     return Checkpoint(
         backend=NAME,
@@ -75,6 +75,16 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
             *apart(optim),
         ),
     )
+
+
+def _config_folders(folder: Path) -> tuple[Path, ...]:
+    """Return the folders that may hold config.json: the files' own, the one above, and those above a NAME.ckpt of Lightning.
+
+    Lightning saves NAME.ckpt/checkpoint/ (lightning/pytorch/strategies/deepspeed.py, `save_checkpoint`), by default in
+    RUN/lightning_logs/version_N/checkpoints/.
+    """
+    above = folder.absolute().parents
+    return (folder, folder.parent, *(above[1:5] if above and above[0].suffix == ".ckpt" else ()))
 
 
 def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:

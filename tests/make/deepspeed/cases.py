@@ -11,6 +11,7 @@ class Case:
     """world: ranks. folder, tag: where the checkpoint lies in run/. zero, more: settings beside the usual ones.
 
     tp, pp, ep: tensor parallel ranks, stages of a pipeline, expert parallel ranks; experts, layers: how many there are.
+    autoep: AutoEP's preset.
     """
 
     shows: str
@@ -26,6 +27,7 @@ class Case:
     tp: int = 1
     pp: int = 1
     ep: int = 0
+    autoep: str = ""
     experts: int = 6
     layers: int = 2
     zero: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +78,12 @@ CASES = {
     "universal_z3_w3": Case("universal, of stage 3", stage=3, world=3, universal=True, zero=SMALL),
     "pipeline_z1_w2": Case("two pipeline stages, of layers that no class has", "pipeline", stage=1, groups=False),
     "moe_z2_w2": Case("DeepSpeed's own experts in a model that no class has", "moe", groups=False),
+    "exclude_z1_w2": Case("saved without its frozen parameters", "frozen", stage=1, exclude_frozen=True, **HF),
+    "exclude_z2_w2": Case("the same at stage 2", "frozen", exclude_frozen=True, **HF),
+    "exclude_z3_w3": Case("the same at stage 3", "frozen", stage=3, world=3, exclude_frozen=True, **HF),
+    "wrapped_z1_w2": Case("torch.compile's _orig_mod.", "compiled", stage=1, **HF),
+    "wrapped_z2_w2": Case("the model is an engine's module.", "module", **HF),
+    "wrapped_z3_w2": Case("the model is Lightning's _forward_module.", "_forward_module", stage=3, **HF),
     "tp2_z1_w2": Case("AutoTP, norms of query and key", "qwen3", stage=1, tp=2, **RUN),
     "tp3_z2_w6": Case("AutoTP × DP, biases, fp16", "qwen2", tp=3, world=6, dtype="fp16", **RUN),
     "tp2_z3_w4": Case("AutoTP × DP at stage 3, tied", "llama_tied", stage=3, tp=2, world=4, zero=SMALL, **RUN),
@@ -84,5 +92,7 @@ CASES = {
     "pipe2_z1_w4": Case("two stages × DP, fp32", "llama", stage=1, pp=2, world=4, dtype="fp32", **RUN),
     "moe_z1_ep2_w2": Case("experts over two ranks, under Mixtral's config", "mixtral", stage=1, ep=2, **RUN),
     "moe_z2_ep2_w4": Case("experts over two ranks × DP", "mixtral", ep=2, world=4, **RUN),
+    "autoep_z1_ep2_w2": Case("AutoEP", "mixtral", stage=1, ep=2, autoep="mixtral", **RUN),
+    "autoep_z3_ep2_w4": Case("AutoEP × DP at stage 3", "qwen3_moe", stage=3, ep=2, world=4, autoep="qwen3_moe", **RUN),
     "moe_z0_ep2_w2": Case("experts without ZeRO", "mixtral", stage=0, ep=2, dtype="fp32", **RUN),
 }  # fmt: skip

@@ -80,6 +80,30 @@ def qwen2(lora: bool = False, tied: bool = False) -> Any:
     )
 
 
+class Attribute(nn.Module):
+    """A model as the attribute of another module: `module` as an engine names it, `_forward_module` as Lightning does."""
+
+    def __init__(self, name: str, model: Any) -> None:
+        super().__init__()
+        self.name, self.config = name, model.config
+        self.add_module(name, model)
+
+    def forward(self, **inputs: Any) -> Any:
+        return getattr(self, self.name)(**inputs)
+
+
+def wrapped(how: str) -> Any:
+    """Qwen2 inside a wrapper: torch.compile's, or an attribute; "frozen": with a frozen embedding and first layer."""
+    model = qwen2()
+    if how == "compiled":
+        return torch.compile(model, backend="eager")
+    if how == "frozen":
+        for name, param in model.named_parameters():
+            param.requires_grad_(not name.startswith(("model.embed_tokens.", "model.layers.0.")))
+        return model
+    return Attribute(how, model)
+
+
 def loss_of(model: Any, engine: Any, ids: Any) -> Any:
     """One forward pass."""
     if isinstance(model, Odd | Experts):

@@ -30,6 +30,9 @@ def build(case: Case, dtype: torch.dtype) -> Any:
         "llama": lambda: transformers.LlamaConfig(**SIZES),
         "llama_tied": lambda: transformers.LlamaConfig(**(SIZES | {"tie_word_embeddings": True})),
         "mixtral": lambda: transformers.MixtralConfig(**SIZES, num_local_experts=case.experts),
+        "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+            **SIZES, head_dim=10, num_experts=case.experts, num_experts_per_tok=2, moe_intermediate_size=14
+        ),
         "codegen": lambda: transformers.CodeGenConfig(**CODEGEN),
     }
     config = made[case.model]()

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from cases import CASES, Case
 from deepspeed.utils import safe_get_full_fp32_param
 from parallel_models import build, count_up, data_of, layers_of, with_experts
+from transformers.utils.output_capturing import _CanRecordRegistry as OutputRegistry
 from write import STEP, finish, settings
 
 Tensors = dict[str, torch.Tensor]
@@ -49,6 +50,15 @@ def engine_of(case: Case, model: Any) -> Any:
     made = settings(case) | {"communication_data_type": "fp32", "gradient_clipping": 1.0}
     if case.tp > 1:
         made["tensor_parallel"] = {"autotp_size": case.tp}
+    if case.autoep:
+        made["expert_parallel"] = {
+            "enabled": True,
+            "autoep_size": case.ep,
+            "preset_model": case.autoep,
+            "use_grouped_mm": False,  # torch's grouped product wants sizes that divide by 16
+        }
+        made["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
+        return deepspeed.initialize(model=model, config=made)[0]
     net = layers_of(model, case.pp) if case.pp > 1 else model
     params: Any = list(net.parameters())
     if case.ep:
@@ -70,6 +80,22 @@ def train(case: Case, engine: Any) -> None:
     engine.global_steps = STEP
 
 
+def round_masters(case: Case, engine: Any) -> None:
+    """Masters on a grid of 2^-13, copies of them, and moments of one number: AdamW's own steps pack as badly as noise."""
+    kept = "fp32_partitioned_groups_flat" if case.stage == 3 else "single_partition_of_fp32_groups"
+    for flat in getattr(engine.optimizer, kept):
+        flat.data.copy_(
+            (flat.data * 8192).round() / 8192 + 0.0
+        )  # no -0.0: the sum over ranks in the truth loses its sign
+    for state in engine.optimizer.state.values():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key].fill_(0.25)
+        state["step"].fill_(STEP)
+    if case.stage < 3:
+        for param in engine.module.parameters():
+            param.data.copy_(safe_get_full_fp32_param(param))
+
+
 def held(case: Case, engine: Any) -> Tensors:
     """This rank's parameters: the masters over its data parallel ranks."""
     found = {}
@@ -85,6 +111,12 @@ def whole(case: Case, ranks: list[Tensors], export: Tensors) -> Tensors:
         return {name: joined(name, ranks[: case.tp], export) for name in ranks[0]}
     if case.pp > 1:
         return {name: value for each in ranks for name, value in each.items()}
+    if case.autoep:
+        fused = [name for name in ranks[0] if re.search(r"\.experts\.w[123]$", name)]
+        return {
+            name: torch.cat([each[name] for each in ranks[: case.ep]]) if name in fused else value
+            for name, value in ranks[0].items()
+        }
     found: Tensors = {}
     for index, each in enumerate(ranks[: case.ep]):
         for name, value in each.items():
@@ -126,14 +158,20 @@ def main() -> None:
     name, out = sys.argv[1], Path(sys.argv[2])
     case = CASES[name]
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]  # no C++ to compile
+    # DeepSpeed 0.19.8 looks a class up by its name; transformers 5.23 by a model.
+    OutputRegistry.get = lambda self, key, default=None: (  # type: ignore[method-assign,assignment,misc]
+        dict.get(self, key if isinstance(key, str) else str(type(key))) or default or {}
+    )
     deepspeed.init_distributed("gloo", verbose=False)
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     model = build(case, DTYPES[case.dtype])
-    if case.ep:
+    if case.ep and not case.autoep:
         with_experts(case, model, DTYPES[case.dtype])
     count_up(model, dist.get_rank() % case.ep if case.ep else 0)
     engine = engine_of(case, model)
     train(case, engine)
+    if case.autoep:
+        round_masters(case, engine)
     folder = out / "run" / case.folder
     engine.save_checkpoint(str(folder), tag=case.tag)
     export = engine._consolidated_16bit_state_dict() if case.tp > 1 else None
