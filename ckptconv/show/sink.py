@@ -24,6 +24,7 @@ from ckptconv.errors import CkptconvError
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+SCHEMA = 1  # of the JSON documents; docs/reference.md says when it grows
 OK, NO, WARN = "✓", "✗", "!"
 
 
@@ -49,7 +50,10 @@ class Sink:
             quiet: one line for the quiet mode.
         """
         if self.as_json:
-            self.out.text(json.dumps(plain(record), indent=1))
+            data = plain(record)
+            self.out.text(
+                json.dumps({"schema": SCHEMA, **data} if isinstance(data, dict) else data, indent=1)
+            )
         elif self.quiet:
             if quiet:
                 self.out.text(printable(quiet))
@@ -80,8 +84,9 @@ class Sink:
                 "what": error.what,
                 **dict(error.rows()),
                 "code": int(error.code),
+                "kind": error.kind.value,
             }
-            self.out.text(json.dumps({"error": fields}, indent=1))
+            self.out.text(json.dumps({"schema": SCHEMA, "error": fields}, indent=1))
         lines = [Text.assemble(("error: ", "bold red"), _indented(error.what))]
         lines += [Text.assemble((f"  {label:<6} ", "dim"), _indented(text)) for label, text in error.rows()]
         for line in lines:
