@@ -1,20 +1,15 @@
-"""merge: the receipt, and a target that is written whole or not at all."""
+"""publish/target.py: the target appears by one rename, complete or not at all, and replaces nothing by mistake."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.helpers import (
-    ROLE,
-    own_copy,
-    state,
-    tensors,
-)
+from support.helpers import ROLE, own_copy, state, tensors
 
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.progress import Progress
@@ -23,52 +18,21 @@ from ckptconv.errors import CkptconvError
 Made = Callable[[str], Path]
 
 
-# --- the receipt
+def test_the_target_appears_by_one_rename_of_the_complete_folder(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, replace = tmp_path / "out", os.replace
+    published: list[dict[str, str]] = []
 
+    def recorded(source: str | Path, destination: str | Path) -> None:
+        if Path(destination) == target:
+            assert not target.exists()
+            published.append(state(Path(source)))
+        replace(source, destination)
 
-def test_the_receipt_says_where_every_tensor_came_from(made: Made, tmp_path: Path) -> None:
-    merge(made("fsdp2_tied_w4"), tmp_path / "out", max_shard_size="20KB")
-    receipt = json.loads((tmp_path / "out" / "ckptconv.json").read_text())
-    assert receipt["source"]["backend"] == "fsdp"
-    assert (receipt["source"]["step"], receipt["source"]["role"]) == (7, "actor")
-    assert (receipt["source"]["world_size"], receipt["source"]["mesh"]) == (4, ["fsdp 4"])
-    assert receipt["source"]["folder"] == ROLE
-    assert [(d["name"], d["reason"]) for d in receipt["dropped"]] == [
-        ("lm_head.weight", "tied: equal to model.embed_tokens.weight")
-    ]
-    held = tensors(tmp_path / "out")
-    assert {n: (t["dtype"], t["shape"], t["stored"]) for n, t in receipt["tensors"].items()} == {
-        name: ("bfloat16", list(t.shape), "float32") for name, t in held.items()
-    }
-    assert all(t["from"] == [name] and t["ranks"] == [0, 1, 2, 3] for name, t in receipt["tensors"].items())
-    assert receipt["files"] == {p.name: p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors")}
-
-
-def test_the_receipts_hashes_are_those_of_the_written_bytes(made: Made, tmp_path: Path) -> None:
-    import xxhash
-
-    merge(made("qwen3_moe_w4"), tmp_path / "out")
-    receipt = json.loads((tmp_path / "out" / "ckptconv.json").read_text())
-    assert receipt["hash"] == "xxh3-128/4MiB"
-    assert {n: t["hash"] for n, t in receipt["tensors"].items()} == {
-        name: xxhash.xxh3_128_hexdigest(t.data) for name, t in tensors(tmp_path / "out").items()
-    }
-
-
-def test_the_receipt_holds_no_path_of_this_machine(made: Made, tmp_path: Path) -> None:
-    merge(made("lora_w4"), tmp_path / "out", max_shard_size="20KB")
-    text = (tmp_path / "out" / "ckptconv.json").read_text()
-    assert str(tmp_path) not in text
-    assert str(made("lora_w4").parent) not in text
-
-
-def test_a_merge_is_repeatable_byte_for_byte(made: Made, tmp_path: Path) -> None:
-    merge(made("lora_w4"), tmp_path / "one", workers=1)
-    merge(made("lora_w4"), tmp_path / "two", workers=4)
-    assert state(tmp_path / "one") == state(tmp_path / "two")
-
-
-# --- the target
+    monkeypatch.setattr("ckptconv.publish.target.os.replace", recorded)
+    merge(made("fsdp2_w4"), target)
+    assert published == [state(target)]
 
 
 def test_a_target_that_is_there_is_refused_and_stays(made: Made, tmp_path: Path) -> None:
@@ -170,38 +134,3 @@ def test_a_target_that_appears_during_the_merge_is_not_replaced(made: Made, tmp_
     with pytest.raises(CkptconvError, match="already exists"):
         merge(made("fsdp2_w4"), target, on_progress=appear)
     assert state(tmp_path) == {"out": "", "out/config.json": hashlib.sha256(b"somebody else's").hexdigest()}
-
-
-def test_a_dry_run_writes_nothing(made: Made, tmp_path: Path) -> None:
-    done = merge(made("lora_w4"), tmp_path / "a" / "out", dry_run=True)
-    assert done.dry_run
-    assert done.plan.nbytes > 0
-    assert state(tmp_path) == {}
-
-
-def test_options_may_be_given_as_words(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        merge(made("fsdp2_w4"), tmp_path / "out", dtypes="keep")
-
-
-def test_max_memory_bounds_the_buffers_and_too_little_is_refused(made: Made, tmp_path: Path) -> None:
-    done = merge(made("fsdp2_w4"), tmp_path / "out", max_memory=32 << 20, workers=64)
-    assert 0 < done.buffers <= 32 << 20
-    with pytest.raises(CkptconvError, match="too small") as error:
-        merge(made("fsdp2_w4"), tmp_path / "none", max_memory=1 << 20)
-    assert "--max-memory" in str(error.value.hint)
-
-
-@pytest.mark.parametrize("check_replicas", [False, True])
-def test_plain_tensors_that_differ_between_ranks_are_refused(tmp_path: Path, check_replicas: bool) -> None:
-    import torch
-
-    role = tmp_path / "run" / "global_step_1" / "actor"
-    (role / "huggingface").mkdir(parents=True)
-    (role / "huggingface" / "config.json").write_text('{"model_type": "odd"}')
-    for rank in range(2):
-        torch.save({"w": torch.tensor([1.0, 2.0, 3.0 + rank])}, role / f"model_world_size_2_rank_{rank}.pt")
-    with pytest.raises(CkptconvError, match="copies of w differ") as error:
-        merge(tmp_path / "run", tmp_path / "checked", check_replicas=check_replicas)
-    assert "first at [2]" in str(error.value.found)
-    assert not (tmp_path / "checked").exists()
