@@ -26,6 +26,7 @@ def generate() -> dict[str, Any]:
     import transformers
     from transformers import PreTrainedModel
     from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     classes: dict[str, dict[str, Any]] = {}
     for name in sorted(_modeling_modules()):
@@ -51,6 +52,7 @@ def generate() -> dict[str, Any]:
         "classes": classes,
         "tasks": dict(sorted(tasks.items())),
         "tied_by_default": _tied_by_default(),
+        "model_types": sorted(CONFIG_MAPPING_NAMES),
     }
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ckptconv.models import installed
 
 TABLE = Path(__file__).parents[1] / "ckptconv/models/transformers_table.json"
 
@@ -65,60 +66,6 @@ _CONFIG_ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_rules() -> dict[str, Any]:
-    """The rules of every entry (a model type or a class name), module -> Hub, in the order they are applied.
-
-    An entry equal to an earlier one is that one's name.
-    """
-    from transformers import conversion_mapping
-
-    entries: dict[str, Any] = {}
-    seen: dict[str, str] = {}
-    for name, transforms in sorted(conversion_mapping._build_checkpoint_conversion_mapping().items()):
-        if name == "legacy":
-            continue
-        rules = [_both_ways(transform) for transform in reversed(transforms)]
-        text = json.dumps(rules)
-        entries[name] = seen.get(text, rules)
-        seen.setdefault(text, name)
-    return entries
-
-
-def _both_ways(transform: Any) -> dict[str, Any]:
-    """A rule, module -> Hub, and under "load" the patterns that transformers loads it back with."""
-    found, load = _rule(transform.reverse_transform()), _rule(transform)
-    return found | {"load": {key: load[key] for key in ("from", "to", "patterns", "offset") if key in load}}
-
-
-def _rule(transform: Any) -> dict[str, Any]:
-    kind = type(transform).__name__
-    found: dict[str, Any] = {"from": [_anchored(p) for p in transform.source_patterns]}
-    found["to"] = list(transform.target_patterns)
-    if kind == "WeightConverter":
-        found["patterns"] = list(transform.source_patterns)
-        found["ops"] = [[type(op).__name__, _public(op)] for op in transform.operations]
-    elif kind == "PrefixChange":
-        found["prefix"] = True
-    elif kind == "GroupWeightRename":
-        found["group"] = True
-    elif kind == "Inkling2IndexOffsetWeightRename":
-        found["offset"] = transform.offset
-    elif kind != "WeightRenaming":
-        found["unknown"] = kind
-    return found
-
-
-def _anchored(pattern: str) -> str:
-    """The regex that transformers searches with: a glob star becomes `.*`, and a name ends where the pattern ends."""
-    regex = pattern.replace("*.", r".*\.")
-    return regex + r"(?!\w)" if re.search(r"[a-zA-Z0-9]$", regex) else regex
-
-
-def _public(op: Any) -> dict[str, Any]:
-    plain = (str, int, bool, list, tuple)
-    return {k: v for k, v in vars(op).items() if not k.startswith("_") and isinstance(v, plain)}
-
-
 def make_classes(entries: dict[str, Any]) -> dict[str, Any]:
     """Per model class with entries in it: model type, base_model_prefix, sub-models. None: it could not be built."""
     built: dict[str, Any] = {}
@@ -128,7 +75,7 @@ def make_classes(entries: dict[str, Any]) -> dict[str, Any]:
         except Exception:  # an optional library is missing, or the default config is not a model
             built[cls.__name__] = None
             continue
-        _note(model, built)
+        installed.note_parts(model, built)
     useful: set[str] = {
         name for name, found in built.items() if found and {name, found["type"]} & set(entries)
     }
@@ -144,56 +91,6 @@ def make_classes(entries: dict[str, Any]) -> dict[str, Any]:
     for name in useful:
         built[name]["parts"] = [part for part in built[name]["parts"] if part[4] or part[1] in useful]
     return {name: built[name] for name in sorted(built) if name in useful or built[name] is None}
-
-
-def _note(model: Any, built: dict[str, Any]) -> None:
-    """Write down the model's nearest sub-models: [path, class, config key, model type, auto class]."""
-    from transformers import PreTrainedModel
-
-    parts: list[Any] = []
-    inside: list[str] = []
-    for path, module in model.named_modules():
-        if path and isinstance(module, PreTrainedModel) and not any(path.startswith(p + ".") for p in inside):
-            inside.append(path)
-            key = _config_key(model.config, module.config)
-            auto = _auto_class(module) if key and type(module).__module__ != type(model).__module__ else None
-            parts.append([path, type(module).__name__, key, module.config.model_type, auto])
-            if built.get(type(module).__name__) is None:
-                _note(module, built)
-    found = {"type": model.config.model_type, "prefix": model.base_model_prefix, "parts": parts}
-    built[type(model).__name__] = found
-
-
-def _config_key(config: Any, wanted: Any) -> str | None:
-    """The key under which a config holds another; "" where they are one; None where it is not found."""
-    if wanted is config:
-        return ""
-    for same in (lambda value: value is wanted, lambda value: type(value) is type(wanted)):
-        keys = [key for key, value in vars(config).items() if same(value)]
-        if keys:
-            return keys[0]
-    return "" if type(wanted) is type(config) else None
-
-
-def _auto_maps() -> dict[str, dict[str, Any]]:
-    from transformers.models.auto import modeling_auto as auto
-
-    return {
-        "AutoModel": auto.MODEL_MAPPING_NAMES,
-        "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        "AutoBackbone": auto.MODEL_FOR_BACKBONE_MAPPING_NAMES,
-    }
-
-
-def _auto_class(module: Any) -> str | None:
-    for name, classes in _auto_maps().items():
-        if type(module).__name__ in _names(classes.get(module.config.model_type, ())):
-            return name
-    return None
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _model_classes() -> Iterator[Any]:
@@ -217,12 +114,7 @@ def _model_classes() -> Iterator[Any]:
 
 
 def _on_meta(cls: Any) -> Any:
-    import torch
-    from transformers.initialization import no_init_weights
-
-    config = cls.config_class(**_CONFIG_ARGUMENTS.get(cls.config_class.__name__, {}))
-    with torch.device("meta"), no_init_weights():
-        return cls._from_config(config)
+    return installed.on_meta(cls, cls.config_class(**_CONFIG_ARGUMENTS.get(cls.config_class.__name__, {})))
 
 
 def make_auto(classes: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -231,10 +123,10 @@ def make_auto(classes: dict[str, Any]) -> dict[str, dict[str, str]]:
         auto: {
             kind: name
             for kind, names in sorted(mapping.items())
-            for name in _names(names)[:1]
+            for name in installed.names_of(names)[:1]
             if classes.get(name) is not None
         }
-        for auto, mapping in _auto_maps().items()
+        for auto, mapping in installed.auto_maps().items()
     }
 
 
@@ -254,7 +146,7 @@ def make_table() -> dict[str, Any]:
     """The whole table, ready to be written."""
     import transformers
 
-    rules = make_rules()
+    rules = installed.make_rules()
     classes = make_classes(rules)
     auto = make_auto(classes)
     version = transformers.__version__

@@ -81,6 +81,11 @@ def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
         kept += [_WHOLE + end for end in facts.get("built_fp32", [])]
         if target == "float16":
             kept += facts.get("keep_fp32", [])
+    if not knows(config):
+        from ckptconv.models import installed  # imports transformers
+
+        found = installed.mapping_of(config)
+        kept += found.keep_fp32 if found else ()
     return tuple(dict.fromkeys(kept))
 
 
@@ -105,6 +110,34 @@ def is_kept(name: str, parts: Iterable[str]) -> bool:
                 return True
             at = name.find(part, at + 1)
     return False
+
+
+def knows(config: Mapping[str, Any]) -> bool:
+    """True if the facts and the table of names cover a config's model, or if they need not: its repository has the code."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or isinstance(config.get("auto_map"), dict):
+        return True
+    return kind in _facts()["model_types"] or any(_class(name) for name in named_architectures(config))
+
+
+def unknown_note(config: Mapping[str, Any]) -> str | None:
+    """What the user must know of a model type that the shipped facts do not have; None for one that they have."""
+    if knows(config):
+        return None
+    from ckptconv.models import installed  # imports transformers if it has to
+
+    kind, known = config["model_type"], _facts()["transformers"]
+    said = f"the model type {kind} is newer than the table of names (transformers {known})"
+    found = installed.mapping_of(dict(config))
+    if found is not None:
+        return f"{said}: names and layouts are those of the installed transformers {found.version}"
+    there = installed.installed_version()
+    other = (
+        f"the installed transformers {there} does not have it either"
+        if there
+        else "transformers is not installed"
+    )
+    return f"{said} and {other}: names are written as they are stored"
 
 
 def architecture_for(config: dict[str, Any], task: str) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models import autoep, deepspeed_moe, hub_names, layered, module_names
+from ckptconv.models import autoep, deepspeed_moe, facts, hub_names, layered, module_names
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.published import as_published
@@ -81,6 +81,15 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         )
     if naming == "hub" and _is_quantized(config):
         return _as_they_are(tensors)
+    unknown = facts.unknown_note(config)
+    if unknown is not None:
+        found = _by_names(naming, tensors, config)
+        return replace(found, notes=[*found.notes, unknown])
+    return _by_names(naming, tensors, config)
+
+
+def _by_names(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:
+    """Rename tensors whose names are a module's; those that have the Hub's names stay."""
     form = module_names.form(tensors, config)
     if form == "hub" or (form == "" and naming == "hub"):
         return as_published(_as_they_are(tensors), config)

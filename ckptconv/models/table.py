@@ -80,6 +80,19 @@ def load() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("transformers_table.json").read_text("utf-8"))
 
 
+def _table_for(config: Config) -> dict[str, Any]:
+    """Return the table, with the installed transformers' own mapping for a model type that it lacks."""
+    table = load()
+    if facts.knows(config):
+        return table
+    from ckptconv.models import installed  # imports transformers
+
+    found = installed.mapping_of(config)
+    if found is None:
+        return table
+    return table | {"rules": table["rules"] | found.rules, "classes": table["classes"] | found.classes}
+
+
 def rules_of(
     config: Config, names: Collection[str] | None, *, prefix_changes: bool = False
 ) -> list[TableRule]:
@@ -93,7 +106,7 @@ def rules_of(
     Raises:
         CkptconvError: a rule is of an unknown kind, or the table does not know the sub-models of the model's class.
     """
-    table = load()
+    table = _table_for(config)
     nodes = list(_nodes(config, table))
     base = (table["classes"].get(nodes[0].cls) or {}).get("prefix", "") if nodes else ""
     rules: list[TableRule] = []
