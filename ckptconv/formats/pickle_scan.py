@@ -11,7 +11,7 @@ from ckptconv.errors import CkptconvError, Kind
 _WIDEST = 255  # bytes of a number; torch writes at most 8, and a random state has 16
 _LONGEST = 1000  # characters of a number that is written as text
 
-_STOP = ord(".")
+_STOP, _TEXT, _LONG = b".X\x8a"
 _TUPLES = b"t\x85\x86\x87\x91"  # tuples and frozen sets nest, and their hash is that of their items
 # Opcode -> the bytes of its argument.
 _FIXED = {
@@ -43,10 +43,15 @@ def check_pickle(data: bytes) -> None:
     """
     at, end, lengths = 0, len(data), _LENGTHS
     while at < end:
-        length = lengths[data[at]]
+        op = data[at]
+        length = lengths[op]
         if length:
             at += length
-        elif data[at] == _STOP:
+        elif op == _TEXT and at + 4 < end:  # every other opcode of some pickles, so it is looked at here
+            at += 5 + (data[at + 1] | data[at + 2] << 8 | data[at + 3] << 16 | data[at + 4] << 24)
+        elif op == _LONG and at + 1 < end:  # of at most 255 bytes
+            at += 2 + data[at + 1]
+        elif op == _STOP:
             return
         else:
             at = _past(data, at)

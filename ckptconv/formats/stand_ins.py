@@ -32,7 +32,8 @@ class Inert:
     items: list[Any]
 
     def __new__(cls, *args: Any, **named: Any) -> Inert:
-        _check_few(len(args) + len(named))
+        if args or named:
+            _check_few(len(args) + len(named))
         self = object.__new__(cls)
         self.args, self.state, self.items = args, {}, []
         return self
@@ -57,8 +58,10 @@ class Inert:
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a field of the state; for a class with slots, pickle writes the state as a pair of dicts (dict, slots)."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
-        for part in parts:
+        state = self.state
+        if type(state) is dict:
+            return state.get(name, default)
+        for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, dict) and name in part:
                 return part[name]
         return default
@@ -221,6 +224,14 @@ def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
 
 
 def _size(values: Any = ()) -> tuple[int, ...]:
+    try:
+        return _remembered_size(values)
+    except TypeError:  # a list is not hashable
+        return whole_numbers(values, "a torch.Size")
+
+
+@lru_cache(maxsize=4096)  # a hundred thousand parts have the same few sizes, and nearly the same offsets
+def _remembered_size(values: Any) -> tuple[int, ...]:
     return whole_numbers(values, "a torch.Size")
 
 

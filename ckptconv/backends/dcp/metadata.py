@@ -108,8 +108,9 @@ def read_tensors(
     folder, infos = metadata.folder, metadata.infos
     left_out: dict[str, list[int]] = {}
     wanted: dict[str, list[Piece]] = {}
+    numbers = _Numbers()
     for name, entry in metadata.table.items():
-        pieces = list(_pieces(name, entry, infos))
+        pieces = list(_pieces(name, entry, infos, numbers))
         reason = why_not(name) or (None if _is_tensor(entry) else "no tensor")
         if reason is None:
             wanted[name] = [piece for piece in pieces if 0 not in piece.sizes]
@@ -180,9 +181,14 @@ def _infos(
     places: dict[Any, Any], folder: Path
 ) -> Iterator[tuple[tuple[str, tuple[int, ...] | None], _Info]]:
     metadata = folder / METADATA
+    names, files, numbers = set[str](), set[str](), _Numbers()
     for index, info in places.items():
         name, offset = field_of(index, "fqn"), field_of(index, "offset")
-        file, start, length = (field_of(info, key) for key in ("relative_path", "offset", "length"))
+        file, start, length = (
+            field_of(info, "relative_path"),
+            field_of(info, "offset"),
+            field_of(info, "length"),
+        )
         if field_of(info, "transform_descriptors"):
             raise CkptconvError(
                 f"{brief(name)} is stored compressed",
@@ -190,24 +196,41 @@ def _infos(
                 hint="save again without storage extensions",
                 kind=Kind.UNSUPPORTED,
             )
-        if not is_file_name(file) or not is_shape((start, length)):
+        known = type(file) is str and file in files
+        if not (known or is_file_name(file)) or not is_shape((start, length)):
             raise CkptconvError(
                 "the metadata refers to a file or range outside the checkpoint",
                 where=folder,
                 found=f"{brief(file)}, bytes {brief(start)} and {brief(length)}",
             )
-        at = None if offset is None else whole_numbers(offset, "the offset of a part", folder)
-        yield (check_name(name, metadata), at), (file, start, length)
+        files.add(file)
+        if type(name) is not str or name not in names:
+            names.add(check_name(name, metadata))
+        at = None if offset is None else numbers.of(offset, "the offset of a part", folder)
+        yield (name, at), (file, start, length)
 
 
-def _pieces(name: str, entry: Any, infos: dict[Any, _Info]) -> Iterator[Piece]:
+class _Numbers:
+    """Shapes and offsets that were checked, by identity: the unpickler makes one tuple of equal ones."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, tuple[int, ...]]] = {}
+
+    def of(self, value: Any, what: str, where: object = None) -> tuple[int, ...]:
+        """Return a value as a tuple of whole numbers; see `whole_numbers`."""
+        known = self._known.get(id(value))
+        if known is None:
+            known = self._known[id(value)] = value, whole_numbers(value, what, where)
+        return known[1]
+
+
+def _pieces(name: str, entry: Any, infos: dict[Any, _Info], numbers: _Numbers) -> Iterator[Piece]:
     if not _is_tensor(entry):
         return
-    dtype = dtype_of(entry)
+    dtype, what = dtype_of(entry), f"a part of {name}"
     for chunk in items(entry.get("chunks")):
-        offsets, sizes = (
-            whole_numbers(field_of(chunk, key), f"a part of {name}") for key in ("offsets", "sizes")
-        )
+        offsets = numbers.of(field_of(chunk, "offsets"), what)
+        sizes = numbers.of(field_of(chunk, "sizes"), what)
         info = infos.get((name, offsets)) or infos.get((name, None))
         if info is None:
             raise CkptconvError(f"the metadata does not locate the part of {name} at {list(offsets)}")

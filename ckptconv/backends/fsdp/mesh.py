@@ -16,6 +16,7 @@ belongs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -215,6 +216,11 @@ def _positions(shape: Any, stride: Any) -> _Axis:
     sizes, steps = _flat(shape), _flat(stride)
     if len(sizes) != len(steps) or prod(sizes) > MOST_RANKS:
         raise _unknown()
+    return _row_major(tuple(sizes), tuple(steps))
+
+
+@lru_cache(maxsize=64)  # every rank's file repeats its meshes
+def _row_major(sizes: Index, steps: Index) -> _Axis:
     return [sum(map(int.__mul__, index, steps)) for index in product(*map(range, sizes))]
 
 
