@@ -11,13 +11,12 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from math import prod
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
@@ -30,22 +29,23 @@ from ckptconv.formats.zip_directory import (
     Window,
     ZipEntry,
     data_start,
+    entries_of,
+    raw_directory,
     read_at,
     read_directory,
 )
-from ckptconv.formats.zip_places import ZipFile, computed_start
+from ckptconv.formats.zip_forms import RESAVE, Form, Forms, form_of
+from ckptconv.formats.zip_places import ZipFile
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View, contiguous_strides, stored
 
-_RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
 _MAX_PICKLE = 1 << 30
 _ROOM = 256  # bytes; no less than a local header with torch's padding
 Load = Callable[[bytes, str], Any]  # (the pickle's bytes, its place for error messages) -> its object
 # A tensor with strides of 0 is larger than its storage. Beyond this many bytes it is refused; trainers' masks are smaller.
 _MOST_EXPANDED = 1 << 30
-_header = attrgetter("header")
 
 
 class Entry(NamedTuple):
@@ -58,12 +58,29 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TorchZip:
-    """The directory of a .pt file: its object as stand-ins, and the place of every storage by key."""
+    """The directory of a .pt file: its object as stand-ins, and the place of every storage by key.
+
+    Attributes:
+        path: of the file.
+        root: its object.
+        form: the directory without its checksums; like files may share it.
+        crcs: the CRC-32 of every entry, in the directory's order.
+    """
 
     path: str
     root: Any
-    entries: dict[str, Entry]
+    form: Form
+    crcs: Sequence[int]
+    _entries: dict[str, Entry] = field(default_factory=dict, compare=False, repr=False)
     _ints: dict[TensorRecord, list[int]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Key -> storage, in file order."""
+        if not self._entries:
+            for key, (start, nbytes, number) in self.form.places.items():
+                self._entries[key] = Entry(start, nbytes, self.crcs[number])
+        return self._entries
 
     def view(self, tensor: TensorRecord) -> View:
         """Return a pickled tensor as a view.
@@ -72,7 +89,7 @@ class TorchZip:
             CkptconvError: the tensor's storage is not in the file, the tensor reaches outside it, or is far larger.
         """
         storage, item = tensor.storage, itemsize(tensor.storage.dtype)
-        entry = self.entries.get(storage.key)
+        entry = self.form.places.get(storage.key)
         if entry is None:
             raise CkptconvError(
                 "a tensor refers to a storage that is not in the file",
@@ -150,18 +167,19 @@ def _reach(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int]:
     return sum((size - 1) * step for size, step in zip(shape, stride, strict=True)), prod(shape)
 
 
-def open_torch_zip(path: str, load: Load = safe_load) -> TorchZip:
+def open_torch_zip(path: str, load: Load = safe_load, forms: Forms | None = None) -> TorchZip:
     """Read the directory and the pickle of a .pt file. No storage is read, and no local header where its end is computed.
 
     Args:
         path: the file.
         load: unpickles as `safe_load` does; it may cache the result.
+        forms: of the files before it, which spare the work for a like one.
 
     Raises:
         CkptconvError: the file is truncated, compressed, big-endian, older than the zip form, or not from torch.save.
     """
     with opened(path) as handle:
-        return _read(path, handle, 0, os.fstat(handle).st_size, load, compute=True)
+        return _read(path, handle, 0, os.fstat(handle).st_size, load, forms or Forms())
 
 
 def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = safe_load) -> TorchZip:
@@ -177,39 +195,41 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
     Raises:
         CkptconvError: the archive is truncated, compressed, big-endian, or not from torch.save.
     """
-    return _read(path, handle, start, size, load, compute=False)
+    return _read(path, handle, start, size, load, None)
 
 
-def _read(path: str, handle: int, start: int, size: int, load: Load, compute: bool) -> TorchZip:
-    """`compute`: local headers of storages are left to the reader of their bytes where the directory tells their end."""
-    window, directory = directory_of(path, handle, start, size)
-    entries = directory.entries
-    if len({entry.name for entry in entries}) != len(entries):
-        raise CkptconvError("two entries of a torch file have one name", where=path, kind=Kind.DAMAGED)
-    main = next((entry for entry in entries if entry.name.endswith("/data.pkl")), None)
-    if main is None:
-        raise CkptconvError("not a torch.save file: the zip has no data.pkl", where=path, kind=Kind.DAMAGED)
-    prefix = main.name.removesuffix("data.pkl")
-    for entry in entries:
-        if not entry.stored:
+def _read(path: str, handle: int, start: int, size: int, load: Load, forms: Forms | None) -> TorchZip:
+    """`forms`: None if every local header is read; else those of storages are left to the reader of their bytes."""
+    with _zips_only(path, handle, start, size):
+        window = Window(path, handle, start, size)
+        raw = raw_directory(window)
+        found = forms.find(raw, size) if forms is not None else None
+        entries = entries_of(raw) if found is None else []
+    if found is None:
+        found = form_of(window, Directory(entries, raw.begin), compute=forms is not None)
+        if forms is not None:
+            forms.add(found.form, raw, size)
+    form, crcs, main, order = found
+    pickled = _pickle_of(window, main, order)
+    file = ZipFile(path, form.starts, form.headers, form.names, found.prefix) if form.starts else path
+    return TorchZip(file, load(pickled, f"{path}:{main.name}"), form, crcs)
+
+
+def _pickle_of(window: Window, main: ZipEntry, order: ZipEntry | None) -> bytes:
+    """Return the pickle after a check of the byte order."""
+    if order is not None:
+        begin = min(main.header, order.header)
+        if max(main.nbytes, order.nbytes) <= _MAX_PICKLE:  # torch writes them side by side
+            end = max(main.header + main.nbytes, order.header + order.nbytes)
+            window.keep(begin, end + _ROOM - begin)
+        if _small_entry(window, order) not in (b"little", b""):
             raise CkptconvError(
-                "a compressed entry is not a torch storage",
-                where=f"{path}:{entry.name}",
-                hint=_RESAVE,
-                kind=Kind.DAMAGED,
+                "the file was written on a big-endian machine",
+                where=window.path,
+                hint=RESAVE,
+                kind=Kind.UNSUPPORTED,
             )
-    order = next((entry for entry in entries if entry.name == f"{prefix}byteorder"), None)
-    small = [entry for entry in (main, order) if entry is not None and entry.nbytes <= _MAX_PICKLE]
-    if len(small) == 2:  # torch writes them side by side
-        begin = min(entry.header for entry in small)
-        window.keep(begin, max(entry.header + entry.nbytes for entry in small) + _ROOM - begin)
-    if order is not None and _small_entry(window, order) not in (b"little", b""):
-        raise CkptconvError(
-            "the file was written on a big-endian machine", where=path, hint=_RESAVE, kind=Kind.UNSUPPORTED
-        )
-    pickled = _small_entry(window, main)
-    storages, file = _storages(window, directory, f"{prefix}data/", compute)
-    return TorchZip(file, load(pickled, f"{path}:{main.name}"), storages)
+    return _small_entry(window, main)
 
 
 @contextmanager
@@ -236,20 +256,22 @@ def opened(path: str) -> Iterator[int]:
 
 
 def directory_of(path: str, handle: int, start: int, size: int) -> tuple[Window, Directory]:
-    """Return an archive\'s range of the file, and its central directory.
+    """Return an archive's range of the file, and its central directory.
 
     Raises:
         CkptconvError: the range is no archive of torch.save, or cannot be read.
     """
-    try:
+    with _zips_only(path, handle, start, size):
         window = Window(path, handle, start, size)
         return window, read_directory(window)
+
+
+@contextmanager
+def _zips_only(path: str, handle: int, start: int, size: int) -> Iterator[None]:
+    try:
+        yield
     except NotAZip as error:
-        raise _not_a_zip(path, os.pread(handle, 512, start), size, error) from error
-    except OSError as error:
-        raise CkptconvError(
-            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
-        ) from error
+        raise _not_a_zip(path, read_at(handle, 512, start, path), size, error) from error
 
 
 def _small_entry(window: Window, entry: ZipEntry) -> bytes:
@@ -270,34 +292,6 @@ def _small_entry(window: Window, entry: ZipEntry) -> bytes:
     return data
 
 
-def _storages(window: Window, directory: Directory, data: str, compute: bool) -> tuple[dict[str, Entry], str]:
-    """Return key -> entry in file order, and the path, which checks the computed places when their bytes are read.
-
-    Raises:
-        CkptconvError: a storage is outside the archive or overlaps another.
-    """
-    ordered = sorted(directory.entries, key=_header)
-    storages, computed, starts, end = dict[str, Entry](), list[ZipEntry](), list[int](), 0
-    for entry, following in zip(ordered, [*map(_header, ordered[1:]), directory.begin], strict=True):
-        if not entry.name.startswith(data):
-            continue
-        start = computed_start(entry, following) if compute else None
-        if start is None:
-            start = data_start(window, entry)
-        else:
-            computed.append(entry)
-            starts.append(start)
-        if start < end or start + entry.nbytes > window.size:
-            raise CkptconvError(
-                "a storage lies outside the file or overlaps another one",
-                where=f"{window.path}:{entry.name}",
-                kind=Kind.DAMAGED,
-            )
-        end = start + entry.nbytes
-        storages[entry.name[len(data) :]] = Entry(window.start + start, entry.nbytes, entry.crc)
-    return storages, ZipFile(window.path, computed, starts) if starts else window.path
-
-
 def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:
     if not head:
         return CkptconvError(
@@ -316,7 +310,7 @@ def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvE
         )
     if head[:2] == b"\x80\x02" or head[257:262] == b"ustar":
         return CkptconvError(
-            "legacy (pre-1.6) torch.save file, not a zip", where=path, hint=_RESAVE, kind=Kind.UNSUPPORTED
+            "legacy (pre-1.6) torch.save file, not a zip", where=path, hint=RESAVE, kind=Kind.UNSUPPORTED
         )
     return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]), kind=Kind.DAMAGED)
 

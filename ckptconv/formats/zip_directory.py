@@ -61,6 +61,14 @@ class ZipEntry(NamedTuple):
     stored: bool
 
 
+class RawDirectory(NamedTuple):
+    """The bytes of a central directory, its number of entries, and its offset in the range, in bytes."""
+
+    data: bytes
+    total: int
+    begin: int
+
+
 class Window:
     """A range of a file that reads like a whole file. Both ends are cached, so a small archive takes two reads."""
 
@@ -123,25 +131,53 @@ def read_directory(window: Window) -> Directory:
         NotAZip: the range has no central directory, or a damaged one.
         CkptconvError: the file cannot be read.
     """
+    raw = raw_directory(window)
+    return Directory(entries_of(raw), raw.begin)
+
+
+def raw_directory(window: Window) -> RawDirectory:
+    """Return the bytes of the directory.
+
+    Raises:
+        NotAZip: the range has no central directory.
+        CkptconvError: the file cannot be read.
+    """
     count, size, begin = _end(window)
     if size > _MAX_DIRECTORY or begin + size > window.size or count * _ENTRY.size > size:
         raise NotAZip("its zip directory lies outside the file")
-    data = window.read(begin, size)
+    return RawDirectory(window.read(begin, size), count, begin)
+
+
+def entries_of(raw: RawDirectory) -> list[ZipEntry]:
+    """Return all entries.
+
+    Raises:
+        NotAZip: the directory is damaged.
+    """
     entries, at = [], 0
-    for _ in range(count):
-        if at + _ENTRY.size > len(data) or data[at : at + 4] != b"PK\x01\x02":
-            raise NotAZip("its directory is damaged")
-        found = _ENTRY.unpack_from(data, at)
-        flags, method, crc, packed, nbytes = found[3], found[4], found[7], found[8], found[9]
-        name_size, extra_size, comment_size, header = found[10], found[11], found[12], found[16]
-        at += _ENTRY.size
-        name = data[at : at + name_size].decode("utf-8", "replace")
-        extra = data[at + name_size : at + name_size + extra_size]
-        at += name_size + extra_size + comment_size
-        nbytes, _, header = _wide(extra, nbytes, packed, header)
-        stored = method == 0 and not flags & _ENCRYPTED
-        entries.append(ZipEntry(name, header, nbytes, crc, stored))
-    return Directory(entries, begin)
+    for _ in range(raw.total):
+        entry, at = entry_at(raw.data, at)
+        entries.append(entry)
+    return entries
+
+
+def entry_at(data: bytes, at: int) -> tuple[ZipEntry, int]:
+    """Return the entry at an offset of a directory's bytes, and the offset of the next one.
+
+    Raises:
+        NotAZip: there is no entry.
+    """
+    if at + _ENTRY.size > len(data) or data[at : at + 4] != b"PK\x01\x02":
+        raise NotAZip("its directory is damaged")
+    found = _ENTRY.unpack_from(data, at)
+    flags, method, crc, packed, nbytes = found[3], found[4], found[7], found[8], found[9]
+    name_size, extra_size, comment_size, header = found[10], found[11], found[12], found[16]
+    at += _ENTRY.size
+    name = data[at : at + name_size].decode("utf-8", "replace")
+    extra = data[at + name_size : at + name_size + extra_size]
+    nbytes, _, header = _wide(extra, nbytes, packed, header)
+    entry = ZipEntry(name, header, nbytes, crc, method == 0 and not flags & _ENCRYPTED)
+    return entry, at + name_size + extra_size + comment_size
 
 
 def data_start(window: Window, entry: ZipEntry) -> int:

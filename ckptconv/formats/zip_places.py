@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.zip_directory import COPY_AGAIN, LOCAL_HEADER, ZipEntry, header_end, read_at
@@ -46,29 +45,27 @@ class ZipFile(StoredFile):
 
     Args:
         path: the file.
-        entries: these entries.
-        starts: the offset of each one's bytes, ascending.
+        starts: the offset of each entry's bytes, ascending.
+        headers: the offset of each one's local header.
+        names: their names without the archive's prefix, separated by NUL.
+        prefix: of all names.
     """
 
-    __slots__ = ("_checked", "_headers", "_names", "_starts")
+    __slots__ = ("_checked", "_headers", "_names", "_prefix", "_starts")
     _starts: array[int]
     _headers: array[int]
     _names: str
+    _prefix: str
     _checked: set[int]
 
-    def __new__(cls, path: str, entries: Iterable[ZipEntry], starts: Sequence[int]) -> ZipFile:
-        entries = list(entries)
-        return cls._made(path, starts, [e.header for e in entries], "\0".join(e.name for e in entries))
-
-    @classmethod
-    def _made(cls, path: str, starts: Iterable[int], headers: Iterable[int], names: str) -> ZipFile:
+    def __new__(cls, path: str, starts: array[int], headers: array[int], names: str, prefix: str) -> ZipFile:
         self = str.__new__(cls, path)
-        self._starts, self._headers = array("q", starts), array("q", headers)
-        self._names, self._checked = names, set()
+        self._starts, self._headers, self._names, self._prefix = starts, headers, names, prefix
+        self._checked = set()
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _unpickled, (str(self), self._starts.tolist(), self._headers.tolist(), self._names)
+        return ZipFile, (str(self), self._starts, self._headers, self._names, self._prefix)
 
     def check(self, handle: int, start: int) -> None:
         """Check the local header of the entry that holds `start`, once.
@@ -79,7 +76,7 @@ class ZipFile(StoredFile):
         number = bisect_right(self._starts, start) - 1
         if number < 0 or number in self._checked:
             return
-        name, header = self._names.split("\0")[number], self._headers[number]
+        name, header = self._prefix + self._names.split("\0")[number], self._headers[number]
         data = read_at(handle, LOCAL_HEADER + len(name.encode()), header, str(self))
         found = header + header_end(data, name, str(self))
         if found != self._starts[number]:
@@ -92,7 +89,3 @@ class ZipFile(StoredFile):
                 kind=Kind.DAMAGED,
             )
         self._checked.add(number)
-
-
-def _unpickled(path: str, starts: list[int], headers: list[int], names: str) -> ZipFile:
-    return ZipFile._made(path, starts, headers, names)

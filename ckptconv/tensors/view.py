@@ -237,8 +237,10 @@ def place(shape: Sequence[int], dtype: str, parts: Iterable[tuple[Sequence[int],
                 found=list(part.shape),
                 wanted=list(shape),
             )
+        offsets = tuple(offsets)
         for c in part.chunks:
-            chunks.append(c._replace(offsets=c.box.shifted(tuple(offsets)).offsets))
+            shifted = c.box.shifted(offsets).offsets if any(c.offsets) else offsets
+            chunks.append(Chunk(shifted, c.sizes, c.file, c.start, c.strides))
     check_tiling(shape, chunks)
     return View(shape, dtype, tuple(chunks))
 

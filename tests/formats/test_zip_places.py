@@ -19,6 +19,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats import zip_directory
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.formats.zip_directory import Window, data_start, read_directory
+from ckptconv.formats.zip_forms import Forms
 from ckptconv.formats.zip_places import ZipFile, computed_start
 from ckptconv.read.reader import read_numpy
 
@@ -67,7 +68,7 @@ def test_no_local_header_is_read_before_the_bytes(saved: Path, monkeypatch: pyte
         asked.append(entry.name)
         return data_start(window, entry)
 
-    monkeypatch.setattr("ckptconv.formats.torch_zip.data_start", spy)
+    monkeypatch.setattr("ckptconv.formats.zip_forms.data_start", spy)
     file = open_torch_zip(str(saved))
     assert not any("/data/" in name for name in asked)
     assert read(file, "a") == torch.arange(12.0).numpy().tobytes()
@@ -175,3 +176,58 @@ def test_inspect_reads_a_rank_file_at_most_eight_times(
     ranks = {path: count for path, count in counts.items() if path.endswith(".pt")}
     assert len(ranks) == found.world_size == 4
     assert max(ranks.values()) <= 8 < found.tensors
+
+
+def saved_as(path: Path, *tensors: torch.Tensor) -> Path:
+    torch.save({str(number): tensor for number, tensor in enumerate(tensors)}, path)
+    return path
+
+
+def test_files_that_differ_in_bytes_alone_share_a_form(tmp_path: Path) -> None:
+    forms = Forms()
+    one, two = (saved_as(tmp_path / f"rank_{n}.pt", torch.arange(9.0) + n, torch.ones(3) * n) for n in (1, 2))
+    files = [open_torch_zip(str(path), forms=forms) for path in (one, two)]
+    assert files[0].form is files[1].form
+    assert [file.entries for file in files] == [open_torch_zip(str(path)).entries for path in (one, two)]
+    assert read(files[1], "0") == (torch.arange(9.0) + 2).numpy().tobytes()
+    assert isinstance(files[1].path, ZipFile)  # and its header, under its own name, was checked
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        ("rank_2", (torch.arange(9.0), torch.ones(4))),
+        ("rank_2", (torch.arange(9.0),)),
+        ("rank_2", (torch.ones(3), torch.arange(9.0))),
+        ("longer_2", (torch.arange(9.0), torch.ones(3))),
+    ],
+)
+def test_another_form_is_read_for_itself(
+    tmp_path: Path, name: str, tensors: tuple[torch.Tensor, ...]
+) -> None:
+    forms = Forms()
+    first = open_torch_zip(
+        str(saved_as(tmp_path / "rank_1.pt", torch.arange(9.0), torch.ones(3))), forms=forms
+    )
+    other = open_torch_zip(str(saved_as(tmp_path / f"{name}.pt", *tensors)), forms=forms)
+    assert other.form is not first.form
+    for key, tensor in enumerate(tensors):
+        assert read(other, str(key)) == tensor.numpy().tobytes()
+
+
+def test_a_like_file_with_a_damaged_directory_is_refused_like_any(tmp_path: Path) -> None:
+    """Every bit of the directory is compared, or read: none is taken from the file before."""
+    good = saved_as(tmp_path / "rank_1.pt", torch.arange(9.0), torch.ones(3)).read_bytes()
+    begin = good.index(b"PK\x01\x02")
+    for at in range(begin, len(good), 3):
+        damaged = bytearray(good)
+        damaged[at] ^= 4
+        (tmp_path / "rank_2.pt").write_bytes(damaged)
+        forms, found = Forms(), []
+        open_torch_zip(str(tmp_path / "rank_1.pt"), forms=forms)
+        for known in (forms, None):
+            try:
+                found.append(open_torch_zip(str(tmp_path / "rank_2.pt"), forms=known).entries)
+            except CkptconvError as error:
+                found.append({error.what: None})  # type: ignore[dict-item]
+        assert found[0] == found[1], at

@@ -43,7 +43,10 @@ class Pieces:
         """
         if self.pieces:
             first = self.pieces[0]
-            if (piece.shape, piece.dtype, piece.box is None) != (first.shape, first.dtype, first.box is None):
+            is_like = piece.shape is first.shape and piece.dtype is first.dtype  # spares most comparisons
+            if (piece.box is None) != (first.box is None) or not (
+                is_like or (piece.shape == first.shape and piece.dtype == first.dtype)
+            ):
                 raise CkptconvError(
                     f"ranks disagree on {name}",
                     found=f"rank {rank}: {_brief(piece)}",
@@ -97,11 +100,12 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
             copies.add(first, piece, (0,) * len(first.shape))
         return StoredTensor(first.view, "", tuple(copies.views), copies.equal, copies.implied)
     groups: dict[int, list[Piece]] = defaultdict(list)
-    sizes = set()
+    sizes, experts = set(), dict[int, tuple[int, int]]()
     for piece in found.pieces:
         if piece.position is None and piece.box is not None and 0 in piece.box.sizes:
             continue  # a rank outside the mesh
-        size, index = _experts(piece)
+        outside = piece.position.outside if piece.position is not None else ()
+        size, index = experts.get(id(outside)) or experts.setdefault(id(outside), _experts(piece))
         sizes.add(size)
         groups[index].append(piece)
     if len(sizes) > 1 or (max(sizes, default=1) > 1 and not first.shape):

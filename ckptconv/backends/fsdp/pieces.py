@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ckptconv.backends.fsdp.attributes import require_known
+from ckptconv.backends.fsdp.dtensors import Cut, DTensor, read_dtensor
 from ckptconv.backends.fsdp.mesh import Position, read_mesh, read_root
-from ckptconv.backends.fsdp.sharding import PLACEMENTS, Placement, local_box
+from ckptconv.backends.fsdp.sharding import local_box
 from ckptconv.backends.fsdp.shared_pickles import RankPickles
-from ckptconv.errors import CkptconvError, Kind, brief
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name, whole_numbers
 from ckptconv.formats.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord, field_of, items
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
-from ckptconv.tensors.boxes import Box
+from ckptconv.formats.zip_forms import Form, Forms
+from ckptconv.tensors.boxes import Box, Chunk
 from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.view import View, stored
 
@@ -71,22 +72,47 @@ class Piece(NamedTuple):
     checksum: Checksum = Checksum(0, 0, (), 0)
 
 
-class _Cut(NamedTuple):
-    """How tensors of one shape are cut over a mesh; `text` is the placements as text."""
+class _Local(NamedTuple):
+    """A rank's own tensor as like files store it: all that does not depend on the rank.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor.
+        chunk: of its elements, with the path of the first of these files; None if it has no elements.
+        number: of its storage's entry in the directory.
+        checksum: the tensor's, without the CRC.
+    """
 
     shape: tuple[int, ...]
-    mesh: Inert
-    placements: tuple[Placement, ...]
-    order: tuple[tuple[int, tuple[int, ...]], ...]
-    text: str
-
-
-class _DTensor(NamedTuple):
-    """A pickled DTensor without the rank's position in the mesh. Tensors with equal cuts share one `cut` object."""
-
     dtype: str
-    cut: _Cut
-    local: TensorRecord
+    chunk: Chunk | None
+    number: int
+    checksum: Checksum
+
+
+class _Here(NamedTuple):
+    """What one rank holds of the tensors with one cut.
+
+    Attributes:
+        position: of the rank in the mesh; None if the mesh does not contain it.
+        box: that it holds, in elements.
+        is_empty: True if the box has no elements.
+        empty: dtype -> the piece without elements.
+    """
+
+    position: Position | None
+    box: Box
+    is_empty: bool
+    empty: dict[str, Piece]
+
+
+class _Root(NamedTuple):
+    """A state dict, what is known of its DTensors, and of their local tensors in each form of file."""
+
+    root: Any
+    dtensors: dict[int, DTensor]  # by the id of the pickled value
+    cuts: dict[Cut, Cut]
+    locals: dict[int, tuple[Form, dict[int, _Local]]]  # by the id of the form, and of the DTensor
 
 
 class Reader:
@@ -95,7 +121,8 @@ class Reader:
     def __init__(self) -> None:
         self.meshes: Meshes = {}
         self._pickles = RankPickles()
-        self._roots: dict[int, tuple[Any, dict[int, _DTensor], dict[_Cut, _Cut]]] = {}  # by their id
+        self._forms = Forms()
+        self._roots: dict[int, _Root] = {}  # by their id
 
     def read(self, path: str, rank: int) -> tuple[int, list[tuple[str, Piece]]]:
         """Read the metadata of one rank file.
@@ -106,7 +133,7 @@ class Reader:
         Raises:
             CkptconvError: the file is not a state dict, or one of its values is not a tensor.
         """
-        file = open_torch_zip(path, self._pickles.load)
+        file = open_torch_zip(path, self._pickles.load, self._forms)
         root = file.root
         if not isinstance(root, dict):
             raise CkptconvError(
@@ -114,54 +141,80 @@ class Reader:
             )
         if id(root) not in self._roots and len(self._roots) == _MOST_ROOTS:
             self._roots.clear()
-        _, dtensors, cuts = self._roots.setdefault(id(root), (root, {}, {}))
-        resolver = _RankResolver(file, rank, self.meshes)
+        known = self._roots.setdefault(id(root), _Root(root, {}, {}, {}))
+        _, local = known.locals.setdefault(id(file.form), (file.form, {}))
+        resolver = _RankResolver(file, rank, self.meshes, local)
+        dtensors = known.dtensors
         pieces: list[tuple[str, Piece]] = []
         for name, value in root.items():
             check_name(name, path)
             try:
                 if isinstance(value, WrapperRecord) and value.kind == "DTensor":
-                    if id(value) not in dtensors:
-                        dtensors[id(value)] = _read_dtensor(value, cuts)
-                    pieces.append((name, resolver.dtensor(dtensors[id(value)])))
+                    tensor = dtensors.get(id(value))
+                    if tensor is None:
+                        tensor = dtensors[id(value)] = read_dtensor(value, known.cuts)
+                    pieces.append((name, resolver.dtensor(tensor)))
                 else:
                     pieces += ((name, piece) for piece in _others(file, value))
             except CkptconvError as error:
                 raise error.within(inside=name, where=path) from error
-        return sum(entry.nbytes for entry in file.entries.values()), pieces
+        return sum(place.nbytes for place in file.form.places.values()), pieces
 
 
 class _RankResolver:
     """Resolve the DTensor specs, which all ranks share, to the boxes of one rank."""
 
-    def __init__(self, file: TorchZip, rank: int, meshes: Meshes) -> None:
-        self._file, self._rank, self._meshes = file, rank, meshes
+    def __init__(self, file: TorchZip, rank: int, meshes: Meshes, local: dict[int, _Local]) -> None:
+        self._file, self._rank, self._meshes, self._local = file, rank, meshes, local
         self._positions: dict[int, tuple[Mesh, Position | None]] = {}  # by the id of a mesh
-        self._boxes: dict[int, Box] = {}  # by the id of a cut
+        self._here: dict[int, _Here] = {}  # by the id of a cut
 
-    def dtensor(self, tensor: _DTensor) -> Piece:
+    def dtensor(self, tensor: DTensor) -> Piece:
         """Return the piece that this rank holds, after a check of its shape against its placement."""
-        dtype, cut, local = tensor
-        mesh, position = self._positions.get(id(cut.mesh)) or self._position(cut.mesh)
+        dtype, cut, _ = tensor
+        position, box, is_empty, empty = self._here.get(id(cut)) or self._cut(cut)
         if position is None:  # a rank outside the mesh holds nothing
-            nothing = Box((0,) * len(cut.shape), (0,) * len(cut.shape))
-            return Piece(cut.shape, dtype, cut.text, nothing, stored(self._file.path, 0, (0,), dtype))
-        box = self._boxes.get(id(cut))
-        if box is None:
+            return empty.get(dtype) or self._empty(empty, cut, dtype, box, None)
+        shape, stored_dtype, chunk, number, checksum = self._local.get(id(tensor)) or self._stored(tensor)
+        if is_empty and 0 in shape:
+            return empty.get(dtype) or self._empty(empty, cut, dtype, box, position)
+        if shape != box.sizes or stored_dtype != dtype:
+            raise CkptconvError(
+                "a shard's shape does not match its placement",
+                found=f"{stored_dtype} {list(shape)}",
+                wanted=f"{dtype} {list(box.sizes)}, for {cut.text} at mesh coordinate {position.index}",
+            )
+        assert chunk is not None
+        view = View(shape, dtype, (Chunk(chunk.offsets, shape, self._file.path, chunk.start, chunk.strides),))
+        _, start, stride, slack = checksum
+        crc = Checksum(self._file.crcs[number], start, stride, slack)
+        return Piece(cut.shape, dtype, cut.text, box, view, position, crc)
+
+    def _stored(self, tensor: DTensor) -> _Local:
+        view = self._file.view(tensor.local)
+        number = self._file.form.places[tensor.local.storage.key].number
+        known = checksum(self._file, tensor.local, view)
+        chunk = view.chunks[0] if view.chunks else None
+        found = self._local[id(tensor)] = _Local(view.shape, view.dtype, chunk, number, known)
+        return found
+
+    def _cut(self, cut: Cut) -> _Here:
+        mesh, position = self._positions.get(id(cut.mesh)) or self._position(cut.mesh)
+        box = Box((0,) * len(cut.shape), (0,) * len(cut.shape))
+        if position is not None:
             if len(cut.placements) != len(mesh.shape):
                 raise CkptconvError(f"{len(cut.placements)} placements on a mesh of {len(mesh.shape)} dims")
             box = local_box(cut.shape, mesh.shape, position.index, cut.placements, cut.order)
-            self._boxes[id(cut)] = box
-        view = self._file.view(local)
-        if 0 in box.sizes and 0 in view.shape:
-            view = stored(self._file.path, 0, box.sizes, dtype)
-        if view.shape != box.sizes or view.dtype != dtype:
-            raise CkptconvError(
-                "a shard's shape does not match its placement",
-                found=f"{view.dtype} {list(view.shape)}",
-                wanted=f"{dtype} {list(box.sizes)}, for {cut.text} at mesh coordinate {position.index}",
-            )
-        return Piece(cut.shape, dtype, cut.text, box, view, position, checksum(self._file, local, view))
+        found = self._here[id(cut)] = _Here(position, box, 0 in box.sizes, {})
+        return found
+
+    def _empty(
+        self, empty: dict[str, Piece], cut: Cut, dtype: str, box: Box, position: Position | None
+    ) -> Piece:
+        sizes = (0,) if position is None else box.sizes
+        view = stored(self._file.path, 0, sizes, dtype)
+        piece = empty[dtype] = Piece(cut.shape, dtype, cut.text, box, view, position)
+        return piece
 
     def _position(self, mesh: Inert) -> tuple[Mesh, Position | None]:
         found = self._positions[id(mesh)] = read_mesh(self._file, mesh)
@@ -180,64 +233,10 @@ def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> Checksum:
         tensor: its record in the pickle.
         view: the view of the same tensor.
     """
-    entry = file.entries.get(tensor.storage.key)
-    if entry is None or not view.numel:
+    place = file.form.places.get(tensor.storage.key)
+    if place is None or not view.numel:
         return Checksum(0, 0, (), 0)
-    return Checksum(entry.crc, tensor.offset, tensor.stride, entry.nbytes - view.nbytes)
-
-
-def _read_dtensor(value: WrapperRecord, cuts: dict[_Cut, _Cut]) -> _DTensor:
-    spec, local = value.state.get("_spec"), value.state.get("_local_tensor")
-    meta = spec.get("tensor_meta") if isinstance(spec, Inert) else None
-    if not isinstance(spec, Inert) or not isinstance(local, TensorRecord) or not isinstance(meta, Inert):
-        raise CkptconvError("a DTensor without its local tensor or its spec")
-    require_known(spec, "DTensorSpec")
-    mesh = spec.get("mesh")
-    if not isinstance(mesh, Inert):
-        raise CkptconvError("a DTensor without a mesh")
-    # TensorMeta(shape, stride, dtype): a NamedTuple, so its fields are the constructor's arguments.
-    if len(meta.args) != 3:
-        raise CkptconvError("a DTensor without its shape and dtype")
-    shape = whole_numbers(meta.args[0], "a DTensor's shape")
-    dtype = meta.args[2].name if isinstance(meta.args[2], Dtype) else "?"
-    placements = tuple(map(_placement, items(spec.get("placements"))))
-    order = tuple(_order(entry) for entry in items(spec.get("shard_order")))
-    if spec.get("use_strided_shard_as_shard_order") is False and any(
-        p.kind == "_StridedShard" for p in placements
-    ):
-        raise CkptconvError(
-            "a _StridedShard that comes from a view: its rank holds rows that do not lie together",
-            found=f"{', '.join(map(str, placements))}, use_strided_shard_as_shard_order=False",
-            hint="redistribute the tensor to plain Shard placements before it is saved",
-            kind=Kind.UNSUPPORTED,
-        )
-    if any(mesh_dim >= len(placements) for _, dims in order for mesh_dim in dims):
-        raise CkptconvError("a DTensor's shard order names a mesh dimension that does not exist")
-    cut = _Cut(shape, mesh, placements, order, f"({', '.join(map(str, placements))})")
-    return _DTensor(dtype, cuts.setdefault(cut, cut), local)
-
-
-def _placement(placement: Any) -> Placement:
-    kind = placement.kind if isinstance(placement, Inert) else type(placement).__name__
-    if kind in PLACEMENTS:
-        require_known(placement, kind)
-    dim, factor = field_of(placement, "dim"), field_of(placement, "split_factor")
-    numbers = (0 if dim is None else dim, 1 if factor is None else factor)
-    if not all(type(number) is int for number in numbers):
-        raise CkptconvError(
-            f"a {kind} placement has parameters that are not integers",
-            found=brief(numbers),
-            kind=Kind.UNSUPPORTED,
-        )
-    return Placement(kind, *numbers)
-
-
-def _order(entry: Any) -> tuple[int, tuple[int, ...]]:
-    """Return (tensor_dim, mesh_dims) of a ShardOrderEntry, which is a NamedTuple."""
-    if not isinstance(entry, Inert) or len(entry.args) != 2:
-        raise CkptconvError("a DTensor has a shard order of an unknown form", kind=Kind.UNSUPPORTED)
-    (dim,), dims = whole_numbers(entry.args[:1], "a dim"), whole_numbers(entry.args[1], "an order of dims")
-    return dim, dims
+    return Checksum(file.crcs[place.number], tensor.offset, tensor.stride, place.nbytes - view.nbytes)
 
 
 def _others(file: TorchZip, value: Any) -> list[Piece]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
 from ckptconv.backends.fsdp.assemble import Pieces
+from ckptconv.backends.fsdp.mesh import Position
 from ckptconv.backends.fsdp.pieces import Piece
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_ranks
@@ -95,30 +95,49 @@ def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> 
     Raises:
         CkptconvError: two files are copies.
     """
-    shards: dict[int, dict[str, Piece]] = defaultdict(dict)
-    places: dict[tuple[object, ...], int] = {}
+    largest: dict[int, tuple[int, str, Piece]] = {}
+    checked = set[tuple[int, ...]]()
     for name, found in pieces.items():
-        first = found.pieces[0]
-        if first.box is None:
+        if found.pieces[0].box is None or len(found.ranks) != len(found.pieces):
             continue
-        for rank, piece in (
-            zip(found.ranks, found.pieces, strict=False) if len(found.ranks) == len(found.pieces) else ()
-        ):
-            if piece.position is not None and piece.position.first is not None:
-                own = (name, piece.position.first, piece.position.coordinate, piece.position.outside)
-                if places.setdefault(own, rank) != rank:
-                    raise _copied(
-                        places[own], rank, paths, f"both are {list(piece.position.coordinate)} in the mesh"
-                    )
-            if piece.box is not None and 0 not in piece.box.sizes and piece.checksum.crc:
-                shards[rank][name] = piece
-        places.clear()
+        positions = [piece.position for piece in found.pieces]
+        numbers = tuple(map(id, positions))  # the tensors of one mesh share them
+        if numbers not in checked:
+            checked.add(numbers)
+            _check_positions(found.ranks, positions, paths)
+        for rank, piece in zip(found.ranks, found.pieces, strict=True):
+            if piece.checksum.crc and piece.view.chunks:
+                size = _nbytes(piece), name
+                if rank not in largest or size > largest[rank][:2]:
+                    largest[rank] = *size, piece
     alike: dict[tuple[object, ...], int] = {}
-    for rank, held in shards.items():
-        name = max(held, key=lambda name: (_nbytes(held[name]), name))
-        other = alike.setdefault((name, held[name].checksum), rank)
-        if other != rank and _are_copies(held, shards[other]):
+    for rank, (_, name, piece) in sorted(largest.items()):
+        other = alike.setdefault((name, piece.checksum), rank)
+        if other != rank and _are_copies(_shards(pieces, rank), _shards(pieces, other)):
             raise _copied(other, rank, paths, "every shard has the other's checksum")
+
+
+def _check_positions(
+    ranks: Sequence[int], positions: Sequence[Position | None], paths: Mapping[int, Path]
+) -> None:
+    """Refuse two ranks with one position in the mesh of a tensor."""
+    places: dict[tuple[object, ...], int] = {}
+    for rank, position in zip(ranks, positions, strict=True):
+        if position is not None and position.first is not None:
+            other = places.setdefault((position.first, position.coordinate, position.outside), rank)
+            if other != rank:
+                raise _copied(other, rank, paths, f"both are {list(position.coordinate)} in the mesh")
+
+
+def _shards(pieces: Mapping[str, Pieces], rank: int) -> dict[str, Piece]:
+    """Return the parts of tensors that a rank holds and that have a checksum, by the tensors' names."""
+    held = {}
+    for name, found in pieces.items():
+        if found.pieces[0].box is not None and len(found.ranks) == len(found.pieces) and rank in found.ranks:
+            piece = found.pieces[found.ranks.index(rank)]
+            if piece.checksum.crc and piece.view.chunks:
+                held[name] = piece
+    return held
 
 
 def _are_copies(one: Mapping[str, Piece], two: Mapping[str, Piece]) -> bool:
