@@ -61,7 +61,7 @@ class TorchZip:
     """The directory of a .pt file: its object as stand-ins, and the place of every storage by key.
 
     Attributes:
-        path: of the file.
+        path: the path of the file.
         root: its object.
         form: the directory without its checksums; like files may share it.
         crcs: the CRC-32 of every entry, in the directory's order.
@@ -173,7 +173,7 @@ def open_torch_zip(path: str, load: Load = safe_load, forms: Forms | None = None
     Args:
         path: the file.
         load: unpickles as `safe_load` does; it may cache the result.
-        forms: of the files before it, which spare the work for a like one.
+        forms: the forms of the files before it, which spare the work for a like one.
 
     Raises:
         CkptconvError: the file is truncated, compressed, big-endian, older than the zip form, or not from torch.save.

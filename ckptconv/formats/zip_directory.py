@@ -49,7 +49,7 @@ class ZipEntry(NamedTuple):
     Attributes:
         name: the name of the entry.
         header: the offset of its local header in the range, in bytes.
-        nbytes: of its data.
+        nbytes: the nbytes of its data.
         crc: the CRC-32 of its data; 0 if none was written.
         stored: True if the entry is neither compressed nor encrypted.
     """

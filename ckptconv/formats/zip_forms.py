@@ -43,7 +43,7 @@ class Form:
         main: the number of the pickle's entry in the directory.
         order: the number of the byte order's entry; None if there is none.
         places: key -> storage, in file order.
-        starts, headers, names: of the entries whose places were computed, for `ZipFile`; the names without the prefix.
+        starts, headers, names: where the entries begin whose places were computed, for `ZipFile`; names have no prefix.
     """
 
     __slots__ = ("headers", "main", "names", "order", "places", "starts")
@@ -99,7 +99,7 @@ class Forms:
 
         Args:
             raw: the directory.
-            size: of the archive, in bytes.
+            size: the size of the archive, in bytes.
         """
         plain = _without_prefix(raw.data) if self._known else b""
         for known in self._known:

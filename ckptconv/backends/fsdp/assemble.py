@@ -43,10 +43,8 @@ class Pieces:
         """
         if self.pieces:
             first = self.pieces[0]
-            is_like = piece.shape is first.shape and piece.dtype is first.dtype  # spares most comparisons
-            if (piece.box is None) != (first.box is None) or not (
-                is_like or (piece.shape == first.shape and piece.dtype == first.dtype)
-            ):
+            is_like = piece.shape is first.shape or piece.shape == first.shape
+            if not is_like or piece.dtype != first.dtype or (piece.box is None) is not (first.box is None):
                 raise CkptconvError(
                     f"ranks disagree on {name}",
                     found=f"rank {rank}: {_brief(piece)}",

@@ -76,10 +76,10 @@ class _Local(NamedTuple):
     """A rank's own tensor as like files store it: all that does not depend on the rank.
 
     Attributes:
-        shape: of the tensor.
-        dtype: of the tensor.
-        chunk: of its elements, with the path of the first of these files; None if it has no elements.
-        number: of its storage's entry in the directory.
+        shape: the shape of the tensor.
+        dtype: the dtype of the tensor.
+        chunk: the chunk of its elements, with the path of the first of these files; None if it has no elements.
+        number: the number of its storage's entry in the directory.
         checksum: the tensor's, without the CRC.
     """
 
@@ -94,7 +94,7 @@ class _Here(NamedTuple):
     """What one rank holds of the tensors with one cut.
 
     Attributes:
-        position: of the rank in the mesh; None if the mesh does not contain it.
+        position: the position of the rank in the mesh; None if the mesh does not contain it.
         box: that it holds, in elements.
         is_empty: True if the box has no elements.
         empty: dtype -> the piece without elements.
@@ -110,7 +110,7 @@ class _Root(NamedTuple):
     """A state dict, what is known of its DTensors, and of their local tensors in each form of file."""
 
     root: Any
-    dtensors: dict[int, DTensor]  # by the id of the pickled value
+    rows: list[tuple[str, Any]]  # name -> its DTensor, or the pickled value of another kind
     cuts: dict[Cut, Cut]
     locals: dict[int, tuple[Form, dict[int, _Local]]]  # by the id of the form, and of the DTensor
 
@@ -141,24 +141,32 @@ class Reader:
             )
         if id(root) not in self._roots and len(self._roots) == _MOST_ROOTS:
             self._roots.clear()
-        known = self._roots.setdefault(id(root), _Root(root, {}, {}, {}))
+        known = self._roots.get(id(root)) or self._new(root, path)
         _, local = known.locals.setdefault(id(file.form), (file.form, {}))
         resolver = _RankResolver(file, rank, self.meshes, local)
-        dtensors = known.dtensors
         pieces: list[tuple[str, Piece]] = []
-        for name, value in root.items():
-            check_name(name, path)
+        for name, value in known.rows:
             try:
-                if isinstance(value, WrapperRecord) and value.kind == "DTensor":
-                    tensor = dtensors.get(id(value))
-                    if tensor is None:
-                        tensor = dtensors[id(value)] = read_dtensor(value, known.cuts)
-                    pieces.append((name, resolver.dtensor(tensor)))
+                if isinstance(value, DTensor):
+                    pieces.append((name, resolver.dtensor(value)))
                 else:
                     pieces += ((name, piece) for piece in _others(file, value))
             except CkptconvError as error:
                 raise error.within(inside=name, where=path) from error
         return sum(place.nbytes for place in file.form.places.values()), pieces
+
+    def _new(self, root: dict[Any, Any], path: str) -> _Root:
+        """Read what a state dict says that does not depend on the rank."""
+        known = _Root(root, [], {}, {})
+        for name, value in root.items():
+            check_name(name, path)
+            try:
+                is_dtensor = isinstance(value, WrapperRecord) and value.kind == "DTensor"
+                known.rows.append((name, read_dtensor(value, known.cuts) if is_dtensor else value))
+            except CkptconvError as error:
+                raise error.within(inside=name, where=path) from error
+        self._roots[id(root)] = known
+        return known
 
 
 class _RankResolver:
