@@ -16,6 +16,9 @@ from ckptconv.tensors.view import View
 # Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
 _TORCHTITAN = Pattern("layers.{layer}.attention_norm.weight")
 
+_NEOX = Pattern("{layer}.attention.query_key_value.weight")
+_NEOX_SEQUENTIAL = Pattern("sequential.{layer}.attention.query_key_value.weight")
+
 # Every transformer of OLMo-core has it; no module of transformers is named so.
 _OLMO_CORE = Pattern("blocks.{layer}.attention.w_out.weight")
 # Values of `Checkpoint.naming` for nanotron's names; in the second, neighbouring rows of a head rotate together.
@@ -27,6 +30,11 @@ _Made = dict[str, tuple[View, tuple[str, ...]]]
 def has_torchtitan_names(names: Iterable[str]) -> bool:
     """True where the tensors' names are those of torchtitan's own model classes."""
     return any(_TORCHTITAN.match(name) for name in names)
+
+
+def has_neox_names(names: Iterable[str]) -> bool:
+    """True where blocks of a sequential model have GPT-NeoX's attention; Megatron's own layers are called otherwise."""
+    return any(_NEOX.match(name) or _NEOX_SEQUENTIAL.match(name) for name in names)
 
 
 def has_olmo_core_names(names: Iterable[str]) -> bool:
@@ -56,6 +64,11 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         )
 
         return megatron.to_hub(tensors, config)
+    if naming in ("transformers", layered.NAMING) and has_neox_names(tensors):
+        from ckptconv.models import neox
+
+        if neox.are_here(tensors, config):
+            return neox.to_hub(tensors, config)
     if naming == layered.NAMING:
         names = layered.names_of_class({name: view.shape for name, view in tensors.items()}, config)
         return _through_class(_renamed(names, tensors), config, "LAYER.name -> the class's names")

@@ -90,6 +90,7 @@ CASES = {
     "tp2_z0_w2": Case("AutoTP without ZeRO, in fp32", "llama", stage=0, tp=2, dtype="fp32", **RUN),
     "pipe3_z1_w3": Case("three stages, embedding and head tied", "llama_tied", stage=1, pp=3, world=3, **RUN),
     "pipe2_z1_w4": Case("two stages × DP, fp32", "llama", stage=1, pp=2, world=4, dtype="fp32", **RUN),
+    "pipe2_neox_w2": Case("GPT-NeoX's layers, norms and biases", "neox", stage=1, pp=2, **RUN),
     "moe_z1_ep2_w2": Case("experts over two ranks, under Mixtral's config", "mixtral", stage=1, ep=2, **RUN),
     "moe_z2_ep2_w4": Case("experts over two ranks × DP", "mixtral", ep=2, world=4, **RUN),
     "autoep_z1_ep2_w2": Case("AutoEP", "mixtral", stage=1, ep=2, autoep="mixtral", **RUN),

@@ -33,6 +33,14 @@ def build(case: Case, dtype: torch.dtype) -> Any:
         "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
             **SIZES, head_dim=10, num_experts=case.experts, num_experts_per_tok=2, moe_intermediate_size=14
         ),
+        "neox": lambda: transformers.GPTNeoXConfig(
+            **{
+                key: SIZES[key]
+                for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+            },
+            num_attention_heads=6,
+            tie_word_embeddings=False,
+        ),
         "codegen": lambda: transformers.CodeGenConfig(**CODEGEN),
     }
     config = made[case.model]()
@@ -121,6 +129,52 @@ class _Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class _Named(nn.Module):
+    """A module under the name that GPT-NeoX gives it in its layer."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, module)
+        self.name = name
+
+    def forward(self, x: Any) -> Any:
+        return getattr(self, self.name)(x)
+
+
+class _NeoxBlock(nn.Module):
+    """A block of transformers' GPT-NeoX, whose names are GPT-NeoX's own, and the angles as the buffer that it saved."""
+
+    def __init__(self, model: Any, number: int) -> None:
+        super().__init__()
+        block = model.gpt_neox.layers[number]
+        self.attention, self.mlp = block.attention, block.mlp
+        self.input_layernorm, self.post_attention_layernorm = (
+            block.input_layernorm,
+            block.post_attention_layernorm,
+        )
+        self.attention.rotary_emb = nn.Module()
+        self.attention.rotary_emb.register_buffer("inv_freq", torch.arange(3.0))
+        self.angles = [model.gpt_neox.rotary_emb]
+
+    def forward(self, x: Any) -> Any:
+        places = self.angles[0](x, torch.arange(x.shape[1])[None])
+        attended = self.attention(self.input_layernorm(x), attention_mask=None, position_embeddings=places)[0]
+        return x + attended + self.mlp(self.post_attention_layernorm(x))
+
+
+def neox_layers(model: Any) -> list[Any]:
+    """GPT-NeoX's layers: functions, which have no file, are among them (megatron/model/gpt2_model.py, init_specs)."""
+    inner = model.gpt_neox
+    return [
+        _Named("word_embeddings", inner.embed_in),
+        lambda x: x,
+        *(_NeoxBlock(model, number) for number in range(len(inner.layers))),
+        lambda x: x,
+        _Named("norm", inner.final_layer_norm),
+        _Named("final_linear", model.embed_out if hasattr(model, "embed_out") else model.lm_head),
+    ]
+
+
 class _Head(nn.Module):
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -134,6 +188,9 @@ def layers_of(model: Any, stages: int) -> Any:
     """The model as DeepSpeed's pipeline: embedding, blocks, norm, head; a tied head is the embedding once more."""
     from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 
+    loss = lambda x, y: nn.functional.cross_entropy(x.flatten(0, 1).float(), y.flatten())  # noqa: E731
+    if model.config.model_type == "gpt_neox":
+        return PipelineModule(neox_layers(model), num_stages=stages, loss_fn=loss)
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     first: Any = LayerSpec(_Embedding, embedding)
     last: Any = LayerSpec(_Head, head)
@@ -144,5 +201,5 @@ def layers_of(model: Any, stages: int) -> Any:
     return PipelineModule(
         [first, *blocks, model.model.norm, last],
         num_stages=stages,
-        loss_fn=lambda x, y: nn.functional.cross_entropy(x.flatten(0, 1).float(), y.flatten()),
+        loss_fn=loss,
     )

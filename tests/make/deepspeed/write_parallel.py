@@ -142,6 +142,14 @@ def class_names(case: Case, tensors: Tensors) -> Tensors:
     if case.pp == 1:
         return tensors
     count, found = case.layers, {}
+    if case.model == "neox":
+        ends = {"0": "gpt_neox.embed_in.weight", str(count + 4): "embed_out.weight"}
+        for name, value in tensors.items():
+            place, rest = name.split(".", 1)
+            block = f"gpt_neox.layers.{int(place) - 2}.{rest}"
+            norm = f"gpt_neox.final_layer_norm.{rest.removeprefix('norm.')}"
+            found[ends.get(place) or (norm if place == str(count + 3) else block)] = value
+        return found
     for name, value in tensors.items():
         place, rest = name.split(".", 1)
         ends = {
