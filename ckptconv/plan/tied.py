@@ -6,8 +6,8 @@ The config's ties use module names, so a tensor is looked up by its trained name
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError
@@ -54,8 +54,10 @@ def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
         config: the model's config.json.
         equal: compares two stored tensors; it is not called for pairs that share the same stored bytes.
     """
-    if config is None or not facts.says_tied(config):
+    if config is None:
         return Tied(named, config)
+    if not facts.says_tied(config):
+        return _stated_once(Tied(named, config), False)
     hub = {fill.trained[0]: name for name, fill in named.items() if len(fill.trained) == 1}
     hub.update({name: name for name in named})
     kept, left, notes = dict(named), [], []
@@ -73,7 +75,37 @@ def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
             "both are written, tie_word_embeddings is set to false"
         )
         config = untied(config)
-    return Tied(kept, config, tuple(left), tuple(notes))
+    return _stated_once(Tied(kept, config, tuple(left), tuple(notes)), facts.says_tied(config))
+
+
+def _stated_once(found: Tied, is_tied: bool) -> Tied:
+    """Write at the top of config.json what a nested config states of tied heads, if the top states nothing or the opposite.
+
+    Classes of transformers differ: Qwen3-VL and Qwen3.5 read the top alone and take false where it states nothing, InternVL,
+    Gemma 3 and Mistral 3 the top alone and true, Qwen2.5-VL, GLM-4V and LLaVA tie if either is true (transformers 5.23,
+    modeling_utils.py and the models' configs). A model whose nested config alone states it would lose its head, or tie it.
+    """
+    config = found.config or {}
+    stated = [part.get("tie_word_embeddings") for part in parts_of(config)]
+    if all(value is is_tied or value is None for value in stated) and (
+        stated[0] is not None or not _any_stated(stated)
+    ):
+        return found
+    new = copy.deepcopy(config)
+    for part in parts_of(new):
+        if "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = is_tied
+    new["tie_word_embeddings"] = is_tied
+    note = (
+        f"tie_word_embeddings is set to {str(is_tied).lower()} at the top of config.json: the language model's own config "
+        "states it, and some classes of transformers read only the top"
+    )
+    return replace(found, config=new, notes=(*found.notes, note))
+
+
+def _any_stated(values: Sequence[object]) -> bool:
+    """Return True if a nested config states whether the head is tied. values: what each config states, the top first."""
+    return any(value is not None for value in values[1:])
 
 
 def same(one: View, two: View, equal: Equal) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from support.helpers import cli, tensors, unpacked
 
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint
+from ckptconv.commands.planning import plan_for
 from ckptconv.models import lora, megatron
 from ckptconv.models.hub_names import Renamed
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.models.translate import to_trained
+from ckptconv.plan import Options
 from ckptconv.read.reader import read_numpy
 from ckptconv.tensors.view import View, stored
 
@@ -171,6 +174,58 @@ def test_transformers_finds_every_tensor(case: str, tmp_path: Path) -> None:
     kind = getattr(transformers, result.plan.config["architectures"][0])
     _, loading = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(loading.values()), loading
+
+
+TIES = (
+    ("qwen3_5_mcb", None, False),
+    ("glm4v_mcb", False, True),
+    ("glm4v_mcb", None, False),
+    ("internvl_mcb", None, False),
+)
+
+
+@pytest.mark.parametrize(("case", "top", "inside"), TIES)
+def test_a_head_of_its_own_survives_whatever_part_of_the_config_speaks_of_ties(
+    case: str, top: bool | None, inside: bool, tmp_path: Path
+) -> None:
+    """Classes of transformers read the top of config.json, the nested config, or either."""
+    transformers = pytest.importorskip("transformers")
+    hf = Path(shutil.copytree(home(case) / "hf", tmp_path / "hf"))
+    values = config(case)
+    del values["tie_word_embeddings"]
+    values |= {} if top is None else {"tie_word_embeddings": top}
+    values["text_config"]["tie_word_embeddings"] = inside
+    (hf / "config.json").write_text(json.dumps(values))
+    result = merge(home(case) / "run", tmp_path / "out", config=hf)
+    kind = getattr(transformers, result.plan.config["architectures"][0])
+    loaded = kind.from_pretrained(tmp_path / "out").get_output_embeddings().weight.detach().float().numpy()
+    head = next(tensor for name, tensor in hub(case).items() if name.endswith("lm_head.weight"))
+    assert np.array_equal(loaded, head.astype(np.float32))
+    assert any("at the top of config.json" in note for note in result.plan.notes)
+
+
+@pytest.mark.parametrize("top", [None, True])
+def test_a_tie_that_only_the_nested_config_states_is_written_at_the_top(
+    top: bool | None, tmp_path: Path
+) -> None:
+    """Qwen3.5's class takes an untied head where the top states nothing, and would make up a new one."""
+    transformers = pytest.importorskip("transformers")
+    case, hf = "qwen3_5_mcb", Path(shutil.copytree(home("qwen3_5_mcb") / "hf", tmp_path / "hf"))
+    values = config(case)
+    del values["tie_word_embeddings"]
+    values |= {} if top is None else {"tie_word_embeddings": top}
+    values["text_config"]["tie_word_embeddings"] = True
+    (hf / "config.json").write_text(json.dumps(values))
+    checkpoint = open_checkpoint(home(case) / "run")
+    kept = {name: one for name, one in checkpoint.tensors.items() if "output_layer" not in name}
+    plan = plan_for(replace(checkpoint, tensors=kept), Options(), hf)
+    assert plan.config is not None
+    assert plan.config["tie_word_embeddings"] is True
+    assert any("at the top of config.json" in note for note in plan.notes) == (top is None)
+    made = transformers.AutoConfig.for_model(
+        "qwen3_5", **{k: v for k, v in plan.config.items() if k != "model_type"}
+    )
+    assert made.tie_word_embeddings
 
 
 # --- the mark
