@@ -50,7 +50,7 @@ def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Pat
     if not root.exists():
         raise CkptconvError("no such folder", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if not root.is_dir():
-        return huggingface.read_file(root)
+        return one_model(huggingface.read_file(root))
     found = locate(root, known, step)
     if found is None:
         raise nothing(root, known, backend, step)

@@ -35,7 +35,7 @@ class Trainer:
             that order folders of the same step, and `*` is any text: "epoch={epoch}-step={step}*".
         newest: names of step folders that hold the latest step, with or without `{step}`: "last.ckpt".
         marks: files in a run's folder that hold the latest step: its number, or its folder's name.
-        below: folders of a run that hold its steps.
+        below: folders of a run that hold its steps: paths relative to it, in which `*` is any text of one name.
         roles: names of role folders inside a step, and which of them is the trained model.
         not_assets: files and folders that lie next to a model and are not part of it, as shell patterns (`fnmatch`).
         counters: (file of torch.save, key) in a step folder that hold its step, for names without a number.

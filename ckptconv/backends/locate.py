@@ -66,7 +66,7 @@ def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) ->
     backend = _claim(chosen.path, backends)
     if backend:
         return backend, Place(chosen.path, chosen.number, None, remarks=remarks)
-    return _role_in(chosen.path, backends, chosen.number, remarks)
+    return _role_in(chosen.path, backends, chosen.number, remarks) if chosen.path.is_dir() else None
 
 
 def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> Located | None:
@@ -91,6 +91,8 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
 
 def _claim(folder: Path, backends: Sequence[Backend]) -> Backend | None:
     """The first backend that reads files of this folder itself, or None."""
+    if not folder.is_dir():  # a step in one file, which only the backend of whole models reads
+        backends = [backend for backend in backends if not backend.IS_SHARDED]
     return next((backend for backend in backends if backend.is_mine(folder)), None)
 
 

@@ -100,10 +100,15 @@ def step_folders(run: Path) -> list[StepFolder]:
     """The step folders of a run, ordered by step, epoch, version and name; the latest one is the last."""
     found = [
         StepFolder(path, name, _counted(path) if name.number is None else name.number)
-        for path in run.iterdir()
-        if path.is_dir() and (name := step_of(path)) is not None
+        for path in (run.iterdir() if run.is_dir() else ())
+        if (path.is_dir() or _is_file_of_a_step(path)) and (name := step_of(path)) is not None
     ]
     return sorted(found, key=lambda step: (step.name.is_newest, step.name.order, step.path.name))
+
+
+def _is_file_of_a_step(path: Path) -> bool:
+    """True for a whole checkpoint in one file of torch.save, as Lightning writes it without sharding."""
+    return path.suffix == ".ckpt" and path.is_file()
 
 
 def steps_of(run: Path) -> dict[int, Path]:
@@ -121,7 +126,8 @@ def run_of(path: Path) -> Path:
     if step_folders(path):
         return path
     names = dict.fromkeys(name for trainer in registry.trainers() for name in trainer.below)
-    below = [path / name for name in names if (path / name).is_dir() and step_folders(path / name)]
+    found = (folder for name in names for folder in sorted(path.glob(name)))
+    below = [folder for folder in found if folder.is_dir() and step_folders(folder)]
     if len(below) > 1:
         raise several("folders of steps", below, path)
     return below[0] if below else path
@@ -187,11 +193,12 @@ def is_role(name: str) -> bool:
 
 
 def _counted(step: Path) -> int | None:
-    """The step by a trainer's own counter in the folder (`Trainer.counters`), or None."""
+    """The step by a trainer's own counter in the folder (`Trainer.counters`) or in a step's one file, or None."""
     for trainer in registry.trainers():
         for file, key in trainer.counters:
+            path = step / file if step.is_dir() else step
             try:
-                root = open_torch_zip(str(step / file)).root if (step / file).is_file() else None
+                root = open_torch_zip(str(path)).root if path.is_file() else None
             except CkptconvError:  # the number only orders and labels the steps
                 continue
             if isinstance(root, dict) and type(root.get(key)) is int:
@@ -277,7 +284,7 @@ def several(what: str, folders: Iterable[Path], parent: Path) -> CkptconvError:
     return CkptconvError(
         f"there are several {what} here, and none is more likely than the others",
         where=parent,
-        found=", ".join(path.name for path in paths[:_SHOWN]) + more,
+        found=", ".join(str(path.relative_to(parent)) for path in paths[:_SHOWN]) + more,
         hint=f"name the one that you want, for example {paths[0]}",
         kind=Kind.USAGE,
     )

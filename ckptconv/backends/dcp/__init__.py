@@ -55,7 +55,8 @@ TRAINERS = (
         ),
         newest=("last.ckpt", "last-v{version}.ckpt"),
         counters=(("meta.pt", "global_step"), ("meta.pt", "step")),
-        below=("checkpoints",),
+        below=("checkpoints", "version_*/checkpoints", "lightning_logs/version_*/checkpoints"),
+        not_assets=("lightning_logs", "hparams.yaml"),
     ),
     Trainer(name="OLMo-core", steps=("step{step}",), not_assets=("train",)),  # olmo_core/train/checkpoint.py
     Trainer(name="Composer", steps=("ep{epoch}-ba{step}",)),  # composer/callbacks/checkpoint_saver.py

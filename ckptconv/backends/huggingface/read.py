@@ -39,6 +39,8 @@ _TRAINER_STATE = "trainer_state.json"
 
 def is_mine(folder: Path) -> bool:
     """True for a folder that holds a model's weights under the names that transformers, PEFT or accelerate give."""
+    if folder.is_file():  # a step of Lightning's without sharding
+        return folder.suffix == ".ckpt"
     try:
         return choose(folder) is not None
     except CkptconvError:
@@ -57,6 +59,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         CkptconvError: the index and the files disagree, or a file violates its format.
     """
     folder = place.folder
+    if folder.is_file():
+        return read_file(folder, place)
     if also:
         raise CkptconvError(
             "--also is only for rank files, and this is a model folder", where=also[0], kind=Kind.USAGE
@@ -71,17 +75,19 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     )
 
 
-def read_file(path: Path) -> Checkpoint:
-    """Read one file of weights. The model's config.json is expected in the same folder.
+def read_file(path: Path, place: Place | None = None) -> Checkpoint:
+    """Read one file of weights. The model's config.json is expected in the same folder, or for a state dict above it.
 
     Args:
         path: the file.
+        place: the step that its name says; None if the user named the file.
 
     Raises:
         CkptconvError: the file is one of a set, or violates its format.
     """
     chosen, folder = one_file(path), path.parent
-    return assemble(folder, chosen, [_opened(path, folder)], folder, Place(folder, None, None))
+    place = place or Place(folder, None, None)
+    return assemble(folder, chosen, [_opened(path, folder)], folder, place, notes=tuple(place.notes()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def one_file(path: Path) -> Chosen:
             hint="name the checkpoint's folder",
             kind=Kind.NOT_A_CHECKPOINT,
         )
-    return Chosen((path.name,), is_state=path.name in _FULL)
+    return Chosen((path.name,), is_state=path.name in _FULL or path.suffix == ".ckpt")
 
 
 def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:
