@@ -246,6 +246,22 @@ def test_a_table_by_source_is_reported_by_merge_and_inspect(tmp_path: Path) -> N
     assert "no real checkpoint has confirmed it" in cli("inspect", run).flat
 
 
+# --- gates in rank files
+
+
+def test_rank_files_without_a_gate_are_refused_for_a_table_with_one(tmp_path: Path) -> None:
+    case = "nemotron_mlm_legacy"
+    found = open_checkpoint(home(case) / "run")
+    name = "decoder.layers.0.mlp.linear_fc1.weight"
+    assert found.tensors[name].placement == "ungated Shard(0)"
+    values = config(case) | {"model_type": "llama"}
+    with pytest.raises(CkptconvError, match="whether the MLP has a gate"):
+        megatron.agree(found, values)
+    gated = replace(found.tensors[name], placement="gated Shard(0)")
+    with pytest.raises(CkptconvError, match="whether the MLP has a gate"):
+        megatron.agree(replace(found, tensors={**found.tensors, name: gated}), config(case))
+
+
 # --- adapters on the new operations
 
 ADAPTED = {
