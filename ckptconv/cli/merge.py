@@ -304,5 +304,7 @@ def command(
     record = show.record(result)
     if not (pushing and json):  # with both, the push prints one JSON document
         sink.result(show.done(result), record, quiet=str(target))
+        if not pushing and (then := show.next_command(result, choices["config"], choices["base"])):
+            sink.phase("Next", then)
     if pushing:
         push_and_show(sink, target, str(upload), record, private=private)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from shlex import quote
 from typing import Any
 
@@ -76,19 +77,27 @@ def done(result: Merged) -> RenderableType:
         return dry_run(result)
     plan, rate = result.plan, result.plan.nbytes / max(result.seconds, 1e-9)
     resumed = f"   {files_of(len(result.resumed))} resumed from an earlier run" if result.resumed else ""
-    source = plan.checkpoint.root
-    after = (
-        ""
-        if plan.is_adapter
-        else f"\n  next: ckptconv verify {quote(str(result.target))} --against {quote(str(source))}"
-    )
     return Text.assemble(
         (f"{OK} ", "green"),
         (str(result.target), "bold"),
         f"   {size(plan.nbytes)} in {files(plan)}   {seconds(result.seconds)} ({size(rate)}/s)"
         f"   peak memory {size(result.peak_memory)}{resumed}",
-        (after, "dim"),
     )
+
+
+def next_command(result: Merged, config: object = None, base: object = None) -> str | None:
+    """The command to type next; None after a dry run and for an adapter, whose checkpoint is no model.
+
+    Args:
+        result: the merge.
+        config: the value of --config, which the checkpoint needs again.
+        base: the value of --base.
+    """
+    if result.dry_run or result.plan.is_adapter:
+        return None
+    needs = [(flag, value) for flag, value in (("--config", config), ("--base", base)) if value is not None]
+    words = ["ckptconv", "verify", result.target, "--against", result.plan.checkpoint.root, *chain(*needs)]
+    return " ".join(quote(str(word)) for word in words)
 
 
 def dry_run(result: Merged) -> RenderableType:

@@ -25,6 +25,7 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 SCHEMA = 1  # of the JSON documents; docs/reference.md says when it grows
+_ENDLESS = 10_000  # columns where no terminal has a width
 OK, NO, WARN = "✓", "✗", "!"
 
 
@@ -57,8 +58,16 @@ class Sink:
         elif self.quiet:
             if quiet:
                 self.out.text(printable(quiet))
-        else:
-            self.out.print(shown, soft_wrap=isinstance(shown, Text))  # a path is not wrapped
+        elif isinstance(shown, Text):
+            self.out.print(shown, soft_wrap=True)  # a path is not wrapped
+        elif self.out.is_terminal or os.environ.get("COLUMNS"):
+            self.out.print(shown)
+        else:  # a file or a pipe: nothing is wrapped, so that names stay whole for grep
+            width, self.out.width = self.out.width, _ENDLESS
+            with self.out.capture() as captured:
+                self.out.print(shown)
+            self.out.width = width
+            self.out.text("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def phase(self, word: str, text: str) -> None:
         """Print a line on the current phase: `Reading   Megatron tp 2 × pp 2`."""

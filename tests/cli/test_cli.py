@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -81,13 +82,15 @@ def test_merge_writes_its_result_to_stdout_and_its_phases_to_stderr(made: Made, 
     assert ran.out.startswith(f"✓ {tmp_path / 'out'} ")
     assert "in 1 file" in ran.out
     assert len(ran.out.splitlines()) == 1
-    first, planning, dtype, config, note, writing = ran.err.splitlines()
+    first, planning, dtype, config, note, writing, after = ran.err.splitlines()
     assert first == "Reading   verl FSDP2, one file per rank · mesh fsdp 4 · step 7 · actor: Qwen2ForCausalLM"
     assert planning.startswith("Planning  55 tensors → 27 tensors, ")
     assert dtype.startswith("Dtype     float32 → bfloat16 ")
     assert config.startswith("Config    torch_dtype, ")
     assert note.startswith("! LoRA weights of 14 modules are merged")
     assert writing.startswith("Writing   ")
+    assert after == f"Next      ckptconv verify {tmp_path / 'out'} --against {made('lora_w4') / ROLE}"
+    assert cli(*shlex.split(after)[2:]).code == 0, "it works when it is pasted"
 
 
 def test_merge_quiet_prints_the_path_and_nothing_else(made: Made, tmp_path: Path) -> None:
@@ -128,7 +131,8 @@ def test_inspect_quiet_prints_the_folder_that_was_found(made: Made) -> None:
 def test_an_error_under_json_is_one_document_too(tmp_path: Path, name: str) -> None:
     ran = cli(name, tmp_path, *([tmp_path / "out"] if name == "merge" else []), "--json")
     assert ran.code == 2
-    assert json.loads(ran.out) == {"error": {"what": "the folder is empty", "in": str(tmp_path), "code": 2}}
+    error = {"what": "the folder is empty", "in": str(tmp_path), "code": 2, "kind": "not_a_checkpoint"}
+    assert json.loads(ran.out) == {"schema": 1, "error": error}
 
 
 def test_brackets_in_paths_and_names_are_not_eaten(made: Made, tmp_path: Path) -> None:

@@ -94,3 +94,19 @@ def test_an_encoding_that_lacks_our_glyphs_does_not_change_the_exit_code(
     assert "\\u" not in shown
     if encoding == "ascii" and words == ("inspect", RUN):
         assert "+ complete" in shown
+
+
+def test_a_pipe_gets_whole_names_and_no_padding(tmp_path: Path) -> None:
+    """For grep and for logs: only a terminal, or COLUMNS, has a width."""
+    from safetensors.torch import save_file
+    from torch import ones
+
+    name = "model." + ".".join(f"a_rather_long_part_{number}" for number in range(12)) + ".weight"
+    (tmp_path / "model").mkdir()
+    save_file({name: ones(2, 3)}, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "odd", "architectures": ["Odd"]}')
+    ran = limited("true", "inspect", tmp_path / "model")
+    assert any(name in line for line in ran.out.splitlines())
+    assert not any(line.endswith(" ") for line in ran.out.splitlines())
+    narrow = limited("export COLUMNS=60", "inspect", tmp_path / "model")
+    assert max(map(len, narrow.out.splitlines())) <= 60

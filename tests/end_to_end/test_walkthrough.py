@@ -40,7 +40,7 @@ def test_every_line_works(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert ran.code == 0, (words, ran.err)
         said.append(ran.out)
     assert f"✓ {hub.url}/alice/name   " in said[5]
-    assert said[6] == f"✓ {hub.url}/alice/name   already up to date\n"
+    assert said[6] == f"✓ {hub.url}/alice/name   already up to date   private\n"
     assert "Hugging Face model on the Hub" in said[7]
     assert set(hub.store.repos) == {"alice/name", "alice/name-2"}
     card = hub.store.repos["alice/name"].file("main", "README.md").data or b""
