@@ -61,9 +61,9 @@ PROVEN = {
     "bailing_moe", "deepseek", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5", "ernie4_5_moe",
     "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "glm4_moe", "glm4_moe_lite", "glm4v", "glm4v_moe",
     "glm_moe_dsa", "gpt_oss", "hy_v3", "internlm3", "internvl", "internvl_chat", "kimi_k2", "kimi_k25", "kimi_vl",
-    "llama", "llama4", "mimo", "minicpmv4_6", "minimax_m2", "mistral", "mixtral", "nemotron", "nemotron_h", "olmoe",
-    "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
-    "qwen3_next", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "seed_oss",
+    "llama", "llama4", "mimo", "minicpmv4_6", "minimax_m2", "mistral", "mistral3", "mixtral", "nemotron", "nemotron_h",
+    "olmoe", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe",
+    "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "seed_oss",
 }  # fmt: skip
 
 

@@ -153,6 +153,13 @@ def by_megatron_bridge(case: Any) -> Loaded:
     provider.bf16 = True
     if case.pad:
         provider.make_vocab_size_divisible_by, provider.should_pad_vocab = case.pad, True
+    if case.family == "mistral3":  # Megatron-Bridge knows the published sizes of heads only
+        text = bridge.hf_pretrained.config.text_config
+        provider.num_attention_heads, provider.num_query_groups = (
+            text.num_attention_heads,
+            text.num_key_value_heads,
+        )
+        provider.kv_channels = text.head_dim
     if hasattr(provider, "q_lora_rank"):  # Megatron-Bridge takes null for "the default"
         provider.q_lora_rank = bridge.hf_pretrained.config.q_lora_rank
     if mtp := getattr(bridge.hf_pretrained.config, "num_nextn_predict_layers", 0):

@@ -489,6 +489,7 @@ NEW: dict[str, New] = {
                 "model_type": "ministral3",
                 "head_dim": 8,
                 "num_hidden_layers": 2,
+                "rms_norm_eps": 1e-5,
                 "vocab_size": 90,
                 "rope_parameters": YARN,
             },

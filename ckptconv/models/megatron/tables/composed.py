@@ -195,9 +195,7 @@ COMPOSED = {
         around("Llama 4", OWN, OWN_HEAD, *as_named("vision_model", "multi_modal_projector"), language=LLAMA4),
         "mcore-bridge",
     ),
-    "mistral3": by_source(
-        "Mistral 3 / Ministral 3", MISTRAL3, "Megatron-Bridge, ministral3/ministral3_bridge.py"
-    ),
+    "mistral3": proven("Mistral 3 / Ministral 3", MISTRAL3, "Megatron-Bridge"),
     "ovis2_5": by_source(
         "Ovis 2.5",
         around("Ovis 2.5", "llm.model.", "llm.lm_head.", *as_named("visual_tokenizer", "vte")),
