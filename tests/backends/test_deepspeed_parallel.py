@@ -18,7 +18,11 @@ from ckptconv.read.replicas import require_equal
 CASES = sorted(
     match[1]
     for path in FIXTURES.glob("deepspeed_*.tar.xz")
-    if (match := re.match(r"deepspeed_((tp\d|pipe\d|moe_z\d_ep|autoep).*)\.tar\.xz", path.name))
+    if (
+        match := re.match(
+            r"deepspeed_((tp\d|universal_(?:tp|pipe)|pipe\d|moe_z\d_ep|autoep).*)\.tar\.xz", path.name
+        )
+    )
 )
 OPTIM = "zero_pp_rank_{}_mp_rank_{:02d}_optim_states.pt"
 _EXPERT = re.compile(r"mlp\.moe\.deepspeed_moe\.experts\.deepspeed_experts\.")
@@ -116,6 +120,14 @@ def test_stages_store_a_tied_embedding_twice_and_both_are_compared() -> None:
     checkpoint = open_checkpoint(run_of("pipe3_z1_w3"))
     assert len(checkpoint.tensors["0.weight"].replicas) == 1
     require_equal(checkpoint)
+
+
+def test_a_universal_checkpoint_of_a_pipeline_has_no_layer_files(tmp_path: Path) -> None:
+    """ds_to_universal leaves them out, so a shared module is known by its key alone: it is layer 0."""
+    run = run_of("universal_pipe2_z1_w2")
+    merge(run, tmp_path / "out", options=Options(dtype="keep"))
+    assert_equal(tensors(tmp_path / "out"), truth("universal_pipe2_z1_w2"))
+    assert "tied_modules.embed.weight" in {path.name for path in run.glob("*_universal/zero/*")}
 
 
 def test_layers_that_no_class_has_are_read_under_their_numbers(tmp_path: Path) -> None:

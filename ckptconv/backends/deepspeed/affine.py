@@ -240,7 +240,7 @@ def check_known(names: Sequence[str], reasons: Mapping[str, str], where: str) ->
         "the checkpoint does not say how a parameter is cut over its tensor parallel ranks",
         where=where,
         found=listed(names, 3) + (f": {reason}" if reason else ""),
-        wanted="an affine map, which DeepSpeed 0.19.6 and later save",
+        wanted="an affine map, as DeepSpeed 0.19.8 saves it (0.19.4 does not)",
         hint="save it again with a DeepSpeed that records the layout, or export it with save_16bit_model",
         kind=Kind.UNSUPPORTED,
     )

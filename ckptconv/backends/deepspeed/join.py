@@ -48,6 +48,8 @@ def joined(files: Files, slices: Slices) -> Joined:
     if files.layers:
         return _pipeline(files, slices)
     layout = first.masters.layout
+    if slices.degrees.pp > 1 and first.masters.universal and slices.degrees.tp == 1:
+        return _universal_pipeline(files, slices)
     if slices.degrees.pp > 1:
         raise Incomplete(
             "the layer files of a pipeline are missing from the checkpoint",
@@ -107,8 +109,9 @@ def _tensor_parallel(slices: Slices) -> tuple[dict[str, StoredTensor], dict[str,
     main = slices.ranks[0].model
     where, layouts = main.main.path, slices.layouts
     whole = slices.ranks[0].masters.views if slices.ranks[0].masters.universal else {}
+    elsewhere = {*whole, *(name for name, source in main.shared.items() if source in whole)}
     held = [
-        each.model.tensors({} if whole else each.masters.views, each.masters.placement)
+        each.model.tensors({} if whole else each.masters.views, each.masters.placement, elsewhere)
         for each in slices.ranks
     ]
     buffers = main.buffers
@@ -117,14 +120,13 @@ def _tensor_parallel(slices: Slices) -> tuple[dict[str, StoredTensor], dict[str,
     affine.check_known(
         [name for name in unknown if name not in aliases], affine.unsupported(main.root, main.main), where
     )
-    tensors: dict[str, StoredTensor] = {}
+    tensors = {name: StoredTensor(view) for name, view in whole.items()}
+    tensors |= {name: tensors[main.shared[name]] for name in elsewhere if name not in tensors}
     for name in held[0]:
         parts = [_part(each, name, where) for each in held]
         source = aliases.get(name, name)
         if source in tensors:
             tensors[name] = tensors[source]
-        elif source in whole:
-            tensors[name] = StoredTensor(whole[source])
         elif source in layouts:
             tensors[name] = affine.joined(name, layouts[source], parts, where)
         else:
@@ -135,6 +137,33 @@ def _tensor_parallel(slices: Slices) -> tuple[dict[str, StoredTensor], dict[str,
         for name in copies[0]
         if all(name in each for each in copies) and name in layouts
     }
+
+
+def _universal_pipeline(files: Files, slices: Slices) -> Joined:
+    """Return a universal checkpoint's layers: ds_to_universal leaves the layer files out, and masters say all.
+
+    The one shared module is the first layer's, if no parameter of that layer is stored under its own name.
+    """
+    views = {name: view for each in slices.ranks for name, view in each.masters.views.items()}
+    keys = {name.split(".")[1] for name in views if name.startswith("tied_modules.")}
+    if len(keys) > 1 or (keys and any(name.startswith("0.") for name in views)):
+        raise CkptconvError(
+            "a universal checkpoint does not say which layers its shared modules are",
+            where=files.folder,
+            found=listed(sorted(keys)),
+            hint="convert the checkpoint that it was made from",
+            kind=Kind.UNSUPPORTED,
+        )
+    tied = f"tied_modules.{next(iter(keys), '')}."
+    tensors = {
+        f"0.{name.removeprefix(tied)}" if name.startswith(tied) else name: StoredTensor(view)
+        for name, view in views.items()
+    }
+    for each in slices.ranks:
+        if each.masters.universal:
+            each.masters.universal.check_names(views)
+    layout = f"{slices.ranks[0].masters.layout}, {slices.degrees.pp} pipeline stages"
+    return Joined(layout, tensors, {}, (), "pipeline")
 
 
 def _part(tensors: Mapping[str, StoredTensor], name: str, where: str) -> StoredTensor:
@@ -167,12 +196,18 @@ def _without_masters(
     slices: Slices, held: Mapping[str, StoredTensor], copies: Mapping[str, View]
 ) -> Iterator[str]:
     """Yield a note on layers of which no optimizer has a weight: they may be frozen, or files of another save."""
-    frozen = {name for each in slices.ranks for name in each.model.frozen_names}
-    trained = {name.partition(".")[0] for name in (*held, *frozen)}
-    others = {name.partition(".")[0] for name in copies} - trained
-    buffers = {name for each in slices.ranks for name in each.model.buffers}
+    known = set(held)
+    for each in slices.ranks:
+        known |= each.model.frozen_names | each.model.buffers
+    trained = {
+        name.partition(".")[0] for name in known - set().union(*(r.model.buffers for r in slices.ranks))
+    }
     layers = sorted(
-        int(layer) for layer in others if any(n not in buffers for n in copies if n.startswith(f"{layer}."))
+        {
+            int(layer)
+            for name in copies
+            if name not in known and (layer := name.partition(".")[0]) not in trained
+        }
     )
     if held and layers:
         yield (

@@ -6,6 +6,8 @@ are whole in it, trained parameters are empty, and frozen ones are cut.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -65,7 +67,7 @@ class ModelFiles:
         """Return False for a stage of a pipeline, whose layers have files of their own."""
         return self.root.get("module") is not None
 
-    @property
+    @cached_property
     def buffers(self) -> set[str]:
         """Return the names of the persistent buffers."""
         return {name for name in items(self.root.get("buffer_names")) if isinstance(name, str)}
@@ -119,17 +121,20 @@ class ModelFiles:
         prefixes = [layer.get("expert_key_prefix") for layer in self.autoep_layers]
         return {f"{prefix}.{weight}" for prefix in prefixes for weight in ("w1", "w2", "w3")}
 
-    def tensors(self, trained: dict[str, View], placement: str) -> dict[str, StoredTensor]:
+    def tensors(
+        self, trained: dict[str, View], placement: str, leave: Collection[str] = ()
+    ) -> dict[str, StoredTensor]:
         """Return every tensor of the model in the module's order.
 
         Args:
             trained: the master weights, by name.
             placement: how the master weights are cut, as text.
+            leave: names that the caller has from elsewhere.
 
         Raises:
             CkptconvError: neither the partitions nor the model files hold a parameter.
         """
-        aside = self._routers()
+        aside = self._routers() | set(leave)
         module = {name: value for name, value in _module(self.main).items() if name not in aside}
         frozen = self._frozen(module)
         known = {name: StoredTensor(view, placement) for name, view in trained.items()} | frozen
@@ -155,7 +160,9 @@ class ModelFiles:
             else:
                 found[name] = self._own(name, value)
         found |= {name: tensor for name, tensor in known.items() if name not in found}
-        tied = {name: known[source] for name, source in shared.items() if source in known}
+        tied = {
+            name: known[source] for name, source in shared.items() if source in known and name not in aside
+        }
         return found | {name: tensor for name, tensor in tied.items() if name not in found}
 
     def low_precision(self, trained: dict[str, View]) -> dict[str, View]:

@@ -7,7 +7,8 @@ accelerate's NAME/pytorch_model/. Contents: deepspeed/runtime/engine.py (`_commo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -95,7 +96,7 @@ def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
 
 
 def _rank_files(files: Files, slices: Slices) -> Iterator[RankFile]:
-    degrees = slices.degrees
+    degrees, stage_of = slices.degrees, _stages(slices)
     many = len(degrees.mesh.shape) > 1 or degrees.dp == 1
     found = [
         (mp, rank, str(path))
@@ -103,28 +104,31 @@ def _rank_files(files: Files, slices: Slices) -> Iterator[RankFile]:
         for mp, paths in kind.items()
         for rank, path in paths.items()
     ]
-    found += [
-        (_stage(files, slices, layer) * degrees.tp + tp, 0, str(path))
-        for (layer, tp), path in files.layers.items()
-    ]
+    found += [(stage_of(layer) * degrees.tp + tp, 0, str(path)) for (layer, tp), path in files.layers.items()]
     found += [
         (mp, _holder(slices, layer, expert), str(path)) for (layer, expert, mp), path in files.experts.items()
     ]
     found += [(0, 0, str(path)) for path in files.expert_optim]
     if files.universal:
-        found += [(0, 0, file) for view in slices.ranks[0].masters.views.values() for file in view.files]
+        masters = {
+            file for each in slices.ranks for view in each.masters.views.values() for file in view.files
+        }
+        found += [(0, 0, file) for file in masters]
     for mp, rank, path in found:
         coordinate = degrees.coordinate(mp, rank) if many else ()
         yield RankFile(degrees.rank(mp, rank), path, Path(path).stat().st_size, coordinate)
 
 
-def _stage(files: Files, slices: Slices, layer: int) -> int:
-    """The stage that saved a layer: the one whose optimizer has a parameter of it, or of a layer before it."""
-    for number in range(layer, -1, -1):
-        for each in slices.ranks:
-            if any(name.startswith(f"{number}.") for name in each.masters.views):
-                return each.mp // slices.degrees.tp
-    return 0
+def _stages(slices: Slices) -> Callable[[int], int]:
+    """Return a function from a layer to its stage: that of the nearest layer with masters, not after it."""
+    known: dict[int, int] = {}
+    for each in slices.ranks:
+        for name in each.masters.views:
+            layer = name.partition(".")[0]
+            if layer.isdigit():
+                known[int(layer)] = each.mp // slices.degrees.tp
+    layers = sorted(known)
+    return lambda layer: known[layers[at - 1]] if (at := bisect_right(layers, layer)) else 0
 
 
 def _holder(slices: Slices, layer: int, expert: int) -> int:
@@ -144,9 +148,8 @@ def _skipped(files: Files, slices: Slices, model: Joined) -> Iterator[Skipped]:
     yield Skipped("partition padding", flat - cut, "belongs to no tensor")
     first = slices.ranks[0].masters
     if first.universal:
-        yield Skipped(
-            "optimizer states and copies", first.universal.rest(first.views), "not part of the model"
-        )
+        known = {name for each in slices.ranks for name in each.masters.views}
+        yield Skipped("optimizer states and copies", first.universal.rest(known), "not part of the model")
     opened = [file for each in slices.ranks for file in each.model.files.values()] + list(model.files)
     rest = _held(opened) - sum(used.get(file.path, 0) for file in opened)
     if files.partitioned:

@@ -88,6 +88,8 @@ CASES = {
     "tp3_z2_w6": Case("AutoTP × DP, biases, fp16", "qwen2", tp=3, world=6, dtype="fp16", **RUN),
     "tp2_z3_w4": Case("AutoTP × DP at stage 3, tied", "llama_tied", stage=3, tp=2, world=4, zero=SMALL, **RUN),
     "tp2_z0_w2": Case("AutoTP without ZeRO, in fp32", "llama", stage=0, tp=2, dtype="fp32", **RUN),
+    "universal_tp2_z1_w2": Case("universal, of AutoTP", "llama", stage=1, tp=2, universal=True, **RUN),
+    "universal_pipe2_z1_w2": Case("universal, of a pipeline", "llama_tied", stage=1, pp=2, universal=True, **RUN),
     "pipe3_z1_w3": Case("three stages, embedding and head tied", "llama_tied", stage=1, pp=3, world=3, **RUN),
     "pipe2_z1_w4": Case("two stages × DP, fp32", "llama", stage=1, pp=2, world=4, dtype="fp32", **RUN),
     "pipe2_neox_w2": Case("GPT-NeoX's layers, norms and biases", "neox", stage=1, pp=2, **RUN),
