@@ -58,6 +58,14 @@ def command(
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="For --logits: cpu, cuda, cuda:1 or mps.")
     ] = "cpu",
+    python: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--python",
+            metavar="PYTHON",
+            help="For --logits: also run MODEL in another environment, with its python, and compare.",
+        ),
+    ] = None,
     backend: o.Backend = None,
     step: o.Step = None,
     also: o.Also = None,
@@ -105,6 +113,7 @@ def command(
             logits=logits,
             prompt=PROMPT if prompt is None else prompt,
             device=device,
+            python=python,
             backend=backend,
             step=step,
             also=also or (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ckptconv.commands.verify.model_runner import Ran, Runner, Unanswered, check_device
@@ -23,7 +24,8 @@ def behaviour_layer(
     device: str,
     tolerant: bool,
     on_phase: Callable[[str], None] | None,
-) -> Layer:
+    python: str | Path | None = None,
+) -> list[Layer]:
     """Run one side, or both, and compare them.
 
     Args:
@@ -33,9 +35,10 @@ def behaviour_layer(
         device: where to run it, as torch names it.
         tolerant: the logits may differ by more than rounding if they lead to the same tokens.
         on_phase: called with a sentence when a new phase begins.
+        python: the interpreter of another environment in which the target is run as well.
 
     Raises:
-        CkptconvError: torch has no such device, or a checkpoint cannot be merged.
+        CkptconvError: torch has no such device, a checkpoint cannot be merged, or `python` cannot run a model.
     """
     proves = _ALONE if theirs is None else _AGAINST
     check_device(device)
@@ -45,9 +48,14 @@ def behaviour_layer(
         second = None if theirs is None else runner.run(theirs, ours)
     except Unanswered as why:
         if why.wrong:
-            return Layer("behaviour", False, proves, "it cannot be run", (Problem(why.name, why.reason),))
-        return Layer("behaviour", None, "", f"skipped: {why.reason}")
-    return _alone(first, runner) if second is None else _compared(first, second, runner, tolerant)
+            return [Layer("behaviour", False, proves, "it cannot be run", (Problem(why.name, why.reason),))]
+        return [Layer("behaviour", None, "", f"skipped: {why.reason}")]
+    layers = [_alone(first, runner) if second is None else compared(first, second, runner, tolerant)]
+    if python is not None:
+        from ckptconv.commands.verify.elsewhere import elsewhere_layer
+
+        layers.append(elsewhere_layer(ours, first, runner, prompt, python, on_phase))
+    return layers
 
 
 def _alone(ran: Ran, runner: Runner) -> Layer:
@@ -70,14 +78,16 @@ def _alone(ran: Ran, runner: Runner) -> Layer:
     return Layer("behaviour", not problems, _ALONE, found, tuple(problems), tuple(notes))
 
 
-def _compared(ours: Ran, theirs: Ran, runner: Runner, tolerant: bool) -> Layer:
+def compared(
+    ours: Ran, theirs: Ran, runner: Runner, tolerant: bool, whose: str = "the reference's "
+) -> Layer:
     """The layer for two sides: the logits agree up to rounding, and the greedy continuations are equal."""
     import numpy as np
 
-    problems = [*runner.problems, *_problems(ours, ""), *_problems(theirs, "the reference's ")]
+    problems = [*runner.problems, *_problems(ours, ""), *_problems(theirs, whose)]
     notes = [*runner.notes]
     if ours.logits.shape != theirs.logits.shape:
-        problem = f"shape {ours.logits.shape}, the reference's {theirs.logits.shape}"
+        problem = f"shape {ours.logits.shape}, {whose}{theirs.logits.shape}"
         return Layer("behaviour", False, _AGAINST, "other logits", (*problems, Problem("logits", problem)))
     with np.errstate(invalid="ignore"):
         delta = np.abs(ours.logits - theirs.logits)
@@ -96,7 +106,7 @@ def _compared(ours: Ran, theirs: Ran, runner: Runner, tolerant: bool) -> Layer:
     if not (largest <= rounding or tolerant) or not likeliest.all():
         problems.append(Problem("logits", f"differ by up to {largest:.3g}, {agree}"))
     if apart is not None:
-        problem = f"differs from the reference's from token {apart + 1} of {len(ours.text)} on"
+        problem = f"differs from {whose}from token {apart + 1} of {len(ours.text)} on"
         problems.append(
             Problem("greedy text", problem, f"{runner.decoded(ours.text)} / {runner.decoded(theirs.text)}")
         )

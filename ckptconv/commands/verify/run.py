@@ -27,7 +27,7 @@ from ckptconv.commands.verify.sides import (
     under_hub_names,
 )
 from ckptconv.commands.verify.strange import sanity_layer
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.plan import Dtype, Options
@@ -45,6 +45,7 @@ def verify(
     logits: bool = False,
     prompt: str = PROMPT,
     device: str = "cpu",
+    python: str | Path | None = None,
     backend: str | None = None,
     step: Step | None = None,
     also: Sequence[str | Path] = (),
@@ -73,6 +74,7 @@ def verify(
             checkpoint is merged into a temporary folder for this.
         prompt: the text to run.
         device: where to run it: "cpu", "cuda", "cuda:1" or "mps".
+        python: the interpreter of another environment with torch and transformers, in which the target is run as well.
         backend: see `SourceSpec`. Like `step`, `also` and `config` it belongs to the target, or to the reference if the
             target is a model folder.
         step: see `SourceSpec`.
@@ -98,6 +100,12 @@ def verify(
     begun = time.monotonic()
     if logits:
         require_packages("verify --logits", "torch", "transformers", "accelerate")
+    if python is not None and not logits:
+        raise CkptconvError(
+            "--python runs the model in another environment, and --logits is not given",
+            hint="add --logits, or omit --python",
+            kind=Kind.USAGE,
+        )
     Options(dtype=dtype)  # an invalid dtype is refused before anything is downloaded
     reference = None if against is None else _spec(against, revision)
     asked = _spec(target, revision if against is None else None)
@@ -153,7 +161,7 @@ def verify(
         from ckptconv.commands.verify.behaviour import behaviour_layer
 
         running = teller(on_progress, "run")
-        layers.append(behaviour_layer(ours, theirs, prompt, device, bool(atol or rtol), running))
+        layers += behaviour_layer(ours, theirs, prompt, device, bool(atol or rtol), running, python)
     return _result(
         asked,
         reference,
