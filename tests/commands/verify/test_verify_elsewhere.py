@@ -1,4 +1,4 @@
-"""verify --logits --python: the same prompt in another environment. The other one here is this one's Python, started anew."""
+"""verify --logits --python: the same prompt in another environment; here that is this one's Python, started anew."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def test_another_reading_of_the_config_is_found(made: Made, tmp_path: Path) -> N
     """An environment whose transformers reads another rotary base, as transformers 4 does."""
     ckptconv.merge(made("fsdp2_w4"), tmp_path / "out", dtype="keep")
     other = tmp_path / "python"
-    other.write_text(
-        f'#!/bin/sh\nsed -i \'s/"rope_theta": [0-9.]*/"rope_theta": 3.0/\' {tmp_path}/out/config.json\nexec {sys.executable} "$@"\n'
-    )
+    edit = f'sed -i \'s/"rope_theta": [0-9.]*/"rope_theta": 3.0/\' {tmp_path}/out/config.json'
+    other.write_text(f'#!/bin/sh\n{edit}\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
     found = ckptconv.verify(tmp_path / "out", logits=True, python=other)
     layer = found.layer("elsewhere")
