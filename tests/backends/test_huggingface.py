@@ -42,7 +42,7 @@ def test_a_folder_becomes_what_transformers_makes_of_it(
 ) -> None:
     source = save_bin(model_of(**values), tmp_path / "in", size)
     assert (len(list(source.glob("*.bin"))) > 2) == (size is not None)
-    merge(source, tmp_path / "out")
+    merge(source, tmp_path / "out", keep_config=True)
     assert_equal(tensors(tmp_path / "out"), tensors(by_transformers(source, tmp_path / "truth")))
     assert (tmp_path / "out" / "config.json").read_bytes() == (source / "config.json").read_bytes()
     assert not list((tmp_path / "out").glob("*.bin*"))

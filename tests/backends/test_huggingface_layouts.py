@@ -115,7 +115,7 @@ def quantized(folder: Path, kind: str) -> dict[str, Any]:
 def test_quantized_weights_are_copied_and_never_cast(tmp_path: Path, kind: str) -> None:
     quantized(tmp_path / "in", kind)
     for dtype in ("auto", "keep"):
-        merge(tmp_path / "in", tmp_path / dtype, dtype=dtype, max_shard_size="9KB")
+        merge(tmp_path / "in", tmp_path / dtype, dtype=dtype, max_shard_size="9KB", keep_config=True)
         assert_equal(tensors(tmp_path / dtype), tensors(tmp_path / "in"))
         assert (tmp_path / dtype / "config.json").read_bytes() == (
             tmp_path / "in" / "config.json"

@@ -63,7 +63,7 @@ def test_every_byte_is_in_its_place(tmp_path: Path, data: bytes, try_: int) -> N
 def test_the_middle_of_large_blocks_goes_past_the_cache_where_that_is_known_to_pay(
     tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_file, "_LOCAL", {output_file._file_system(tmp_path.stat().st_dev)})
+    monkeypatch.setattr(output_file, "_LOCAL", {output_file.file_system(tmp_path.stat().st_dev)})
     (tmp_path / "probe").touch()
     try:
         os.close(os.open(tmp_path / "probe", os.O_WRONLY | os.O_DIRECT))

@@ -126,7 +126,7 @@ class Counted(Reader):
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
-    monkeypatch.setattr("ckptconv.commands.open.Reader", Counted)
+    monkeypatch.setattr("ckptconv.read.reader.Reader", Counted)
     monkeypatch.setattr(Counted, "nbytes_read", 0)
     return Counted
 

@@ -69,12 +69,12 @@ def test_every_dtype_is_read_bit_for_bit(dtype: str, tmp_path: Path) -> None:
     ("dtype", "says"),
     [
         ("complex128", "a persistent id is not a torch storage"),
-        ("float8_e4m3fnuz", "a tensor has an unknown dtype"),
+        ("complex32", "a tensor has an unknown dtype"),
     ],
 )
 def test_a_dtype_that_is_not_known_is_refused(dtype: str, says: str, tmp_path: Path) -> None:
     assert not known(dtype)
-    x = torch.zeros(3, dtype=getattr(torch, dtype))
+    x = torch.empty(3, dtype=getattr(torch, dtype))
     with pytest.raises(CkptconvError, match=says):
         view_of_root(saved(tmp_path, x))
 

@@ -46,7 +46,7 @@ def test_a_folder_that_is_not_a_checkpoint(tmp_path: Path, place: Path) -> None:
 
 
 def test_a_file_where_a_folder_should_be(made: Made, place: Path) -> None:
-    refused(rank_file(made("fsdp2_w4"), 0), place, r"piece of a sharded tensor")
+    refused(rank_file(made("fsdp2_w4"), 0), place, r"one rank's part of a sharded tensor")
 
 
 def test_a_run_without_a_step(tmp_path: Path, place: Path) -> None:

@@ -98,7 +98,7 @@ NO_LIST = "a pickle has another type where a list is expected"
 MODEL: dict[str, tuple[dict[str, Any], str]] = {
     "more ranks than there can be": ({"dp_world_size": BIG}, DIFFERENT_SAVES),
     "negative ranks": ({"dp_world_size": -1}, DIFFERENT_SAVES),
-    "a module that is a list": ({"module": [1]}, "not a model file of DeepSpeed, or one of a pipeline"),
+    "a module that is a list": ({"module": [1]}, "not a model file of DeepSpeed"),
     "a module of numbers": ({"module": {1: torch.zeros(2)}}, UNNAMED),
     "a name with an escape": ({"module": {"w\x1b[2J": torch.zeros(2, 3)}}, UNPRINTABLE),
     "a module of texts": ({"module": {"w": "x"}}, "w is stored, but not as a tensor"),

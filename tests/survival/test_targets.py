@@ -252,15 +252,15 @@ def test_what_lay_beside_the_checkpoint_when_a_run_was_killed_does_not_stay(
     made: Made, tmp_path: Path
 ) -> None:
     source = own_copy(made("fsdp2_w4"), tmp_path / "run")
-    extra = source / ROLE / "huggingface" / "aaa.txt"
+    extra = source / ROLE / "huggingface" / "added_tokens.json"
     extra.write_text("was here")
     words = ["merge", source, tmp_path / "here" / "out", *SHARDS]
     merging = Paused(*words[1:], calls="name", path="config.json", at=1, flag=tmp_path / "flag")
     merging.kill()
-    assert list((tmp_path / "here").rglob("aaa.txt"))
+    assert list((tmp_path / "here").rglob("added_tokens.json"))
     extra.unlink()
     assert run(*words).code == 0
-    assert not (tmp_path / "here" / "out" / "aaa.txt").exists()
+    assert not (tmp_path / "here" / "out" / "added_tokens.json").exists()
 
 
 # --- two at once

@@ -63,7 +63,7 @@ def test_the_adapters_tokenizer_replaces_that_of_the_base_with_a_note(tmp_path: 
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "new"
     assert not (tmp_path / "out" / "added_tokens.json").exists()
     (note,) = [note for note in done.plan.notes if "tokenizer" in note]
-    assert "replace the base model's" in note
+    assert "replace those of the model's folder" in note
 
 
 def test_both_says_where_the_adapter_is_and_gives_it_the_tokenizer(made: Made, tmp_path: Path) -> None:
