@@ -74,7 +74,8 @@ def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
         config: the parsed config.json.
         target: the dtype in which the model is served.
     """
-    kept = ["e_score_correction_bias"]  # a router's bias; some classes do not list it
+    # A router's bias, by its names on the Hub and in Megatron; some classes do not list it.
+    kept = ["e_score_correction_bias", "expert_bias"]
     for architecture in _architectures(config):
         facts = _class(architecture)
         kept += facts.get("keep_fp32_strict", [])

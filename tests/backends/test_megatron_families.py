@@ -228,6 +228,17 @@ def test_a_tie_that_only_the_nested_config_states_is_written_at_the_top(
     assert made.tie_word_embeddings
 
 
+@pytest.mark.parametrize("case", ["bailing_moe_mcb", "hy_v3_mcb", "glm_moe_dsa_mcb", "kimi_k25_mcb"])
+def test_a_routers_bias_stays_float32_whatever_the_hub_calls_it(case: str, tmp_path: Path) -> None:
+    """Rounded to bfloat16, it would choose other experts."""
+    merge(home(case) / "run", tmp_path / "out", config=home(case) / "hf")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        n: t.dtype for n, t in hub(case).items()
+    }
+    assert sum(tensor.dtype == np.float32 for tensor in found.values()) == 1
+
+
 # --- the mark
 
 
