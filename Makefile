@@ -36,7 +36,7 @@ demo: $(VENV)/.demo  ## train a tiny model with FSDP2 on two ranks, then inspect
 	@$(BIN)/ckptconv merge $(DEMO)/run $(DEMO)/model --overwrite
 	@echo "== ckptconv verify $(DEMO)/model --against $(DEMO)/run"
 	@$(BIN)/ckptconv verify $(DEMO)/model --against $(DEMO)/run
-	@echo "== the merged model speaks"
+	@echo "== the merged model generates text"
 	@$(BIN)/python tests/make/demo_speak.py $(DEMO)/model 2>/dev/null
 
 test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks: about 20 minutes on two cores
@@ -113,6 +113,7 @@ tables: $(VENV)/.installed  ## regenerate models/*.json from the installed trans
 
 screens: demo  ## docs/images/*.svg, drawn by the tool from the demo's checkpoint
 	$(BIN)/python tests/make/screens.py $(DEMO)/run $(DEMO)/model
+	$(BIN)/python tests/make/screens_verify.py $(DEMO)/run $(DEMO)/model
 
 snapshots: $(VENV)/.installed  ## tests/snapshots/, after a change of a screen that was meant
 	RENEW_SNAPSHOTS=1 $(BIN)/python -m pytest tests/commands/inspect

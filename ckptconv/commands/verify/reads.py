@@ -37,7 +37,7 @@ def reads_layer(side: Side, found: list[Misread]) -> list[Layer]:
     said = (
         f"{readers} would misread this folder and say nothing"
         if silent
-        else "no known reader misreads it in silence"
+        else "no known reader silently misreads it"
     )
     notes = [f"{each.reader} {each.what} ({each.source})" for each in silent]
     if silent:

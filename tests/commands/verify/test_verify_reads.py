@@ -38,7 +38,7 @@ def test_a_folder_that_transformers_4_misreads_in_silence_gets_no_check_mark(
 def test_what_merge_writes_by_default_is_misread_by_none(made: Made, tmp_path: Path) -> None:
     ckptconv.merge(made("fsdp2_w4"), tmp_path / "out")
     layer = _reads(tmp_path / "out")
-    assert (layer.ok, layer.found, layer.notes) == (True, "no known reader misreads it in silence", ())
+    assert (layer.ok, layer.found, layer.notes) == (True, "no known reader silently misreads it", ())
     assert cli("verify", tmp_path / "out", columns=250).out.splitlines()[-1].startswith("✓ ")
 
 
