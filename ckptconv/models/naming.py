@@ -21,6 +21,8 @@ _NEOX_SEQUENTIAL = Pattern("sequential.{layer}.attention.query_key_value.weight"
 
 # Every transformer of OLMo-core has it; no module of transformers is named so.
 _OLMO_CORE = Pattern("blocks.{layer}.attention.w_out.weight")
+# Every decoder of torchtune has it; no module of transformers is named so.
+_TORCHTUNE = Pattern("layers.{layer}.sa_norm.scale")
 # Values of `Checkpoint.naming` for nanotron's names; in the second, neighbouring rows of a head rotate together.
 NANOTRON = ("nanotron", "nanotron_interleaved")
 
@@ -35,6 +37,11 @@ def has_torchtitan_names(names: Iterable[str]) -> bool:
 def has_neox_names(names: Iterable[str]) -> bool:
     """True where blocks of a sequential model have GPT-NeoX's attention; Megatron's own layers are called otherwise."""
     return any(_NEOX.match(name) or _NEOX_SEQUENTIAL.match(name) for name in names)
+
+
+def has_torchtune_names(names: Iterable[str]) -> bool:
+    """True where the tensors' names are those of torchtune's own model classes."""
+    return any(_TORCHTUNE.match(name) for name in names)
 
 
 def has_olmo_core_names(names: Iterable[str]) -> bool:
@@ -80,6 +87,10 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         from ckptconv.models import nanotron
 
         return nanotron.to_hub(naming, tensors, config)
+    if naming != "hub" and has_torchtune_names(tensors):
+        from ckptconv.models import torchtune
+
+        return torchtune.to_hub(tensors, config)
     if naming != "hub" and has_olmo_core_names(tensors):
         from ckptconv.models import olmo_core
 

@@ -58,6 +58,9 @@ TRAINERS = (
         below=("checkpoints", "version_*/checkpoints", "lightning_logs/version_*/checkpoints"),
         not_assets=("lightning_logs", "hparams.yaml"),
     ),
+    Trainer(
+        name="torchtune", steps=("dist_epoch_{step}", "epoch_{step}")
+    ),  # torchtune/training/checkpointing/_checkpointer.py
     Trainer(name="OLMo-core", steps=("step{step}",), not_assets=("train",)),  # olmo_core/train/checkpoint.py
     Trainer(name="Composer", steps=("ep{epoch}-ba{step}",)),  # composer/callbacks/checkpoint_saver.py
 )
