@@ -30,6 +30,7 @@ SAVED_AGAIN = (
     120.0  # the same for a step with files newer than the mark, which may be in the middle of another save
 )
 POLL = 5.0  # seconds between two searches for new steps
+_AHEAD = 60.0  # seconds: a file from further in the future has the time of another machine's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ def merge_steps(
     done: dict[Path, str] = {}  # step -> fingerprint of what was converted
     failed: dict[Path, object] = {}  # step -> its files when it failed
     waiting: dict[Path, str] = {}  # step -> the reason that was reported
+    looks = _Looks()
     while True:
         folders = _steps(run_of(top))
         if not folders and not watch:
@@ -121,7 +123,7 @@ def merge_steps(
                 done[source] = state
                 continue
             step = Step(folder.number, source, target, again=before is not None)
-            step = _convert(step, choices | {"overwrite": overwrite or step.again}, watch)
+            step = _convert(step, choices | {"overwrite": overwrite or step.again}, watch, looks)
             if step.merged is not None:
                 done[source] = state
             elif step.waiting and watch and waiting.get(source) == step.reason:
@@ -134,6 +136,20 @@ def merge_steps(
         if not watch:
             return
         sleep(POLL)
+
+
+class _Looks:
+    """When the files of each step were first seen as they are, by this machine's clock."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[object, float]] = {}
+
+    def unchanged_for(self, source: Path) -> float:
+        """For how many seconds nothing has changed between two looks; 0 at the first look."""
+        now, state = time.monotonic(), _state(source)
+        if source not in self._seen or self._seen[source][0] != state:
+            self._seen[source] = (state, now)
+        return now - self._seen[source][1]
 
 
 def _steps(run: Path) -> list[StepFolder]:
@@ -168,9 +184,9 @@ def _fingerprint(source: Path, backend: str | None) -> str:
         return ""
 
 
-def _convert(step: Step, choices: dict[str, Any], watch: bool) -> Step:
+def _convert(step: Step, choices: dict[str, Any], watch: bool, looks: _Looks) -> Step:
     """Convert one step, or say why it was not converted."""
-    why = _unfinished(step)
+    why = _unfinished(step, looks)
     if why is not None:
         return replace(step, error=Incomplete(why, where=step.source), waiting=True)
     try:
@@ -184,7 +200,7 @@ def _convert(step: Step, choices: dict[str, Any], watch: bool) -> Step:
         return replace(step, error=gone)
 
 
-def _unfinished(step: Step) -> str | None:
+def _unfinished(step: Step, looks: _Looks) -> str | None:
     """Why a step is not known to be complete; None if it is."""
     source, run = step.source, step.source.parent
     for pattern in (pattern for trainer in trainers() for pattern in trainer.saving):
@@ -194,7 +210,11 @@ def _unfinished(step: Step) -> str | None:
     mark, number = mark_of(run), marked_number(run)
     changed = max((when for _, _, when in _state(source)), default=0.0)
     settled = time.time() - changed
+    if ahead := settled < -_AHEAD:  # how long nothing has changed is seen by looking again
+        settled = looks.unchanged_for(source)
     if mark is None or number is None or step.number is None:
+        if settled < SETTLED and ahead:
+            return f"{step.name} has files from the future (the file server's clock is ahead): --watch looks again"
         if settled < SETTLED:
             return f"{step.name} changed a moment ago: it may still be being written"
     elif step.number > number:

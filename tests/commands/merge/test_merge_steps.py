@@ -16,6 +16,7 @@ import pytest
 from support.helpers import FIXTURES, assert_one_error, cli, command, environment, process, state
 
 from ckptconv import CkptconvError, merge
+from ckptconv.commands.merge import steps as steps_module
 from ckptconv.commands.merge.steps import Step, merge_steps
 
 RUN = FIXTURES / "verl_fsdp2_w4" / "run"
@@ -316,3 +317,26 @@ def test_watch_ends_with_ctrl_c_and_leaves_nothing_half_written(run: Path, tmp_p
     assert lines == [str(out / "global_step_1"), str(out / "global_step_2")]
     assert sorted(path.name for path in out.iterdir()) == ["global_step_1", "global_step_2"]
     assert process("verify", out / "global_step_2", "--against", run / "global_step_2").code == 0
+
+
+def test_a_file_server_whose_clock_is_ahead_delays_a_step_by_two_looks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a mark, a step counts as written when nothing changes; its times are an hour ahead of this machine's."""
+    run = tmp_path / "run"
+    shutil.copytree(RUN / "global_step_1", run / "global_step_1")
+    age(run, -3600)
+    now, found = [0.0], []
+    monkeypatch.setattr(steps_module.time, "monotonic", lambda: now[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 60:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        for step in merge_steps(run, tmp_path / "out", watch=True, sleep=sleep):
+            found.append((now[0], step))
+    assert outcomes([step for _, step in found]) == [(1, "waiting"), (1, "merged")]
+    assert "clock is ahead" in found[0][1].reason
+    assert found[1][0] == 10
