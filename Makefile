@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # What the demo needs, and nothing that only the tests need.
 $(VENV)/.demo: pyproject.toml constraints.txt
-	@echo "== installing torch (CPU), transformers and ckptconv into $(VENV): about 1 GB on disk, one to three minutes, once"
+	@echo "== installing torch (CPU), transformers and ckptconv into $(VENV): 1.2 GB on disk, some minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
@@ -39,7 +39,7 @@ demo: $(VENV)/.demo  ## train a tiny model with FSDP2 on two ranks, then inspect
 	@echo "== the merged model generates text"
 	@$(BIN)/python tests/make/demo_speak.py $(DEMO)/model 2>/dev/null
 
-test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks: about 20 minutes on two cores
+test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks: tens of minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: lint types cover  ## what a change must pass
