@@ -101,6 +101,12 @@ def test_inspect_shows_the_mesh_and_every_rank(case: str, mesh: str) -> None:
     assert all(item.nbytes > 0 for item in open_checkpoint(run_of(case)).skipped)
 
 
+def test_inspect_says_how_experts_are_spread() -> None:
+    found = inspect(run_of("moe_z2_ep2_w4"))
+    assert found.layout == "DeepSpeed ZeRO-2 checkpoint, experts over 2 expert parallel ranks"
+    assert [rank.rank for rank in found.ranks if rank.nbytes] == [0, 1, 2, 3]
+
+
 def test_placements_are_those_of_the_affine_map() -> None:
     found = open_checkpoint(run_of("tp2_z1_w2")).tensors
     layer = "model.layers.1."

@@ -67,6 +67,8 @@ def joined(files: Files, slices: Slices) -> Joined:
         tensors |= {name: StoredTensor(view) for name, view in copies.items() if name not in tensors}
         copies = {name: view for name, view in copies.items() if name in first.masters.views}
         copies |= first.model.low_precision(first.masters.views)
+        ep = len(first.masters.expert_ranks)
+        layout += f", experts over {ep} expert parallel ranks" if first.model.has_experts and ep > 1 else ""
     if first.masters.universal:
         first.masters.universal.check_names(tensors)
     return Joined(layout, tensors, copies, tuple(opened))
