@@ -219,7 +219,11 @@ def merge(
             target, [], overwrite
         )  # another merge may have ended between the first look and the lock
         require_unchanged(sources)
-        copied = engine(plan, work, count, Meter(on_progress, "write", plan.nbytes).add)
+        try:
+            copied = engine(plan, work, count, Meter(on_progress, "write", plan.nbytes).add)
+        except CkptconvError:
+            require_unchanged(sources)  # a file that was replaced meanwhile looks like a damaged one
+            raise
         try:
             names = small_files.write(work, plan, copied, small)
         except OSError as error:
