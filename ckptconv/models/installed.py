@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
@@ -55,9 +57,19 @@ def mapping_of(config: Config) -> Mapping | None:
     return _mapping(str(config.get("model_type")), name, json.dumps(config, sort_keys=True, default=str))
 
 
+def _lists(kind: str) -> bool:
+    """Whether the installed transformers lists a model type; read from its sources, since an import takes seconds."""
+    found = find_spec("transformers")
+    if found is None or not found.submodule_search_locations:
+        return False
+    folder = Path(found.submodule_search_locations[0]) / "models/auto"
+    sources = [folder / name for name in ("auto_mappings.py", "configuration_auto.py")]
+    return any(f'"{kind}"' in source.read_text("utf-8") for source in sources if source.is_file())
+
+
 @lru_cache(maxsize=4)
 def _mapping(kind: str, name: str, text: str) -> Mapping | None:
-    if installed_version() is None:
+    if not _lists(kind):
         return None
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

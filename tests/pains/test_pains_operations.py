@@ -39,7 +39,7 @@ Merged = Callable[..., Tensors]
 def test_the_tokenizer_is_not_re_serialised_so_serving_works(
     made: Made, tmp_path: Path, merged: Merged
 ) -> None:
-    """Tokenizer re-serialised so that serving fails."""
+    """Tokenizer re-serialised so that serving fails; the two values that stop transformers 4 are spelled for both."""
     run = own_copy(made("fsdp2_w4"), tmp_path / "run")
     folder = run / ROLE / "huggingface"
     data = json.loads((folder / "tokenizer_config.json").read_text()) | {
@@ -147,12 +147,16 @@ def test_which_base_which_step_did_this_come_from(made: Made, tmp_path: Path) ->
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ("lora_noalpha_w2", *LORA[3:])])
 def test_how_do_i_convert_is_one_command_without_flags(made: Made, tmp_path: Path, variant: str) -> None:
-    """ "how do I convert?" - it must be one command without flags."""
+    """ "how do I convert?" - it must be one command without flags. Routers stay in float32."""
     ran = cli("merge", made(variant), tmp_path / "out")
     assert ran.code == 0, ran.err
     merge(made(variant), tmp_path / "kept", dtype="keep")
     kept, written = (
-        {name: t for name, t in tensors(tmp_path / folder).items() if ROUTER_BIAS not in name}
+        {
+            name: t
+            for name, t in tensors(tmp_path / folder).items()
+            if ROUTER_BIAS not in name and not name.endswith("mlp.gate.weight")
+        }
         for folder in ("kept", "out")
     )
     assert_equal(written, cast(kept))
