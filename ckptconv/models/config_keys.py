@@ -39,6 +39,8 @@ _FLOAT = "__float__"
 _ROTARY_DIM = "minimax_m2"
 # Without rope_scaling, transformers 4 scales the positions of these classes.
 _SCALED_BY_DEFAULT = ("apertus", "gpt_oss")
+# transformers 4 wants an object in rope_scaling (modeling_qwen3_vl.py, the text model's rotary embedding).
+_SCALING_OBJECT = ("qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text")
 # vLLM reads DeepSeek's router bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE).
 _ROUTER_BIAS = ".e_score_correction_bias"
 _NOAUX = {
@@ -172,7 +174,7 @@ def _scaling(parameters: Config, kind: str) -> Config | None:
     """rope_scaling as transformers 4 has it; None where the positions are not scaled."""
     rest = {key: value for key, value in parameters.items() if key not in _OWN_KEYS}
     if not rest or rest == {"rope_type": "default"}:
-        return None
+        return {"rope_type": "default"} if kind in _SCALING_OBJECT else None
     if kind in _THREE_KEYS:
         rest.setdefault("type", rest.get("rope_type"))
         return {key: rest[key] for key in _THREE_KEYS[kind] if key in rest}

@@ -21,6 +21,10 @@ _DATA = Path(__file__).with_name("skeletons.zip")
 _LISTED = "classes.json"
 Numbers = tuple[int, ...]  # the numbers in a name, in order
 
+# Model types whose tensors the skeleton of their class does not describe: two use another type's class under Hub names of
+# their own, and Lfm2Moe's skeleton was built without experts.
+_OTHER_FORMS = ("exaone", "lfm2_moe", "sarvam_moe")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -109,6 +113,8 @@ class Skeleton:
 
 def skeleton_of(config: Mapping[str, Any]) -> Skeleton | None:
     """The skeleton of the class that a config names; None if it is not a class of transformers."""
+    if config.get("model_type") in _OTHER_FORMS:
+        return None
     named = facts.named_architectures(config)
     name = named[0] if named else facts.default_architecture(dict(config))
     return load(name) if name else None

@@ -145,3 +145,10 @@ def test_a_class_that_scales_by_default_is_told_where_the_positions_are_not_scal
     config = {"model_type": "gpt_oss", "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
     assert for_both(config).config["rope_scaling"] is None
     assert "rope_scaling" not in for_both(config | {"model_type": "llama"}).config
+
+
+def test_qwen3_vl_gets_an_object_where_transformers_4_asks_one_for_its_keys() -> None:
+    rope = {"rope_type": "default", "rope_theta": 5e6}
+    assert for_both({"model_type": "qwen3_vl_text", "rope_parameters": rope}).config["rope_scaling"] == {
+        "rope_type": "default"
+    }
