@@ -127,8 +127,10 @@ def note_publishing(home: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    (home / _PUBLISHING).write_text(_receipt_hash(home / MODEL))
-    fsync_file(home / _PUBLISHING)
+    part = home / f"{_PUBLISHING}.part"  # half a hash would look like a target that was exchanged
+    part.write_text(_receipt_hash(home / MODEL))
+    fsync_file(part)
+    os.replace(part, home / _PUBLISHING)
     fsync_folder(home)
 
 

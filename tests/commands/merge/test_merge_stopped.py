@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import shim
 from support.helpers import (
     ROLE,
     assert_equal,
@@ -243,3 +244,19 @@ def test_a_second_merge_is_refused_until_the_first_one_has_moved_into_place(
     merge(made("fsdp2_w4"), tmp_path / "out")
     assert errors == ["another merge is writing to OUT"]
     assert_equal(tensors(tmp_path / "out"), cast(tensors(made("fsdp2_w4") / "hub")))
+
+
+@pytest.mark.parametrize("do", ["kill", "tear"])
+def test_a_kill_in_the_middle_of_noting_the_receipt_loses_no_complete_file(
+    made: Made, tmp_path: Path, do: str
+) -> None:
+    """With an empty or half a note, the complete model would be taken for a target that was exchanged into its place."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
+    words = ["merge", made("fsdp2_w4"), tmp_path / "out", "--max-shard-size", "10KB", "--overwrite"]
+    ran = shim.run(*words, env=shim.faults(do, "write", "ckptconv-partial/publishing"))
+    assert ran.code == -signal.SIGKILL
+    work = tmp_path / ".out.ckptconv-partial" / "model"
+    shards = sorted(path.name for path in work.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert sorted(json.loads(cli(*words, "--json").out)["resumed"]) == shards
