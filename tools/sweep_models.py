@@ -38,7 +38,8 @@ for _value, _keys in {
     "num_local_experts n_routed_experts moe_num_experts linear_num_key_heads linear_num_value_heads qk_rope_head_dim",
     8: "head_dim d_kv kv_lora_rank q_lora_rank qk_nope_head_dim v_head_dim linear_key_head_dim linear_value_head_dim "
     "global_head_dim qk_head_dim state_size hidden_size_per_layer_input",
-    16: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size sliding_window",
+    16: "sliding_window",
+    20: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size",  # no square tensors
     128: "vocab_size text_vocab_size vocab_size_per_layer_input",
     64: "max_position_embeddings n_positions max_target_positions max_source_positions n_ctx max_sequence_length",
     28: "image_size",

@@ -63,15 +63,19 @@ def _turned(renamed: Renamed[View], config: Config) -> Renamed[View]:
     width = text.get("hidden_size") if isinstance(text, dict) else None
     if not places or not isinstance(width, int):
         return renamed
-    tensors, count = dict(renamed.tensors), 0
+    tensors, count, notes = dict(renamed.tensors), 0, list(renamed.notes)
     for name, dims in places.items():
         found = tensors[name]
         # The module's first of the two dims is the output: 2I of gate_up_proj, H of down_proj.
         into_width = name.endswith("down_proj")
         first, second = (found.shape[dim] for dim in sorted(dims))
+        if first == second and not notes:
+            notes.append(
+                f"{name} is square: transformers 5 reads it as stored and transformers 4 turned, and no shape tells which"
+            )
         if (first if into_width else second) == width and first != second:
             (piece,) = Swap(*sorted(dims)).split([Piece(found.value, found.shape)])
             tensors[name] = Named(piece.value, piece.shape, found.sources, found.added)
             count += 1
     said = [f"{count:,} x experts turned, as published: (experts, in, out)"] if count else []
-    return replace(renamed, tensors=tensors, rules=[*renamed.rules, *said])
+    return replace(renamed, tensors=tensors, rules=[*renamed.rules, *said], notes=notes)

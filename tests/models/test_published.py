@@ -137,6 +137,19 @@ def test_qwen3_vl_moes_experts_are_written_as_published(tmp_path: Path) -> None:
     assert np.array_equal(twice[gate_up], made[gate_up])
 
 
+def test_square_experts_are_reported_since_no_shape_tells_how_they_lie() -> None:
+    text = {"model_type": "qwen3_vl_moe_text", "hidden_size": 8}
+    config = {
+        "model_type": "qwen3_vl_moe",
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "text_config": text,
+    }
+    name = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    found = to_hub("hub", {name: np.zeros((2, 8, 8), np.float32)}, config)  # type: ignore[dict-item]
+    (note,) = found.notes
+    assert "is square" in note
+
+
 def test_models_whose_own_names_have_the_tower_at_the_top_get_no_second_prefix() -> None:
     names = {"vision_model.encoder.layers.0.mlp.fc1.weight": None}
     config = {"model_type": "siglip", "architectures": ["SiglipModel"]}
