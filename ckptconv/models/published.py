@@ -69,7 +69,7 @@ def _turned(renamed: Renamed[View], config: Config) -> Renamed[View]:
         # The module's first of the two dims is the output: 2I of gate_up_proj, H of down_proj.
         into_width = name.endswith("down_proj")
         first, second = (found.shape[dim] for dim in sorted(dims))
-        if first == second and not notes:
+        if first == second and len(notes) == len(renamed.notes):
             notes.append(
                 f"{name} is square: transformers 5 reads it as stored and transformers 4 turned, and no shape tells which"
             )
