@@ -63,6 +63,12 @@ def _turned(renamed: Renamed[View], config: Config) -> Renamed[View]:
     width = text.get("hidden_size") if isinstance(text, dict) else None
     if not places or not isinstance(width, int):
         return renamed
+    if any(_is_cut_by_expert_parallelism(renamed.tensors[name].value) for name in places):
+        note = (
+            "the experts stay as VeOmni trains and exports them, (experts, out, in), which transformers 5 reads; "
+            "transformers 4 and vLLM want them turned"
+        )
+        return replace(renamed, notes=[*renamed.notes, note])
     tensors, count, notes = dict(renamed.tensors), 0, list(renamed.notes)
     for name, dims in places.items():
         found = tensors[name]
@@ -79,3 +85,8 @@ def _turned(renamed: Renamed[View], config: Config) -> Renamed[View]:
             count += 1
     said = [f"{count:,} x experts turned, as published: (experts, in, out)"] if count else []
     return replace(renamed, tensors=tensors, rules=[*renamed.rules, *said], notes=notes)
+
+
+def _is_cut_by_expert_parallelism(value: View) -> bool:
+    """True if the ranks hold parts of dim 1, which only VeOmni cuts (distributed/parallel_plan.py): FSDP cuts dim 0."""
+    return any(chunk.offsets[1] for chunk in getattr(value, "chunks", ()))

@@ -10,6 +10,7 @@ import pytest
 
 from ckptconv.models import published
 from ckptconv.models.naming import to_hub
+from ckptconv.tensors.view import cat, split, stored
 
 _VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
@@ -148,6 +149,21 @@ def test_square_experts_are_reported_since_no_shape_tells_how_they_lie() -> None
     found = to_hub("hub", {name: np.zeros((2, 8, 8), np.float32)}, config)  # type: ignore[dict-item]
     (note,) = found.notes
     assert "is square" in note
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_experts_that_veomni_cut_stay_as_it_exports_them(dim: int) -> None:
+    """VeOmni's FSDP cuts dim 1 of the experts (tests of real files are in tests/backends/test_fsdp_meshes.py)."""
+    model = _model("Qwen3VLMoe")
+    views, config = {}, _config(model)
+    for name, value in _state(model).items():
+        views[name] = view = stored("file", 0, value.shape, "float32")
+        if name.endswith(("gate_up_proj", "down_proj")) and view.shape[dim] > 1:
+            views[name] = cat(split(view, dim, [1, view.shape[dim] - 1]), dim)
+    made = to_hub("transformers", views, config)
+    gate_up = made.tensors["model.language_model.layers.0.mlp.experts.gate_up_proj"]
+    assert gate_up.shape == ((3, 24, 32) if dim else (3, 32, 24))
+    assert [note for note in made.notes if "as VeOmni trains" in note] == made.notes[:dim]
 
 
 def test_models_whose_own_names_have_the_tower_at_the_top_get_no_second_prefix() -> None:
