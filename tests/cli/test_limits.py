@@ -105,7 +105,7 @@ def test_a_pipe_gets_whole_names_and_no_padding(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     save_file({name: ones(2, 3)}, tmp_path / "model" / "model.safetensors")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "odd", "architectures": ["Odd"]}')
-    ran = limited("true", "inspect", tmp_path / "model")
+    ran = limited("unset COLUMNS", "inspect", tmp_path / "model")
     assert any(name in line for line in ran.out.splitlines())
     assert not any(line.endswith(" ") for line in ran.out.splitlines())
     narrow = limited("export COLUMNS=60", "inspect", tmp_path / "model")

@@ -16,7 +16,6 @@ from support.helpers import (
     FIXTURES,
     ROLE,
     VARIANTS,
-    Tensor,
     Tensors,
     assert_equal,
     edit_config,
@@ -27,6 +26,7 @@ from support.helpers import (
     save_ws1,
     tensors,
 )
+from support.published import as_published
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.merge.run import merge
@@ -148,20 +148,8 @@ def test_classes_in_pickles_that_vanished(
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.startswith("arch_")])
 def test_transformers_5_fused_experts_and_renamed_parts(made: Made, variant: str, merged: Merged) -> None:
     """transformers 5 (fused experts, renamed auto classes); towers and turned experts are written as published."""
-    wanted = tensors(made(variant) / "hub")
-    if variant in ("arch_gemma3_w2", "arch_llava_w2"):
-        prefix = "vision_tower."
-        wanted = {name.replace(prefix, f"{prefix}vision_model."): tensor for name, tensor in wanted.items()}
-    if variant == "arch_qwen3_vl_moe_w2":
-        wanted = {
-            name: _turned(tensor) if "mlp.experts." in name else tensor for name, tensor in wanted.items()
-        }
+    wanted = as_published(variant, tensors(made(variant) / "hub"))
     assert_equal(merged(made(variant)), wanted)
-
-
-def _turned(tensor: Tensor) -> Tensor:
-    values = np.frombuffer(tensor.data, "<f4").reshape(tensor.shape).swapaxes(1, 2)
-    return Tensor(tensor.dtype, values.shape, values.tobytes())
 
 
 def test_architectures_missing(made: Made, tmp_path: Path, merged: Merged) -> None:
