@@ -56,9 +56,10 @@ def test_the_model_comes_back_bit_for_bit(case: str, tmp_path: Path) -> None:
     truth = load_file(home(case) / "hf" / "model.safetensors")
     assert sorted(found) == sorted(truth)
     for name, stored in truth.items():
-        array = (
-            stored.astype(np.float32) if name.endswith(".mlp.gate.weight") else stored
-        )  # the router's own dtype
+        router = case.startswith("deepseek") and name.endswith(
+            ".mlp.gate.weight"
+        )  # float32 in transformers 5.24
+        array = stored.astype(np.float32) if router else stored
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
         assert found[name].tobytes() == array.tobytes(), name
 
