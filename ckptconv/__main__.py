@@ -113,7 +113,9 @@ def _raise_limit_of_files() -> None:
 
 
 def _show_stop(end: BaseException) -> None:
-    """Say what Ctrl-C left."""
+    """Say what Ctrl-C left. A second one no longer changes how the process ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cause: BaseException | None = end
     while cause is not None and not isinstance(cause, Interrupted):
         cause = cause.__cause__ or cause.__context__
