@@ -6,7 +6,7 @@ Names that differ only in their numbers share one look-up.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -57,6 +57,23 @@ def chosen(families: Mapping[str, F], config: Config, whose: str) -> F:
             kind=Kind.UNSUPPORTED,
         )
     return families[model_type]
+
+
+def made(families: Mapping[str, Callable[[Config], Family]], config: Config, whose: str) -> Family:
+    """Return the family that a trainer's table makes from the config; see `chosen`.
+
+    Raises:
+        CkptconvError: there is no family for the model type, or the config lacks a key that the table needs.
+    """
+    table = chosen(families, config, whose)
+    try:
+        return table(config)
+    except KeyError as error:
+        raise CkptconvError(
+            "config.json does not give the number of experts per layer",
+            wanted=error.args[0],
+            hint="name another: --config DIR",
+        ) from error
 
 
 def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str) -> Renamed[T]:

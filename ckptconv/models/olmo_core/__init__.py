@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ckptconv.errors import CkptconvError
 from ckptconv.models import translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
@@ -26,15 +25,7 @@ def to_trained(tensors: Mapping[str, T], config: Config) -> dict[str, T]:
 
 
 def _family(config: Config) -> Family:
-    family = translate.chosen(FAMILIES, config, "OLMo-core")
-    try:
-        return family(config)
-    except KeyError as error:
-        raise CkptconvError(
-            "config.json does not give the number of experts per layer",
-            wanted=error.args[0],
-            hint="name another: --config DIR",
-        ) from error
+    return translate.made(FAMILIES, config, "OLMo-core")
 
 
 __all__ = ["hub_config", "to_hub", "to_trained"]

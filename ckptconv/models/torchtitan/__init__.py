@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ckptconv.errors import CkptconvError
 from ckptconv.models import translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
@@ -20,15 +19,7 @@ def family_of(config: Config) -> Family:
     Raises:
         CkptconvError: there is no table for it, or the config does not state the number of experts.
     """
-    family = translate.chosen(FAMILIES, config, "torchtitan")
-    try:
-        return family(config)
-    except KeyError as error:
-        raise CkptconvError(
-            "config.json does not give the number of experts per layer",
-            wanted=error.args[0],
-            hint="name another: --config DIR",
-        ) from error
+    return translate.made(FAMILIES, config, "torchtitan")
 
 
 def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
