@@ -75,6 +75,8 @@ class Chunk(NamedTuple):
 def box_around(boxes: Iterable[Box]) -> Box:
     """The smallest box that holds them all. There must be one at least."""
     boxes = list(boxes)
+    if len(boxes) == 1:
+        return boxes[0]
     begin = tuple(map(min, zip(*(box.offsets for box in boxes), strict=True)))
     end = tuple(map(max, zip(*(box.ends for box in boxes), strict=True)))
     return Box(begin, tuple(map(int.__sub__, end, begin)))

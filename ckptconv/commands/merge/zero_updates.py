@@ -22,6 +22,8 @@ def zero_updates(checkpoint: Checkpoint) -> tuple[str, ...]:
     Experts that no token reached and embedding columns of unused tokens stay zero in a good training, so only an
     expert or embedding without any value counts, and experts only where all modules are zero.
     """
+    if not any(map(lora.may_be_factor, checkpoint.tensors)):
+        return ()
     factors = take_stock(checkpoint).parts.factors
     if not factors:
         return ()

@@ -9,7 +9,7 @@ from ckptconv.models.lora.adapter import (
 )
 from ckptconv.models.lora.factors import Factors
 from ckptconv.models.lora.kinds import check_config, is_adapter_config
-from ckptconv.models.lora.names import Separated, is_of_an_adapter, separate
+from ckptconv.models.lora.names import Separated, is_of_an_adapter, may_be_factor, separate
 from ckptconv.models.lora.place import Placed, Placement, Rename, place, place_experts
 from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, scale, ways_of_stacks
 from ckptconv.models.lora.tokens import Tokens, check_bounds
@@ -28,6 +28,7 @@ __all__ = [
     "is_adapter_config",
     "is_fan_in_fan_out",
     "is_of_an_adapter",
+    "may_be_factor",
     "place",
     "place_experts",
     "rank_of",

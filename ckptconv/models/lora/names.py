@@ -196,6 +196,11 @@ def _sort(name: str, view: View, found: _Sorted) -> None:
     group[bare] = (name, view)
 
 
+def may_be_factor(name: str) -> bool:
+    """False for a name that no LoRA factor has; a quick look before `separate`."""
+    return ".lora_" in name or ".adapter." in name
+
+
 def _side(name: str) -> tuple[str, str, str, str] | None:
     """(stored module name, part, side, adapter's name) of a factor; None for any other tensor.
 
