@@ -75,7 +75,7 @@ def plan_and_assets(
     plan = make_plan(checkpoint, found, options, based, equal or _by_reading)
     plan = _with_base_name(plan, base, found or {})
     if made is not None:
-        told = f"config.json is made from the trainer's {Path(made.where).name}, which has no tokenizer beside it"
+        told = f"config.json is made from the trainer's {Path(made.where).name}, which has no tokenizer next to it"
         plan = replace(plan, notes=(*plan.notes, told))
     return plan, folder if folder is None or folder.is_dir() else folder.parent
 

@@ -71,8 +71,8 @@ class Both:
     def summary(self) -> str:
         """One line on what was changed; "" if that is nothing."""
         parts = (("added", self.added), ("spelled in the old way", self.respelled))
-        said = ", and ".join(f"{', '.join(paths)} {what}" for what, paths in parts if paths)
-        return f"{said} for readers of transformers 4" if said else ""
+        changes = ", and ".join(f"{', '.join(paths)} {what}" for what, paths in parts if paths)
+        return f"{changes} for readers of transformers 4" if changes else ""
 
     @property
     def disputes(self) -> list[str]:

@@ -128,17 +128,17 @@ def unknown_note(config: Mapping[str, Any]) -> str | None:
     from ckptconv.models import installed  # imports transformers if it has to
 
     kind, known = config["model_type"], _facts()["transformers"]
-    said = f"the model type {kind} is newer than the table of names (transformers {known})"
+    newer = f"the model type {kind} is newer than the table of names (transformers {known})"
     found = installed.mapping_of(dict(config))
     if found is not None:
-        return f"{said}: names and layouts are those of the installed transformers {found.version}"
+        return f"{newer}: names and layouts are those of the installed transformers {found.version}"
     there = installed.installed_version()
     other = (
         f"the installed transformers {there} does not have it either"
         if there
         else "transformers is not installed"
     )
-    return f"{said} and {other}: names are written as they are stored"
+    return f"{newer} and {other}: names are written as they are stored"
 
 
 def architecture_for(config: dict[str, Any], task: str) -> str | None:

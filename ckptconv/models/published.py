@@ -83,8 +83,8 @@ def _turned(renamed: Renamed[View], config: Config) -> Renamed[View]:
             (piece,) = Swap(*sorted(dims)).split([Piece(found.value, found.shape)])
             tensors[name] = Named(piece.value, piece.shape, found.sources, found.added)
             count += 1
-    said = [f"{count:,} x experts turned, as published: (experts, in, out)"] if count else []
-    return replace(renamed, tensors=tensors, rules=[*renamed.rules, *said], notes=notes)
+    rules = [f"{count:,} x experts turned, as published: (experts, in, out)"] if count else []
+    return replace(renamed, tensors=tensors, rules=[*renamed.rules, *rules], notes=notes)
 
 
 def _is_cut_by_expert_parallelism(value: View) -> bool:

@@ -86,7 +86,7 @@ def done(result: Merged) -> RenderableType:
 
 
 def next_command(result: Merged, config: object = None, base: object = None) -> str | None:
-    """The command to type next; None after a dry run and for an adapter, whose checkpoint is no model.
+    """The command to type next; None after a dry run and for an adapter, whose checkpoint is not a model.
 
     Args:
         result: the merge.

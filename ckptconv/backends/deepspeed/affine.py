@@ -115,8 +115,8 @@ def joined(name: str, layout: Layout, parts: Sequence[StoredTensor], where: str)
     except CkptconvError as error:
         raise error.within(inside=name, where=where) from error
     before = parts[0].placement
-    said = f"{layout.placement} over tp{', ' + before if before else ''}"
-    return StoredTensor(view, said, tuple(copies))
+    placement = f"{layout.placement} over tp{', ' + before if before else ''}"
+    return StoredTensor(view, placement, tuple(copies))
 
 
 def replicated(name: str, parts: Sequence[StoredTensor], where: str) -> StoredTensor:

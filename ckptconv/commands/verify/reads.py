@@ -34,7 +34,7 @@ def reads_layer(side: Side, found: list[Misread]) -> list[Layer]:
         return []
     silent = [each for each in found if each.silent]
     readers = ", ".join(dict.fromkeys(each.reader for each in silent))
-    said = (
+    summary = (
         f"{readers} would misread this folder and say nothing"
         if silent
         else "no known reader silently misreads it"
@@ -43,4 +43,4 @@ def reads_layer(side: Side, found: list[Misread]) -> list[Layer]:
     if silent:
         notes.append("ckptconv merge FOLDER OUT writes a folder that both generations read")
     notes += [f"{each.reader} {each.what}" for each in found if not each.silent]
-    return [Layer("reads", None if silent else True, _PROVES, said, (), tuple(notes))]
+    return [Layer("reads", None if silent else True, _PROVES, summary, (), tuple(notes))]
