@@ -24,7 +24,7 @@ FRAMEWORKS = {"torch", "transformers", "accelerate"}
 EVERYWHERE = {"__version__", "errors"}
 COMMANDS = {"commands.inspect", "commands.merge", "commands.push", "commands.verify"}
 BELOW_COMMANDS = {
-    "backends", "compute", "copy", "engines", "formats", "hub", "models", "plan", "publish", "read", "tensors",
+    "backends", "compute", "copy", "engines", "formats", "hub", "models", "plan", "publish", "read", "storage", "tensors",
 }  # fmt: skip
 # What several commands share.
 SHARED = {"commands.display", "commands.packages", "commands.planning", "commands.progress"}
@@ -33,8 +33,9 @@ LAW: dict[str, set[str]] = {
     "__version__": set(),
     "errors": set(),
     "tensors": set(),
+    "storage": {"tensors"},
     "formats": {"tensors"},
-    "backends": {"formats", "tensors"},
+    "backends": {"formats", "storage", "tensors"},
     "models": {"tensors"},
     "read": {"tensors"},
     "compute": {"read", "tensors"},
@@ -42,7 +43,7 @@ LAW: dict[str, set[str]] = {
     "copy": {"compute", "plan", "read", "tensors"},
     "publish": {"backends", "compute", "copy", "formats", "plan", "read", "tensors"},
     "engines": {"compute", "copy", "plan", "publish", "read", "tensors"},
-    "hub": {"backends", "formats", "publish", "tensors"},
+    "hub": {"backends", "formats", "publish", "storage", "tensors"},
     "commands": set(),
     "commands.planning": BELOW_COMMANDS,
     "commands.display": set(),

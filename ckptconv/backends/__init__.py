@@ -13,9 +13,10 @@ from ckptconv.backends.refused import nothing, with_whole_step
 from ckptconv.backends.roots import one_model
 from ckptconv.backends.runs import Place, is_output, is_step, run_of, steps_of
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.storage import located
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.file_state import FileState, stamps_under
-from ckptconv.tensors.source_spec import Step, Where, spec_of
+from ckptconv.tensors.source_spec import Step, Where, as_path, spec_of
 
 
 def open_checkpoint(
@@ -47,6 +48,7 @@ def open_checkpoint(
 def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Path]) -> Checkpoint:
     """Find the backend and the folder, and read it. Errors without a kind of their own are DAMAGED."""
     known = backends(backend)
+    root, also = located(root), tuple(map(located, also))
     if not root.exists():
         raise CkptconvError("no such folder", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if not root.is_dir():
@@ -97,7 +99,7 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
     Raises:
         CkptconvError: the folder has no files of that backend, or only another step.
     """
-    root = Path(folder)
+    root = as_path(folder)
     if not root.is_dir():
         raise CkptconvError(
             "no such folder",

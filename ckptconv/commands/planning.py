@@ -17,6 +17,7 @@ from ckptconv.plan import Equal, Options, Plan, make_plan
 from ckptconv.plan.stored import take_stock
 from ckptconv.publish import assets
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.source_spec import as_path
 from ckptconv.tensors.view import View
 
 # `inspect` recognises this text to suggest --config.
@@ -59,7 +60,7 @@ def plan_and_assets(
     # A checkpoint that holds its base needs the name alone, for the adapter's config.
     based = None if base is None or holds_base else open_checkpoint(base, backend="huggingface")
     if config is not None:
-        folder: Path | None = Path(config)
+        folder: Path | None = as_path(config)
     else:
         folder = based.root if based is not None else checkpoint.assets
     found = assets.read_config(folder) if folder is not None else None

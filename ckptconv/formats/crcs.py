@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.formats.same import same_bytes
 from ckptconv.formats.torch_zip import directory_of, opened
 from ckptconv.formats.zip_directory import data_start
+from ckptconv.tensors.far import size_of
+from ckptconv.tensors.stored_file import path_of
 
 
 class CheckedEntry(NamedTuple):
@@ -42,7 +44,7 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
     """
     buffer = memoryview(bytearray(block))
     with opened(path) as handle:
-        window, directory = directory_of(path, handle, 0, os.fstat(handle).st_size)
+        window, directory = directory_of(path, handle, 0, size_of(handle))
         end = 0
         for entry in sorted(directory.entries, key=lambda entry: entry.header):
             at, left, crc = data_start(window, entry), entry.nbytes, 0
@@ -55,7 +57,8 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
                 )
             end = at + left
             while left and is_checked:
-                got = os.preadv(handle, [buffer[: min(block, left)]], at)
+                part = buffer[: min(block, left)]
+                got = os.preadv(handle, [part], at) if isinstance(handle, int) else handle.fill(at, part)
                 if not got:
                     break
                 crc = zlib.crc32(buffer[:got], crc)
@@ -72,7 +75,9 @@ def same_archive(one: str, two: str) -> bool:
     entries = []
     for path in (one, two):
         with opened(path) as handle:
-            entries.append(directory_of(path, handle, 0, os.fstat(handle).st_size)[1].entries)
+            entries.append(directory_of(path, handle, 0, size_of(handle))[1].entries)
     if entries[0] != entries[1]:
         return False
-    return all(entry.crc or not entry.nbytes for entry in entries[0]) or filecmp.cmp(one, two, shallow=False)
+    return all(entry.crc or not entry.nbytes for entry in entries[0]) or same_bytes(
+        path_of(one), path_of(two)
+    )

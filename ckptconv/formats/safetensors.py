@@ -5,7 +5,6 @@ The safetensors README, "Format", defines it: eight bytes of header length, a JS
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
         raise CkptconvError(
             "not a safetensors file, but a folder, a pipe or a device", where=path, kind=Kind.DAMAGED
         )
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    size = path.stat().st_size
+    with path.open("rb") as file:
         data = file.read(header_length(path, size, file.read(LENGTH)))
     return parse_header(path, size, data)
 

@@ -37,7 +37,8 @@ from ckptconv.formats.zip_directory import (
 from ckptconv.formats.zip_forms import RESAVE, Form, Forms, form_of
 from ckptconv.formats.zip_places import ZipFile
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.stored_file import StoredFile
+from ckptconv.tensors.far import Handle, size_of
+from ckptconv.tensors.stored_file import StoredFile, far_of
 from ckptconv.tensors.view import View, contiguous_strides, stored
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
@@ -142,11 +143,11 @@ class TorchZip:
         if not view.chunks:
             return []
         (chunk,) = view.chunks
-        with open(self.path, "rb", buffering=0) as file:
+        with opened(self.path) as file:
             if isinstance(self.path, StoredFile):
-                self.path.check(file.fileno(), chunk.start)
+                self.path.check(file, chunk.start)
             if chunk.strides == contiguous_strides(view.shape, item):
-                data = read_at(file.fileno(), view.nbytes, chunk.start, self.path)
+                data = read_at(file, view.nbytes, chunk.start, self.path)
                 if len(data) < view.nbytes:
                     raise CkptconvError(
                         "the file ends before its tensors do", where=self.path, kind=Kind.DAMAGED
@@ -157,7 +158,7 @@ class TorchZip:
                 *map(range, view.shape)
             ):  # in row-major order; a submesh is a strided window
                 start = chunk.start + sum(map(int.__mul__, index, chunk.strides))
-                values.append(int.from_bytes(os.pread(file.fileno(), item, start), "little", signed=True))
+                values.append(int.from_bytes(read_at(file, item, start, self.path), "little", signed=True))
         return values
 
 
@@ -179,15 +180,15 @@ def open_torch_zip(path: str, load: Load = safe_load, forms: Forms | None = None
         CkptconvError: the file is truncated, compressed, big-endian, older than the zip form, or not from torch.save.
     """
     with opened(path) as handle:
-        return _read(path, handle, 0, os.fstat(handle).st_size, load, forms or Forms())
+        return _read(path, handle, 0, size_of(handle), load, forms or Forms())
 
 
-def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = safe_load) -> TorchZip:
+def torch_zip_at(path: str, handle: Handle, start: int, size: int, load: Load = safe_load) -> TorchZip:
     """Read the directory, the pickle and all local headers of an archive inside an open file, as DCP has one per tensor.
 
     Args:
         path: the file, for the views and the error messages.
-        handle: an open file descriptor of it.
+        handle: the open file.
         start: the first byte of the archive in the file.
         size: the size of the archive, in bytes.
         load: unpickles as `safe_load` does; it may cache the result.
@@ -198,7 +199,7 @@ def torch_zip_at(path: str, handle: int, start: int, size: int, load: Load = saf
     return _read(path, handle, start, size, load, None)
 
 
-def _read(path: str, handle: int, start: int, size: int, load: Load, forms: Forms | None) -> TorchZip:
+def _read(path: str, handle: Handle, start: int, size: int, load: Load, forms: Forms | None) -> TorchZip:
     """`forms`: None if every local header is read; else those of storages are left to the reader of their bytes."""
     with _zips_only(path, handle, start, size):
         window = Window(path, handle, start, size)
@@ -233,12 +234,16 @@ def _pickle_of(window: Window, main: ZipEntry, order: ZipEntry | None) -> bytes:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[int]:
-    """Open a regular file for reading.
+def opened(path: str) -> Iterator[Handle]:
+    """Open a regular file, or an object in a store, for reading.
 
     Raises:
         CkptconvError: it cannot be read, or is a folder, pipe or device.
     """
+    far = far_of(path)
+    if far is not None:
+        yield far
+        return
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     except OSError as error:
@@ -255,7 +260,7 @@ def opened(path: str) -> Iterator[int]:
         os.close(handle)
 
 
-def directory_of(path: str, handle: int, start: int, size: int) -> tuple[Window, Directory]:
+def directory_of(path: str, handle: Handle, start: int, size: int) -> tuple[Window, Directory]:
     """Return an archive's range of the file, and its central directory.
 
     Raises:
@@ -267,7 +272,7 @@ def directory_of(path: str, handle: int, start: int, size: int) -> tuple[Window,
 
 
 @contextmanager
-def _zips_only(path: str, handle: int, start: int, size: int) -> Iterator[None]:
+def _zips_only(path: str, handle: Handle, start: int, size: int) -> Iterator[None]:
     try:
         yield
     except NotAZip as error:

@@ -12,6 +12,7 @@ import struct
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.tensors.far import Handle
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -72,7 +73,7 @@ class RawDirectory(NamedTuple):
 class Window:
     """A range of a file that reads like a whole file. Both ends are cached, so a small archive takes two reads."""
 
-    def __init__(self, path: str, handle: int, start: int, size: int) -> None:
+    def __init__(self, path: str, handle: Handle, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
         self._handle = handle
         self._head: bytes | None = None
@@ -104,12 +105,14 @@ class Window:
         return read_at(self._handle, nbytes, self.start + offset, self.path)
 
 
-def read_at(handle: int, nbytes: int, offset: int, path: str) -> bytes:
+def read_at(handle: Handle, nbytes: int, offset: int, path: str) -> bytes:
     """Read bytes at an offset of a file; fewer at its end. One pread may return fewer, so it is repeated.
 
     Raises:
         CkptconvError: the file cannot be read.
     """
+    if not isinstance(handle, int):
+        return handle.read(offset, nbytes)
     data = b""
     try:
         while len(data) < nbytes:

@@ -15,6 +15,7 @@ from bisect import bisect_right
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.zip_directory import COPY_AGAIN, LOCAL_HEADER, ZipEntry, header_end, read_at
+from ckptconv.tensors.far import Handle
 from ckptconv.tensors.stored_file import StoredFile
 
 _ALIGNMENT = (
@@ -58,16 +59,24 @@ class ZipFile(StoredFile):
     _prefix: str
     _checked: set[int]
 
-    def __new__(cls, path: str, starts: array[int], headers: array[int], names: str, prefix: str) -> ZipFile:
-        self = str.__new__(cls, path)
+    def __new__(  # type: ignore[override]
+        cls, path: str, starts: array[int], headers: array[int], names: str, prefix: str
+    ) -> ZipFile:
+        self = super().__new__(cls, path)
         self._starts, self._headers, self._names, self._prefix = starts, headers, names, prefix
         self._checked = set()
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ZipFile, (str(self), self._starts, self._headers, self._names, self._prefix)
+        return ZipFile, (
+            StoredFile(str(self), self.far),
+            self._starts,
+            self._headers,
+            self._names,
+            self._prefix,
+        )
 
-    def check(self, handle: int, start: int) -> None:
+    def check(self, handle: Handle, start: int) -> None:
         """Check the local header of the entry that holds `start`, once.
 
         Raises:

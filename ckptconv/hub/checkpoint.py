@@ -16,6 +16,7 @@ from ckptconv.hub.headers import headers
 from ckptconv.hub.names import RepoName, repo_of
 from ckptconv.hub.quiet import quiet
 from ckptconv.hub.reading import Listing, is_offline, listing
+from ckptconv.storage import located
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.source_spec import SourceSpec
 
@@ -24,7 +25,7 @@ def open_local_or_hub(spec: SourceSpec) -> Checkpoint:
     """Open a checkpoint on this disk or a repository on the Hub; see `open_checkpoint` and `open_repo`."""
     repo = _repo_of(spec)
     if repo is None:
-        return open_checkpoint(spec)
+        return open_checkpoint(in_place(spec))
     with quiet(bars=False):
         return open_repo(repo)
 
@@ -33,8 +34,13 @@ def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> Sou
     """Where the checkpoint is on this disk, after the download if `spec` names a repository; see `local_or_hub`."""
     repo = _repo_of(spec)
     if repo is None:
-        return spec
+        return in_place(spec)
     return spec.at(local_or_hub(spec.path, spec.revision, say=say, bars=bars))
+
+
+def in_place(spec: SourceSpec) -> SourceSpec:
+    """The record with the folders of object stores in place of their addresses, which lists them."""
+    return replace(spec, path=located(spec.path), also=tuple(map(located, spec.also)))
 
 
 def _repo_of(spec: SourceSpec) -> RepoName | None:

@@ -12,6 +12,7 @@ from ckptconv.hub.names import RepoName, repo_of
 from ckptconv.hub.quiet import quiet
 from ckptconv.hub.reading import Listing, asked, is_offline, listing, not_in_cache
 from ckptconv.publish import assets
+from ckptconv.storage import located
 
 Say = Callable[[str], None]
 _RECEIPT = "ckptconv.json"  # `verify` compares the hashes in it
@@ -25,12 +26,14 @@ def local_or_hub(
     say: Say | None = None,
     bars: bool = False,
 ) -> Path:
-    """The path itself, or the folder to which a repository is downloaded: weights, config, tokenizer, custom code.
+    """The path itself, the place in an object store, or the folder to which a repository is downloaded.
+
+    Of a repository weights, config, tokenizer and custom code are downloaded.
 
     Files go into huggingface_hub's cache (HF_HOME). With HF_HUB_OFFLINE, only files that are there already are used.
 
     Args:
-        path: a path, or a repository such as "org/name"; see `repo_of`.
+        path: a path, an address such as "s3://bucket/model", or a repository such as "org/name"; see `repo_of`.
         revision: a branch, tag or commit of the repository.
         weights: False to download only the other files.
         say: called with a sentence about the download.
@@ -41,7 +44,7 @@ def local_or_hub(
     """
     repo = repo_of(path, revision)
     if repo is None:
-        return Path(path)
+        return located(path)
     with quiet(bars):
         if is_offline():
             folder = download(repo, SMALL)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +17,8 @@ from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.formats.json import read_json
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.publish.known_files import is_known, known_files
+from ckptconv.tensors.far import entries
+from ckptconv.tensors.stored_file import far_of
 
 _WEIGHTS = (
     ".safetensors",
@@ -203,7 +203,10 @@ def write_config(target: Path, config: dict[str, Any], original: Path | None) ->
 
 def _copy(source: Path, target: Path) -> None:
     try:
-        shutil.copyfile(source, target)
+        if far_of(source) is None:
+            shutil.copyfile(source, target)
+        else:
+            target.write_bytes(source.read_bytes())
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise cannot_write(target, error) from error
@@ -224,17 +227,15 @@ def _is_wanted(name: str, include: Sequence[str]) -> bool:
 
 def _walk(folder: Path, inside: str = "") -> Iterator[str]:
     """Every visible file under a folder, relative to it, but for the folders that a trainer makes."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                if not is_trainers(entry.name):
-                    yield from _walk(Path(entry.path), f"{inside}{entry.name}/")
-                continue
-            with contextlib.suppress(OSError):  # a link to itself
-                if entry.is_file():
-                    yield inside + entry.name
+    for entry in entries(folder):
+        name = entry.path.name
+        if name.startswith("."):
+            continue
+        if entry.is_dir:
+            if not is_trainers(name):
+                yield from _walk(entry.path, f"{inside}{name}/")
+        elif entry.is_file:
+            yield inside + name
 
 
 def _is_taken_care_of(name: str) -> bool:

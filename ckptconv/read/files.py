@@ -9,7 +9,8 @@ import threading
 from collections import OrderedDict
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.stored_file import StoredFile
+from ckptconv.tensors.far import FarFile, Handle
+from ckptconv.tensors.stored_file import StoredFile, far_of
 
 _OPEN_FILES = 128  # per thread
 _OTHERS = 64  # files that are not open for reading: output, libraries, streams
@@ -25,12 +26,11 @@ class Files:
 
     def __init__(self, drop_behind: bool = False) -> None:
         self.drop = drop_behind and hasattr(os, "posix_fadvise")
-        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._handles: OrderedDict[str, Handle] = OrderedDict()
 
     def close(self) -> None:
         """Close all files."""
-        while self._handles:
-            os.close(self._handles.popitem()[1])
+        self._keep(0)
 
     def fill(self, file: str, start: int, memory: memoryview, keep: bool = False) -> None:
         """Read from a file until `memory` is full.
@@ -49,6 +49,9 @@ class Files:
             handle = self._open(file)
         if isinstance(file, StoredFile):
             file.check(handle, start)
+        if not isinstance(handle, int):
+            _fill_from_store(handle, file, start, memory)
+            return
         want, got = len(memory), 0
         while got < want:
             try:
@@ -58,24 +61,21 @@ class Files:
                     f"cannot be read: {error.strerror}", where=file, kind=Kind.ENVIRONMENT
                 ) from error
             if not n:
-                raise CkptconvError(
-                    "the file ends before its tensors do",
-                    where=file,
-                    found=f"{start + got:,} bytes",
-                    wanted=f"at least {start + want:,}",
-                    hint="it was truncated, or changed while it was read",
-                    kind=Kind.DAMAGED,
-                )
+                raise _too_short(file, start + got, start + want)
             got += n
         if self.drop and not keep:
             self.forget(file, start, want)
 
     def forget(self, file: str, start: int, nbytes: int) -> None:
         """Let the kernel drop the whole pages in this range of bytes, if the file is open."""
-        if file in self._handles:
-            os.posix_fadvise(self._handles[file], start, nbytes, os.POSIX_FADV_DONTNEED)
+        handle = self._handles.get(file)
+        if isinstance(handle, int):
+            os.posix_fadvise(handle, start, nbytes, os.POSIX_FADV_DONTNEED)
 
-    def _open(self, file: str) -> int:
+    def _open(self, file: str) -> Handle:
+        far = far_of(file)
+        if far is not None:
+            return far
         self._keep(_share() - 1)
         try:
             handle = os.open(file, os.O_RDONLY)
@@ -95,7 +95,26 @@ class Files:
     def _keep(self, most: int) -> None:
         """Close the files that were opened first, until at most so many are open."""
         while len(self._handles) > most:
-            os.close(self._handles.popitem(last=False)[1])
+            handle = self._handles.popitem(last=False)[1]
+            if isinstance(handle, int):
+                os.close(handle)
+
+
+def _fill_from_store(far: FarFile, file: str, start: int, memory: memoryview) -> None:
+    got = far.fill(start, memory)
+    if got < len(memory):
+        raise _too_short(file, start + got, start + len(memory))
+
+
+def _too_short(file: str, found: int, wanted: int) -> CkptconvError:
+    return CkptconvError(
+        "the file ends before its tensors do",
+        where=file,
+        found=f"{found:,} bytes",
+        wanted=f"at least {wanted:,}",
+        hint="it was truncated, or changed while it was read",
+        kind=Kind.DAMAGED,
+    )
 
 
 def _share() -> int:

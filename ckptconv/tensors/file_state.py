@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.tensors.far import FarFile, FarFolder, FarGroup
+from ckptconv.tensors.stored_file import far_of
 
 
 class FileState(NamedTuple):
@@ -19,11 +21,13 @@ class FileState(NamedTuple):
         nbytes: the size in bytes.
         changed: the time of the last change, in nanoseconds since 1970.
         inode: the inode number; 0 on network and FUSE file systems, whose inode numbers are not stable.
+        version: the ETag or generation of an object in a store; "" for a file on a disk.
     """
 
     nbytes: int
     changed: int
     inode: int
+    version: str = ""
 
     def __str__(self) -> str:
         when = datetime.fromtimestamp(self.changed // 10**9, tz=timezone.utc)
@@ -31,11 +35,14 @@ class FileState(NamedTuple):
 
 
 def stamp(file: str | Path) -> FileState:
-    """The present state of a file.
+    """The present state of a file. Of an object in a store it is the state that was listed, which every read requires.
 
     Raises:
         OSError: the file cannot be looked at.
     """
+    far = far_of(file)
+    if far is not None:
+        return far.state
     stat = os.stat(file)
     on_disk = os.major(stat.st_dev) != 0  # network and FUSE file systems have no block device
     return FileState(stat.st_size, stat.st_mtime_ns, stat.st_ino if on_disk else 0)
@@ -67,8 +74,11 @@ def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict
     Returns:
         file -> state.
     """
-    states = {}
+    states: dict[str, FileState] = {}
     for folder in folders:
+        if isinstance(folder, FarFolder):
+            states.update((str(path), stamp(path)) for path in folder.files_below(leave) if not leave(path))
+            continue
         for parent, below, names in os.walk(folder):
             below[:] = [name for name in below if not leave(Path(parent, name))]
             for name in names:
@@ -82,10 +92,14 @@ def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict
 def fingerprint(stamps: Mapping[str, FileState]) -> str:
     """One hash over the names, sizes and times of files; it stays the same where their folder is moved or renamed."""
     files = sorted(stamps)
-    top = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    # An address counts as a path below the root: --also may name a folder on a disk next to one in a store.
+    plain = [file if far_of(file) is None else f"/{file.replace('://', '/')}" for file in files]
+    top = os.path.commonpath(map(os.path.dirname, plain)) if files else ""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(repr((os.path.relpath(file, top), stamps[file].nbytes, stamps[file].changed)).encode())
+    for file, path in zip(files, plain, strict=True):
+        was = stamps[file]
+        version = (was.version,) if was.version else ()
+        digest.update(repr((os.path.relpath(path, top), was.nbytes, was.changed, *version)).encode())
     return digest.hexdigest()
 
 
@@ -95,8 +109,7 @@ def require_unchanged(stamps: Mapping[str, FileState]) -> None:
     Raises:
         CkptconvError: names the first file that changed or disappeared.
     """
-    for file, was in stamps.items():
-        now = _present(file)
+    for (file, was), now in zip(stamps.items(), _states_now(stamps), strict=True):
         if now != was:
             raise CkptconvError(
                 "a file of the checkpoint changed while it was read; nothing was written",
@@ -105,6 +118,34 @@ def require_unchanged(stamps: Mapping[str, FileState]) -> None:
                 wanted=was,
                 hint="run it again when the trainer has finished writing",
                 kind=Kind.ENVIRONMENT,
+            )
+
+
+def _states_now(files: Iterable[str]) -> Iterator[FileState]:
+    """The present state of each file; the stores are asked about all of their objects together.
+
+    Raises:
+        CkptconvError: a file has disappeared.
+    """
+    files = list(files)
+    groups: dict[FarGroup, list[FarFile]] = {}
+    for file in files:
+        if (far := far_of(file)) is not None:
+            groups.setdefault(far.group, []).append(far)
+    known = {
+        far: now
+        for group, found in groups.items()
+        for far, now in zip(found, group.states_now(found), strict=True)
+    }
+    for file in files:
+        far = far_of(file)
+        if far is None:
+            yield _present(file)
+        elif (now := known[far]) is not None:
+            yield now
+        else:
+            raise CkptconvError(
+                "a file of the checkpoint disappeared while it was read", where=file, kind=Kind.ENVIRONMENT
             )
 
 

@@ -17,8 +17,9 @@ class SourceSpec:
     """Where a checkpoint is.
 
     Args:
-        path: a folder (run, step, role or model), a file of weights, or a repository on the Hub: "org/name",
-            "org/name@revision", "hf://org/name". A path that exists wins over a repository of that name.
+        path: a folder (run, step, role or model), a file of weights, either of them in an object store
+            ("s3://bucket/run", "gs://…", "az://…"), or a repository on the Hub: "org/name", "org/name@revision",
+            "hf://org/name". A path that exists wins over a repository of that name.
         backend: the checkpoint's format, such as "fsdp"; detected when omitted.
         step: the step of a run; "latest" takes the step that the run marks as its latest, or the highest if none is
             marked. When omitted, the model in the run's own folder comes first, then the latest step.
@@ -54,13 +55,18 @@ class SourceSpec:
             raise _wrong("also", also, "a list of folders")
         if step is not None and step != "latest" and (not isinstance(step, int) or isinstance(step, bool)):
             raise _wrong("step", step, "a number, or latest")
-        values = (Path(path), backend, step, tuple(map(Path, also)), revision)
+        values = (as_path(path), backend, step, tuple(map(as_path, also)), revision)
         for field, value in zip(fields(SourceSpec), values, strict=True):
             object.__setattr__(self, field.name, value)
 
     def at(self, path: Path) -> SourceSpec:
         """The same record with another path, such as the folder to which a repository was downloaded."""
         return replace(self, path=path, revision=None)
+
+
+def as_path(path: str | Path) -> Path:
+    """A path; one in an object store stays what it is, which `Path(path)` would not keep."""
+    return path if isinstance(path, Path) else Path(path)
 
 
 Where = str | Path | SourceSpec  # the type of a source in the public functions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from operator import itemgetter
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Load, torch_zip_at
 from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.far import Handle, size_of
 from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View, contiguous_strides
 
@@ -73,16 +73,16 @@ class ArchiveFile(StoredFile):
     _checked: set[int]
     _load: Load
 
-    def __new__(cls, path: str, parts: list[tuple[int, Piece]]) -> ArchiveFile:
-        self = str.__new__(cls, path)
+    def __new__(cls, path: str, parts: list[tuple[int, Piece]]) -> ArchiveFile:  # type: ignore[override]
+        self = super().__new__(cls, path)
         self.parts, self._ordered = parts, None
         self._checked, self._load = set(), remembering()
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ArchiveFile, (str(self), self.parts)
+        return ArchiveFile, (StoredFile(str(self), self.far), self.parts)
 
-    def check(self, handle: int, start: int) -> None:
+    def check(self, handle: Handle, start: int) -> None:
         """Check the archive that holds `start` against the metadata, once.
 
         Raises:
@@ -108,19 +108,19 @@ class ArchiveFile(StoredFile):
         self._checked.add(number)
 
 
-def read_archive(path: str, handle: int, piece: Piece, load: Load) -> Archive:
+def read_archive(path: str, handle: Handle, piece: Piece, load: Load) -> Archive:
     """Read the directory, the headers and the pickle of a piece's archive.
 
     Args:
         path: the file.
-        handle: an open file descriptor of it.
+        handle: the open file.
         piece: what the metadata says.
         load: unpickles as `safe_load` does; it may cache the result.
 
     Raises:
         CkptconvError: the archive is outside the file, is damaged, or contradicts the metadata.
     """
-    check_length(path, os.fstat(handle).st_size, piece)
+    check_length(path, size_of(handle), piece)
     archive = torch_zip_at(path, handle, piece.start, piece.length, load)
     if not isinstance(archive.root, TensorRecord):
         raise CkptconvError(f"{piece.name} is stored, but not as a tensor", where=path)

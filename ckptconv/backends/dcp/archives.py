@@ -8,8 +8,6 @@ from it. When elements are read, the archive around them is checked against the 
 
 from __future__ import annotations
 
-import filecmp
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +16,13 @@ from pathlib import Path
 
 from ckptconv.backends.dcp.archive_file import Archive, ArchiveFile, Piece, check_length, read_archive
 from ckptconv.backends.fsdp.shared_pickles import remembering
-from ckptconv.errors import CkptconvError, Incomplete, Kind
+from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.same import same_bytes
+from ckptconv.formats.torch_zip import opened
 from ckptconv.tensors.boxes import Box, Chunk
 from ckptconv.tensors.checkpoint import starred
 from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.view import contiguous_strides
 
 _LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
@@ -90,7 +91,7 @@ class _Files:
         self.computed = {file: ArchiveFile(path, []) for file, path in self._paths.items()}
         for file, numbers in self._inside.items():
             last = max((pieces[number] for number in numbers), key=lambda piece: piece.start + piece.length)
-            check_length(self._paths[file], os.path.getsize(self._paths[file]), last)
+            check_length(self._paths[file], path_of(self._paths[file]).stat().st_size, last)
         self.largest = {file: max(numbers, key=self._size) for file, numbers in self._inside.items()}
         self.looked: dict[int, Archive] = {}
         self._looks = Counter(self.largest.keys())
@@ -123,17 +124,9 @@ class _Files:
 
     def _open(self, file: str, numbers: set[int]) -> list[tuple[int, Archive]]:
         path = self._paths[file]
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise CkptconvError(
-                f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
-            ) from error
-        try:
-            ordered = sorted(numbers, key=lambda number: self._pieces[number].start)
+        ordered = sorted(numbers, key=lambda number: self._pieces[number].start)
+        with opened(path) as handle:
             return [(n, read_archive(path, handle, self._pieces[n], self._load)) for n in ordered]
-        finally:
-            os.close(handle)
 
     def check_no_copies(self, folder: Path) -> None:
         """Refuse two files that list different parts of the same tensors, but whose storages all have the same checksums.
@@ -178,7 +171,7 @@ def _find(file: str, folders: Sequence[Path]) -> str:
             hint="copy it from the node where it was written, or name its folder with --also",
         )
     for other in paths[1:]:
-        if not filecmp.cmp(paths[0], other, shallow=False):
+        if not same_bytes(paths[0], other):
             raise CkptconvError(
                 f"two files named {file} have different bytes",
                 where=f"{paths[0]} and {other}",

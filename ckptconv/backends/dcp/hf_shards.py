@@ -11,7 +11,6 @@ tensor.
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,8 +23,10 @@ from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.bounds import is_shape
 from ckptconv.formats.json import parse_json, read_table
 from ckptconv.formats.safetensors import read_header
+from ckptconv.formats.same import same_bytes
 from ckptconv.tensors.boxes import Box, box_around
 from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
+from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.view import View
 from ckptconv.tensors.view import place as put
 
@@ -75,7 +76,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     ranks = len({file.rank for file in files})
     tensors = {name: _whole(name, found, home) for name, found in parts.items()}
     consolidated = tuple(_check_consolidated(top, tensors)) if top != home else ()
-    notes = [*place.notes(), *apart([Path(file.path) for file in files]), *_unnamed(home, parts)]
+    notes = [*place.notes(), *apart([path_of(file.path) for file in files]), *_unnamed(home, parts)]
     if not consolidated:
         notes.append(
             f"{ranks} ranks' shards are here; the files do not say how many ranks saved, so compare with your run"
@@ -134,7 +135,7 @@ def _files(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         for path in sorted(folder.iterdir()):
             first = found.setdefault(path.name, path) if RANK_SHARD.match(path.name) else path
-            if first is not path and not filecmp.cmp(first, path, shallow=False):
+            if first is not path and not same_bytes(first, path):
                 raise CkptconvError(
                     f"two files named {path.name} have different bytes",
                     where=f"{first} and {path}",

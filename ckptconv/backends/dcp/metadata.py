@@ -19,10 +19,11 @@ from ckptconv.backends.dcp.archives import read_archives
 from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, is_file_name, is_shape, whole_numbers
 from ckptconv.formats.stand_ins import Dtype, Inert, field_of, items
-from ckptconv.formats.torch_zip import torch_zip_at
+from ckptconv.formats.torch_zip import opened, torch_zip_at
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.checkpoint import RankFile, Skipped, StoredTensor
+from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.tiling import check_tiling
 from ckptconv.tensors.view import View
 
@@ -42,7 +43,7 @@ class DcpFiles:
     @property
     def paths(self) -> list[Path]:
         """Return the files that hold the tensors."""
-        return [Path(file.path) for file in self.files]
+        return [path_of(file.path) for file in self.files]
 
     @property
     def world_size(self) -> int:
@@ -146,8 +147,8 @@ def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
     file = info and next((f for d in (metadata.folder, *also) if (f := d / info[0]).is_file()), None)
     if info is None or file is None or _is_tensor(metadata.table.get(name)):
         return None
-    with file.open("rb") as opened:
-        return torch_zip_at(str(file), opened.fileno(), *info[1:]).root
+    with opened(str(file)) as handle:
+        return torch_zip_at(str(file), handle, *info[1:]).root
 
 
 def dtype_of(entry: Any) -> str | None:
@@ -257,4 +258,4 @@ def _tensor(name: str, entry: Any, parts: list[tuple[str, Chunk]], folder: Path)
 
 def _rank_file(path: str) -> RankFile:
     match = _FILE.match(os.path.basename(path))
-    return RankFile(int(match.group(1)) if match else 0, str(path), os.path.getsize(path))
+    return RankFile(int(match.group(1)) if match else 0, str(path), path_of(path).stat().st_size)

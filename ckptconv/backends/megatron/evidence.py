@@ -11,6 +11,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.stand_ins import Inert
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.stored_file import path_of
 
 # Megatron's arguments (in common.pt and rank files) about parallelism, and their short names for the user.
 _ARGS = {
@@ -26,7 +27,7 @@ _ARGS = {
 
 def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
     """See `Backend.saved_by`."""
-    shards = Path(checkpoint.files[0].path).parent if checkpoint.files else checkpoint.root
+    shards = path_of(checkpoint.files[0].path).parent if checkpoint.files else checkpoint.root
     if (shards / "run_config.yaml").is_file():
         yield Fact("trainer", "Megatron-Bridge", "run_config.yaml")
     names = ("common.pt", "model_optim_rng.pt")

@@ -26,6 +26,7 @@ from ckptconv.formats.bounds import check_name, check_ranks
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, Mesh, RankFile, Skipped
+from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.view import View
 
 NAME = "megatron_legacy"
@@ -85,7 +86,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         root=place.folder,
         world_size=len(ranks),
         files=tuple(
-            RankFile(n, file.path, Path(file.path).stat().st_size, _coordinates(rank.coordinate, sizes))
+            RankFile(n, file.path, path_of(file.path).stat().st_size, _coordinates(rank.coordinate, sizes))
             for n, (file, rank) in enumerate(zip(opened.values(), ranks, strict=True))
         ),
         tensors=tensors,

@@ -8,8 +8,6 @@ replica write. Source: nanotron/serialize/utils.py, get_path; nanotron/serialize
 
 from __future__ import annotations
 
-import filecmp
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,8 @@ from pathlib import Path
 
 from ckptconv.errors import CkptconvError, Incomplete, listed
 from ckptconv.formats.bounds import check_name, check_ranks
+from ckptconv.formats.same import same_bytes
+from ckptconv.tensors.far import entries
 
 MODEL = "model"
 _FILE = re.compile(
@@ -62,7 +62,7 @@ def find(folders: Sequence[Path]) -> Files:
         home = folder / MODEL
         for path, match in _walk(home, home, 0):
             inside = path.relative_to(home).as_posix()
-            if inside in found and not filecmp.cmp(path, found[inside][0], shallow=False):
+            if inside in found and not same_bytes(path, found[inside][0]):
                 raise CkptconvError(
                     f"two files named {inside} have different bytes",
                     where=f"{found[inside][0]} and {path}",
@@ -93,15 +93,15 @@ def check_stages(files: Files, layers: object, folder: Path) -> None:
 def _walk(folder: Path, home: Path, depth: int) -> Iterator[tuple[Path, re.Match[str]]]:
     """Yield the files of tensors below a folder, without the links in it."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        found = sorted(entries(folder), key=lambda entry: entry.path.name)
     except OSError:
         return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
+    for entry in found:
+        if entry.is_dir:
             if depth < _DEEPEST:
-                yield from _walk(Path(entry.path), home, depth + 1)
-        elif depth and (match := _FILE.match(entry.name)):  # nanotron's names have a segment at least
-            yield Path(entry.path), match
+                yield from _walk(entry.path, home, depth + 1)
+        elif depth and (match := _FILE.match(entry.path.name)):  # nanotron's names have a segment at least
+            yield entry.path, match
 
 
 def _shard(path: Path, inside: str, match: re.Match[str]) -> Shard:

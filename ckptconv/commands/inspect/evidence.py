@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,11 @@ from ckptconv.commands.inspect.records import Evidence
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import SUFFIXES as ZIP_SUFFIXES
-from ckptconv.formats.zip_directory import NotAZip, Window, read_directory
+from ckptconv.formats.torch_zip import opened
+from ckptconv.formats.zip_directory import NotAZip, Window, read_at, read_directory
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.far import size_of
+from ckptconv.tensors.stored_file import path_of
 
 _HEAD = 1 << 13  # of a .distcp, which holds an archive for each tensor: the first one
 _SHOWN = 60  # letters of a value
@@ -84,17 +86,17 @@ def _config(config: dict[str, Any]) -> Iterator[Evidence]:
 
 def _torch(checkpoint: Checkpoint) -> Iterator[Evidence]:
     """The version of torch: 2.8 writes `.format_version` into its archives, and 2.4 and 2.6 did not (measured)."""
-    path = Path(checkpoint.files[0].path) if checkpoint.files else None
+    path = path_of(checkpoint.files[0].path) if checkpoint.files else None
     if path is None or path.suffix not in (*ZIP_SUFFIXES, ".distcp"):
         return
     try:
-        with path.open("rb", buffering=0) as file:
+        with opened(str(path)) as file:
             if path.suffix == ".distcp":
-                names = file.read(_HEAD)
+                names = read_at(file, _HEAD, 0, str(path))
             else:
-                whole = Window(str(path), file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                whole = Window(str(path), file, 0, size_of(file))
                 names = b" ".join(entry.name.encode() for entry in read_directory(whole).entries)
-    except (OSError, NotAZip):
+    except (CkptconvError, NotAZip):
         return
     if b"/.format_version" in names or b"/byteorder" in names:
         yield Evidence("torch", "> 2.6" if b"/.format_version" in names else "<= 2.6", path.name)

@@ -16,7 +16,7 @@ from ckptconv.commands.inspect.records import Inspection
 from ckptconv.commands.inspect.rows import ordered, rows_of, slices_of
 from ckptconv.commands.inspect.tree import tree_of
 from ckptconv.commands.planning import own_config
-from ckptconv.hub.checkpoint import open_local_or_hub
+from ckptconv.hub.checkpoint import in_place, open_local_or_hub
 from ckptconv.models import megatron
 from ckptconv.models.facts import named_architectures
 from ckptconv.tensors.checkpoint import Checkpoint
@@ -58,6 +58,7 @@ def inspect(
     """
     spec = spec_of(source, backend, step, also, revision)
     ordered((), sort, reverse)  # refuses an unknown word before work begins
+    spec = in_place(spec)
     checkpoint = open_local_or_hub(spec)
     return describe(
         checkpoint, spec.path, tensor=tensor, tree=tree, sort=sort, reverse=reverse, asked_step=spec.step

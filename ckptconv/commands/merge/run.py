@@ -29,8 +29,9 @@ from ckptconv.publish.target import check_room, check_target, publish
 from ckptconv.publish.work import work_folder
 from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
+from ckptconv.storage import on_disk
 from ckptconv.tensors.file_state import require_unchanged
-from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
+from ckptconv.tensors.source_spec import SourceSpec, Step, Where, as_path, spec_of
 
 MAX_MEMORY = 256 << 20
 OnBytes = Callable[[int, str], None]  # bytes written, the file's name
@@ -163,7 +164,7 @@ def merge(
         mtp=mtp,
         keep_config=keep_config,
     )
-    target = Path(target)
+    target = on_disk(target)
     count = workers_for(max_memory, workers)
     engine = _engine(ray)
     say = teller(on_progress, "download")
@@ -181,7 +182,7 @@ def merge(
             hint=f"are the two swapped? The checkpoint comes first: ckptconv merge {target} {spec.path}",
             kind=Kind.NOT_A_CHECKPOINT,
         )
-    given = [Path(path) for path in (spec.path, *spec.also, config, base) if path is not None]
+    given = [as_path(path) for path in (spec.path, *spec.also, config, base) if path is not None]
     fills = config is None and base is None and in_place.may_be_added_to(target, given)
     check_target(target, given, overwrite or fills)
     checkpoint = open_checkpoint(spec)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 from ckptconv import __version__
 from ckptconv.commands.merge.small_files import SmallFiles
@@ -14,6 +13,7 @@ from ckptconv.plan import Plan
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import require_agreement
 from ckptconv.tensors.file_state import FileState, stamp, stamps_of
+from ckptconv.tensors.stored_file import path_of
 
 # Files that state how a checkpoint's tensors are sharded, or what they are.
 _SAYS_HOW = re.compile(
@@ -61,7 +61,7 @@ def require_honest_receipts(
         say: called with a sentence before a folder's tensors are hashed, which reads all of them.
     """
     weights = (file for file in sources if not _SAYS_HOW.search(file))
-    for folder in dict.fromkeys(Path(file).parent for file in weights):
+    for folder in dict.fromkeys(path_of(file).parent for file in weights):
         if (folder / RECEIPT).is_file():
             if say:
                 say(f"{folder}, to compare it with its receipt")

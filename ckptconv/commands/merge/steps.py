@@ -23,6 +23,7 @@ from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.work import tidy
+from ckptconv.storage import located, on_disk
 from ckptconv.tensors.file_state import fingerprint
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written
@@ -95,7 +96,7 @@ def merge_steps(
     Raises:
         CkptconvError: the run has no steps and `watch` is False, or `root` is inside the run.
     """
-    top, root = Path(run), Path(root)
+    top, root = located(run), on_disk(root)
     if not top.is_dir():
         raise CkptconvError("no such folder", where=top, kind=Kind.NOT_A_CHECKPOINT)
     if root.resolve() == top.resolve() or top.resolve() in root.resolve().parents:
@@ -107,7 +108,7 @@ def merge_steps(
     waiting: dict[Path, str] = {}  # step -> the reason that was reported
     looks = _Looks()
     while True:
-        folders = _steps(run_of(top))
+        folders = _steps(run_of(located(run)))  # a store is listed again
         if not folders and not watch:
             raise CkptconvError(
                 "no steps in this folder", where=top, hint="name the run's folder", kind=Kind.NOT_A_CHECKPOINT

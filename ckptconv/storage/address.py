@@ -1,0 +1,98 @@
+"""Addresses of object stores: `s3://BUCKET/FOLDER`, `gs://BUCKET/FOLDER`, `az://CONTAINER/FOLDER`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptconv.errors import CkptconvError, Kind
+
+SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+# pathlib makes one slash of the two. A path such as `c:/x` or `run:1/x` has no scheme of two letters or more before a slash.
+_ADDRESS = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?P<rest>.*)$", re.DOTALL)
+_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._$-]*$")
+_MOUNT = "mount it and name the mounted folder"
+_INSTEAD = {
+    "s3a": "write s3://BUCKET/FOLDER",
+    "s3n": "write s3://BUCKET/FOLDER",
+    "gcs": "write gs://BUCKET/FOLDER",
+    "azure": "write az://CONTAINER/FOLDER",
+    "abfs": "write az://CONTAINER/FOLDER, and set AZURE_STORAGE_ACCOUNT_NAME",
+    "abfss": "write az://CONTAINER/FOLDER, and set AZURE_STORAGE_ACCOUNT_NAME",
+    "wasb": "write az://CONTAINER/FOLDER, and set AZURE_STORAGE_ACCOUNT_NAME",
+    "wasbs": "write az://CONTAINER/FOLDER, and set AZURE_STORAGE_ACCOUNT_NAME",
+    "hdfs": _MOUNT,
+    "file": "write the path without file://",
+    "http": "write s3://BUCKET/FOLDER and set AWS_ENDPOINT_URL",
+    "https": "write s3://BUCKET/FOLDER and set AWS_ENDPOINT_URL",
+}
+_NOT_OURS = ("hf",)
+
+
+class Address(NamedTuple):
+    """A place in a store.
+
+    Attributes:
+        scheme: "s3", "gs" or "az".
+        bucket: the bucket, or Azure's container.
+        key: the name of the object or folder in it, without slashes at its ends; "" for the bucket itself.
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.key}" if self.key else "")
+
+
+def is_address(path: str | Path) -> bool:
+    """True for a text that names a place by a scheme, such as `s3://bucket/run`; False for `hf://` and for paths."""
+    found = _ADDRESS.match(str(path))
+    return found is not None and found["scheme"].lower() not in _NOT_OURS
+
+
+def address_of(path: str | Path) -> Address:
+    """Parse an address.
+
+    Raises:
+        CkptconvError: the scheme is unknown, there is no bucket, or the address holds credentials or a query. The message
+            shows neither.
+    """
+    found = _ADDRESS.match(str(path))
+    if found is None:
+        raise CkptconvError("not an address of an object store", where=path, kind=Kind.USAGE)
+    scheme, rest = found["scheme"].lower(), found["rest"]
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise CkptconvError(
+            "an address of a store must not hold a user name, a password or a port",
+            where=f"{scheme}://…@{bucket.rpartition('@')[2].partition(':')[0]}",
+            hint="credentials come from the environment or a profile; AWS_ENDPOINT_URL names another server",
+            kind=Kind.USAGE,
+        )
+    if re.search(r"[?#].*=", rest):
+        raise CkptconvError(
+            "an address of a store must not hold a query, such as the signature of a presigned URL",
+            where=f"{scheme}://{re.split('[?#]', rest)[0]}",
+            hint="name the folder alone; credentials come from the environment or a profile",
+            kind=Kind.USAGE,
+        )
+    if scheme not in SCHEMES:
+        raise CkptconvError(
+            f"{scheme}:// is not supported",
+            where=f"{scheme}://{rest}",
+            wanted="a folder, org/name, s3://, gs:// or az://",
+            hint=_INSTEAD.get(scheme, _MOUNT),
+            kind=Kind.USAGE,
+        )
+    parts = [part for part in key.split("/") if part]
+    if not _BUCKET.match(bucket) or ".." in parts or "." in parts:
+        raise CkptconvError(
+            "not an address of a folder in a store",
+            where=f"{scheme}://{rest}",
+            wanted=f"{scheme}://{'CONTAINER' if scheme == 'az' else 'BUCKET'}/FOLDER",
+            kind=Kind.USAGE,
+        )
+    return Address(scheme, bucket, "/".join(parts))

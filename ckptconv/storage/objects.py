@@ -1,0 +1,115 @@
+"""`Storage` on obstore: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from ckptconv.errors import CkptconvError, Kind
+from ckptconv.storage.address import Address
+from ckptconv.storage.base import Listed, Object
+from ckptconv.storage.credentials import aws_profile
+from ckptconv.storage.errors import changed, explained
+
+T = TypeVar("T")
+
+_RETRIES = 6  # of one request: errors 5xx, resets, timeouts
+_PATIENCE = timedelta(seconds=60)  # for one request with its retries
+_NEEDED = "pip install 'ckptconv[remote]'"
+
+
+class Bucket:
+    """A bucket, as `Storage`. Its client sends nothing until it is asked.
+
+    Args:
+        address: the bucket.
+        client: obstore's store.
+    """
+
+    def __init__(self, address: Address, client: Any) -> None:
+        self._address, self._client = address._replace(key=""), client
+
+    @property
+    def address(self) -> Address:
+        """See `Storage`."""
+        return self._address
+
+    def below(self, key: str) -> Sequence[Object]:
+        """See `Storage`."""
+        found = self._asked(key, lambda: self._client.list(key or None, chunk_size=1000).collect())
+        return [_object(item) for item in found]
+
+    def inside(self, key: str) -> Listed:
+        """See `Storage`."""
+        found = self._asked(key, lambda: self._client.list_with_delimiter(key or None))
+        return Listed([_object(item) for item in found["objects"]], list(found["common_prefixes"]))
+
+    def look(self, key: str) -> Object | None:
+        """See `Storage`."""
+
+        def head() -> Any:
+            try:
+                return self._client.head(key)
+            except FileNotFoundError:
+                return None
+
+        found = self._asked(key, head)
+        return None if found is None else _object(found)
+
+    def fetch(self, item: Object, start: int, end: int) -> memoryview:
+        """See `Storage`."""
+        options: dict[str, Any] = {"range": (start, end)}
+        if item.version:
+            options["if_match"] = item.version
+
+        def get() -> tuple[Object, memoryview]:
+            answer = self._client.get(item.key, options=options)
+            return _object(answer.meta), memoryview(answer.bytes())
+
+        now, data = self._asked(item.key, get)
+        if now.version != item.version or (not item.version and now != item) or len(data) != end - start:
+            raise changed(self._address._replace(key=item.key))
+        return data
+
+    def _asked(self, key: str, step: Callable[[], T]) -> T:
+        try:
+            return step()
+        except CkptconvError:
+            raise
+        except Exception as error:
+            raise explained(
+                error, self._address._replace(key=key)
+            ) from None  # it quotes requests, and may show keys
+
+
+def bucket_of(address: Address) -> Bucket:
+    """The bucket of an address, with credentials and settings from where the store's own tools take them.
+
+    Raises:
+        CkptconvError: obstore is not installed, or a setting is wrong.
+    """
+    try:
+        from obstore.store import AzureStore, GCSStore, S3Store
+    except ImportError as error:
+        raise CkptconvError(
+            f"{address.scheme}:// needs the package obstore", hint=_NEEDED, kind=Kind.ENVIRONMENT
+        ) from error
+    # No client_options: with them obstore ignores those of the environment, such as AWS_ALLOW_HTTP.
+    options: dict[str, Any] = {"retry_config": {"max_retries": _RETRIES, "retry_timeout": _PATIENCE}}
+    try:
+        if address.scheme == "s3":
+            return Bucket(address, S3Store(address.bucket, **options, **aws_profile()))
+        if address.scheme == "gs":
+            return Bucket(address, GCSStore(address.bucket, **options))
+        return Bucket(address, AzureStore(address.bucket, **options))
+    except CkptconvError:
+        raise
+    except Exception as error:
+        raise explained(error, address) from None
+
+
+def _object(found: Any) -> Object:
+    when: datetime = found["last_modified"]
+    version = found["e_tag"] or found["version"] or ""
+    return Object(found["path"], found["size"], int(when.timestamp()) * 10**9, version)

@@ -1,0 +1,56 @@
+"""From what the user names to a folder: a path on a disk, or a place in a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptconv.errors import CkptconvError, Kind
+from ckptconv.storage.address import address_of, is_address
+from ckptconv.storage.path import StorePath
+from ckptconv.storage.tree import Tree
+
+_COPY = {
+    "s3": "aws s3 cp --recursive OUT s3://BUCKET/FOLDER",
+    "gs": "gcloud storage cp -r OUT gs://BUCKET/FOLDER",
+    "az": "az storage blob upload-batch -s OUT -d CONTAINER/FOLDER",
+}
+
+
+def on_disk(target: str | Path) -> Path:
+    """The folder that a command writes to.
+
+    Raises:
+        CkptconvError: it is an address. A model is published by one rename, which stores do not have.
+    """
+    target = target if isinstance(target, Path) else Path(target)
+    if is_address(target) and not target.exists():
+        raise CkptconvError(
+            "OUT must be a folder on a disk",
+            where=address_of(target),
+            hint=f"write to a disk, then copy it: {_COPY[address_of(target).scheme]}",
+            kind=Kind.TARGET,
+        )
+    return target
+
+
+def located(path: str | Path) -> Path:
+    """The folder or file that a text names. For an address of a store its content is listed, with one request.
+
+    Args:
+        path: a path, or an address such as `s3://bucket/run`. A path that exists on this disk wins, as for repositories on
+            the Hub.
+
+    Raises:
+        CkptconvError: the address is not one, or the store refuses to list the folder.
+    """
+    if isinstance(path, StorePath):
+        return path
+    path = path if isinstance(path, Path) else Path(str(path))
+    if not is_address(path) or path.exists():
+        return path
+    address = address_of(path)
+    from ckptconv.storage.objects import bucket_of
+
+    tree = Tree(bucket_of(address), address.key)
+    tree.children(address.key)
+    return StorePath(tree, address.key)

@@ -1,0 +1,138 @@
+"""What was fetched of some objects and is kept for the next reads: few large requests in place of many small ones.
+
+A read that finds nothing fetches more than it asked for: the end of a file at once, since archives have their directory
+there, and twice as much each time when a file is read from front to back. A reader that knows what it will need says so
+(`expect`), and these ranges are fetched by several threads at a time. Whatever was used longest ago goes first when the
+budget is used up; a read that comes later fetches it again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ckptconv.storage.base import Object
+
+BUDGET = 64 << 20  # bytes
+LARGEST = 8 << 20  # bytes of one request
+_TAIL = 64 << 10  # bytes at the end of a file that are fetched together
+_FIRST = 64 << 10  # bytes of the first read of a file
+_MOST_AHEAD = 4 << 20  # bytes that a read from front to back fetches at a time
+_AT_ONCE = 16  # requests of `expect` under way
+
+Fetch = Callable[[Object, int, int], memoryview]
+
+
+class _Segment:
+    """Bytes [start, end) of an object, fetched or under way."""
+
+    __slots__ = ("data", "end", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        self.data: Future[memoryview] = Future()
+
+
+class Segments:
+    """The fetched parts of all objects of one listing. Threads share it.
+
+    Args:
+        fetch: fetch(object, start, end) -> its bytes.
+
+    Attributes:
+        budget: bytes that are kept or under way.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.budget = BUDGET
+        self._fetch = fetch
+        self._of: dict[str, list[_Segment]] = {}
+        self._used: OrderedDict[tuple[str, int], _Segment] = OrderedDict()
+        self._held = 0
+        self._ahead: dict[str, tuple[int, int]] = {}  # key -> (where the last fetch ended, its size)
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def fill(self, item: Object, start: int, memory: memoryview) -> int:
+        """Read into `memory`; see `FarFile.fill`."""
+        end = min(start + len(memory), item.nbytes)
+        at = start
+        while at < end:
+            segment, is_new = self._segment(item, at, end)
+            if is_new:
+                self._load(item, segment)
+            data = segment.data.result()
+            stop = min(end, segment.end)
+            memory[at - start : stop - start] = data[at - segment.start : stop - segment.start]
+            at = stop
+        return max(0, end - start)
+
+    def expect(self, item: Object, ranges: Sequence[tuple[int, int]]) -> None:
+        """Begin to fetch ranges of an object; see `FarFile.expect`."""
+        for start, end in ranges:
+            for at in range(start, min(end, item.nbytes), LARGEST):
+                with self._lock:
+                    if self._find(item.key, at) is not None:
+                        continue
+                    segment = self._add(item, at, min(at + LARGEST, end, item.nbytes))
+                    if self._pool is None:
+                        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
+                self._pool.submit(self._load, item, segment)
+
+    def _load(self, item: Object, segment: _Segment) -> None:
+        try:
+            segment.data.set_result(self._fetch(item, segment.start, segment.end))
+        except BaseException as error:
+            with self._lock:
+                self._drop(item.key, segment)
+            segment.data.set_exception(error)
+
+    def _segment(self, item: Object, at: int, end: int) -> tuple[_Segment, bool]:
+        """The segment that holds the byte `at`, and whether the caller has to load it."""
+        with self._lock:
+            found = self._find(item.key, at)
+            if found is not None:
+                self._used.move_to_end((item.key, found.start))
+                return found, False
+            start, stop = self._extent(item, at, end)
+            return self._add(item, start, stop), True
+
+    def _extent(self, item: Object, at: int, end: int) -> tuple[int, int]:
+        """What to fetch for a read of [at, end)."""
+        tail = max(0, item.nbytes - _TAIL)
+        if at >= tail:
+            start, stop = tail, item.nbytes
+        else:
+            last, size = self._ahead.get(item.key, (-1, 0))
+            size = min(2 * size, _MOST_AHEAD) if last <= at <= last + size else _FIRST
+            start, stop = at, min(max(at + size, end), at + LARGEST, item.nbytes)
+            self._ahead[item.key] = stop, stop - start
+        for other in self._of.get(item.key, ()):
+            if start < other.end <= at:
+                start = other.end
+            if at < other.start < stop:
+                stop = other.start
+        return start, stop
+
+    def _find(self, key: str, at: int) -> _Segment | None:
+        return next((each for each in self._of.get(key, ()) if each.start <= at < each.end), None)
+
+    def _add(self, item: Object, start: int, end: int) -> _Segment:
+        segment = _Segment(start, end)
+        self._held += end - start
+        while self._used and self._held > self.budget:
+            (key, _), oldest = next(iter(self._used.items()))
+            self._drop(key, oldest)
+        self._of.setdefault(item.key, []).append(segment)
+        self._used[item.key, start] = segment
+        return segment
+
+    def _drop(self, key: str, segment: _Segment) -> None:
+        if self._used.pop((key, segment.start), None) is None:
+            return
+        self._held -= segment.end - segment.start
+        self._of[key].remove(segment)
+        if not self._of[key]:
+            del self._of[key]
