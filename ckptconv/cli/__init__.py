@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import UserDict
+from importlib import import_module
 from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from ckptconv import __version__
-from ckptconv.cli import inspect, merge, options, push, verify
+from ckptconv.cli import options
 from ckptconv.cli.typos import no_such_option
 from ckptconv.cli.values import convert_plainly
+
+# Command -> its module. `test` is verl's word for verify, and is not listed.
+_MODULES = {"inspect": "inspect", "merge": "merge", "verify": "verify", "test": "verify", "push": "push"}
+_HIDDEN = ("test",)
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+_DEBUG = bool(os.environ.get("CKPTCONV_DEBUG"))
 
 
 def _untyped(params: list[Any]) -> list[Any]:
@@ -24,7 +32,20 @@ def _untyped(params: list[Any]) -> list[Any]:
     return params
 
 
+class _Commands(UserDict[str, Any]):
+    """The commands by name, each built when it is asked for: typer takes 10 ms to build them all."""
+
+    def __getitem__(self, name: str) -> Any:
+        if self.data[name] is None:
+            self.data[name] = _command(name)
+        return self.data[name]
+
+
 class _Group(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands(dict.fromkeys(_MODULES))
+
     def get_params(self, ctx: Any) -> list[Any]:
         return _untyped(convert_plainly(super().get_params(ctx)))
 
@@ -34,8 +55,8 @@ app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
     add_completion=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=bool(os.environ.get("CKPTCONV_DEBUG")),
+    context_settings=_SETTINGS,
+    pretty_exceptions_enable=_DEBUG,
     pretty_exceptions_show_locals=False,
 )
 
@@ -104,15 +125,16 @@ class _Command(TyperCommand):
         return [*names, "[OPTIONS]"]
 
 
-def _add(name: str, function: Callable[..., None], hidden: bool = False) -> None:
-    """Register a command with its docstring as help. Each paragraph becomes one line, so that the terminal wraps it."""
+def _command(name: str) -> Any:
+    """Build a command, with its docstring as help. Each paragraph becomes one line, so that the terminal wraps it."""
+    function = import_module(f"ckptconv.cli.{_MODULES[name]}").command
     paragraphs = getdoc(function).split("\n\n")  # type: ignore[union-attr]
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name, cls=_Command, help=text, hidden=hidden)(function)
-
-
-_add("inspect", inspect.command)
-_add("merge", merge.command)
-_add("verify", verify.command)
-_add("test", verify.command, hidden=True)  # verl's word for it
-_add("push", push.command)
+    alone = typer.Typer(
+        add_completion=False,
+        context_settings=_SETTINGS,
+        pretty_exceptions_enable=_DEBUG,
+        pretty_exceptions_show_locals=False,
+    )
+    alone.command(name, cls=_Command, help=text, hidden=name in _HIDDEN)(function)
+    return get_command(alone)
