@@ -57,11 +57,13 @@ def command(
     """
     from ckptconv.commands.inspect import inspect
     from ckptconv.errors import ExitCode, Incomplete
-    from ckptconv.show.export import WIDTH, check_export, export
     from ckptconv.show.inspect import screen
     from ckptconv.show.sink import Sink
 
-    check_export(svg=svg, html=html)
+    if svg is not None or html is not None:
+        from ckptconv.show.export import WIDTH, check_export, export
+
+        check_export(svg=svg, html=html)
     try:
         found = inspect(
             directory, backend=backend, step=step, also=also or (), revision=revision, tensor=tensor,

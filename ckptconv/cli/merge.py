@@ -209,10 +209,7 @@ def command(
 
     verl's command lines work unchanged: merge --backend fsdp --local_dir D --target_dir O [--hf_upload_path org/name].
     """
-    from ckptconv.cli.merge_steps import every_step
-    from ckptconv.cli.push import push_and_show
     from ckptconv.commands.merge.run import merge
-    from ckptconv.commands.push.run import check_push
     from ckptconv.errors import CkptconvError, Kind
     from ckptconv.plan import Options
     from ckptconv.show import merge as show
@@ -264,6 +261,8 @@ def command(
             for line in show.every_tensor(plan):
                 sink.detail(line)
         if pushing:
+            from ckptconv.commands.push.run import check_push
+
             check_push(target, str(upload), private=private)  # now, not after hours of writing
         if not dry_run and not sink.live:  # else a bar says it
             sink.phase("Writing", show.written(plan))
@@ -296,6 +295,8 @@ def command(
                 else None,
                 kind=Kind.USAGE,
             )
+        from ckptconv.cli.merge_steps import every_step
+
         every_step(sink, shown, source, target, watch, choices)
         return
     with shown:
@@ -307,4 +308,6 @@ def command(
         if not pushing and (then := show.next_command(result, choices["config"], choices["base"])):
             sink.phase("Next", then)
     if pushing:
+        from ckptconv.cli.push import push_and_show
+
         push_and_show(sink, target, str(upload), record, private=private)

@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckptconv.backends.base import Fact
 from ckptconv.backends.deepspeed.files import Files, find, home
-from ckptconv.backends.deepspeed.join import Joined, joined
-from ckptconv.backends.deepspeed.slices import Slices, read_slices
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
 from ckptconv.tensors.stored_file import path_of
+
+if TYPE_CHECKING:
+    from ckptconv.backends.deepspeed.join import Joined
+    from ckptconv.backends.deepspeed.slices import Slices
 
 NAME = "deepspeed"
 SIGN = "mp_rank_00_model_states.pt (DeepSpeed)"
@@ -44,6 +47,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     Raises:
         CkptconvError: a rank is missing, files are from different saves, or ckptconv does not read the layout.
     """
+    from ckptconv.backends.deepspeed.join import joined
+    from ckptconv.backends.deepspeed.slices import read_slices
+
     folders = [home(folder) or folder for folder in (place.folder, *also)]
     files = find(folders)
     slices = read_slices(files)

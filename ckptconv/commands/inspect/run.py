@@ -17,7 +17,6 @@ from ckptconv.commands.inspect.rows import ordered, rows_of, slices_of
 from ckptconv.commands.inspect.tree import tree_of
 from ckptconv.commands.planning import own_config
 from ckptconv.hub.checkpoint import in_place, open_local_or_hub
-from ckptconv.models import megatron
 from ckptconv.models.facts import named_architectures
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.source_spec import Step, Where, spec_of
@@ -67,8 +66,12 @@ def inspect(
 
 def _cautions(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     """Return what is known of the table that a merge would use: no real checkpoint has confirmed it."""
-    caution = megatron.caution(config) if checkpoint.naming == "megatron" else ""
-    return [caution] if caution else []
+    if checkpoint.naming != "megatron":
+        return []
+    from ckptconv.models.megatron import caution  # the tables of all families: other checkpoints need none
+
+    text = caution(config)
+    return [text] if text else []
 
 
 def describe(
