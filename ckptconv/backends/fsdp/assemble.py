@@ -18,7 +18,8 @@ from ckptconv.backends.fsdp.pieces import Piece
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.checkpoint import StoredTensor
-from ckptconv.tensors.view import View, cat, place
+from ckptconv.tensors.tiling import check_tiling
+from ckptconv.tensors.view import View, cat
 
 _EXPERTS = "ep"  # the mesh dim over which VeOmni cuts experts
 
@@ -43,8 +44,8 @@ class Pieces:
         """
         if self.pieces:
             first = self.pieces[0]
-            is_like = piece.shape is first.shape or piece.shape == first.shape
-            if not is_like or piece.dtype != first.dtype or (piece.box is None) is not (first.box is None):
+            is_like = piece.whole is first.whole or piece.whole[:2] == first.whole[:2]
+            if not is_like or (piece.box is None) is not (first.box is None):
                 raise CkptconvError(
                     f"ranks disagree on {name}",
                     found=f"rank {rank}: {_brief(piece)}",
@@ -66,7 +67,7 @@ class _Copies:
 
     def add(self, used: Piece, copy: Piece, offsets: tuple[int, ...]) -> None:
         self.views.append((offsets, copy.view))
-        self._same.add(used.checksum.same(copy.checksum))
+        self._same.add(used.same(copy))
         known = used.position is not None and used.position.first is not None
         self.implied |= not (known and _own_mesh(used) == _own_mesh(copy))
 
@@ -93,9 +94,10 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
         CkptconvError: the parts do not tile the tensor, although every rank file exists.
     """
     first, copies = found.pieces[0], _Copies()
+    whole = first.whole
     if first.box is None:
         for piece in found.pieces[1:]:
-            copies.add(first, piece, (0,) * len(first.shape))
+            copies.add(first, piece, (0,) * len(whole.shape))
         return StoredTensor(first.view, "", tuple(copies.views), copies.equal, copies.implied)
     groups: dict[int, list[Piece]] = defaultdict(list)
     sizes, experts = set(), dict[int, tuple[int, int]]()
@@ -106,7 +108,7 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
         size, index = experts.get(id(outside)) or experts.setdefault(id(outside), _experts(piece))
         sizes.add(size)
         groups[index].append(piece)
-    if len(sizes) > 1 or (max(sizes, default=1) > 1 and not first.shape):
+    if len(sizes) > 1 or (max(sizes, default=1) > 1 and not whole.shape):
         raise CkptconvError(f"ranks disagree on how the experts of {name} are cut", where=folder)
     size = max(sizes, default=1)
     try:
@@ -122,24 +124,24 @@ def assemble(name: str, found: Pieces, missing: Sequence[int], world_size: int, 
             raise incomplete(missing, world_size, folder) from error
         raise error.within(inside=name, where=folder) from error
     if size == 1:
-        return StoredTensor(views[0], first.placement, tuple(copies.views), copies.equal, copies.implied)
-    placement = f"{first.placement}, {_EXPERTS} {size} along dim 0"
+        return StoredTensor(views[0], whole.placement, tuple(copies.views), copies.equal, copies.implied)
+    placement = f"{whole.placement}, {_EXPERTS} {size} along dim 0"
     return StoredTensor(cat(views, 0), placement, tuple(copies.views), copies.equal, copies.implied)
 
 
 def _joined(name: str, pieces: list[Piece], index: int, copies: _Copies) -> View:
     """Return the tensor that one group of ranks holds; further pieces of the same box become replicas."""
-    first, parts = pieces[0], dict[Box, Piece]()
+    whole, parts = pieces[0].whole, dict[Box, Piece]()
     for piece in pieces:
         box = piece.box
-        if box is None or 0 in box.sizes or 0 in first.shape:
+        if box is None or piece.chunk is None:
             continue
         used = parts.setdefault(box, piece)
         if used is piece:
             continue
         if (
             _own_mesh(piece) == _own_mesh(used)
-            and "Replicate" not in piece.placement
+            and "Replicate" not in piece.whole.placement
             and _index(piece) != _index(used)
         ):
             raise CkptconvError(
@@ -147,9 +149,11 @@ def _joined(name: str, pieces: list[Piece], index: int, copies: _Copies) -> View
             )
         start = box.offsets
         if index:
-            start = (box.offsets[0] + index * first.shape[0], *box.offsets[1:])
+            start = (box.offsets[0] + index * whole.shape[0], *box.offsets[1:])
         copies.add(used, piece, start)
-    return place(first.shape, first.dtype, [(box.offsets, part.view) for box, part in parts.items()])
+    chunks = tuple(part.chunk for part in parts.values() if part.chunk is not None)
+    check_tiling(whole.shape, chunks)
+    return View(whole.shape, whole.dtype, chunks)
 
 
 def _experts(piece: Piece) -> tuple[int, int]:
@@ -197,4 +201,5 @@ def spans(ranks: Sequence[int]) -> str:
 
 
 def _brief(piece: Piece) -> str:
-    return f"{piece.dtype} {list(piece.shape)}{' ' + piece.placement if piece.placement else ' plain'}"
+    shape, dtype, placement = piece.whole
+    return f"{dtype} {list(shape)} {placement or 'plain'}"

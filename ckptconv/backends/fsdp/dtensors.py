@@ -21,10 +21,18 @@ class Cut(NamedTuple):
     text: str
 
 
+class Whole(NamedTuple):
+    """A whole tensor, and how it is cut, as text."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    placement: str
+
+
 class DTensor(NamedTuple):
     """A pickled DTensor without the rank's position in the mesh. Tensors with equal cuts share one `cut` object."""
 
-    dtype: str
+    whole: Whole
     cut: Cut
     local: TensorRecord
 
@@ -66,7 +74,7 @@ def read_dtensor(value: WrapperRecord, cuts: dict[Cut, Cut]) -> DTensor:
     if any(mesh_dim >= len(placements) for _, dims in order for mesh_dim in dims):
         raise CkptconvError("a DTensor's shard order names a mesh dimension that does not exist")
     cut = Cut(shape, mesh, placements, order, f"({', '.join(map(str, placements))})")
-    return DTensor(dtype, cuts.setdefault(cut, cut), local)
+    return DTensor(Whole(shape, dtype, cut.text), cuts.setdefault(cut, cut), local)
 
 
 def _placement(placement: Any) -> Placement:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ckptconv.backends.fsdp.dtensors import Cut, DTensor, read_dtensor
+from ckptconv.backends.fsdp.dtensors import Cut, DTensor, Whole, read_dtensor
 from ckptconv.backends.fsdp.mesh import Position, read_mesh, read_root
 from ckptconv.backends.fsdp.sharding import local_box
 from ckptconv.backends.fsdp.shared_pickles import RankPickles
@@ -19,57 +19,63 @@ from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.formats.zip_forms import Form, Forms
 from ckptconv.tensors.boxes import Box, Chunk
 from ckptconv.tensors.checkpoint import Mesh
-from ckptconv.tensors.view import View, stored
+from ckptconv.tensors.view import View
 
 Meshes = dict[Mesh, dict[int, tuple[int, ...]]]  # a mesh -> rank -> its coordinate
 _MOST_ROOTS = 8  # cached state dicts
+_SHARDED = "ShardedTensor"
 
 
-class Checksum(NamedTuple):
-    """A stored tensor's checksum, as the file's directory records it.
+class Extent(NamedTuple):
+    """Where a tensor lies in its storage.
 
     Attributes:
-        crc: the CRC-32 of the tensor's storage; 0 if none was written.
         start: the tensor's first element in the storage.
         stride: the tensor's strides in the storage, in elements.
         slack: the number of bytes in the storage that the tensor does not use.
     """
 
-    crc: int
     start: int
     stride: tuple[int, ...]
     slack: int
-
-    def same(self, other: Checksum) -> bool | None:
-        """Compare two tensors of equal shape and dtype; the result is None if only reading the bytes can decide."""
-        if not self.crc or not other.crc:
-            return None
-        if self == other:
-            return True
-        alike = self._replace(crc=0) == other._replace(crc=0)
-        return False if alike and not self.slack else None
 
 
 class Piece(NamedTuple):
     """The part of a tensor that one rank holds.
 
     Attributes:
-        shape: the shape of the whole tensor.
-        dtype: the dtype of the tensor.
-        placement: its placements, as text.
+        whole: the tensor; the pieces of ranks whose pickles are alike share the record.
         box: the box that the rank holds, in elements; None for a plain tensor, which is whole.
-        view: the view of the stored bytes.
+        chunk: the stored elements, at their offsets in the whole tensor; None if there are none.
         position: the rank's position in the tensor's own mesh; None if there is no mesh, or if it lacks the rank.
-        checksum: the checksum of the stored bytes.
+        crc: the CRC-32 of the storage, as the file's directory records it; 0 if none was written.
+        extent: the elements' place in that storage.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
-    placement: str
+    whole: Whole
     box: Box | None
-    view: View
+    chunk: Chunk | None
     position: Position | None = None
-    checksum: Checksum = Checksum(0, 0, (), 0)
+    crc: int = 0
+    extent: Extent = Extent(0, (), 0)
+
+    @property
+    def view(self) -> View:
+        """The rank's own tensor."""
+        sizes = self.whole.shape if self.box is None else self.box.sizes
+        if self.chunk is None:
+            return View(sizes, self.whole.dtype, ())
+        return View(sizes, self.whole.dtype, (self.chunk._replace(offsets=(0,) * len(sizes)),))
+
+    def same(self, other: Piece) -> bool | None:
+        """Compare the bytes with those of a piece of equal shape and dtype; None if only reading them can decide."""
+        if not self.crc or not other.crc:
+            return None
+        if self.extent != other.extent:
+            return None
+        if self.crc == other.crc:
+            return True
+        return None if self.extent.slack else False
 
 
 class _Local(NamedTuple):
@@ -78,16 +84,18 @@ class _Local(NamedTuple):
     Attributes:
         shape: the shape of the tensor.
         dtype: the dtype of the tensor.
-        chunk: the chunk of its elements, with the path of the first of these files; None if it has no elements.
+        start: the byte of the file at which its elements begin.
+        strides: bytes from one element to the next along each dim.
         number: the number of its storage's entry in the directory.
-        checksum: the tensor's, without the CRC.
+        extent: its place in that storage.
     """
 
     shape: tuple[int, ...]
     dtype: str
-    chunk: Chunk | None
+    start: int
+    strides: tuple[int, ...]
     number: int
-    checksum: Checksum
+    extent: Extent
 
 
 class _Here(NamedTuple):
@@ -97,13 +105,11 @@ class _Here(NamedTuple):
         position: the position of the rank in the mesh; None if the mesh does not contain it.
         box: that it holds, in elements.
         is_empty: True if the box has no elements.
-        empty: dtype -> the piece without elements.
     """
 
     position: Position | None
     box: Box
     is_empty: bool
-    empty: dict[str, Piece]
 
 
 class _Root(NamedTuple):
@@ -174,36 +180,34 @@ class _RankResolver:
 
     def __init__(self, file: TorchZip, rank: int, meshes: Meshes, local: dict[int, _Local]) -> None:
         self._file, self._rank, self._meshes, self._local = file, rank, meshes, local
+        self._path, self._crcs = file.path, file.crcs
         self._positions: dict[int, tuple[Mesh, Position | None]] = {}  # by the id of a mesh
         self._here: dict[int, _Here] = {}  # by the id of a cut
 
     def dtensor(self, tensor: DTensor) -> Piece:
         """Return the piece that this rank holds, after a check of its shape against its placement."""
-        dtype, cut, _ = tensor
-        position, box, is_empty, empty = self._here.get(id(cut)) or self._cut(cut)
+        whole, cut, _ = tensor
+        position, box, is_empty = self._here.get(id(cut)) or self._cut(cut)
         if position is None:  # a rank outside the mesh holds nothing
-            return empty.get(dtype) or self._empty(empty, cut, dtype, box, None)
-        shape, stored_dtype, chunk, number, checksum = self._local.get(id(tensor)) or self._stored(tensor)
+            return Piece(whole, box, None)
+        shape, dtype, start, strides, number, extent = self._local.get(id(tensor)) or self._stored(tensor)
         if is_empty and 0 in shape:
-            return empty.get(dtype) or self._empty(empty, cut, dtype, box, position)
-        if shape != box.sizes or stored_dtype != dtype:
+            return Piece(whole, box, None, position)
+        if shape != box.sizes or dtype != whole.dtype:
             raise CkptconvError(
                 "a shard's shape does not match its placement",
-                found=f"{stored_dtype} {list(shape)}",
-                wanted=f"{dtype} {list(box.sizes)}, for {cut.text} at mesh coordinate {position.index}",
+                found=f"{dtype} {list(shape)}",
+                wanted=f"{whole.dtype} {list(box.sizes)}, for {cut.text} at mesh coordinate {position.index}",
             )
-        assert chunk is not None
-        view = View(shape, dtype, (Chunk(chunk.offsets, shape, self._file.path, chunk.start, chunk.strides),))
-        _, start, stride, slack = checksum
-        crc = Checksum(self._file.crcs[number], start, stride, slack)
-        return Piece(cut.shape, dtype, cut.text, box, view, position, crc)
+        chunk = Chunk(box.offsets, shape, self._path, start, strides)
+        return Piece(whole, box, chunk, position, self._crcs[number], extent)
 
     def _stored(self, tensor: DTensor) -> _Local:
         view = self._file.view(tensor.local)
         number = self._file.form.places[tensor.local.storage.key].number
-        known = checksum(self._file, tensor.local, view)
-        chunk = view.chunks[0] if view.chunks else None
-        found = self._local[id(tensor)] = _Local(view.shape, view.dtype, chunk, number, known)
+        start, strides = (view.chunks[0].start, view.chunks[0].strides) if view.chunks else (0, ())
+        _, extent = checksum(self._file, tensor.local, view)
+        found = self._local[id(tensor)] = _Local(view.shape, view.dtype, start, strides, number, extent)
         return found
 
     def _cut(self, cut: Cut) -> _Here:
@@ -213,16 +217,8 @@ class _RankResolver:
             if len(cut.placements) != len(mesh.shape):
                 raise CkptconvError(f"{len(cut.placements)} placements on a mesh of {len(mesh.shape)} dims")
             box = local_box(cut.shape, mesh.shape, position.index, cut.placements, cut.order)
-        found = self._here[id(cut)] = _Here(position, box, 0 in box.sizes, {})
+        found = self._here[id(cut)] = _Here(position, box, 0 in box.sizes)
         return found
-
-    def _empty(
-        self, empty: dict[str, Piece], cut: Cut, dtype: str, box: Box, position: Position | None
-    ) -> Piece:
-        sizes = (0,) if position is None else box.sizes
-        view = stored(self._file.path, 0, sizes, dtype)
-        piece = empty[dtype] = Piece(cut.shape, dtype, cut.text, box, view, position)
-        return piece
 
     def _position(self, mesh: Inert) -> tuple[Mesh, Position | None]:
         found = self._positions[id(mesh)] = read_mesh(self._file, mesh)
@@ -233,8 +229,8 @@ class _RankResolver:
         return found
 
 
-def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> Checksum:
-    """Return the checksum that the file's directory records for a tensor.
+def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> tuple[int, Extent]:
+    """Return the checksum that the file's directory records for a tensor's storage, and the tensor's place in it.
 
     Args:
         file: the rank file.
@@ -243,16 +239,17 @@ def checksum(file: TorchZip, tensor: TensorRecord, view: View) -> Checksum:
     """
     place = file.form.places.get(tensor.storage.key)
     if place is None or not view.numel:
-        return Checksum(0, 0, (), 0)
-    return Checksum(file.crcs[place.number], tensor.offset, tensor.stride, place.nbytes - view.nbytes)
+        return 0, Extent(0, (), 0)
+    return file.crcs[place.number], Extent(tensor.offset, tensor.stride, place.nbytes - view.nbytes)
 
 
 def _others(file: TorchZip, value: Any) -> list[Piece]:
     """Return the pieces of a value that is not a DTensor."""
     if isinstance(value, TensorRecord):
         view = file.view(value)
-        return [Piece(view.shape, view.dtype, "", None, view, None, checksum(file, value, view))]
-    if isinstance(value, WrapperRecord) and value.kind == "ShardedTensor":
+        chunk = view.chunks[0] if view.chunks else None
+        return [Piece(Whole(view.shape, view.dtype, ""), None, chunk, None, *checksum(file, value, view))]
+    if isinstance(value, WrapperRecord) and value.kind == _SHARDED:
         return _sharded_tensor(file, value.raw)
     if isinstance(value, WrapperRecord | Inert):
         raise CkptconvError(
@@ -292,9 +289,11 @@ def _sharded_tensor(file: TorchZip, state: Any) -> list[Piece]:
             raise CkptconvError(
                 "a shard's shape does not match its metadata", found=view.shape, wanted=box.sizes
             )
-        crc = checksum(file, tensor, view)
-        pieces.append(Piece(shape, dtype or view.dtype, "ShardedTensor", box, view, None, crc))
+        if dtype not in (None, view.dtype):
+            raise CkptconvError("shards of one tensor have different dtypes", found=view.dtype, wanted=dtype)
+        chunk = view.chunks[0]._replace(offsets=box.offsets) if view.chunks else None
+        whole = Whole(shape, view.dtype, _SHARDED)
+        pieces.append(Piece(whole, box, chunk, None, *checksum(file, tensor, view)))
     if not pieces and dtype:
-        empty = Box((0,) * len(shape), (0,) * len(shape))
-        pieces.append(Piece(shape, dtype, "ShardedTensor", empty, stored(file.path, 0, (0,), dtype)))
+        pieces.append(Piece(Whole(shape, dtype, _SHARDED), Box((0,) * len(shape), (0,) * len(shape)), None))
     return pieces

@@ -106,13 +106,13 @@ def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> 
             checked.add(numbers)
             _check_positions(found.ranks, positions, paths)
         for rank, piece in zip(found.ranks, found.pieces, strict=True):
-            if piece.checksum.crc and piece.view.chunks:
+            if piece.crc and piece.chunk is not None:
                 size = _nbytes(piece), name
                 if rank not in largest or size > largest[rank][:2]:
                     largest[rank] = *size, piece
     alike: dict[tuple[object, ...], int] = {}
     for rank, (_, name, piece) in sorted(largest.items()):
-        other = alike.setdefault((name, piece.checksum), rank)
+        other = alike.setdefault((name, piece.crc, piece.extent), rank)
         if other != rank and _are_copies(_shards(pieces, rank), _shards(pieces, other)):
             raise _copied(other, rank, paths, "every shard has the other's checksum")
 
@@ -135,7 +135,7 @@ def _shards(pieces: Mapping[str, Pieces], rank: int) -> dict[str, Piece]:
     for name, found in pieces.items():
         if found.pieces[0].box is not None and len(found.ranks) == len(found.pieces) and rank in found.ranks:
             piece = found.pieces[found.ranks.index(rank)]
-            if piece.checksum.crc and piece.view.chunks:
+            if piece.crc and piece.chunk is not None:
                 held[name] = piece
     return held
 
@@ -145,7 +145,7 @@ def _are_copies(one: Mapping[str, Piece], two: Mapping[str, Piece]) -> bool:
     apart = [name for name in one if name in two and _part(one[name]) != _part(two[name])]
     return (
         one.keys() == two.keys()
-        and all(one[name].checksum == two[name].checksum for name in one)
+        and all((one[name].crc, one[name].extent) == (two[name].crc, two[name].extent) for name in one)
         and sum(_nbytes(one[name]) for name in apart) >= _LEAST
     )
 
@@ -155,7 +155,7 @@ def _part(piece: Piece) -> tuple[object, ...]:
 
 
 def _nbytes(piece: Piece) -> int:
-    return prod(piece.view.shape) * itemsize(piece.view.dtype)
+    return prod(piece.chunk.sizes) * itemsize(piece.whole.dtype) if piece.chunk is not None else 0
 
 
 def _copied(one: int, two: int, paths: Mapping[int, Path], found: str) -> CkptconvError:
