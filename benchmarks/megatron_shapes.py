@@ -1,5 +1,8 @@
 """Which tensors a DeepSeek-V3-shaped model has in Megatron's names, and how TP, PP and EP cut and place them.
 
+GLM-5 is DeepSeek-V3 with an indexer, Kimi-K2.5 is Kimi-K2 inside a model that sees, with a tower of 27 blocks. The sizes are
+those of the published models, which transformers' config classes have as their defaults.
+
 Read off Megatron-Core 0.16.1's own checkpoints (tests/fixtures/megatron/deepseek_v3_*): models with dense
 and sparse layers number them; a gated projection's halves are two chunks a TP rank, an expert's weight one or two.
 """
@@ -7,7 +10,7 @@ and sparse layers number them; a gated projection's halves are two chunks a TP r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -32,11 +35,24 @@ class Shape:
     nope: int = 128
     rope: int = 64
     value: int = 128
+    indexer: tuple[int, int] = (0, 0)  # heads, and the size of one
+    tower: int = 0  # blocks of the vision tower
 
     def config(self) -> dict[str, Any]:
         """config.json, with what says how the tensors are arranged."""
+        text = self._text_config()
+        if not self.tower:
+            return text
+        inner = text | {"model_type": "kimi_k2"}
         return {
-            "architectures": ["DeepseekV3ForCausalLM"],
+            "architectures": ["KimiK25ForConditionalGeneration"],
+            "model_type": self.model_type,
+            "dtype": "bfloat16",
+        } | {"text_config": inner, "tie_word_embeddings": False}
+
+    def _text_config(self) -> dict[str, Any]:
+        return {
+            "architectures": ["GlmMoeDsaForCausalLM" if self.indexer[0] else "DeepseekV3ForCausalLM"],
             "model_type": self.model_type,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -57,6 +73,11 @@ class Shape:
             "vocab_size": self.vocab,
             "tie_word_embeddings": False,
             "dtype": "bfloat16",
+            **(
+                {"index_n_heads": self.indexer[0], "index_head_dim": self.indexer[1]}
+                if self.indexer[0]
+                else {}
+            ),
         }
 
 
@@ -66,6 +87,26 @@ SHAPES = {
         Shape("tiny", "deepseek_v3", 16, 64, 1, 1024, 1, 4, 64, 160, 32, 24, 16, 8, 4, 8),
         Shape("deepseek-v3", "deepseek_v3", heads=128, experts=256, dense=3, vocab=129280, mtp=1),
         Shape("kimi-k2", "kimi_k2", heads=64, experts=384, dense=1, vocab=163840, mtp=0),
+        Shape("kimi-k2.5", "kimi_k25", heads=64, experts=384, dense=1, vocab=163840, mtp=0, tower=27),
+        Shape(
+            "glm-5",
+            "glm_moe_dsa",
+            64,
+            256,
+            3,
+            154880,
+            1,
+            78,
+            6144,
+            12288,
+            2048,
+            2048,
+            512,
+            192,
+            64,
+            256,
+            (32, 128),
+        ),
     )
 }
 
@@ -108,6 +149,22 @@ def tensors(shape: Shape, mesh: Mesh) -> Iterator[Cut]:
                 f"rng_state/shard_{stage}.{rank}_{mesh.pp}.{mesh.tp}", stage, "tp", chunks=(((), rank),)
             )
     per_stage = -(-shape.layers // mesh.pp)
+    for block in range(shape.tower):
+        yield from _block(f"vision_tower.encoder.blocks.{block}")
+    for cut in _language_model(shape, mesh, per_stage, last):
+        yield replace(cut, name=f"language_model.{cut.name}") if shape.tower else cut
+
+
+def _block(name: str) -> Iterator[Cut]:
+    """A block of Kimi-K2.5's tower, whole on every rank of the first stage."""
+    hidden, inner = 1152, 4304
+    shapes = {"norm0": (hidden,), "norm1": (hidden,), "wqkv": (3 * hidden, hidden), "wo": (hidden, hidden)}
+    for part, shape in (shapes | {"mlp.fc0": (inner, hidden), "mlp.fc1": (hidden, inner)}).items():
+        yield _whole(f"{name}.{part}.weight", 0, *shape)
+        yield _whole(f"{name}.{part}.bias", 0, shape[0])
+
+
+def _language_model(shape: Shape, mesh: Mesh, per_stage: int, last: int) -> Iterator[Cut]:
     yield _split("embedding.word_embeddings.weight", 0, (shape.vocab, shape.hidden), 0, mesh)
     for layer in range(shape.layers):
         moe = layer >= shape.dense
@@ -136,6 +193,14 @@ def _layer(name: str, stage: int, moe: bool, s: Shape, mesh: Mesh) -> Iterator[C
         f"{attention}.linear_kv_up_proj.weight", stage, (s.heads * (s.nope + s.value), s.kv_rank), 0, mesh
     )
     yield _whole(f"{attention}.linear_kv_up_proj.layer_norm_weight", stage, s.kv_rank)
+    if s.indexer[0]:
+        heads, size = s.indexer
+        indexer = f"{attention}.core_attention.indexer"
+        yield _whole(f"{indexer}.linear_wq_b.weight", stage, heads * size, s.q_rank)
+        yield _whole(f"{indexer}.linear_wk.weight", stage, size, s.hidden)
+        yield _whole(f"{indexer}.k_norm.weight", stage, size)
+        yield _whole(f"{indexer}.k_norm.bias", stage, size)
+        yield _whole(f"{indexer}.linear_weights_proj.weight", stage, heads, s.hidden)
     for linear in ("proj", "q_down_proj", "q_up_proj", "kv_down_proj", "kv_up_proj"):
         yield Cut(f"{attention}.linear_{linear}._extra_state/shard_0_1", stage, "tp")
     if not moe:

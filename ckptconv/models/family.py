@@ -35,6 +35,7 @@ class Rule:
     note: a note for the user if the tensor is stored.
     ungated: True for the first projection of an MLP without a gate; rank files do not show whether it has one.
     of_layer: returns the config of one layer, for models whose layers have different sizes.
+    rest: why the Hub has no names for the further tensors that the layout changes yield.
     """
 
     trained: Pattern
@@ -48,6 +49,7 @@ class Rule:
     note: str = ""
     ungated: bool = False
     of_layer: Callable[[Config, int], Config] | None = None
+    rest: str = ""
 
     def layouts_for(self, config: Config, holes: Mapping[str, str]) -> tuple[Layout, ...]:
         """Return the layout changes.

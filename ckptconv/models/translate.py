@@ -104,12 +104,12 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
             continue
         holes = _shift(group.holes, config, 1) or {}
         numbers |= {holes[hole]: None for hole in ("mtp",) if hole in holes}
-        names, pieces, padding = _apply(group, holes, config, known)
+        names, pieces, without_name = _apply(group, holes, config, known)
         if rule.if_cut and any(_is_cut(value) for _, value in group.found.values()):
             notes[rule.if_cut] = None
         if rule.note:
             notes[rule.note] = None
-        left_out += [(name, value, "vocabulary padding") for name, value in padding]
+        left_out += without_name
         for name, piece in zip(names, pieces, strict=True):
             if name in made:
                 raise CkptconvError(
@@ -147,6 +147,8 @@ def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict
             raise CkptconvError(
                 f"{rule.hub.text} is not put back: its values would be rounded", kind=Kind.UNSUPPORTED
             )
+        if rule.rest:
+            raise CkptconvError(f"{rule.hub.text} is not put back: {rule.rest}", kind=Kind.UNSUPPORTED)
         layouts = rule.layouts_for(config, holes)
         parts = to_trained_layout(layouts, [pieces[i] for i in range(len(pieces))])
         for name, piece in zip(_trained_names(rule, holes, len(parts)), parts, strict=True):
@@ -162,7 +164,10 @@ def _collect(family: Family, tensors: Mapping[str, T]) -> list[_Group[T]]:
         if kind not in by_kind:
             by_kind[kind] = _rule_for(family, name)
         rule, number, place = by_kind[kind]
-        holes = rule.trained.names[place].match(name) or {}
+        holes = rule.trained.names[place].match(name)
+        if holes is None:  # a pattern with a number of its own
+            rule, number, place = _rule_for(family, name)
+            holes = rule.trained.names[place].match(name) or {}
         gathered = tuple(int(holes.pop(hole)) for hole in rule.gathered if hole in holes)
         key = (number, *holes.values()) if rule.hub.text else (number,)
         group = groups.get(key)
@@ -199,18 +204,22 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
 
 def _apply(
     group: _Group[T], holes: dict[str, str], config: Config, known: dict[int, tuple[Layout, ...]]
-) -> tuple[list[str], Pieces[T], list[tuple[str, T]]]:
-    """Return the Hub's names, their tensors, and the padding that was removed. `holes` has the Hub's layer numbers."""
+) -> tuple[list[str], Pieces[T], list[tuple[str, T, str]]]:
+    """Return the Hub's names, their tensors, and what the Hub has no name for: (stored name, part, reason).
+
+    `holes` has the Hub's layer numbers.
+    """
     rule, stored = group.rule, _in_order(group)
     first, _ = stored[0]
-    pieces, padding = [Piece.of(value) for _, value in stored], []
+    pieces: Pieces[T] = [Piece.of(value) for _, value in stored]
+    without_name: list[tuple[str, T, str]] = []
     if rule.rows is not None:
         wanted = rule.rows(config)
         if rule.instead is not None and pieces[0].shape[0] < wanted:
             return [rule.instead], pieces, []
         for i, (name, _) in enumerate(stored):
             pieces[i], rest = _cut_padding(name, pieces[i], wanted)
-            padding += [] if rest is None else [(name, rest)]
+            without_name += [] if rest is None else [(name, rest, "vocabulary padding")]
     names = [pattern.fill(holes) for pattern in rule.hub.names]
     try:
         layouts = known.get(id(rule))
@@ -225,9 +234,12 @@ def _apply(
             found=f"shape {list(pieces[0].shape)}; {error}",
             hint="pass the right model: --config DIR or --config org/name",
         ) from error
+    if rule.rest:
+        made, rest_of_it = made[: len(names)], made[len(names) :]
+        without_name += [(first, piece.value, rule.rest) for piece in rest_of_it]
     if len(made) != len(names):
         raise CkptconvError(f"{len(made)} tensors cannot be named {rule.hub.text}", where=first)
-    return names, made, padding
+    return names, made, without_name
 
 
 def _in_order(group: _Group[T]) -> list[tuple[str, T]]:

@@ -62,9 +62,14 @@ PROVEN = {
     "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "glm4_moe", "glm4_moe_lite", "glm4v", "glm4v_moe",
     "glm_moe_dsa", "gpt_oss", "hy_v3", "internlm3", "internvl", "internvl_chat", "kimi_k2", "kimi_k25", "kimi_vl",
     "llama", "llama4", "mimo", "minicpmv4_6", "minimax_m2", "mistral", "mistral3", "mixtral", "nemotron", "nemotron_h",
-    "olmoe", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe",
-    "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "seed_oss",
+    "olmoe", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_audio", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5",
+    "qwen3_5_moe", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "seed_oss",
 }  # fmt: skip
+
+
+ONE_OF_EACH = {config(case)["model_type"]: case for case in SUPPORTED}.values()
+# Megatron stores a norm as its difference to one, whose sum rounds, or rows that the Hub does not have.
+LOSSY = {"qwen3_5_moe_text_mb", "qwen3_5_text_mb", "gemma4_mb", "gemma4_text_mb"} & {*ONE_OF_EACH}
 
 
 def test_every_proven_family_has_a_table_and_a_fixture() -> None:
@@ -89,7 +94,7 @@ def test_every_fixture_can_be_inspected_whatever_its_family(case: str) -> None:
     assert found.nbytes
 
 
-@pytest.mark.parametrize("case", sorted({config(case)["model_type"]: case for case in SUPPORTED}.values()))
+@pytest.mark.parametrize("case", sorted(set(ONE_OF_EACH) - LOSSY))
 def test_a_family_is_reversible(case: str) -> None:
     """Hub -> Megatron -> Hub is the identity, on torch tensors as on numpy arrays."""
     torch = pytest.importorskip("torch")
@@ -103,7 +108,13 @@ def test_a_family_is_reversible(case: str) -> None:
         assert torch.equal(tensor.value.reshape(tensor.shape), bits[name]), name
 
 
-@pytest.mark.parametrize("case", sorted({config(case)["model_type"]: case for case in SUPPORTED}.values()))
+@pytest.mark.parametrize("case", sorted(LOSSY))
+def test_what_cannot_be_put_back_is_refused(case: str) -> None:
+    with pytest.raises(CkptconvError, match="is not put back"):
+        to_trained(table(case), truth(case), config(case))
+
+
+@pytest.mark.parametrize("case", sorted(set(ONE_OF_EACH) - LOSSY))
 def test_the_way_back_makes_what_megatron_stored(case: str) -> None:
     made = to_trained(table(case), truth(case), config(case))
     stored = open_checkpoint(home(case) / "run").tensors
@@ -181,7 +192,7 @@ NORM_BIASES = (
     "decoder.layers.0.mlp.linear_fc1.layer_norm_bias",
 )
 KNOWN = {  # the families that do have such tensors
-    INDEXER: {"glm_moe_dsa", "deepseek_v32"},
+    INDEXER: {"glm_moe_dsa", "deepseek_v32", "deepseek_v4"},
     **{name: {"nemotron", "starcoder2"} for name in NORM_BIASES},
 }
 
@@ -190,7 +201,7 @@ KNOWN = {  # the families that do have such tensors
 def test_what_no_table_knows_is_refused_in_every_family(name: str) -> None:
     """LayerNorm's biases, DeepSeek-V3.2's indexer, MTP layers of another kind."""
     for model_type in sorted(FAMILIES.keys() - KNOWN.get(name, set())):
-        text = {"num_hidden_layers": 2, "model_type": "qwen3"}
+        text = {"num_hidden_layers": 2, "model_type": "qwen3", "layer_types": [], "moe_num_experts": 4}
         table = FAMILIES[model_type].family({"text_config": text})
         with pytest.raises(CkptconvError, match=f"has no entry for the stored tensor {name}"):
             to_hub(table, {name: np.ones(4, np.float32)}, {"num_hidden_layers": 2}, "Megatron")

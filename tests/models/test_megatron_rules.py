@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptconv.models.family import Family, Rule
+from ckptconv.models.megatron.composed import ByConfig
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Grouped, Turned, Ungrouped
@@ -44,6 +45,8 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "mamba_head_dim": head_dim,
         "n_groups": key,
         "ssm_state_size": value,
+        "num_nextn_predict_layers": 2,
+        "mtp_hybrid_override_pattern": "*E",
         "v_head_dim": value,
         "hybrid_layer_pattern": [0, 1, 0, 1],
         "swa_num_key_value_heads": queries,
@@ -54,9 +57,11 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def rules_of(model_type: str) -> Iterator[Rule]:
+def rules_of(model_type: str, config: dict[str, Any]) -> Iterator[Rule]:
     """Every rule of a model type; a composition has Qwen3 inside where its config decides."""
     table = FAMILIES[model_type].table
+    if isinstance(table, ByConfig):
+        table = table.family(config)
     if not isinstance(table, Family):
         table = table.around(table.language or table.languages["qwen3"])
     yield from table.every_rule()
@@ -108,7 +113,7 @@ def test_every_rule_there_and_back(
 ) -> None:
     torch = pytest.importorskip("torch")
     pick, file = random.Random(seed), tmp_path_factory.getbasetemp() / "rule.bin"
-    for rule in rules_of(model_type):
+    for rule in rules_of(model_type, config):
         if rule.reason:
             continue
         family = Family(rule.text, (rule,))

@@ -16,6 +16,7 @@ from ckptconv.backends.megatron import evidence
 from ckptconv.backends.megatron.experts import expert_ranks
 from ckptconv.backends.megatron.glu import uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
+from ckptconv.backends.megatron.mamba import taken_apart
 from ckptconv.backends.megatron.names import canonical, not_a_weight
 from ckptconv.backends.megatron.one_save import check_one_save
 from ckptconv.backends.megatron.settings import rank_file_settings
@@ -36,11 +37,9 @@ saved_by = evidence.saved_by
 _FOLDER = re.compile(r"^mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?$")
 _FILES = ("model_optim_rng.pt", "model.pt")
 _CHUNK = re.compile(r"^model(\d*)$")
-_FINAL_NORM = re.compile(DECODER.pattern + r"final_layernorm\.weight$")
+_FINAL_NORM = re.compile(DECODER.pattern + r"final_(layer)?norm\.weight$")
 # Parts of names whose layout depends on the trainer, and why.
 _NOT_RECORDED = {
-    ".mixer.in_proj.": "each rank has its own rows of a Mamba layer's parts",
-    ".mamba_mixer.in_proj.": "each rank has its own rows of a Mamba layer's parts",
     ".self_attention.in_proj.": "each trainer has the rows of a gated delta net in its own order",
     "vision_model.merger.patch_norm.": "mbridge's tower of Qwen3-VL has an MLP without a gate",
 }
@@ -77,7 +76,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     assets = with_config(place.folder / "huggingface", place.folder / "model" / "huggingface", place.folder)
     if "expert_tensor_parallel_size" not in settings:
         settings |= expert_ranks(expert_rows(ranks), place.folder, assets)
-    tensors, taken_apart = uninterleaved(canonical(assembled(ranks, sizes, settings)), settings)
+    tensors, interleaved = uninterleaved(canonical(assembled(ranks, sizes, settings)), settings)
     held = sum(path.stat().st_size for path in found.values())
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
     return Checkpoint(
@@ -96,7 +95,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         assets=assets,
         skipped=(Skipped("optimizer and trainer state", max(held - used, 0), "not part of the model"),),
         lora=Lora(lora_settings(place.folder)),
-        notes=(*place.notes(), *stated.notes, *taken_apart),
+        notes=(*place.notes(), *stated.notes, *interleaved),
         naming="megatron",
         trainer=stated.settings,
     )
@@ -195,7 +194,7 @@ def _chunks(file: TorchZip) -> tuple[dict[str, View], ...]:
                     kind=Kind.UNSUPPORTED,
                 )
             views[bare] = file.view(value)
-        chunks.append(views)
+        chunks.append(taken_apart(views, file.path))
     return tuple(chunks)
 
 

@@ -5,7 +5,7 @@ The language model's own table is chosen by its nested config, so a new model of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ckptconv.errors import CkptconvError, Kind
@@ -14,6 +14,33 @@ from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
 
 Form = tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class ByConfig:
+    """A table whose lines depend on config.json.
+
+    name: the model's name, for messages.
+    make: returns the table for a config; for a model inside another, for the language model's own config.
+    """
+
+    name: str
+    make: Callable[[Config], Family]
+
+    def family(self, config: Config) -> Family:
+        """Return the table for a config.
+
+        Raises:
+            CkptconvError: the config lacks a key that decides the table.
+        """
+        try:
+            return self.make(text_of(config))
+        except KeyError as error:
+            raise CkptconvError(
+                f"config.json does not have what decides the table of {self.name}",
+                wanted=error.args[0],
+                hint="pass the trained model: --config DIR",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -31,7 +58,7 @@ class Composed:
     """
 
     name: str
-    languages: Mapping[str, Family]
+    languages: Mapping[str, Family | ByConfig]
     body: str
     head: str = "lm_head."
     forms: tuple[Form, ...] = ()
@@ -54,7 +81,8 @@ class Composed:
                 hint="add a table of about 20 lines (docs/adding-a-model.md); inspect works without one",
                 kind=Kind.UNSUPPORTED,
             )
-        return self.around(self.languages[kind])
+        language = self.languages[kind]
+        return self.around(language if isinstance(language, Family) else language.family(config))
 
     def around(self, language: Family) -> Family:
         """Return the table of the whole model with this language model inside."""

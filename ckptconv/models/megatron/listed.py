@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckptconv.models.family import Config, Family
-from ckptconv.models.megatron.composed import Composed
+from ckptconv.models.megatron.composed import ByConfig, Composed
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,13 @@ class Listed:
     """One model type.
 
     title: its name in the documentation.
-    table: its family, or a composition of several.
+    table: its family, a composition of several, or one that depends on the config.
     writers: the programs whose checkpoints became the model that was put in, bit for bit; a fixture holds each.
     source: the project and file that the table follows, if no checkpoint of a real writer could be made.
     """
 
     title: str
-    table: Family | Composed
+    table: Family | Composed | ByConfig
     writers: tuple[str, ...] = ()
     source: str = ""
 
@@ -29,7 +29,7 @@ class Listed:
         Raises:
             CkptconvError: the language model inside is not known.
         """
-        return self.table.family(config) if isinstance(self.table, Composed) else self.table
+        return self.table if isinstance(self.table, Family) else self.table.family(config)
 
     @property
     def caution(self) -> str:
@@ -39,11 +39,11 @@ class Listed:
         return f"the table of {self.title} follows the source of {self.source}; no real checkpoint has confirmed it"
 
 
-def proven(title: str, table: Family | Composed, *writers: str) -> Listed:
+def proven(title: str, table: Family | Composed | ByConfig, *writers: str) -> Listed:
     """List a model type that real checkpoints have confirmed. writers: the programs that made them."""
     return Listed(title, table, writers)
 
 
-def by_source(title: str, table: Family | Composed, source: str) -> Listed:
+def by_source(title: str, table: Family | Composed | ByConfig, source: str) -> Listed:
     """List a model type whose table follows a source. source: project and file."""
     return Listed(title, table, source=source)

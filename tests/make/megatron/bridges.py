@@ -29,9 +29,12 @@ class Loaded:
 
     @property
     def models(self) -> list[Any]:
-        from mbridge.core.util import unwrap_model
+        return [unwrapped(each) for each in self.wrapped]
 
-        return [unwrap_model(each) for each in self.wrapped]
+
+def unwrapped(model: Any) -> Any:
+    """The model inside wrappers for 16 bits and for data parallelism."""
+    return unwrapped(model.module) if hasattr(model, "module") else model
 
 
 def load(case: Any) -> Loaded:

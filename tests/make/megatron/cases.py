@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# Releases on PyPI know fewer models than the repositories do: github.com/OWNER/NAME -> the commit.
+SOURCES = {"NVIDIA-NeMo/Megatron-Bridge": "067f987df03b", "NVIDIA/Megatron-LM": "d98e8a64ddf3"}
 SINGLETON = {"singleton_local_shards": True}
 
 
@@ -32,6 +34,7 @@ class Case:
     bridge: str = "mbridge"  # or megatron_bridge, mcore_bridge
     new: bool = False  # with transformers 5, for models that older releases do not have
     environment: dict[str, str] = field(default_factory=dict)
+    source: bool = False  # by the projects' repositories, at the commits in SOURCES
 
     @property
     def world(self) -> int:
@@ -514,5 +517,48 @@ CASES: dict[str, Case] = {
     "internvl_chat_mcb": Case("internvl_chat", "Qwen2 inside", "mlm", tp=2, bridge="mcore_bridge", pad=4),
     "nemotron_mlm_legacy": Case(
         "nemotron", "rank files of an MLP without a gate", "mlm_legacy", tp=2, bridge="megatron_bridge"
+    ),
+    # by the repositories' own sources
+    **{
+        f"{name}_mb": Case(name, shows, "bridge", bridge="megatron_bridge", new=True, source=True, **sizes)
+        for name, shows, sizes in (
+            ("exaone4", "norms after the blocks only", {"tp": 2}),
+            ("exaone_moe", "a dense layer, shared experts", {"tp": 2, "ep": 2}),
+            ("falcon_h1", "Mamba-2 beside attention", {"tp": 2}),
+            ("mimo_v2_flash", "heads by layer, sinks, two MTP layers", {"tp": 2, "ep": 2}),
+            ("bailing_moe_v2", "query_key_value: all q, all k, all v", {"tp": 2, "ep": 2}),
+            ("sarvam_moe", "query_key_value: all q, all k, all v", {"tp": 2, "ep": 2}),
+            ("sarvam_mla", "MLA without q-LoRA", {"tp": 2, "ep": 2}),
+            ("qwen3_5_text", "native delta net", {"tp": 2}),
+            ("qwen3_5_moe_text", "native delta net, experts in one tensor", {"tp": 2, "ep": 2}),
+            ("qwen2_audio", "Qwen2 inside", {"tp": 2}),
+            ("gemma4_text", "two sizes of heads, shared keys, per-layer embeddings", {"tp": 2}),
+            ("gemma4_text_moe", "keys as values, experts beside an MLP", {"tp": 2, "ep": 2}),
+            ("gemma4", "Gemma 4 inside", {"tp": 2, "ep": 2}),
+            ("minimax_m3_vl", "indexers beside the language model", {"tp": 2, "ep": 2}),
+            ("deepseek_v4", "hyper-connections, compressed attention", {"tp": 2, "ep": 2}),
+            ("ernie4_5_vl_moe", "two groups of experts", {"tp": 2, "ep": 2}),
+            ("exaone4_5", "a tower of Megatron-Core's layers", {"tp": 2}),
+        )
+    },
+    "nemotron_h_mtp_mb": Case(
+        "nemotron_h_moe",
+        "experts in a latent space, an MTP layer",
+        "bridge",
+        tp=2,
+        ep=2,
+        bridge="megatron_bridge",
+        new=True,
+        source=True,
+    ),
+    "nemotron_h_mlm_legacy": Case(
+        "nemotron_h_moe",
+        "rank files of Mamba-2 layers",
+        "mlm_legacy",
+        tp=2,
+        ep=2,
+        bridge="megatron_bridge",
+        new=True,
+        source=True,
     ),
 }

@@ -16,8 +16,8 @@ from typing import Any
 
 import check
 import tiny
-from cases import CASES, Case
-from families import NEW
+from cases import CASES, SOURCES, Case
+from newest import NEW
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
@@ -78,14 +78,20 @@ def make_model(case: Case, folder: Path, transformers5: Path | None) -> str:
 def launch(name: str, case: Case, folder: Path, options: argparse.Namespace) -> str:
     """Runs write.py under torchrun in the fixture's folder; returns the end of its output if it fails."""
     paths = [str(HERE), str(HERE / "stand_ins")]
-    if case.core != version("megatron-core"):
+    if case.source:
+        if options.sources is None:
+            return "needs --sources: a folder with the repositories Megatron-Bridge and Megatron-LM"
+        paths += [str(options.sources.resolve() / each) for each in ("Megatron-Bridge/src", "Megatron-LM")]
+    elif case.core != version("megatron-core"):
         if options.old_core is None:
             return f"needs --old-core: a folder with megatron-core {case.core}"
         paths.insert(0, str(options.old_core.resolve()))
     if case.new:
         paths.insert(0, str(options.transformers5.resolve()))
     environment = (
-        os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | case.environment
+        os.environ
+        | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_VCS_VERSION": "1"}
+        | case.environment
     )
     port = random.randrange(20000, 60000)
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--master-port={port}"]
@@ -112,6 +118,8 @@ def about(name: str, case: Case) -> dict[str, Any]:
     versions = {each: version(each) for each in (*PACKAGES, BRIDGES[case.bridge])} | {
         "megatron-core": case.core
     }
+    if case.source:
+        versions = {each: version(each) for each in PACKAGES} | SOURCES
     return {
         "command": f"python tests/make/megatron/make.py {name}",
         "shows": case.shows,
@@ -150,6 +158,9 @@ def main() -> None:
     parser.add_argument("case", nargs="*", help="names from cases.py; all of them by default")
     parser.add_argument("--old-core", type=Path, help="pip's --target folder of the older megatron-core")
     parser.add_argument("--transformers5", type=Path, help="pip's --target folder of transformers 5")
+    parser.add_argument(
+        "--sources", type=Path, help="a folder with Megatron-Bridge and Megatron-LM at SOURCES"
+    )
     parser.add_argument("--out", type=Path, default=FIXTURES)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

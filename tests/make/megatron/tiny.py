@@ -14,7 +14,7 @@ from typing import Any
 import families
 import torch
 import transformers
-from families import NEW
+from newest import NEW
 from safetensors.torch import load_file, save_file
 
 TEXT: dict[str, Any] = {
@@ -453,7 +453,7 @@ def register_unknown() -> None:
         if model_type in known:
             continue
         base = type(transformers.AutoConfig.for_model(like))
-        kind = type(f"{model_type}_config", (base,), {"model_type": model_type})
+        kind = type(f"{model_type}_config", (base,), {"model_type": model_type, "rope_theta": 10000.0})
         transformers.AutoConfig.register(model_type, kind)
     for each in NEW.values():
         if each.outer and each.model_type not in known:

@@ -23,6 +23,8 @@ def main() -> None:
 
     case: Case = CASES[sys.argv[1]]
     sys.path.insert(0, str(Path(__file__).parent / "stand_ins"))
+    if case.source:
+        import gpu_only  # noqa: F401
     import cpu  # noqa: F401
     import torch.distributed as dist
     from megatron.core import mpu
@@ -160,8 +162,8 @@ class Writer:
         """The states of random number generators, as both trainers keep them."""
         import numpy as np
         import torch
-        from families import NEW
         from megatron.core import tensor_parallel
+        from newest import NEW
 
         if self.case.family in NEW:  # zeros, which take no space in a packed file
             blank = {
@@ -313,7 +315,8 @@ class Writer:
         import enum
 
         import torch
-        from families import COMPARED, NEW
+        from families import COMPARED
+        from newest import NEW
 
         config, hf = self.loaded.config, self.loaded.hf_config
         plain_types = (str, int, float, bool, list, tuple, dict, torch.dtype, enum.Enum, type(None))

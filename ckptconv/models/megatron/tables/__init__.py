@@ -2,8 +2,9 @@
 
 from ckptconv.models.megatron.listed import Listed
 from ckptconv.models.megatron.tables.composed import COMPOSED, TEXT
+from ckptconv.models.megatron.tables.deepseek_v4 import DEEPSEEK_V4
+from ckptconv.models.megatron.tables.ernie_vl import ERNIE_VL
 from ckptconv.models.megatron.tables.gpt_oss import GPT_OSS
-from ckptconv.models.megatron.tables.mamba import MAMBA
 from ckptconv.models.megatron.tables.mimo import MIMO
 
-FAMILIES: dict[str, Listed] = {**TEXT, **GPT_OSS, **MIMO, **MAMBA, **COMPOSED}
+FAMILIES: dict[str, Listed] = {**TEXT, **DEEPSEEK_V4, **ERNIE_VL, **GPT_OSS, **MIMO, **COMPOSED}

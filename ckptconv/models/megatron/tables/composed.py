@@ -9,12 +9,14 @@ slime, slime_plugins/models/qwen3_5_vl.py.
 from __future__ import annotations
 
 from ckptconv.models.family import Changed, Family, Same
-from ckptconv.models.megatron.composed import Composed, Form, under
+from ckptconv.models.megatron.composed import ByConfig, Composed, Form, under
 from ckptconv.models.megatron.listed import by_source, proven
 from ckptconv.models.megatron.tables.dense import DENSE, EXAONE4, GEMMA3, GLM4, LLAMA, QWEN3
+from ckptconv.models.megatron.tables.gemma4 import GEMMA4, GEMMA4_TEXT
 from ckptconv.models.megatron.tables.hybrid import HYBRID, QWEN3_5, QWEN3_5_MOE
 from ckptconv.models.megatron.tables.latent import LATENT_ATTENTION
-from ckptconv.models.megatron.tables.moe import GLM4_MOE, LLAMA4, MOE, QWEN3_MOE
+from ckptconv.models.megatron.tables.mamba import MAMBA
+from ckptconv.models.megatron.tables.moe import GLM4_MOE, LLAMA4, MINIMAX_M3, MOE, QWEN3_MOE
 from ckptconv.models.megatron.tables.parts import experts, stacked_experts
 from ckptconv.models.megatron.tables.towers import (
     EXAONE_TOWER,
@@ -25,9 +27,10 @@ from ckptconv.models.megatron.tables.towers import (
 )
 from ckptconv.models.rules import Swap
 
-TEXT = {**DENSE, **MOE, **LATENT_ATTENTION, **HYBRID}
+TEXT = {**DENSE, **MOE, **LATENT_ATTENTION, **HYBRID, **GEMMA4, **MAMBA}
 # Every language model by its own model type. The further names are those of nested configs.
-LANGUAGES = {name: listed.table for name, listed in TEXT.items() if isinstance(listed.table, Family)} | {
+LANGUAGES: dict[str, Family | ByConfig] = {
+    **{name: listed.table for name, listed in TEXT.items() if not isinstance(listed.table, Composed)},
     "qwen3_vl_text": QWEN3,
     "glm4v_text": GLM4,
     "glm46v_text": GLM4,
@@ -38,6 +41,7 @@ LANGUAGES = {name: listed.table for name, listed in TEXT.items() if isinstance(l
     "qwen3_omni_moe_text": QWEN3_MOE,
     "qwen3_asr_text": QWEN3,
     "exaone4_5_text": EXAONE4,
+    "gemma4": GEMMA4_TEXT,
 }
 # The Hub keeps Qwen3-VL's experts of a layer in one tensor, (in, out) each.
 QWEN3_VL_EXPERTS = Family("Qwen3-VL-MoE", stacked_experts("mlp", Swap(1, 2)) + QWEN3.rules + experts("mlp"))
@@ -121,6 +125,16 @@ QWEN3_ASR = around("Qwen3-ASR", THINKER, THINKER_HEAD, *in_thinker("audio_tower"
 GLMV = around("GLM-V", INSIDE, "lm_head.", *GLM_FORMS)
 MISTRAL3 = around("Mistral 3", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector"))
 
+MINIMAX_M3_FORM = (
+    *under(
+        {
+            f"{module}.": f"{module}."
+            for module in ("vision_tower", "multi_modal_projector", "patch_merge_mlp")
+        }
+    ),
+    Same("lightning_indexers.{layer}.{part}.weight", OWN + "layers.{layer}.self_attn.index_{part}.weight"),
+)
+
 COMPOSED = {
     "qwen2_vl": proven(
         "Qwen2-VL", around("Qwen2-VL", "model.", "lm_head.", QWEN_FORM, language=LLAMA), "mcore-bridge"
@@ -185,10 +199,10 @@ COMPOSED = {
     "qwen2_5_omni": proven("Qwen2.5-Omni", QWEN2_OMNI, "mcore-bridge"),
     "qwen3_omni_moe": proven("Qwen3-Omni", QWEN3_OMNI, "mcore-bridge"),
     "qwen3_asr": by_source("Qwen3-ASR", QWEN3_ASR, "mcore-bridge, model/mm_gpts/qwen3_asr.py"),
-    "qwen2_audio": by_source(
+    "qwen2_audio": proven(
         "Qwen2-Audio",
         around("Qwen2-Audio", OWN, OWN_HEAD, *as_named("audio_tower", "multi_modal_projector")),
-        "Megatron-Bridge, qwen_audio/qwen2_audio_bridge.py",
+        "Megatron-Bridge",
     ),
     "llama4": proven(
         "Llama 4",
@@ -210,6 +224,21 @@ COMPOSED = {
         "MiniCPM-V 4.6",
         around("MiniCPM-V 4.6", INSIDE, "lm_head.", *in_model("vision_tower", "merger")),
         "mcore-bridge",
+    ),
+    "minimax_m3_vl": by_source(
+        "MiniMax-M3",
+        around("MiniMax-M3", OWN, OWN_HEAD, MINIMAX_M3_FORM, language=MINIMAX_M3),
+        "Megatron-Bridge, minimax_m3/minimax_m3_bridge.py",
+    ),
+    "gemma4": by_source(
+        "Gemma 4",
+        around(
+            "Gemma 4",
+            INSIDE,
+            "lm_head.",
+            *in_model("vision_tower", "embed_vision", "audio_tower", "embed_audio"),
+        ),
+        "Megatron-Bridge, gemma_vl/gemma4_vl_bridge.py",
     ),
     "exaone4_5": by_source(
         "Exaone 4.5",

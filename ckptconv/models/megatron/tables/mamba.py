@@ -1,8 +1,8 @@
 """Models with Mamba-2 layers: Nemotron-H, whose layers are each one block with one norm, and Falcon-H1.
 
 torch_dist stores the parts of in_proj and conv1d as tensors of their own (megatron/core/ssm/mamba_mixer.py,
-MambaMixer.sharded_state_dict); joined in that order they are the Hub's. Rank files hold one in_proj per tensor-parallel
-rank, in an order that their names do not show, and are refused.
+MambaMixer.sharded_state_dict); joined in that order they are the Hub's. The parts in rank files get the same names
+(ckptconv/backends/megatron/mamba.py).
 Sources: Megatron-Bridge, nemotronh/nemotron_h_bridge.py and falcon_h1/falconh1_bridge.py.
 """
 
@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ckptconv.models.family import QKV, Config, Family, GateUp, Rule, Same, Up, Vocab
+from ckptconv.models.megatron.composed import ByConfig
 from ckptconv.models.megatron.listed import by_source, proven
 from ckptconv.models.megatron.tables.parts import L
 from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Grouped, Turned
+
+MOST_MTP = 64  # models have one or two; config.json may state any number
 
 
 class Sizes(NamedTuple):
@@ -68,27 +71,57 @@ NORM_NAMES = (
     "input_layernorm.weight",
     "norm.weight",
 )
-NEMOTRON_H = Family(
+NEMOTRON_H_ENDS = (
+    Vocab("embedding.word_embeddings.weight", "backbone.embeddings.weight"),
+    Same("decoder.final_norm.weight", "backbone.norm_f.weight"),
+    Same("decoder.final_layernorm.weight", "backbone.norm_f.weight"),
+    Vocab("output_layer.weight", "lm_head.weight", instead="score.weight"),
+)
+
+
+def nemotron_h_layer(trained: str, hub: str) -> tuple[Rule, ...]:
+    """Return the lines of a layer of any kind. trained, hub: the prefixes of both sides."""
+    return (
+        *(Same(trained + norm, hub + "norm.weight") for norm in NORM_NAMES),
+        *mixer(trained + "mixer.", hub + "mixer."),
+        QKV(trained + "self_attention.linear_qkv.{what}", hub + "mixer.{q,k,v}_proj.{what}"),
+        Same(trained + "self_attention.linear_proj.{what}", hub + "mixer.o_proj.{what}"),
+        Up(trained + "mlp.linear_fc1.{what}", hub + "mixer.up_proj.{what}"),
+        Same(trained + "mlp.linear_fc2.{what}", hub + "mixer.down_proj.{what}"),
+        Same(trained + "mlp.router.weight", hub + "mixer.gate.weight"),
+        Same(trained + "mlp.router.expert_bias", hub + "mixer.gate.e_score_correction_bias"),
+        Same(trained + "mlp.{latent}_latent_proj.weight", hub + "mixer.{latent}_latent_proj.weight"),
+        Up(trained + "mlp.experts.{expert}.linear_fc1.weight", hub + "mixer.experts.{expert}.up_proj.weight"),
+        Same(
+            trained + "mlp.experts.{expert}.linear_fc2.weight",
+            hub + "mixer.experts.{expert}.down_proj.weight",
+        ),
+        Up(trained + "mlp.shared_experts.linear_fc1.weight", hub + "mixer.shared_experts.up_proj.weight"),
+        Same(trained + "mlp.shared_experts.linear_fc2.weight", hub + "mixer.shared_experts.down_proj.weight"),
+    )
+
+
+def nemotron_h_mtp(config: Config) -> tuple[Rule, ...]:
+    """Return the lines of the MTP layers: each has several layers, which the Hub numbers in a row over all of them."""
+    pattern = config.get("mtp_hybrid_override_pattern") or config.get("mtp_layers_block_type") or ()
+    rules: list[Rule] = []
+    for outer in range(min(int(config.get("num_nextn_predict_layers") or 0), MOST_MTP)):
+        trained, first = f"mtp.layers.{outer}.", outer * len(pattern)
+        rules += [
+            Same(f"{trained}{n}.weight", f"mtp.layers.{first}.{n}.weight")
+            for n in ("enorm", "hnorm", "eh_proj")
+        ]
+        norm = "final_layernorm.weight"
+        rules.append(Same(trained + norm, f"mtp.layers.{first + len(pattern) - 1}.{norm}"))
+        for inner in range(len(pattern)):
+            for block in ("mtp_model_layer", "transformer_layer"):
+                rules += nemotron_h_layer(f"{trained}{block}.layers.{inner}.", f"mtp.layers.{first + inner}.")
+    return tuple(rules)
+
+
+NEMOTRON_H = ByConfig(
     "Nemotron-H",
-    (
-        Vocab("embedding.word_embeddings.weight", "backbone.embeddings.weight"),
-        Same("decoder.final_norm.weight", "backbone.norm_f.weight"),
-        Same("decoder.final_layernorm.weight", "backbone.norm_f.weight"),
-        Vocab("output_layer.weight", "lm_head.weight", instead="score.weight"),
-        *(Same(L + norm, B + "norm.weight") for norm in NORM_NAMES),
-        *mixer(L + "mixer.", B + "mixer."),
-        QKV(L + "self_attention.linear_qkv.{what}", B + "mixer.{q,k,v}_proj.{what}"),
-        Same(L + "self_attention.linear_proj.{what}", B + "mixer.o_proj.{what}"),
-        Up(L + "mlp.linear_fc1.{what}", B + "mixer.up_proj.{what}"),
-        Same(L + "mlp.linear_fc2.{what}", B + "mixer.down_proj.{what}"),
-        Same(L + "mlp.router.weight", B + "mixer.gate.weight"),
-        Same(L + "mlp.router.expert_bias", B + "mixer.gate.e_score_correction_bias"),
-        Same(L + "mlp.{latent}_latent_proj.weight", B + "mixer.{latent}_latent_proj.weight"),
-        Up(L + "mlp.experts.{expert}.linear_fc1.weight", B + "mixer.experts.{expert}.up_proj.weight"),
-        Same(L + "mlp.experts.{expert}.linear_fc2.weight", B + "mixer.experts.{expert}.down_proj.weight"),
-        Up(L + "mlp.shared_experts.linear_fc1.weight", B + "mixer.shared_experts.up_proj.weight"),
-        Same(L + "mlp.shared_experts.linear_fc2.weight", B + "mixer.shared_experts.down_proj.weight"),
-    ),
+    lambda config: Family("Nemotron-H", NEMOTRON_H_ENDS + nemotron_h_layer(L, B) + nemotron_h_mtp(config)),
 )
 M = "model.layers.{layer}."
 FALCON_H1 = Family(

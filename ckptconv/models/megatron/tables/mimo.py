@@ -10,7 +10,7 @@ from __future__ import annotations
 from ckptconv.models.family import Changed, Config, Family, Rule, Same, replace_of_layer
 from ckptconv.models.megatron.listed import by_source, proven
 from ckptconv.models.megatron.tables.dense import LLAMA
-from ckptconv.models.megatron.tables.parts import L, M, experts, mtp_layers
+from ckptconv.models.megatron.tables.parts import L, M, experts, mtp_layers, renamed
 from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Grouped, Halves
@@ -26,8 +26,11 @@ ENDS = (
 
 def of_layer(config: Config, layer: int) -> Config:
     """Return MiMo-V2-Flash's config of one layer: those with sliding windows have heads of their own."""
-    if not config["hybrid_layer_pattern"][layer]:
-        return config
+    return sliding(config) if config["hybrid_layer_pattern"][layer] else config
+
+
+def sliding(config: Config) -> Config:
+    """Return MiMo-V2-Flash's config of a layer with a sliding window; its MTP layers have one."""
     keys = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
     return {**config, **{key: config[f"swa_{key}"] for key in keys if f"swa_{key}" in config}}
 
@@ -41,19 +44,25 @@ def other_values(config: Config) -> tuple[Grouped]:
     return (Grouped(groups, (heads // groups * head_dim, head_dim, int(text["v_head_dim"]))),)
 
 
-QKV_OF_LAYER = replace_of_layer(
-    (
-        Rule(
-            Pattern(L + "self_attention.linear_qkv.{what}"),
-            Pattern(M + "self_attn.{q,k,v}_proj.{what}"),
-            other_values,
-        ),
-    ),
-    of_layer,
-)
+QKV_NAMES = Pattern(L + "self_attention.linear_qkv.{what}"), Pattern(M + "self_attn.{q,k,v}_proj.{what}")
+QKV_OF_LAYER = replace_of_layer((Rule(*QKV_NAMES, other_values),), of_layer)
+QKV_OF_MTP = (Rule(*QKV_NAMES, lambda config: other_values(sliding(text_of(config)))),)
 SINKS = (Same(L + "self_attention.core_attention.softmax_offset", M + "self_attn.attention_sink_bias"),)
 TABLE = Family("MiMo", ENDS + mtp_layers(LLAMA.rules, HUB) + LLAMA.rules)
-V2_FLASH = Family("MiMo-V2-Flash", QKV_OF_LAYER + SINKS + LLAMA.rules + experts("mlp"))
+V2_MTP = "model.mtp.layers.{index}."
+V2_MTP_LAYER = renamed(QKV_OF_MTP + SINKS + LLAMA.rules, "post_attention_layernorm", "pre_mlp_layernorm")
+V2_FLASH = Family(
+    "MiMo-V2-Flash",
+    tuple(
+        Same(f"{TRAINED}{name}.weight", f"{V2_MTP}{name}.weight")
+        for name in ("enorm", "hnorm", "eh_proj", "final_layernorm")
+    )
+    + mtp_layers(V2_MTP_LAYER, V2_MTP)
+    + QKV_OF_LAYER
+    + SINKS
+    + LLAMA.rules
+    + experts("mlp"),
+)
 
 MIMO = {
     "mimo": proven("MiMo", TABLE, "mbridge"),

@@ -11,6 +11,7 @@ from ckptconv.models.megatron.tables.dense import LLAMA, QWEN3
 from ckptconv.models.megatron.tables.parts import (
     ATTENTION,
     ENDS,
+    LATENT,
     MLP,
     MLP_NORM,
     QK_NORM,
@@ -35,6 +36,13 @@ GLM4_MOE = with_mtp("GLM-4.5", QWEN3.rules + experts("mlp") + shared_experts("sh
 OLMOE = Family("OLMoE", QWEN3_MOE.rules + WIDE_QK_NORM)
 MINIMAX_BIAS = (Same(L + "mlp.router.expert_bias", M + "block_sparse_moe.e_score_correction_bias"),)
 MINIMAX_M2 = Family("MiniMax-M2", MINIMAX_BIAS + MIXTRAL.rules + WIDE_QK_NORM)
+MINIMAX_M3 = Family(
+    "MiniMax-M3",
+    MINIMAX_BIAS
+    + QWEN3.rules
+    + experts("block_sparse_moe", "w1,w3,w2")
+    + renamed(shared_experts("shared_experts"), "mlp.", "block_sparse_moe."),
+)
 # On the Hub the bias has one row per kind of input; text models have one row.
 ERNIE_BIAS = (
     Changed(L + "mlp.router.expert_bias", M + "mlp.moe_statics.e_score_correction_bias", Turned(Unstack(0))),
@@ -64,6 +72,17 @@ BAILING_LAYER = (
     + shared_experts("shared_experts")
 )
 BAILING = Family("Bailing", mtp_ends("final_layernorm") + mtp_layers(BAILING_LAYER) + BAILING_LAYER)
+# Ling 2.5: latent attention every few layers, lightning attention with a gate and a norm of its own in the others.
+BAILING_HYBRID = Family(
+    "Bailing hybrid",
+    (
+        Same(L + "self_attention.g_proj.weight", M + "attention.g_proj.weight"),
+        Same(L + "self_attention.g_norm.weight", M + "attention.g_norm.weight"),
+        *mtp_ends("final_layernorm"),
+        *BAILING_LAYER,
+        *renamed(renamed(LATENT, "self_attn.o_proj", "attention.dense"), "self_attn.", "attention."),
+    ),
+)
 EXAONE_MTP = (
     Same("mtp.layers.0.enorm.weight", "mtp.pre_fc_norm_embedding.weight"),
     Same("mtp.layers.0.hnorm.weight", "mtp.pre_fc_norm_hidden.weight"),
@@ -107,6 +126,9 @@ MOE = {
         "Bailing v2 (Ling 2)", BAILING, "Megatron-Bridge, bailing/bailing_moe2_bridge.py"
     ),
     "sarvam_moe": by_source("Sarvam MoE", BAILING, "Megatron-Bridge, sarvam/sarvam_moe_bridge.py"),
+    "bailing_hybrid": by_source(
+        "Bailing hybrid (Ling 2.5)", BAILING_HYBRID, "mcore-bridge, model/gpts/bailing_hybrid.py"
+    ),
     "exaone_moe": by_source(
         "Exaone MoE", EXAONE_MOE, "Megatron-Bridge, exaone/exaone_moe/exaone_moe_bridge.py"
     ),

@@ -44,10 +44,11 @@ def tower(trained: str, hub: str, modules: tuple[str, ...] = QWEN_TOWER) -> tupl
 
 
 def vision_qkv(config: Config) -> tuple[Ungrouped]:
-    """Return the layout of a tower's QKV: [q, k, v] per head; on the Hub all queries, all keys, all values."""
+    """Return the layout of a tower's QKV: [its queries, k, v] per KV head; on the Hub all queries, all keys, all values."""
     vision = config["vision_config"]
     heads = int(vision["num_heads"])
-    return (Ungrouped(heads, (int(vision["hidden_size"]) // heads,) * 3),)
+    groups, head_dim = int(vision.get("num_key_value_heads") or heads), int(vision["hidden_size"]) // heads
+    return (Ungrouped(groups, (heads // groups * head_dim, head_dim, head_dim)),)
 
 
 def mcore_attention(hub: str) -> tuple[Rule, ...]:

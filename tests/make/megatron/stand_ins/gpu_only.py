@@ -7,12 +7,16 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
+import typing
 from typing import Any
 
 import torch
+import torch._functorch.aot_autograd  # asks for triton, of which it needs a real one or none
 from te import Inert
 from torch import nn
 
+if not hasattr(typing, "override"):  # Python 3.11
+    typing.override = lambda function: function  # type: ignore[attr-defined]
 ROOTS = {
     *("triton", "causal_conv1d", "mamba_ssm", "fla", "flash_attn", "nvidia_resiliency_ext", "modelopt"),
     *("qwen_vl_utils", "open_clip", "timm", "mlflow", "wandb", "comet_ml", "modelscope", "nemo_run"),

@@ -41,11 +41,14 @@ MODULES = [
 ]
 
 
+ABSENT = {"ep"}  # newer kernels, which Megatron-Core looks into if it finds them
+
+
 class Inert(types.ModuleType):
     """A module in which every name is a class that does nothing."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name in ABSENT:
             raise AttributeError(name)
         body = {
             "__init__": lambda self, *args, **kwargs: None,
@@ -152,17 +155,17 @@ class GroupedLinear(Linear):
 class RMSNorm(Base):
     """A norm of its own."""
 
-    def __init__(self, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> None:
+    def __init__(self, hidden_size: int = 0, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__()
-        add(self, "weight", (hidden_size,), kwargs)
+        add(self, "weight", (hidden_size or kwargs["normalized_shape"],), kwargs)
 
 
 class LayerNorm(RMSNorm):
     """A norm with a bias."""
 
-    def __init__(self, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> None:
+    def __init__(self, hidden_size: int = 0, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(hidden_size, eps, **kwargs)
-        add(self, "bias", (hidden_size,), kwargs)
+        add(self, "bias", tuple(self.weight.shape), kwargs)
 
 
 class DotProductAttention(Base):

@@ -1,0 +1,174 @@
+"""Gemma 4: layers with heads of two sizes, layers without values or without keys of their own, and per-layer embeddings.
+
+A layer with full attention may use its keys as values, and the last layers may use an earlier layer's keys and values.
+Megatron-Bridge stores rows for them that its attention never reads; mcore-bridge stores none. The names of the norms tell
+the trainers apart.
+Sources: Megatron-Bridge, gemma/gemma4_bridge.py and gemma/modeling_gemma4.py; mcore-bridge, model/mm_gpts/gemma4.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ckptconv.models.family import Config, Family, GateUp, Rule, Same, Vocab
+from ckptconv.models.megatron.composed import ByConfig
+from ckptconv.models.megatron.listed import by_source
+from ckptconv.models.megatron.tables.parts import MLP, QK_NORM, L, M, renamed, stacked_experts
+from ckptconv.models.pattern import Pattern
+from ckptconv.models.rules import Grouped
+
+MOST_LAYERS = 1024
+NO_VALUES = "this layer uses its keys as values, and never reads these rows"
+SHARED_KEYS = "this layer uses an earlier layer's keys and values, and never reads these rows"
+
+
+def heads(config: Config, layer: int) -> tuple[int, int, int]:
+    """Return a layer's query heads, KV heads and head size."""
+    full = config["layer_types"][layer] == "full_attention"
+    groups = int(config["num_key_value_heads"])
+    if full and config.get("attention_k_eq_v"):
+        groups = int(config.get("num_global_key_value_heads") or groups)
+    head_dim = (config.get("global_head_dim") if full else None) or config["head_dim"]
+    return int(config["num_attention_heads"]), groups, int(head_dim)
+
+
+def has(config: Config, layer: int) -> str:
+    """Return which of queries, keys and values the Hub stores for a layer: "q", "qk" or "qkv"."""
+    shared = int(config.get("num_kv_shared_layers") or 0)
+    if shared and layer >= int(config["num_hidden_layers"]) - shared:
+        return "q"
+    full = config["layer_types"][layer] == "full_attention"
+    return "qk" if full and config.get("attention_k_eq_v") else "qkv"
+
+
+def qkv(config: Config, layer: int, every_part: bool) -> Rule:
+    """Return the line of a layer's linear_qkv. every_part: whether Megatron has rows that the Hub does not have."""
+    (queries, groups, head_dim), kept = heads(config, layer), has(config, layer)
+    parts = (queries // groups * head_dim, head_dim, head_dim)[: 3 if every_part else len(kept)]
+    if parts == (parts[0],):
+        groups, parts = 1, (queries * head_dim,)
+    rule = Rule(
+        Pattern(f"decoder.layers.{layer}.self_attention.linear_qkv.weight"),
+        Pattern(
+            f"model.layers.{layer}.self_attn.{{{','.join(kept)}}}_proj.weight"
+            if len(kept) > 1
+            else f"model.layers.{layer}.self_attn.q_proj.weight"
+        ),
+        lambda config: (Grouped(groups, parts),),
+    )
+    unread = {"q": SHARED_KEYS, "qk": NO_VALUES, "qkv": ""}[kept]
+    return replace(rule, rest=unread if every_part else "")
+
+
+def all_qkv(config: Config, every_part: bool) -> tuple[Rule, ...]:
+    """Return the lines of linear_qkv of all layers."""
+    layers = min(int(config["num_hidden_layers"]), len(config["layer_types"]), MOST_LAYERS)
+    return tuple(qkv(config, layer, every_part) for layer in range(layers))
+
+
+ENDS = (
+    Vocab("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
+    Same("decoder.final_layernorm.weight", "model.norm.weight"),
+    Vocab("output_layer.weight", "lm_head.weight", instead="score.weight"),
+)
+LAYER = (
+    Same(L + "self_attention.linear_proj.weight", M + "self_attn.o_proj.weight"),
+    *QK_NORM,
+    *MLP,
+    Same(L + "layer_scalar", M + "layer_scalar"),
+    *(Same(L + f"{n}.weight", M + f"{n}.weight") for n in ("per_layer_input_gate", "per_layer_projection")),
+    Same(L + "post_per_layer_input_norm.weight", M + "post_per_layer_input_norm.weight"),
+)
+PER_LAYER = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+
+
+def norms(**named: str) -> tuple[Rule, ...]:
+    """Return the lines of norms. named: the Hub's name -> Megatron's, of a weight inside the layer."""
+    return tuple(Same(L + trained, f"{M}{hub}.weight") for hub, trained in named.items())
+
+
+def experts(block: str, scales: str) -> tuple[Rule, ...]:
+    """Return the lines of the routed experts. block: Megatron's module of them. scales: of the router's scales."""
+    stacked = renamed(stacked_experts("mlp"), "mlp.experts", "experts")
+    return (
+        Same(f"{L}{block}.router.weight", M + "router.proj.weight"),
+        *(Same(f"{L}{scales}.{name}", f"{M}router.{name}") for name in ("scale", "per_expert_scale")),
+        *(
+            replace(rule, trained=Pattern(rule.trained.text.replace("mlp.experts", f"{block}.experts")))
+            for rule in stacked
+        ),
+    )
+
+
+MEGATRON_BRIDGE_DENSE = (
+    Vocab("per_layer_embedding.weight", "model.embed_tokens_per_layer.weight"),
+    Same("per_layer_model_proj.weight", "model.per_layer_model_projection.weight"),
+    Same("per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight"),
+    *norms(
+        input_layernorm="input_layernorm.weight",
+        post_attention_layernorm="post_self_attn_layernorm.weight",
+        pre_feedforward_layernorm="pre_mlp_layernorm.weight",
+        post_feedforward_layernorm="post_mlp_layernorm.weight",
+    ),
+)
+MEGATRON_BRIDGE_MOE = (
+    *norms(
+        input_layernorm="self_attention.linear_qkv.layer_norm_weight",
+        post_attention_layernorm="self_attention.linear_proj.post_layernorm.weight",
+        pre_feedforward_layernorm="pre_shared_expert_layernorm.weight",
+        pre_feedforward_layernorm_2="pre_mlp_layernorm.weight",
+        post_feedforward_layernorm_1="mlp.post_shared_expert_layernorm.weight",
+        post_feedforward_layernorm_2="mlp.post_moe_layernorm.weight",
+        post_feedforward_layernorm="post_ffn_layernorm.weight",
+    ),
+    GateUp(L + "mlp.shared_experts.linear_fc1.weight", M + "mlp.{gate,up}_proj.weight"),
+    Same(L + "mlp.shared_experts.linear_fc2.weight", M + "mlp.down_proj.weight"),
+    *experts("mlp", "mlp.router"),
+)
+MCORE_BRIDGE = (
+    Vocab("embed_tokens_per_layer.weight", "model.embed_tokens_per_layer.weight"),
+    *(Same(f"{name}.weight", f"model.{name}.weight") for name in PER_LAYER[1:]),
+    *norms(
+        input_layernorm="self_attention.linear_qkv.layer_norm_weight",
+        post_attention_layernorm="post_attention_layernorm.weight",
+        pre_feedforward_layernorm="mlp.linear_fc1.layer_norm_weight",
+        pre_feedforward_layernorm_2="experts_mlp.pre_feedforward_layernorm_2.weight",
+        post_feedforward_layernorm_1="post_feedforward_layernorm_1.weight",
+        post_feedforward_layernorm_2="post_feedforward_layernorm_2.weight",
+        post_feedforward_layernorm="post_feedforward_layernorm.weight",
+    ),
+    *experts("experts_mlp", "experts_mlp"),
+)
+
+
+def in_layout(config: Config, trainer: str, rules: tuple[Rule, ...], every_part: bool) -> Family:
+    """Return the table in one trainer's layout."""
+    return Family(f"Gemma 4 ({trainer})", all_qkv(config, every_part) + rules + ENDS + LAYER)
+
+
+def table(config: Config) -> Family:
+    """Return the table for a config; without a trainer's own norms, QKV is refused."""
+    return Family(
+        "Gemma 4",
+        ENDS + LAYER,
+        (
+            (
+                Pattern(L + "post_attention_layernorm.weight"),
+                in_layout(config, "mcore-bridge", MCORE_BRIDGE, False),
+            ),
+            (
+                Pattern(L + "post_self_attn_layernorm.weight"),
+                in_layout(config, "Megatron-Bridge", MEGATRON_BRIDGE_DENSE, True),
+            ),
+            (
+                Pattern(L + "post_ffn_layernorm.weight"),
+                in_layout(config, "Megatron-Bridge", MEGATRON_BRIDGE_MOE, True),
+            ),
+        ),
+    )
+
+
+GEMMA4_TEXT = ByConfig("Gemma 4", table)
+GEMMA4 = {
+    "gemma4_text": by_source("Gemma 4 (text)", GEMMA4_TEXT, "Megatron-Bridge, gemma/gemma4_bridge.py"),
+}

@@ -1,0 +1,405 @@
+"""Tiny models that only the repositories of Megatron-Bridge and Megatron-LM, or the newest mcore-bridge, can hold."""
+
+from __future__ import annotations
+
+import families
+from families import (
+    DELTA,
+    DOTS,
+    EXPERTS,
+    LATENT,
+    TEXT,
+    VISION,
+    New,
+    Tensors,
+    joined,
+    renamed,
+    then,
+    values_of,
+)
+
+FALCON = TEXT | {
+    "head_dim": 8,
+    "hidden_size": 28,
+    "num_hidden_layers": 2,
+    "vocab_size": 90,
+    "mamba_d_ssm": 56,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 7,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 5,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_rms_norm": True,
+    "mamba_norm_before_gate": False,
+    "mlp_multipliers": [1.0, 1.0],
+    "ssm_multipliers": [1.0] * 5,
+}
+MIMO_V2 = EXPERTS | {
+    "vocab_size": 90,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "head_dim": 8,
+    "v_head_dim": 5,
+    "num_key_value_heads": 2,
+    "swa_num_attention_heads": 8,
+    "swa_num_key_value_heads": 4,
+    "swa_head_dim": 8,
+    "swa_v_head_dim": 5,
+    "hybrid_layer_pattern": [0, 1, 1],
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "moe_layer_freq": [0, 1, 1],
+    "n_routed_experts": 6,
+    "sliding_window": 9,
+    "sliding_window_size": 9,
+    "layernorm_epsilon": 1e-6,
+    "rope_theta": 5000000.0,
+    "swa_rope_theta": 10000.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 5000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "attention_value_scale": 0.7,
+    "add_swa_attention_sink_bias": True,
+    "add_full_attention_sink_bias": False,
+    "n_group": 1,
+    "topk_group": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
+BAILING = DOTS | {
+    "num_shared_experts": 1,
+    "vocab_size": 90,
+    "n_shared_experts": 1,
+    "score_function": "sigmoid",
+    "use_qk_norm": True,
+    "use_bias": False,
+    "rope_theta": 10000.0,
+}
+SARVAM = BAILING | {"routed_scaling_factor": 2.5}
+GEMMA4 = TEXT | {
+    "vocab_size": 90,
+    "head_dim": 8,
+    "global_head_dim": 10,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 9,
+    "num_hidden_layers": 5,
+    "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+    "num_kv_shared_layers": 1,
+    "hidden_size_per_layer_input": 4,
+    "vocab_size_per_layer_input": 90,
+    "tie_word_embeddings": True,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA4_MOE = GEMMA4 | {
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_key_value_heads": 6,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 10,
+}
+MINIMAX_M3 = TEXT | {
+    "vocab_size": 90,
+    "head_dim": 8,
+    "num_hidden_layers": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 10,
+    "dense_intermediate_size": 42,
+    "shared_intermediate_size": 14,
+    "mlp_layer_types": ["dense", "sparse"],
+    "layer_types": ["full_attention", "minimax_m3_sparse"],
+    "index_n_heads": 2,
+    "index_head_dim": 6,
+    "rotary_dim": 4,
+    "routed_scaling_factor": 2.0,
+    "scoring_func": "sigmoid",
+    "use_qk_norm": True,
+}
+DEEPSEEK_V4 = {
+    "vocab_size": 90,
+    "hidden_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 12,
+    "q_lora_rank": 14,
+    "o_groups": 2,
+    "o_lora_rank": 6,
+    "qk_rope_head_dim": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 10,
+    "n_shared_experts": 1,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 4,
+    "hc_mult": 2,
+    "num_hash_layers": 1,
+    "compress_ratios": [0, 4, 128],
+    "sliding_window": 8,
+    "num_nextn_predict_layers": 0,
+    "tie_word_embeddings": False,
+}
+BAILING_NAMES = then(
+    joined(
+        "model.layers.LAYER.self_attn.{}_proj.weight", "model.layers.LAYER.attention.query_key_value.weight"
+    ),
+    renamed(
+        (r"embed_tokens", "word_embeddings"),
+        (r"self_attn\.o_proj", "attention.dense"),
+        (r"self_attn\.q_norm", "attention.query_layernorm"),
+        (r"self_attn\.k_norm", "attention.key_layernorm"),
+        (r"gate\.e_score_correction_bias", "gate.expert_bias"),
+    ),
+)
+
+
+def with_mimo_mtp(tensors: Tensors) -> Tensors:
+    """Adds two MTP layers in MiMo-V2-Flash's names: attention with sinks, as sliding layers have it, and a dense MLP."""
+    hidden, heads, groups, qk, v, inner = 22, 8, 4, 8, 5, 42
+    shapes = {
+        "enorm.weight": (hidden,),
+        "hnorm.weight": (hidden,),
+        "eh_proj.weight": (hidden, 2 * hidden),
+        "final_layernorm.weight": (hidden,),
+        "input_layernorm.weight": (hidden,),
+        "pre_mlp_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (heads * qk, hidden),
+        "self_attn.k_proj.weight": (groups * qk, hidden),
+        "self_attn.v_proj.weight": (groups * v, hidden),
+        "self_attn.o_proj.weight": (hidden, heads * v),
+        "self_attn.attention_sink_bias": (heads,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    names = {f"model.mtp.layers.{i}.{name}": shape for i in range(2) for name, shape in shapes.items()}
+    return tensors | {name: values_of(name, shape) for name, shape in names.items()}
+
+
+NEMOTRON = TEXT | {
+    "head_dim": 8,
+    "vocab_size": 90,
+    "num_hidden_layers": 4,
+    "hybrid_override_pattern": "M*-E",
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 7,
+    "n_groups": 2,
+    "ssm_state_size": 5,
+    "conv_kernel": 4,
+    "mlp_hidden_act": "relu2",
+    "use_conv_bias": True,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 10,
+    "moe_shared_expert_intermediate_size": 14,
+    "moe_latent_size": 12,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_nextn_predict_layers": 1,
+    "mtp_hybrid_override_pattern": "*E",
+    "mtp_layers_block_type": ["attention", "moe"],
+}
+
+
+def with_nemotron_mtp(tensors: Tensors) -> Tensors:
+    """Adds an MTP layer in the names of Nemotron 3: attention, then experts, as layers 1 and 3 have them."""
+    hidden = tensors["backbone.norm_f.weight"].numel()
+    shapes = {f"mtp.layers.0.{name}.weight": (hidden,) for name in ("enorm", "hnorm")}
+    shapes |= {
+        "mtp.layers.0.eh_proj.weight": (hidden, 2 * hidden),
+        "mtp.layers.1.final_layernorm.weight": (hidden,),
+    }
+    for at, layer in enumerate((1, 3)):
+        old = f"backbone.layers.{layer}."
+        shapes |= {
+            name.replace(old, f"mtp.layers.{at}."): t.shape
+            for name, t in tensors.items()
+            if name.startswith(old)
+        }
+    biases = {name for name in shapes if name.endswith("e_score_correction_bias")}
+    made = {name: values_of(name, shape) for name, shape in shapes.items()}
+    return tensors | made | {name: made[name].float() for name in biases}
+
+
+DECI = {
+    "block_configs": [
+        {
+            "attention": {"n_heads_in_group": 3, "no_op": False, "replace_with_linear": False},
+            "ffn": {"ffn_mult": 1.5, "no_op": False, "replace_with_linear": False},
+        },
+    ]
+}
+AUDIO = {
+    "d_model": 12,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 18,
+    "num_mel_bins": 8,
+    "max_source_positions": 20,
+}
+
+NEW: dict[str, New] = families.NEW | {
+    "exaone4": New(
+        "exaone4",
+        {
+            "head_dim": 8,
+            "vocab_size": 90,
+            "sliding_window": None,
+            "sliding_window_pattern": None,
+            "layer_types": ["full_attention"] * 3,
+        },
+    ),
+    "exaone_moe": New(
+        "exaone_moe",
+        EXPERTS
+        | {
+            "vocab_size": 90,
+            "head_dim": 8,
+            "num_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "sliding_window": 9,
+            "sliding_window_pattern": 2,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+    ),
+    "nemotron_h_moe": New("nemotron_h", NEMOTRON, finish=with_nemotron_mtp),
+    "falcon_h1": New("falcon_h1", FALCON),
+    "mimo_v2_flash": New(
+        "mimo_v2_flash",
+        MIMO_V2,
+        like="mimo_v2_flash",
+        architecture="MiMoV2FlashForCausalLM",
+        finish=with_mimo_mtp,
+    ),
+    "bailing_moe_v2": New(
+        "bailing_moe_v2", BAILING, like="dots1", architecture="BailingMoeV2ForCausalLM", finish=BAILING_NAMES
+    ),
+    "sarvam_moe": New(
+        "sarvam_moe", BAILING, like="dots1", architecture="SarvamMoEForCausalLM", finish=BAILING_NAMES
+    ),
+    "sarvam_mla": New(
+        "sarvam_mla",
+        LATENT
+        | families.NOAUX
+        | {
+            "q_lora_rank": None,
+            "first_k_dense_replace": 1,
+            "num_experts": 4,
+            "num_shared_experts": 1,
+            "routed_scaling_factor": 2.5,
+            "vocab_size": 90,
+            "intermediate_size": 42,
+        },
+        like="deepseek_v3",
+        architecture="SarvamMLAForCausalLM",
+    ),
+    "qwen3_5_text": New("qwen3_5_text", DELTA | {"vocab_size": 90}),
+    "qwen3_5_moe_text": New(
+        "qwen3_5_moe_text",
+        DELTA | EXPERTS | {"vocab_size": 90, "shared_expert_intermediate_size": 14},
+        finish=families.stacked_experts,
+    ),
+    "gemma4_text": New("gemma4_text", GEMMA4),
+    "gemma4_text_moe": New("gemma4_text", GEMMA4_MOE),
+    "gemma4": New(
+        "gemma4",
+        {
+            "text_config": GEMMA4_MOE | {"model_type": "gemma4_text"},
+            "vision_config": {
+                "hidden_size": 12,
+                "intermediate_size": 18,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 6,
+                "patch_size": 2,
+                "position_embedding_size": 16,
+            },
+            "audio_config": None,
+            "tie_word_embeddings": True,
+        },
+        auto="AutoModelForImageTextToText",
+    ),
+    "minimax_m3_vl": New(
+        "minimax_m3_vl",
+        {
+            "text_config": MINIMAX_M3 | {"model_type": "minimax_m3_vl_text"},
+            "vision_config": {
+                "hidden_size": 12,
+                "intermediate_size": 18,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 2,
+            },
+            "projector_hidden_size": 16,
+        },
+        auto="AutoModelForImageTextToText",
+    ),
+    "deepseek_v4": New("deepseek_v4", DEEPSEEK_V4),
+    "ernie4_5_vl_moe": New(
+        "ernie4_5_vl_moe",
+        {
+            "text_config": TEXT
+            | {
+                "vocab_size": 90,
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "moe_intermediate_size": [10, 6],
+                "moe_num_experts": 4,
+                "moe_k": 2,
+                "moe_num_shared_experts": 1,
+                "mlp_layer_types": ["dense", "sparse"],
+                "rope_parameters": {
+                    "rope_type": "ernie_3d",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [1, 1, 0],
+                },
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 12,
+                "num_heads": 2,
+                "patch_size": 2,
+                "intermediate_size": 18,
+            },
+        },
+        auto="AutoModelForImageTextToText",
+    ),
+    "qwen2_audio": New(
+        "qwen2_audio",
+        {
+            "text_config": TEXT
+            | {"model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 36, "vocab_size": 90},
+            "audio_config": AUDIO,
+        },
+        auto="Qwen2AudioForConditionalGeneration",
+    ),
+    "exaone4_5": New(
+        "exaone4_5",
+        {
+            "text_config": TEXT
+            | {
+                "model_type": "exaone4",
+                "head_dim": 8,
+                "num_hidden_layers": 2,
+                "vocab_size": 90,
+                "sliding_window": None,
+                "sliding_window_pattern": None,
+                "layer_types": ["full_attention"] * 2,
+            },
+            "vision_config": VISION
+            | {"num_heads": 4, "num_key_value_heads": 2, "fullatt_block_indexes": [1], "window_size": 8},
+        },
+        auto="AutoModelForImageTextToText",
+    ),
+}
