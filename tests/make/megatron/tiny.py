@@ -450,7 +450,7 @@ def register_unknown() -> None:
     new = {each.model_type: (each.like, "") for each in NEW.values() if each.like and not each.outer}
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     for model_type, (like, _) in (UNKNOWN | new).items():
-        if model_type in known:
+        if model_type in known or like not in known:
             continue
         base = type(transformers.AutoConfig.for_model(like))
         kind = type(f"{model_type}_config", (base,), {"model_type": model_type, "rope_theta": 10000.0})

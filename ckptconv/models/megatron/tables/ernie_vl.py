@@ -18,7 +18,7 @@ EXPERT = "mlp.experts.{expert}."
 
 
 def second_group(count: int) -> tuple[Rule, ...]:
-    """Return the lines of the experts for images. count: of the experts for text, which come first on the Hub."""
+    """Return the lines of the experts for images. count: the number of experts for text, which come first on the Hub."""
     rules: list[Rule] = []
     for expert in range(min(count, MOST_EXPERTS)):
         one, hub = f"{L}mlp.vision_moe_layer.experts.{expert}.", f"{M}mlp.experts.{expert + count}."

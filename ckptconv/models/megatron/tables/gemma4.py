@@ -88,7 +88,7 @@ def norms(**named: str) -> tuple[Rule, ...]:
 
 
 def experts(block: str, scales: str) -> tuple[Rule, ...]:
-    """Return the lines of the routed experts. block: Megatron's module of them. scales: of the router's scales."""
+    """Return the lines of the routed experts. block: Megatron's module of them. scales: the module of the router's scales."""
     stacked = renamed(stacked_experts("mlp"), "mlp.experts", "experts")
     return (
         Same(f"{L}{block}.router.weight", M + "router.proj.weight"),
