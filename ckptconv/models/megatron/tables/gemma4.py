@@ -88,7 +88,12 @@ def norms(**named: str) -> tuple[Rule, ...]:
 
 
 def experts(block: str, scales: str) -> tuple[Rule, ...]:
-    """Return the lines of the routed experts. block: Megatron's module of them. scales: the module of the router's scales."""
+    """Return the lines of the routed experts.
+
+    Args:
+        block: Megatron's module of the router and the experts, inside the layer.
+        scales: the module that has the router's scales.
+    """
     stacked = renamed(stacked_experts("mlp"), "mlp.experts", "experts")
     return (
         Same(f"{L}{block}.router.weight", M + "router.proj.weight"),
