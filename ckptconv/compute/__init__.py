@@ -13,6 +13,7 @@ from ckptconv.compute.sources import (
     Scales,
     Shift,
     Source,
+    Summed,
     views_of,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "Scales",
     "Shift",
     "Source",
+    "Summed",
     "views_of",
 ]

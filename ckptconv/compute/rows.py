@@ -15,6 +15,7 @@ from ckptconv.compute.sources import (
     Fuse,
     Rewritten,
     Shift,
+    Summed,
 )
 from ckptconv.read.reader import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype, read_numpy
 from ckptconv.tensors.dtypes import to_numpy
@@ -34,6 +35,8 @@ def rows_of(source: Computed, base: Prepared) -> Rows:
         return ShiftedRows(source)
     if isinstance(source, Added):
         return AddedRows(source)
+    if isinstance(source, Summed):
+        return SummedRows(source)
     if isinstance(source, Decomposed):
         return DecomposedRows(source, base)
     assert isinstance(source, Fuse)
@@ -127,6 +130,20 @@ class AddedRows(Rows):
         values = self._left.read(reader, first, last)
         values *= self._scale
         return values
+
+
+class SummedRows(Rows):
+    """The base plus further parts, in their order."""
+
+    def __init__(self, source: Summed) -> None:
+        super().__init__(source, 1)
+        self._parts = [_Other(part) for part in source.parts]
+
+    def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
+        total = self.plain(reader, low, values)
+        for part in self._parts:
+            total = total + part.read(reader, low, high)
+        return total
 
 
 class _Other:

@@ -107,6 +107,17 @@ class Shift(Computed):
 
 
 @dataclass(frozen=True, slots=True)
+class Summed(Computed):
+    """base + further parts, element by element: a bias of which each tensor parallel rank holds one part of the sum."""
+
+    parts: tuple[View, ...]
+
+    @property
+    def added_views(self) -> tuple[View, ...]:
+        return self.parts
+
+
+@dataclass(frozen=True, slots=True)
 class Added(Computed):
     """base + scale * left, element by element, for the bias of a LoRA layer."""
 

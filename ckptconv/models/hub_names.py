@@ -29,12 +29,14 @@ class Named(Generic[T]):
         shape: its shape, which may differ from that of `value`.
         sources: the trained names.
         added: a number that is added to each element.
+        summed: further parts, which are added to `value` element by element.
     """
 
     value: T
     shape: Shape
     sources: tuple[str, ...]
     added: float = 0.0
+    summed: tuple[T, ...] = ()
 
 
 @dataclass(frozen=True)

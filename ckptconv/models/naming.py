@@ -16,8 +16,10 @@ from ckptconv.tensors.view import View
 # Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
 _TORCHTITAN = Pattern("layers.{layer}.attention_norm.weight")
 
+# Blocks of GPT-NeoX's and Megatron-DeepSpeed's numbered layers.
 _NEOX = Pattern("{layer}.attention.query_key_value.weight")
 _NEOX_SEQUENTIAL = Pattern("sequential.{layer}.attention.query_key_value.weight")
+_MEGATRON_DEEPSPEED = Pattern("{layer}.self_attention.query_key_value.weight")
 
 # Every transformer of OLMo-core has it; no module of transformers is named so.
 _OLMO_CORE = Pattern("blocks.{layer}.attention.w_out.weight")
@@ -35,8 +37,8 @@ def has_torchtitan_names(names: Iterable[str]) -> bool:
 
 
 def has_neox_names(names: Iterable[str]) -> bool:
-    """True where blocks of a sequential model have GPT-NeoX's attention; Megatron's own layers are called otherwise."""
-    return any(_NEOX.match(name) or _NEOX_SEQUENTIAL.match(name) for name in names)
+    """True where numbered layers have the attention of GPT-NeoX or of Megatron-DeepSpeed."""
+    return any(p.match(name) for name in names for p in (_NEOX, _NEOX_SEQUENTIAL, _MEGATRON_DEEPSPEED))
 
 
 def has_torchtune_names(names: Iterable[str]) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckptconv.compute import Shift
+from ckptconv.compute import Shift, Source, Summed
 from ckptconv.models import mtp
+from ckptconv.models.hub_names import Named
 from ckptconv.models.naming import to_hub, to_module
 from ckptconv.plan.options import Options
 from ckptconv.plan.records import Fill, Filled, Left
@@ -54,10 +55,7 @@ def rename(weights: Weights, options: Options) -> Renamed:
     to_names = to_module if options.layout == "module" else to_hub
     renamed = to_names(weights.naming, tensors, config or {})
     filled = {
-        name: Fill(
-            Shift(named.value, named.added) if named.added else named.value, named.shape, named.sources
-        )
-        for name, named in renamed.tensors.items()
+        name: Fill(_source(named), named.shape, named.sources) for name, named in renamed.tensors.items()
     }
     return Renamed(
         filled,
@@ -67,6 +65,12 @@ def rename(weights: Weights, options: Options) -> Renamed:
         (*left, *renamed.left_out),
         (*notes, *renamed.notes),
     )
+
+
+def _source(named: Named[View]) -> Source:
+    if named.summed:
+        return Summed(named.value, named.summed)
+    return Shift(named.value, named.added) if named.added else named.value
 
 
 def _without_mtp(

@@ -27,7 +27,7 @@ from ckptconv.plan import Options
 
 CASES = sorted(path.name.removesuffix(".tar.xz") for path in FIXTURES.glob("deepspeed_*.tar.xz"))
 PARALLEL = re.compile(
-    r"_(tp\d|pipe\d|pipeline|moe|autoep|lightning)_"
+    r"_(tp\d|pipe\d|pipeline|moe|autoep|lightning|neox|megatron_ds)_"
 )  # tests/backends/test_deepspeed_parallel.py
 READ = [case for case in CASES if not PARALLEL.search(case)]
 WRAPPED = [case for case in READ if "_wrapped_" in case]

@@ -20,7 +20,8 @@ CASES = sorted(
     for path in FIXTURES.glob("deepspeed_*.tar.xz")
     if (
         match := re.match(
-            r"deepspeed_((tp\d|universal_(?:tp|pipe)|pipe\d|moe_z\d_ep|autoep).*)\.tar\.xz", path.name
+            r"deepspeed_((tp\d|universal_(?:tp|pipe)|pipe\d|moe_z\d_ep|autoep|neox|megatron_ds).*)\.tar\.xz",
+            path.name,
         )
     )
 )

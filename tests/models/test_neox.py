@@ -90,8 +90,19 @@ def test_sources_are_the_stored_names() -> None:
     assert made.tensors["model.layers.1.mlp.up_proj.weight"].sources == ("sequential.3.mlp.w3.weight",)
 
 
-def test_grouped_queries_are_refused() -> None:
-    with pytest.raises(CkptconvError, match="layout of grouped queries, keys and values is not read"):
+def test_grouped_queries_come_first_then_keys_then_values() -> None:
+    stored = model("", False)
+    for layer in (2, 3):  # 3 heads of 4 rows share one key
+        stored[f"{layer}.attention.query_key_value.weight"] = values(SIZE + 2 * 4, SIZE, start=17)
+    made = neox.to_hub(stored, CONFIG | {"num_key_value_heads": 1}).tensors
+    parts = [made[f"model.layers.0.self_attn.{letter}_proj.weight"] for letter in "qkv"]
+    assert [part.shape[0] for part in parts] == [12, 4, 4]
+    joined = np.concatenate([part.value.reshape(part.shape) for part in parts])
+    assert np.array_equal(joined, stored["2.attention.query_key_value.weight"])
+
+
+def test_the_config_must_have_the_grouped_queries_of_the_tensors() -> None:
+    with pytest.raises(CkptconvError, match=r"does not have the layout that config\.json implies"):
         neox.to_hub(model("", False), CONFIG | {"num_key_value_heads": 1})
 
 

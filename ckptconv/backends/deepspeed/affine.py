@@ -20,7 +20,7 @@ from ckptconv.formats.stand_ins import items
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.boxes import Box, Shape
 from ckptconv.tensors.checkpoint import StoredTensor
-from ckptconv.tensors.view import View, contiguous_strides, narrow, place
+from ckptconv.tensors.view import View, contiguous_strides, narrow, place, unflatten
 
 _VERSION = 1
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -34,15 +34,19 @@ class Layout:
         shape: the shape of the whole parameter.
         parts: for each rank, the shape of its part.
         pieces: for each rank, (box in the whole parameter, box in the part).
+        is_sum: True where the parameter is the sum of the ranks' tensors. They are stacked: dim 0 counts the ranks.
     """
 
     shape: Shape
     parts: tuple[Shape, ...]
     pieces: tuple[tuple[tuple[Box, Box], ...], ...]
+    is_sum: bool = False
 
     @property
     def placement(self) -> str:
-        """The layout in words: "Shard(0)" where the ranks hold boxes along one dim, "Replicate" or "affine"."""
+        """The layout in words: "Shard(0)" for boxes along one dim, "Replicate", "Partial" for a sum, or "affine map"."""
+        if self.is_sum:
+            return "Partial"
         boxes = [[box for box, _ in rank] for rank in self.pieces]
         if all(rank == boxes[0] for rank in boxes):
             return "Replicate"
@@ -100,9 +104,12 @@ def joined(name: str, layout: Layout, parts: Sequence[StoredTensor], where: str)
     copies: list[tuple[Shape, View]] = []
     for rank, part in enumerate(parts):
         wanted = layout.parts[rank]
-        if part.view.shape != wanted:
+        views = [part.view, *(copy for _, copy in part.replicas)]
+        if layout.is_sum:
+            views = [unflatten(view, 0, (1, *view.shape[:1])) for view in views]
+        if views[0].shape != wanted:
             raise _mismatch(name, where, f"{list(part.view.shape)} on rank {rank}", f"{list(wanted)}")
-        for view in (part.view, *(copy for _, copy in part.replicas)):
+        for view in views:
             for whole, inner in layout.pieces[rank]:
                 piece = _cut(view, inner)
                 if whole in used:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptconv.backends.deepspeed import affine, experts, pipeline
+from ckptconv.backends.deepspeed import affine, cuts, experts, pipeline
+from ckptconv.backends.deepspeed.affine import Layout
 from ckptconv.backends.deepspeed.files import Files
 from ckptconv.backends.deepspeed.slices import Slices
 from ckptconv.errors import CkptconvError, Incomplete, Kind, listed
@@ -48,7 +49,7 @@ def joined(files: Files, slices: Slices) -> Joined:
     if files.layers:
         return _pipeline(files, slices)
     layout = first.masters.layout
-    if slices.degrees.pp > 1 and first.masters.universal and slices.degrees.tp == 1:
+    if first.masters.universal and not first.model.has_module:
         return _universal_pipeline(files, slices)
     if slices.degrees.pp > 1:
         raise Incomplete(
@@ -109,7 +110,7 @@ def _another(path: Path, what: str, but: str, model: str) -> CkptconvError:
 def _tensor_parallel(slices: Slices) -> tuple[dict[str, StoredTensor], dict[str, View]]:
     """Join the ranks' parts by the affine map."""
     main = slices.ranks[0].model
-    where, layouts = main.main.path, slices.layouts
+    where = main.main.path
     whole = slices.ranks[0].masters.views if slices.ranks[0].masters.universal else {}
     elsewhere = {*whole, *(name for name, source in main.shared.items() if source in whole)}
     held = [
@@ -117,6 +118,9 @@ def _tensor_parallel(slices: Slices) -> tuple[dict[str, StoredTensor], dict[str,
         for each in slices.ranks
     ]
     buffers = main.buffers
+    layouts = slices.layouts or cuts.layouts_by_names(
+        main.root, {name: shapes for name, shapes in _shapes(held).items() if name not in buffers}, main.main
+    )
     unknown = [name for name in held[0] if name not in layouts and name not in buffers]
     aliases = {name: source for name, source in main.shared.items() if source in layouts}
     affine.check_known(
@@ -177,21 +181,61 @@ def _part(tensors: Mapping[str, StoredTensor], name: str, where: str) -> StoredT
 def _pipeline(files: Files, slices: Slices) -> Joined:
     """Join the stages of a pipeline, and the tensor parallel ranks of each."""
     copies, opened = pipeline.layer_copies(files, slices.degrees.tp)
-    held = pipeline.masters_by_layer(slices, copies, files.folder)
+    held, origins = pipeline.masters_by_layer(slices, copies, files.folder)
     parts: Sequence[dict[str, StoredTensor]] = [
         {name: masters.get(name) or StoredTensor(copy) for name, copy in each.items()}
         for masters, each in zip(held, copies, strict=True)
     ]
     low = [{name: each[name] for name in masters} for masters, each in zip(held, copies, strict=True)]
     notes = tuple(_without_masters(slices, held[0], copies[0]))
-    stages = f"{slices.ranks[0].masters.layout}, {slices.degrees.pp} pipeline stages"
+    count = slices.degrees.pp
+    stages = f"{slices.ranks[0].masters.layout}, {count} pipeline stage{'s' if count > 1 else ''}"
     if slices.degrees.tp == 1:
         return Joined(stages, parts[0], low[0], tuple(opened), "pipeline", notes)
-    raise CkptconvError(
-        "DeepSpeed checkpoints of a pipeline with tensor parallel ranks are not read",
-        where=files.folder,
-        kind=Kind.UNSUPPORTED,
+    layouts = _layouts_of_layers(slices, parts, origins)
+    where = slices.ranks[0].model.main.path
+    tensors = {
+        name: affine.joined(name, layouts[name], [_part(each, name, where) for each in parts], where)
+        if name in layouts
+        else affine.replicated(name, [_part(each, name, where) for each in parts], where)
+        for name in parts[0]
+    }
+    joined_copies = {
+        name: affine.joined(name, layouts[name], [StoredTensor(each[name]) for each in low], where).view
+        for name in low[0]
+        if name in layouts and all(name in each for each in low)
+    }
+    layout = f"{stages}, {slices.degrees.tp} tensor parallel ranks"
+    return Joined(layout, tensors, joined_copies, tuple(opened), "pipeline", notes)
+
+
+def _layouts_of_layers(
+    slices: Slices, parts: Sequence[Mapping[str, StoredTensor]], origins: Mapping[str, str]
+) -> dict[str, Layout]:
+    """Return `LAYER.name` -> how it is cut, of all but buffers, which every rank holds whole.
+
+    Raises:
+        CkptconvError: nothing in the files says how a parameter is cut.
+    """
+    main = slices.ranks[0].model
+    buffers = set().union(*(each.model.buffers for each in slices.ranks))
+    shapes = {origins.get(name, name): each for name, each in _shapes(parts).items() if name not in buffers}
+    found = slices.layouts or cuts.layouts_by_names(main.root, shapes, main.main)
+    affine.check_known(
+        [name for name in shapes if name not in found],
+        affine.unsupported(main.root, main.main),
+        main.main.path,
     )
+    return {name: found[origin] for name in parts[0] if (origin := origins.get(name, name)) in found}
+
+
+def _shapes(parts: Sequence[Mapping[str, StoredTensor]]) -> dict[str, list[tuple[int, ...]]]:
+    """Return name -> the shape of each rank's part, of the names that all ranks hold."""
+    return {
+        name: [each[name].view.shape for each in parts]
+        for name in parts[0]
+        if all(name in each for each in parts)
+    }
 
 
 def _without_masters(

@@ -63,19 +63,25 @@ def layer_copies(files: Files, tp: int) -> tuple[list[Copies], list[TorchZip]]:
     return copies, opened
 
 
-def masters_by_layer(slices: Slices, copies: list[Copies], where: Path) -> list[dict[str, StoredTensor]]:
-    """Return the masters under `LAYER.name`, for each tensor parallel rank; further stages' copies become replicas.
+def masters_by_layer(
+    slices: Slices, copies: list[Copies], where: Path
+) -> tuple[list[dict[str, StoredTensor]], dict[str, str]]:
+    """Return the masters, for each tensor parallel rank under `LAYER.name`, and `LAYER.name` -> the parameter's name.
+
+    The copies of further stages become replicas.
 
     Raises:
         CkptconvError: a master has no layer file, or another shape than the module's copy.
     """
     tp = slices.degrees.tp
     found: list[dict[str, StoredTensor]] = [{} for _ in range(tp)]
+    origins: dict[str, str] = {}
     for each in slices.ranks:
         rank = each.mp % tp
         names = _names(each.masters.views, copies[rank], where)
         for name, view in each.masters.views.items():
             layer = names[name]
+            origins[layer] = name
             copy = copies[rank].get(layer)
             if copy is None or copy.shape != view.shape:
                 raise _no_copy(name, layer, view, copy, where)
@@ -87,7 +93,7 @@ def masters_by_layer(slices: Slices, copies: list[Copies], where: Path) -> list[
                 found[rank][layer] = StoredTensor(
                     first.view, first.placement, (*first.replicas, (zero, view))
                 )
-    return found
+    return found, origins
 
 
 def _names(masters: Mapping[str, View], copies: Copies, where: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckptconv.backends.copied_files import refuse_copies
 from ckptconv.backends.deepspeed.affine import Layout, layouts_of
+from ckptconv.backends.deepspeed.cuts import whole_shapes
 from ckptconv.backends.deepspeed.files import Files, check_ranks, table
 from ckptconv.backends.deepspeed.masters import Masters, masters_of
 from ckptconv.backends.deepspeed.model import ModelFiles
@@ -20,6 +21,7 @@ from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Incomplete, listed
 from ckptconv.formats.bounds import check_ranks as check_most
 from ckptconv.formats.torch_zip import Load, open_torch_zip
+from ckptconv.tensors.boxes import Shape
 from ckptconv.tensors.checkpoint import Mesh
 
 _SAME = ("dp_world_size", "mp_world_size", "ds_version")
@@ -103,6 +105,8 @@ def read_slices(files: Files) -> Slices:
         _check_same(main, model)
     layouts = layouts_of(main.root, main.main) if tp > 1 else {}
     whole = {name: layout.shape for name, layout in layouts.items()}
+    if tp > 1 and not layouts and files.universal:
+        whole = whole_shapes(main.root, _parts(models, tp), main.main)
     ranks = tuple(Slice(mp, model, masters_of(files, mp, model, whole)) for mp, model in models.items())
     first = ranks[0].masters
     for each in ranks:
@@ -120,6 +124,16 @@ def read_slices(files: Files) -> Slices:
     # At stages 1 and 2 merge compares the module's own copy with the masters, which proves more.
     shown = tuple(notes) if first.stage == 3 else ()
     return Slices(Degrees(pp, first.world, tp), ranks, layouts, (*first.notes, *shown))
+
+
+def _parts(models: dict[int, ModelFiles], tp: int) -> dict[str, list[Shape]]:
+    """Return the name of each trained parameter -> the shape of its part on every tensor parallel rank of its stage."""
+    found: dict[str, dict[int, Shape]] = {}
+    for mp, model in models.items():
+        for group in model.shapes or ():
+            for name, shape in group.items():
+                found.setdefault(name, {})[mp % tp] = shape
+    return {name: [parts[rank] for rank in range(tp)] for name, parts in found.items() if len(parts) == tp}
 
 
 def _degrees(model: ModelFiles, files: Files) -> tuple[int, int]:
