@@ -117,7 +117,9 @@ def _modeling_modules() -> list[str]:
 def _facts(model: Any) -> dict[str, Any]:
     tied = _plain(model._tied_weights_keys)
     facts = {
-        "tied": tied if isinstance(tied, dict) else dict.fromkeys(tied, ""),
+        "tied": [
+            [name, tied[name] if isinstance(tied, dict) else ""] for name in tied
+        ],  # the last of two is valid
         "keep_fp32": sorted(_plain(model._keep_in_fp32_modules)),
         "keep_fp32_strict": sorted(_plain(model._keep_in_fp32_modules_strict)),
     }

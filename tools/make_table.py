@@ -67,9 +67,15 @@ _CONFIG_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def make_classes(entries: dict[str, Any]) -> dict[str, Any]:
-    """Per model class with entries in it: model type, base_model_prefix, sub-models. None: it could not be built."""
+    """Per model class with entries or tied weights in it: model type, base_model_prefix, sub-models.
+
+    None: it could not be built.
+    """
     built: dict[str, Any] = {}
+    tying: set[str] = set()
     for cls in _model_classes():
+        if isinstance(cls._tied_weights_keys, dict) and cls._tied_weights_keys:
+            tying.add(cls.__name__)
         try:
             model = _on_meta(cls)
         except Exception:  # an optional library is missing, or the default config is not a model
@@ -77,7 +83,9 @@ def make_classes(entries: dict[str, Any]) -> dict[str, Any]:
             continue
         installed.note_parts(model, built)
     useful: set[str] = {
-        name for name, found in built.items() if found and {name, found["type"]} & set(entries)
+        name
+        for name, found in built.items()
+        if found and ({name, found["type"]} & set(entries) or name in tying)
     }
     while True:
         more = {

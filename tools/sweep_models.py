@@ -1,14 +1,21 @@
 """Real FSDP2 checkpoints of as many model types as can be built small, merged, and loaded by both transformers generations.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 tools/sweep_models.py write DIR   # transformers 5
-    python tools/sweep_models.py merge DIR        # ckptconv's environment
-    PYTHON5 tools/sweep_models.py load DIR new
-    PYTHON4 tools/sweep_models.py load DIR old
-    python tools/sweep_models.py report DIR
+    LAUNCH="NEW -m torch.distributed.run --standalone --nproc-per-node 2"
+    $LAUNCH tools/sweep_models.py write DIR         # transformers 5: models that are built from their configs
+    NEW tools/sweep_models.py merge DIR             # ckptconv's environment
+    NEW tools/sweep_models.py load DIR new
+    OLD tools/sweep_models.py load DIR old
+    NEW tools/sweep_models.py report DIR [--write]  # with --write into docs/models.md
 
-`write` makes each model from a small config with random weights, keeps what save_pretrained writes and the logits of a row
-of tokens, shards it with fully_shard over two ranks and saves verl's rank files. `merge` compares names, shapes, dtypes and
-values with what save_pretrained wrote. `load` loads each merged folder and compares the logits (1e-5 of the largest).
+    OLD tools/sweep_models.py publish DIR2          # transformers 4: folders under the names of the published files
+    $LAUNCH tools/sweep_models.py reload DIR2       # transformers 5 loads them; then merge, load, report
+
+NEW and OLD are interpreters with the newest transformers and with 4.57. `write` makes each model from a small config with
+random weights, keeps what save_pretrained writes and the logits of a row of tokens, shards it with fully_shard over two
+ranks and saves verl's rank files. `publish` saves each model with transformers 4, whose files have the names and config.json
+of those on the Hub, in bfloat16; `reload` is `write` for what from_pretrained makes of them. `merge` compares names, shapes,
+dtypes and values with what save_pretrained wrote, or with the published folder. `load` loads each merged folder and compares
+the logits (1e-5 of the largest).
 """
 
 from __future__ import annotations
@@ -20,65 +27,47 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-LARGEST = 6_000_000  # elements of a model
-_TASKS = (
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
-    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_MASKED_LM_MAPPING_NAMES", "MODEL_MAPPING_NAMES",
-)  # fmt: skip
-_SIZES: dict[str, int] = {}
-for _value, _keys in {
-    32: "hidden_size d_model n_embd dim embed_dim embedding_size hidden_dim decoder_hidden_size encoder_hidden_size "
-    "out_hidden_size",
-    48: "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim ffn_hidden_size intermediate_size_mlp "
-    "dense_intermediate_size moe_shared_expert_intermediate_size shared_intermediate_size prefix_dense_intermediate_size",
-    2: "num_hidden_layers n_layer num_layers encoder_layers decoder_layers n_layers depth num_decoder_layers "
-    "num_encoder_layers num_key_value_heads num_experts_per_tok moe_topk top_k num_experts_per_token moe_k "
-    "num_global_key_value_heads",
-    4: "num_attention_heads n_head num_heads encoder_attention_heads decoder_attention_heads n_heads num_experts "
-    "num_local_experts n_routed_experts moe_num_experts linear_num_key_heads linear_num_value_heads qk_rope_head_dim",
-    8: "head_dim d_kv kv_lora_rank q_lora_rank qk_nope_head_dim v_head_dim linear_key_head_dim linear_value_head_dim "
-    "global_head_dim qk_head_dim state_size hidden_size_per_layer_input",
-    16: "sliding_window",
-    20: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size",  # no square tensors
-    128: "vocab_size text_vocab_size vocab_size_per_layer_input",
-    64: "max_position_embeddings n_positions max_target_positions max_source_positions n_ctx max_sequence_length",
-    28: "image_size",
-    14: "patch_size",
-    1: "n_group topk_group first_k_dense_replace num_dense_layers n_shared_experts moe_layer_start_index",
-}.items():  # fmt: skip
-    _SIZES.update(dict.fromkeys(_keys.split(), _value))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tools.small_models import built, classes, logits
+
+_BAD = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
-def small(config: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """A config with small sizes under the usual keys, in nested configs too."""
-    new: dict[str, Any] = {}
-    layers = 2
-    for key, value in config.items():
-        if isinstance(value, dict) and key not in ("rope_parameters", "rope_scaling", "id2label", "label2id"):
-            new[key] = small(value, f"{path}{key}.")
-        elif key in _SIZES and isinstance(value, int) and not isinstance(value, bool):
-            new[key] = _SIZES[key]
-        elif key.endswith(("token_id", "token_index", "token_ids")) and isinstance(value, int):
-            new[key] = min(value, 100 + len(new) % 20)
-        elif (
-            key.endswith(("layer_types", "block_types", "layers_block_type"))
-            and isinstance(value, list)
-            and value
-        ):
-            kinds = list(dict.fromkeys(map(str, value)))
-            new[key] = (kinds * layers)[-layers:] if len(kinds) > 1 else kinds * layers
-        elif isinstance(value, dict) and "mrope_section" in value:
-            new[key] = value | {"mrope_section": [1, 1, 2]}
-        else:
-            new[key] = value
-    return new
+def publish(folder: Path, only: list[str]) -> None:
+    """Write a folder for each model type as transformers 4 saves it, and its logits in float32."""
+    import torch
+
+    torch.set_num_threads(1)
+    for kind, name in classes().items():
+        home = folder / kind
+        if (home / "published.json").exists() or (only and kind not in only):
+            continue
+        model, why = built(kind, name, "bfloat16")
+        try:
+            if model is None:
+                raise ValueError(why)
+            model.save_pretrained(home / "published")
+            whole, why = _loaded(home / "published", name, "float32")
+            if whole is None:
+                raise ValueError(why)
+            torch.save(logits(whole), home / "logits.pt")
+        except Exception as error:  # whatever a class makes of a small config
+            print(f"{kind}: not published: {error}"[:200].replace("\n", " "), flush=True)
+            continue
+        (home / "published.json").write_text(json.dumps(name))
+        print(f"{kind}: {name}", flush=True)
 
 
-def write(folder: Path, only: list[str]) -> None:
-    """Write the checkpoints; run with one process per rank."""
+def write(folder: Path, only: list[str], *, published: bool = False) -> None:
+    """Write the checkpoints; run with one process per rank.
+
+    Args:
+        folder: where each model type has a folder.
+        only: these model types; all if it is empty.
+        published: load what `publish` wrote, instead of building from a config.
+    """
     import torch
     import torch.distributed as dist
-    import transformers
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -86,24 +75,25 @@ def write(folder: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     rank, world = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("fsdp",))
-    for kind, name in _classes().items():
+    for kind, name in (_published(folder) if published else classes()).items():
         home = folder / kind
         if (home / "done").exists() or (only and kind not in only):
             continue
-        model, why = _built(kind, name)
+        model, why = _reloaded(home, name) if published else built(kind, name)
         ready = torch.tensor([model is not None], dtype=torch.int32)
         dist.all_reduce(ready, op=dist.ReduceOp.MIN)
         if not ready.item() or model is None:
             if rank == 0:
                 print(f"{kind}: not built: {why}", flush=True)
+                (home / "not_read.json").write_text(json.dumps(why)) if published else None
             continue
-        logits = _logits(model)
         if rank == 0:
             (home / "actor/huggingface").mkdir(parents=True, exist_ok=True)
             model.config.architectures = [name]
-            model.save_pretrained(home / "truth")
+            if not published:
+                torch.save(logits(model), home / "logits.pt")
+                model.save_pretrained(home / "truth")
             model.config.save_pretrained(home / "actor/huggingface")
-            torch.save(logits, home / "logits.pt")
             settings = {"FSDP_version": 2, "world_size": world}
             (home / "actor/fsdp_config.json").write_text(json.dumps(settings))
         try:
@@ -119,59 +109,54 @@ def write(folder: Path, only: list[str]) -> None:
         del model
         gc.collect()
     dist.destroy_process_group()
-    assert transformers.__version__
 
 
-def _classes() -> dict[str, str]:
-    """Model type -> the class that is swept."""
-    from transformers.models.auto import modeling_auto
-
-    found: dict[str, str] = {}
-    for task in _TASKS:
-        for kind, names in getattr(modeling_auto, task, {}).items():
-            found.setdefault(kind, names if isinstance(names, str) else names[0])
-    return dict(sorted(found.items()))
+def _published(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("*/published.json"))
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
 
 
-def _built(kind: str, name: str) -> tuple[Any, str]:
+def _reloaded(home: Path, name: str) -> tuple[Any, str]:
+    """The model that this transformers makes of a published folder, or why it does not read it rightly."""
+    model, why = _loaded(home / "published", name, "auto")
+    if model is None or why:
+        return None, why
+    whole, _ = _loaded(home / "published", name, "float32")
+    why = _compared(home, whole)
+    return (None, why) if why.startswith("logits differ") else (model, "")
+
+
+def _loaded(folder: Path, name: str, dtype: str) -> tuple[Any, str]:
+    """The model of a folder, and which keys do not fit; None for a class that stops."""
     import torch
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tools.make_table import _CONFIG_ARGUMENTS
-
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        return None, "no such class"
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        cls = CONFIG_MAPPING[kind]
-        full = cls(**_CONFIG_ARGUMENTS.get(cls.__name__, {}))
-        config = cls.from_dict(small(json.loads(json.dumps(full.to_dict(), default=str))))
-        with torch.device("meta"):
-            size = sum(p.numel() for p in getattr(transformers, name)._from_config(config).parameters())
-        if size > LARGEST:
-            return None, f"{size:,} elements"
-        torch.manual_seed(0)
-        model = getattr(transformers, name)._from_config(config).float().eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape) * 0.1 + 0.05)
-        return model, ""
-    except Exception as error:  # whatever a class makes of a small config
-        return None, f"{type(error).__name__} {error}"[:150].replace("\n", " ")
+        model, info = cls.from_pretrained(
+            folder, output_loading_info=True, torch_dtype=wanted, local_files_only=True
+        )
+    except Exception as error:  # whatever a class makes of a folder
+        return None, f"stops: {type(error).__name__} {error}"[:200].replace("\n", " ")
+    bad = {key: sorted(info[key])[:2] for key in _BAD if info[key]}
+    return model.eval(), f"keys: {bad}" if bad else ""
 
 
-def _logits(model: Any) -> Any:
-    """The logits of a row of tokens; None for a model that wants more than tokens."""
+def _compared(home: Path, model: Any) -> str:
+    """How the logits differ from those that were kept; "keys only" for a model that wants more than tokens."""
     import torch
 
-    ids = torch.arange(3, 15)[None]
-    more = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
-    try:
-        with torch.no_grad():
-            out = model(input_ids=ids, **more)
-        found = out.logits if hasattr(out, "logits") else out.last_hidden_state
-        return found.float() if torch.isfinite(found).all() else None
-    except Exception:
-        return None
+    wanted = torch.load(home / "logits.pt")
+    if wanted is None:
+        return "keys only"
+    found = logits(model)
+    if found is None:
+        return "does not run on tokens alone here"
+    worst = (found - wanted).abs().max() / wanted.abs().max()
+    return f"logits differ by {worst:.1e} of the largest" if worst > 1e-5 else ""
 
 
 def merge(folder: Path) -> None:
@@ -181,23 +166,32 @@ def merge(folder: Path) -> None:
     from ckptconv.models.naming import to_hub
 
     for home in sorted(folder.iterdir()):
-        if not (home / "done").exists():
+        if not (home / "done").exists() or (home / "merged.json").exists():
             continue
         try:
             done = ckptconv.merge(home / "actor", home / "model", dtype="keep", overwrite=True)
-            truth = ckptconv.open(home / "truth")
-            config = json.loads((home / "truth/config.json").read_text())
+            truth = ckptconv.open(_truth(home))
+            config = json.loads((home / "actor/huggingface/config.json").read_text())
             shapes = {name: truth.checkpoint.tensors[name].view for name in truth}
-            wanted = to_hub("hub", shapes, config).tensors  # with the prefixes of the published files
+            if (home / "published").exists():
+                wanted = {name: (name,) for name in shapes}
+            else:  # with the prefixes of the published files
+                made = to_hub("hub", shapes, config).tensors
+                wanted = {name: named.sources for name, named in made.items()}
             odd = sorted(wanted.keys() ^ done.plan.outputs.keys())
             found = ckptconv.verify(home / "model", against=home / "actor")
             said = f"names differ: {len(odd)}, {odd[0]}" if odd else "" if found.ok else found.summary
             if not said:
-                said = _values(home, {name: named.sources[0] for name, named in wanted.items()})
+                said = _values(home, {name: sources[0] for name, sources in wanted.items()})
         except CkptconvError as error:
             said = f"refused: {error}"
         (home / "merged.json").write_text(json.dumps(said))
         print(f"{home.name}: {said or 'equal'}"[:250], flush=True)
+
+
+def _truth(home: Path) -> Path:
+    published = home / "published"
+    return published if published.exists() else home / "truth"
 
 
 def _values(home: Path, pairs: dict[str, str]) -> str:
@@ -206,7 +200,7 @@ def _values(home: Path, pairs: dict[str, str]) -> str:
 
     import ckptconv
 
-    ours, theirs = ckptconv.open(home / "model"), ckptconv.open(home / "truth")
+    ours, theirs = ckptconv.open(home / "model"), ckptconv.open(_truth(home))
     for name, source in pairs.items():
         one, two = ours[name].numpy(), theirs[source].numpy()
         if one.dtype != two.dtype:
@@ -226,35 +220,13 @@ def load(folder: Path, which: str) -> None:
     import torch
     import transformers
 
+    torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     for home in sorted(folder.iterdir()):
-        if not (home / "model/config.json").exists():
+        if not (home / "model/config.json").exists() or (home / f"{which}.json").exists():
             continue
-        name = (home / "done").read_text()
-        said = ""
-        if not hasattr(transformers, name):
-            said = "no such class"
-        else:
-            try:
-                model, info = getattr(transformers, name).from_pretrained(
-                    home / "model", output_loading_info=True, torch_dtype=torch.float32, local_files_only=True
-                )
-                bad = {
-                    key: sorted(info[key])[:2]
-                    for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-                    if info[key]
-                }
-                wanted, found = torch.load(home / "logits.pt"), _logits(model.eval())
-                if bad:
-                    said = f"keys: {bad}"
-                elif wanted is not None and found is None:
-                    said = "does not run on tokens alone here"
-                elif wanted is not None and (found - wanted).abs().max() > 1e-5 * wanted.abs().max():
-                    said = f"logits differ by {(found - wanted).abs().max() / wanted.abs().max():.1e} of the largest"
-                elif wanted is None:
-                    said = "keys only"
-            except Exception as error:  # whatever a class makes of a folder
-                said = f"stops: {type(error).__name__} {error}"[:200].replace("\n", " ")
+        model, said = _loaded(home / "model", (home / "done").read_text(), "float32")
+        said = said or _compared(home, model)
         (home / f"{which}.json").write_text(json.dumps([transformers.__version__, said]))
         print(f"{home.name}: {said or 'equal'}", flush=True)
 
@@ -284,11 +256,18 @@ def report(folder: Path) -> None:
             print(f"  {name}: {said}")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run one step."""
     step, place, rest = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-    if step == "write":
-        write(place, rest)
+    if step in ("write", "reload"):
+        write(place, rest, published=step == "reload")
+    elif step == "publish":
+        publish(place, rest)
     elif step == "load":
         load(place, rest[0])
     else:
         {"merge": merge, "report": report}[step](place)
+
+
+if __name__ == "__main__":
+    main()

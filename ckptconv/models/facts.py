@@ -13,7 +13,6 @@ from typing import Any
 
 from ckptconv.models.nested import parts_of
 
-_HEAD = "lm_head.weight"
 _WHOLE = "^"
 
 
@@ -23,36 +22,9 @@ def _facts() -> dict[str, Any]:
     return data
 
 
-def tied_pairs(config: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
-    """(tied name, the name that it repeats) among a model's tensors, as its class states them.
-
-    Args:
-        config: the parsed config.json.
-        names: the names of the model's tensors.
-    """
-    import re
-
-    present = list(names)
-    stated: dict[str, str] = {}
-    for architecture in _architectures(config):
-        stated.update(_class(architecture).get("tied", {}))
-    if not stated and _HEAD in present:
-        stated = {_HEAD: next((n for n in present if n.endswith("embed_tokens.weight")), "")}
-    pairs = []
-    for pattern, source in stated.items():
-        targets = [n for n in present if re.fullmatch(pattern, n)] if _is_pattern(pattern) else [pattern]
-        source = source if source in present else _namesake(source, present)
-        for target in targets:
-            if target in present and source in present:
-                pairs.append((target, source))
-    return pairs
-
-
-def _namesake(module_name: str, present: list[str]) -> str:
-    """The only tensor whose name ends the same; else the name itself. Qwen2.5-VL's embedding has another name on the Hub."""
-    end = "." + ".".join(module_name.split(".")[-2:])
-    found = [name for name in present if name.endswith(end)]
-    return found[0] if len(found) == 1 else module_name
+def tied_names(architecture: str) -> dict[str, str]:
+    """Tied name -> the name that it repeats, in the class's own module: names, modules or regexes."""
+    return dict(_class(architecture).get("tied", ()))
 
 
 def says_tied(config: dict[str, Any]) -> bool:
@@ -60,7 +32,12 @@ def says_tied(config: dict[str, Any]) -> bool:
     for part in parts_of(config):
         if isinstance(part.get("tie_word_embeddings"), bool):
             return bool(part["tie_word_embeddings"])
-    return config.get("model_type") in _facts()["tied_by_default"]
+    return ties_by_default(str(config.get("model_type")))
+
+
+def ties_by_default(kind: str) -> bool:
+    """Whether the class of a model type ties its embeddings if the config does not say."""
+    return kind in _facts()["tied_by_default"]
 
 
 def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
@@ -76,7 +53,7 @@ def keeps_fp32(config: dict[str, Any], target: str) -> tuple[str, ...]:
     """
     # A router's bias, by its names on the Hub and in Megatron; some classes do not list it.
     kept = ["e_score_correction_bias", "expert_bias"]
-    for architecture in _architectures(config):
+    for architecture in architectures(config):
         facts = _class(architecture)
         kept += facts.get("keep_fp32_strict", [])
         kept += [_WHOLE + end for end in facts.get("built_fp32", [])]
@@ -164,13 +141,10 @@ def _class(architecture: str) -> dict[str, Any]:
     return facts
 
 
-def _architectures(config: dict[str, Any]) -> list[str]:
+def architectures(config: dict[str, Any]) -> list[str]:
+    """The classes that a config names, and the default one of its model type if the facts know none of them."""
     named = named_architectures(config)
     default = default_architecture(config)
     if not any(_class(name) for name in named) and default:
         named.append(default)
     return named
-
-
-def _is_pattern(text: str) -> bool:
-    return any(mark in text for mark in "\\^$*+?([|")

@@ -67,11 +67,21 @@ class TableRule:
 
 
 class Node(NamedTuple):
-    """A model or sub-model: its path in the module tree, its class and its model type."""
+    """A model or sub-model.
+
+    Attributes:
+        path: its path in the module tree.
+        cls: its class.
+        kind: its model type.
+        config: its config.
+        keys: the keys that lead to its config in config.json.
+    """
 
     path: str
     cls: str
     kind: str
+    config: Config
+    keys: tuple[str, ...] = ()
 
 
 @cache
@@ -134,11 +144,20 @@ def _nodes(config: Config, table: dict[str, Any]) -> Iterator[Node]:
     if (
         cls in known or cls not in own_code
     ):  # a repository's own code may share a model type but not its names
-        yield from _walk(Node("", cls, kind), config, known, table)
+        yield from _walk(Node("", cls, kind, config), known, table)
 
 
-def _walk(node: Node, config: Config, known: dict[str, Any], table: dict[str, Any]) -> Iterator[Node]:
+def nodes_of(config: Config) -> list[Node]:
+    """Return the model and its sub-models; none where the table does not know the sub-models of the model's class."""
+    try:
+        return list(_nodes(config, _table_for(config)))
+    except CkptconvError:
+        return []
+
+
+def _walk(node: Node, known: dict[str, Any], table: dict[str, Any]) -> Iterator[Node]:
     yield node
+    config = node.config
     found = known.get(node.cls)
     if found is None:
         if node.cls in known:
@@ -152,7 +171,8 @@ def _walk(node: Node, config: Config, known: dict[str, Any], table: dict[str, An
             actual = str(inner.get("model_type", kind))
             if auto and actual != kind:
                 kind, cls = actual, table["auto"][auto].get(actual, "")
-        yield from _walk(Node(f"{node.path}.{path}" if node.path else path, cls, kind), inner, known, table)
+        path, keys = f"{node.path}.{path}" if node.path else path, (*node.keys, key) if key else node.keys
+        yield from _walk(Node(path, cls, kind, inner, keys), known, table)
 
 
 def _refuse_unknown_parts(node: Node, config: Config, table: dict[str, Any]) -> None:
@@ -181,7 +201,7 @@ def _claimed(nodes: list[Node], entries: dict[str, Any]) -> list[tuple[str, str]
     """
     seen: defaultdict[str, list[str]] = defaultdict(list)
     found: list[tuple[str, str]] = []
-    for path, cls, kind in nodes:
+    for path, cls, kind, *_ in nodes:
         if _inside(path, seen[cls]):
             continue
         by_class = cls in entries

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models import facts, mtp
+from ckptconv.models import mtp, ties
 from ckptconv.plan.records import Fill, Filled
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.view import View
@@ -34,7 +34,7 @@ def completed(
     """
     known = dict(config or {})
     layers = re.compile("|".join(mtp.patterns(known)))
-    tied = {name for name, _ in facts.tied_pairs(known, base.tensors)} if facts.says_tied(known) else set()
+    tied = {tie.name for tie in ties.ties(known, base.tensors)}
     added = {
         name: Fill(tensor.view, tensor.view.shape, (f"base: {name}",))
         for name, tensor in base.tensors.items()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models import facts, lora
+from ckptconv.models import facts, lora, ties
 from ckptconv.models.nested import parts_of
 from ckptconv.plan.records import Left
 from ckptconv.plan.stored import Stored
@@ -156,12 +156,13 @@ def _for_task(stored: Stored, originals: dict[str, View], config: dict[str, Any]
 def _without_twins(parts: lora.Separated, config: dict[str, Any] | None, equal: Equal) -> _Untwinned:
     """Drop a head that has the same values as its embedding, since PEFT saves both although they are one tensor."""
     trained = {name: parts.weights[name] for name in parts.trained}
-    if config is None or not facts.says_tied(config):
+    if config is None:
         return _Untwinned(trained)
     adapted = {each.weight for each in parts.factors}
     tokens = {each.weight: each for each in parts.tokens}
     twins: dict[str, str] = {}  # head -> embedding
-    for head, embedding in facts.tied_pairs(config, [*trained]):
+    for tie in ties.ties(config, [*trained]):
+        head, embedding = tie.name, tie.repeats
         one, two = tokens.get(head), tokens.get(embedding)
         rows = one is None and two is None
         if one is not None and two is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models import facts
+from ckptconv.models import facts, ties
 from ckptconv.models.nested import parts_of
 from ckptconv.plan.records import Filled, Left
 from ckptconv.tensors.view import View
@@ -47,7 +47,9 @@ class Tied:
 
 
 def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
-    """Drop the heads that the config ties, if they equal their embedding.
+    """Drop the copies of weights that the config ties, if they equal the weight that they repeat.
+
+    If one of them differs, all are written, since the config can only say that all are tied or none.
 
     Args:
         named: the model's tensors by final name.
@@ -56,26 +58,33 @@ def tie(named: Filled, config: dict[str, Any] | None, equal: Equal) -> Tied:
     """
     if config is None:
         return Tied(named, config)
-    if not facts.says_tied(config):
-        return _stated_once(Tied(named, config), False)
     hub = {fill.trained[0]: name for name, fill in named.items() if len(fill.trained) == 1}
     hub.update({name: name for name in named})
-    kept, left, notes = dict(named), [], []
-    for tied, repeated in facts.tied_pairs(config, hub):
-        target, source = hub[tied], hub[repeated]
+    left: dict[str, Left] = {}
+    notes: list[str] = []
+    for found in ties.ties(config, hub):
+        target, source = hub[found.name], hub[found.repeats]
         one, two = named[target].source, named[source].source
-        if target not in kept or not isinstance(one, View) or not isinstance(two, View):
+        if target in left or target == source or not isinstance(one, View) or not isinstance(two, View):
             continue
         if same(one, two, equal):
-            del kept[target]
-            left.append((named[target].trained[0], one, f"tied: equal to {source}"))
+            left[target] = (named[target].trained[0], one, f"tied: equal to {source}")
             continue
         notes.append(
             f"{target} differs from {source} although the config ties them: "
             "both are written, tie_word_embeddings is set to false"
         )
+        config = untied(config, found.keys)
+    if notes:
+        return _stated_once(Tied(named, config, (), tuple(notes)), facts.says_tied(config))
+    if ties.has_head_apart(config) and _HEAD in named and facts.says_tied(config):
         config = untied(config)
-    return _stated_once(Tied(kept, config, tuple(left), tuple(notes)), facts.says_tied(config))
+        notes.append(
+            f"{_HEAD} is written and tie_word_embeddings is set to false, since transformers 4 would scale the output of a "
+            "tied head"
+        )
+    kept = {name: fill for name, fill in named.items() if name not in left}
+    return _stated_once(Tied(kept, config, tuple(left.values()), tuple(notes)), facts.says_tied(config))
 
 
 def _stated_once(found: Tied, is_tied: bool) -> Tied:
@@ -148,10 +157,11 @@ def take_apart(weights: Mapping[str, View], updated: Collection[str], config: di
         updated: the weights that an adapter updates or replaces.
         config: the model's config.json.
     """
-    if config is None or not facts.says_tied(config):
+    if config is None:
         return Apart(weights, config)
     apart, heads, notes = dict(weights), [], []
-    for head, embedding in facts.tied_pairs(config, [*weights, _HEAD]):
+    for found in ties.ties(config, [*weights, _HEAD]):
+        head, embedding = found.name, found.repeats
         changed = sorted({head, embedding} & set(updated))
         if head == embedding or not changed:
             continue
@@ -162,15 +172,26 @@ def take_apart(weights: Mapping[str, View], updated: Collection[str], config: di
             f"an adapter updates {' and '.join(changed)}, which the config ties: "
             "both are written, tie_word_embeddings is set to false"
         )
-        config = untied(config)
+        config = untied(config, found.keys)
     return Apart(apart, config, tuple(heads), tuple(notes))
 
 
-def untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the config that states that head and embedding are two tensors."""
+def untied(config: Mapping[str, Any], keys: Sequence[str] = ()) -> dict[str, Any]:
+    """A copy of the config that states that head and embedding are two tensors.
+
+    Args:
+        config: the model's config.json.
+        keys: the keys that lead to the config which ties them; () for the top.
+    """
     new = copy.deepcopy(dict(config))
     new["tie_word_embeddings"] = False
     for part in parts_of(new):
         if "tie_word_embeddings" in part:
             part["tie_word_embeddings"] = False
+    inner: Any = new
+    for key in keys:
+        inner = inner.get(key)
+        if not isinstance(inner, dict):
+            return new
+    inner["tie_word_embeddings"] = False
     return new

@@ -190,7 +190,7 @@ def quiet(transformers: Any) -> Iterator[None]:
 def _best_names(architecture: str, model: Any, config: dict[str, Any], present: set[str]) -> Expected:
     """Choose the Hub's names, the Hub's names with old prefixes, or the module's: those that match `present` best."""
     state = model.state_dict()
-    ties = dict(getattr(model, "all_tied_weights_keys", None) or {}) if facts.says_tied(config) else {}
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
     choices: list[tuple[str, dict[str, Shape], dict[str, str]]] = []
     for prefixes in (False, True):
         try:

@@ -13,7 +13,7 @@ from ckptconv.backends.huggingface import read as huggingface
 from ckptconv.backends.huggingface.weight_files import ADAPTER_CONFIG
 from ckptconv.commands.planning import plan_for
 from ckptconv.errors import CkptconvError
-from ckptconv.models import facts, lora
+from ckptconv.models import lora, ties
 from ckptconv.plan import Dtype, Options, Output
 from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT
@@ -92,9 +92,9 @@ class Side:
 
     def ties(self, names: Iterable[str]) -> dict[str, str]:
         """Tied name -> the name that it repeats, among `names` and the side's own; {} if the config ties none."""
-        if self.config is None or not facts.says_tied(self.config):
+        if self.config is None:
             return {}
-        return dict(facts.tied_pairs(self.config, dict.fromkeys([*self.tensors, *names])))
+        return {tie.name: tie.repeats for tie in ties.ties(self.config, [*self.tensors, *names])}
 
 
 def is_model_folder(path: Path) -> bool:
