@@ -26,7 +26,8 @@ from ckptconv.copy.output_file import PAGE, OutputFile, block_buffer, in_place
 from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.plan import Output, Plan
 from ckptconv.plan.shards import OutFile
-from ckptconv.read.reader import SCRATCH, Array, Reader
+from ckptconv.read.ahead import Read, read_ahead, reads_of
+from ckptconv.read.reader import SCRATCH, Array, Prepared, Reader, prepare
 from ckptconv.read.workers import count, for_each
 from ckptconv.tensors.dtypes import itemsize
 
@@ -102,7 +103,13 @@ def workers_for(max_memory: int, wanted: int | None = None) -> int:
     return min(count(wanted), fit)
 
 
-def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], None] | None = None) -> Copied:
+def copy(
+    plan: Plan,
+    work: Path,
+    workers: int,
+    on_bytes: Callable[[int, str], None] | None = None,
+    ahead: int = 0,
+) -> Copied:
     """Write every file of the plan. KeyboardInterrupt passes through after the workers have stopped.
 
     Args:
@@ -110,6 +117,7 @@ def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], No
         work: the folder to write to.
         workers: threads.
         on_bytes: on_bytes(bytes written, file name) is called after every block, from any thread.
+        ahead: bytes of memory for what is fetched from stores before it is read; 0 if every file is on a disk.
 
     Raises:
         CkptconvError: the disk is full or cannot be written, or a source cannot be read or ends too early.
@@ -120,7 +128,7 @@ def copy(plan: Plan, work: Path, workers: int, on_bytes: Callable[[int, str], No
             if out.name in earlier.kept:
                 on_bytes(out.nbytes, out.name)
     run = _Run(plan, work, earlier.missing, on_bytes)
-    run.go(workers)
+    run.go(workers, ahead)
     done = {**earlier.kept, **run.finished}
     return Copied(
         {key: digest for each in done.values() for key, digest in each.hashes.items()},
@@ -145,10 +153,13 @@ class _Run:
         self._targets: dict[int, _Target] = {}
         self._large = _moved(plan) > _memory() // 2
 
-    def go(self, workers: int) -> None:
-        """Write all files with this number of threads."""
+    def go(self, workers: int, ahead: int) -> None:
+        """Write all files with this number of threads, and so many bytes of memory to read ahead."""
+        tasks = self._all_tasks()
         try:
-            for_each(self._all_tasks(), self._open_worker, workers)
+            for_each(
+                read_ahead(tasks, _Foreseen().reads, ahead) if ahead else tasks, self._open_worker, workers
+            )
         finally:
             for target in self._targets.values():
                 target.file.close()
@@ -232,6 +243,27 @@ class _Run:
             raise cannot_write(target.file.path, error) from error
         with self._lock:
             self.finished[target.out.name] = finished
+
+
+class _Foreseen:
+    """What tasks will read from stores. The views of one tensor are prepared once."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._views: list[tuple[int, Prepared]] = []
+
+    def reads(self, item: tuple[_Task, _Target]) -> Iterator[Read]:
+        """The stored elements of a tile, and with a tensor's first tile all of the small views that its others share."""
+        (_, key, output, tile), _ = item
+        if key != self._key:
+            self._key = key
+            self._views = [(view.numel, prepare(view)) for view in views_of(output.source) if view.numel]
+        numel = output.nbytes // itemsize(output.dtype)
+        for elements, prepared in self._views:
+            if elements == numel:
+                yield from reads_of(prepared, tile.low, tile.high)
+            elif not tile.number and elements * prepared.item <= _STORED:
+                yield from reads_of(prepared, 0, elements)
 
 
 def _moved(plan: Plan) -> int:

@@ -17,6 +17,7 @@ from ckptconv.storage.base import Object
 
 BUDGET = 64 << 20  # bytes
 LARGEST = 8 << 20  # bytes of one request
+_LARGE = 1 << 20  # bytes; a segment of so many is of weights, which are read once
 _TAIL = 64 << 10  # bytes at the end of a file that are fetched together
 _FIRST = 64 << 10  # bytes of the first read of a file
 _MOST_AHEAD = 4 << 20  # bytes that a read from front to back fetches at a time
@@ -28,10 +29,10 @@ Fetch = Callable[[Object, int, int], memoryview]
 class _Segment:
     """Bytes [start, end) of an object, fetched or under way."""
 
-    __slots__ = ("data", "end", "start")
+    __slots__ = ("data", "end", "left", "start")
 
     def __init__(self, start: int, end: int) -> None:
-        self.start, self.end = start, end
+        self.start, self.end, self.left = start, end, end - start
         self.data: Future[memoryview] = Future()
 
 
@@ -66,6 +67,8 @@ class Segments:
             data = segment.data.result()
             stop = min(end, segment.end)
             memory[at - start : stop - start] = data[at - segment.start : stop - segment.start]
+            if segment.end - segment.start >= _LARGE:
+                self._used_up(item.key, segment, stop - at)
             at = stop
         return max(0, end - start)
 
@@ -80,6 +83,13 @@ class Segments:
                     if self._pool is None:
                         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
                 self._pool.submit(self._load, item, segment)
+
+    def _used_up(self, key: str, segment: _Segment, nbytes: int) -> None:
+        """Forget a large segment once all of it was read."""
+        with self._lock:
+            segment.left -= nbytes
+            if segment.left <= 0:
+                self._drop(key, segment)
 
     def _load(self, item: Object, segment: _Segment) -> None:
         try:

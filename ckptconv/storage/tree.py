@@ -101,8 +101,13 @@ class Tree(FarGroup):
             found = {item.key: item for folder in _tops(keys) for item in self.storage.below(folder)}
         return [state_of(found[key]) if key in found else None for key in keys]
 
-    def budget(self, nbytes: int) -> None:
+    @property
+    def budget(self) -> int:  # type: ignore[override]
         """See `FarGroup`."""
+        return self.segments.budget
+
+    @budget.setter
+    def budget(self, nbytes: int) -> None:
         self.segments.budget = nbytes
 
     def _list_alone(self, key: str) -> None:

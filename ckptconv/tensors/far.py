@@ -53,15 +53,17 @@ class FarFile(ABC):
 
 
 class FarGroup(ABC):
-    """The objects of one listing."""
+    """The objects of one listing.
+
+    Attributes:
+        budget: bytes of memory for what was fetched and not read yet.
+    """
+
+    budget: int
 
     @abstractmethod
     def states_now(self, files: Sequence[FarFile]) -> list[FileState | None]:
         """The present state of each file; None if it does not exist any more."""
-
-    @abstractmethod
-    def budget(self, nbytes: int) -> None:
-        """Bound the memory of what was fetched and not read yet, in bytes."""
 
 
 class FarFolder(ABC):

@@ -30,10 +30,13 @@ from ckptconv.publish.work import work_folder
 from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
 from ckptconv.storage import on_disk
+from ckptconv.tensors.far import FarFolder
 from ckptconv.tensors.file_state import require_unchanged
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, as_path, spec_of
+from ckptconv.tensors.stored_file import far_of
 
 MAX_MEMORY = 256 << 20
+_OF_AHEAD = 4  # a quarter of the memory is for what is fetched from stores before it is read
 OnBytes = Callable[[int, str], None]  # bytes written, the file's name
 
 
@@ -54,6 +57,7 @@ class Merged(Displayed):
         checked: tensors that were read again and were equal to the source.
         left: files next to the weights that were not copied, since they are not known to belong to a model.
         notes: findings of the copy that only a person can judge: NaN, files that a killed run lost.
+        ahead: memory for what was fetched from stores before it was read, in bytes.
     """
 
     plan: Plan
@@ -68,6 +72,7 @@ class Merged(Displayed):
     checked: int = 0
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ahead: int = 0
 
     @property
     def summary(self) -> str:
@@ -78,7 +83,7 @@ class Merged(Displayed):
 
     @property
     def buffers(self) -> int:
-        return buffer_memory(self.workers)
+        return buffer_memory(self.workers) + self.ahead
 
 
 def merge(
@@ -171,6 +176,13 @@ def merge(
     spec = fetched(spec, say, bars)
     fetch = partial(local_or_hub, say=say, bars=bars)
     config, base = config and fetch(config, weights=False), base and fetch(base)
+    if ray is not None and any(isinstance(path, FarFolder) for path in (spec.path, *spec.also, config, base)):
+        raise CkptconvError(
+            "--ray reads from disks that all nodes share, and not from an object store",
+            where=spec.path,
+            hint="omit --ray; one machine with a fast network is enough to read a store",
+            kind=Kind.UNSUPPORTED,
+        )
     if ray is not None:  # the nodes have their own working folders
         also = [_absolute(path) for path in spec.also]
         spec = SourceSpec(_absolute(spec.path), spec.backend, spec.step, also)
@@ -214,6 +226,12 @@ def merge(
     if dry_run:
         return Merged(plan, target, count, True, time.monotonic() - begun, left=small.left)
     sources, beside = sources_of(plan), states_of(small)
+    stores = {far.group for file in sources if (far := far_of(file)) is not None}
+    ahead = max_memory // _OF_AHEAD if stores else 0
+    if stores:
+        engine, count = partial(copy, ahead=ahead), min(count, workers_for(max_memory - ahead, workers))
+    for store in stores:
+        store.budget = ahead // len(stores)
     require_honest_receipts(sources, count, teller(on_progress, "hash"))
     with work_folder(target, fingerprint(plan, sources), resume) as work:
         check_target(
@@ -245,6 +263,7 @@ def merge(
         checked=checked,
         left=small.left,
         notes=tuple(notes_of(copied, plan)),
+        ahead=ahead,
     )
 
 

@@ -1,0 +1,108 @@
+"""Fetches from stores what the next tasks will read: exact ranges, joined to a few megabytes, several at a time.
+
+Tasks go in batches. While the workers do one batch, the ranges of the next one are under way. A read that was not
+foreseen is fetched when it comes, so what is foreseen decides on the speed alone.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
+from typing import NamedTuple, TypeVar
+
+from ckptconv.read.gather import overlap
+from ckptconv.read.reader import Prepared
+from ckptconv.tensors.far import FarFile
+from ckptconv.tensors.intervals import boxes_of_interval
+from ckptconv.tensors.stored_file import far_of
+
+T = TypeVar("T")
+
+_GAP = (
+    256 << 10
+)  # bytes; a request costs about as much time as reading them, so shorter gaps are read as well
+_MOST_SPARSE = 4  # a box is fetched as one range if that is at most so many times as large
+
+
+class Read(NamedTuple):
+    """Bytes start..end-1 of a file."""
+
+    file: str
+    start: int
+    end: int
+
+
+def read_ahead(tasks: Iterable[T], reads: Callable[[T], Iterable[Read]], nbytes: int) -> Iterator[T]:
+    """The tasks in their order; what they will read is fetched before.
+
+    Args:
+        tasks: the tasks.
+        reads: the bytes that a task will read, as far as they are known.
+        nbytes: memory for what was fetched and not read yet. Half of it is for each of two batches.
+    """
+    todo = iter(tasks)
+    ready = _batch(todo, reads, nbytes // 2)
+    while ready:
+        following = _batch(todo, reads, nbytes // 2)
+        yield from ready
+        ready = following
+
+
+def _batch(todo: Iterator[T], reads: Callable[[T], Iterable[Read]], nbytes: int) -> list[T]:
+    """The next tasks that together read so many bytes, of which the fetches have begun."""
+    batch: list[T] = []
+    wanted: dict[FarFile, list[tuple[int, int]]] = {}
+    left = nbytes
+    for task in todo:
+        batch.append(task)
+        for file, start, end in reads(task):
+            far = far_of(file)
+            if far is not None:
+                wanted.setdefault(far, []).append((start, end))
+                left -= end - start
+        if left <= 0:
+            break
+    for far, ranges in wanted.items():
+        far.expect(_joined(ranges))
+    return batch
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges in order, those that touch or nearly touch as one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and start - joined[-1][1] <= _GAP:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def reads_of(prepared: Prepared, low: int, high: int) -> Iterator[Read]:
+    """The bytes that `Reader.interval` reads for the elements low..high-1, apart from boxes with wide gaps."""
+    item = prepared.item
+    for number in range(max(bisect_right(prepared.starts, low) - 1, 0), len(prepared.runs)):
+        first, length, file, start = prepared.runs[number]
+        if first >= high:
+            break
+        begin, end = max(first, low), min(first + length, high)
+        if begin < end:
+            yield Read(file, start + (begin - first) * item, start + (end - first) * item)
+    if not prepared.boxes or low >= high:
+        return
+    for _, offsets, sizes in boxes_of_interval(low, high, prepared.shape):
+        for number in range(bisect_right(prepared.ends, offsets[0]), len(prepared.boxes)):
+            chunk = prepared.boxes[number]
+            if chunk.offsets[0] >= offsets[0] + sizes[0]:
+                break
+            shared = overlap(chunk.offsets, chunk.sizes, offsets, sizes)
+            if shared:
+                corner, box = shared
+                places = zip(corner, chunk.offsets, chunk.strides, strict=True)
+                start = chunk.start + sum((at - first) * stride for at, first, stride in places)
+                extent = (
+                    sum((size - 1) * stride for size, stride in zip(box, chunk.strides, strict=True)) + item
+                )
+                if extent <= _MOST_SPARSE * prod(box) * item:
+                    yield Read(chunk.file, start, start + extent)
