@@ -96,7 +96,9 @@ class Handler(BaseHTTPRequestHandler):
                 f"<ETag>{escape(_tag(stat))}</ETag><Size>{stat.st_size}</Size></Contents>"
             )
         head = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        return f"{head}<Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix>{''.join(parts)}</ListBucketResult>"
+        return (
+            f"{head}<Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix>{''.join(parts)}</ListBucketResult>"
+        )
 
     def send_text(self, status: int, text: str) -> None:
         body = text.encode()

@@ -7,6 +7,7 @@ foreseen is fetched when it comes, so what is foreseen decides on the speed alon
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import NamedTuple, TypeVar
@@ -19,6 +20,8 @@ from ckptconv.tensors.stored_file import far_of
 
 T = TypeVar("T")
 
+_BATCH = 16 << 20  # bytes
+_AROUND = 4 << 10  # bytes on both sides, where archives have the headers that are checked with the elements
 _GAP = (
     256 << 10
 )  # bytes; a request costs about as much time as reading them, so shorter gaps are read as well
@@ -39,33 +42,40 @@ def read_ahead(tasks: Iterable[T], reads: Callable[[T], Iterable[Read]], nbytes:
     Args:
         tasks: the tasks.
         reads: the bytes that a task will read, as far as they are known.
-        nbytes: memory for what was fetched and not read yet. Half of it is for each of two batches.
+        nbytes: memory for what was fetched and not read yet. The tasks that are being done have a part of it.
     """
-    todo = iter(tasks)
-    ready = _batch(todo, reads, nbytes // 2)
-    while ready:
-        following = _batch(todo, reads, nbytes // 2)
-        yield from ready
-        ready = following
+    todo, queue, held = iter(tasks), deque[tuple[list[T], int]](), 0
+    while True:
+        while held < nbytes // 4:
+            batch, size = _batch(todo, reads)
+            if not batch:
+                break
+            queue.append((batch, size))
+            held += size
+        if not queue:
+            return
+        batch, size = queue.popleft()
+        held -= size
+        yield from batch
 
 
-def _batch(todo: Iterator[T], reads: Callable[[T], Iterable[Read]], nbytes: int) -> list[T]:
-    """The next tasks that together read so many bytes, of which the fetches have begun."""
+def _batch(todo: Iterator[T], reads: Callable[[T], Iterable[Read]]) -> tuple[list[T], int]:
+    """The next tasks, whose fetches have begun, and the bytes that they read; no task at the end."""
     batch: list[T] = []
     wanted: dict[FarFile, list[tuple[int, int]]] = {}
-    left = nbytes
+    nbytes = 0
     for task in todo:
         batch.append(task)
         for file, start, end in reads(task):
             far = far_of(file)
             if far is not None:
-                wanted.setdefault(far, []).append((start, end))
-                left -= end - start
-        if left <= 0:
+                wanted.setdefault(far, []).append((max(0, start - _AROUND), end + _AROUND))
+                nbytes += end - start
+        if nbytes >= _BATCH:
             break
     for far, ranges in wanted.items():
         far.expect(_joined(ranges))
-    return batch
+    return batch, nbytes
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 _RETRIES = 6  # of one request: errors 5xx, resets, timeouts
 _PATIENCE = timedelta(seconds=60)  # for one request with its retries
+_CHUNK = 1 << 20  # bytes of a body that are received together
 _NEEDED = "pip install 'ckptconv[remote]'"
 
 
@@ -65,7 +67,7 @@ class Bucket:
 
         def get() -> tuple[Object, memoryview]:
             answer = self._client.get(item.key, options=options)
-            return _object(answer.meta), memoryview(answer.bytes())
+            return _object(answer.meta), _content(answer, end - start)
 
         now, data = self._asked(item.key, get)
         if now.version != item.version or (not item.version and now != item) or len(data) != end - start:
@@ -81,6 +83,20 @@ class Bucket:
             raise explained(
                 error, self._address._replace(key=key)
             ) from None  # it quotes requests, and may show keys
+
+
+def _content(answer: Any, nbytes: int) -> memoryview:
+    """The body of an answer; as one buffer, and not as the list of its parts next to the buffer made of them."""
+    if nbytes <= _CHUNK:
+        return memoryview(answer.bytes())
+    data, at = memoryview(mmap.mmap(-1, nbytes)), 0  # goes back to the system at once
+    for part in answer.stream(min_chunk_size=_CHUNK):
+        got = memoryview(part)
+        if at + len(got) > nbytes:
+            break
+        data[at : at + len(got)] = got
+        at += len(got)
+    return data[:at]
 
 
 def bucket_of(address: Address) -> Bucket:

@@ -16,12 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ckptconv.storage.base import Object
 
 BUDGET = 64 << 20  # bytes
-LARGEST = 8 << 20  # bytes of one request
+LARGEST = 4 << 20  # bytes of one request
 _LARGE = 1 << 20  # bytes; a segment of so many is of weights, which are read once
 _TAIL = 64 << 10  # bytes at the end of a file that are fetched together
 _FIRST = 64 << 10  # bytes of the first read of a file
 _MOST_AHEAD = 4 << 20  # bytes that a read from front to back fetches at a time
-_AT_ONCE = 16  # requests of `expect` under way
+_AT_ONCE = 8  # requests of `expect` under way
 
 Fetch = Callable[[Object, int, int], memoryview]
 
@@ -29,10 +29,10 @@ Fetch = Callable[[Object, int, int], memoryview]
 class _Segment:
     """Bytes [start, end) of an object, fetched or under way."""
 
-    __slots__ = ("data", "end", "left", "start")
+    __slots__ = ("data", "end", "foreseen", "left", "start")
 
-    def __init__(self, start: int, end: int) -> None:
-        self.start, self.end, self.left = start, end, end - start
+    def __init__(self, start: int, end: int, foreseen: bool) -> None:
+        self.start, self.end, self.left, self.foreseen = start, end, end - start, foreseen
         self.data: Future[memoryview] = Future()
 
 
@@ -67,28 +67,30 @@ class Segments:
             data = segment.data.result()
             stop = min(end, segment.end)
             memory[at - start : stop - start] = data[at - segment.start : stop - segment.start]
-            if segment.end - segment.start >= _LARGE:
-                self._used_up(item.key, segment, stop - at)
+            self._read(item.key, segment, stop - at)
             at = stop
         return max(0, end - start)
 
     def expect(self, item: Object, ranges: Sequence[tuple[int, int]]) -> None:
         """Begin to fetch ranges of an object; see `FarFile.expect`."""
         for start, end in ranges:
-            for at in range(start, min(end, item.nbytes), LARGEST):
+            at, end = start, min(end, item.nbytes)
+            while at < end:
                 with self._lock:
-                    if self._find(item.key, at) is not None:
-                        continue
-                    segment = self._add(item, at, min(at + LARGEST, end, item.nbytes))
-                    if self._pool is None:
-                        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
-                self._pool.submit(self._load, item, segment)
+                    found = self._find(item.key, at)
+                    if found is None:
+                        stop = self._before_others(item.key, at, min(at + LARGEST, end))
+                        segment = self._add(item, at, stop, foreseen=True)
+                        if self._pool is None:
+                            self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
+                        self._pool.submit(self._load, item, segment)
+                at = stop if found is None else found.end
 
-    def _used_up(self, key: str, segment: _Segment, nbytes: int) -> None:
-        """Forget a large segment once all of it was read."""
+    def _read(self, key: str, segment: _Segment, nbytes: int) -> None:
+        """Note that bytes of a segment were read, and forget a foreseen one once all of it was."""
         with self._lock:
             segment.left -= nbytes
-            if segment.left <= 0:
+            if segment.left <= 0 and segment.end - segment.start >= _LARGE:
                 self._drop(key, segment)
 
     def _load(self, item: Object, segment: _Segment) -> None:
@@ -104,7 +106,8 @@ class Segments:
         with self._lock:
             found = self._find(item.key, at)
             if found is not None:
-                self._used.move_to_end((item.key, found.start))
+                if not found.foreseen:
+                    self._used.move_to_end((item.key, found.start))
                 return found, False
             start, stop = self._extent(item, at, end)
             return self._add(item, start, stop), True
@@ -119,25 +122,33 @@ class Segments:
             size = min(2 * size, _MOST_AHEAD) if last <= at <= last + size else _FIRST
             start, stop = at, min(max(at + size, end), at + LARGEST, item.nbytes)
             self._ahead[item.key] = stop, stop - start
-        for other in self._of.get(item.key, ()):
-            if start < other.end <= at:
-                start = other.end
-            if at < other.start < stop:
-                stop = other.start
-        return start, stop
+        start = max([start, *(each.end for each in self._of.get(item.key, ()) if each.end <= at)])
+        return start, self._before_others(item.key, at, stop)
+
+    def _before_others(self, key: str, at: int, stop: int) -> int:
+        """`stop`, or where the next segment after `at` begins if that is before."""
+        return min([stop, *(each.start for each in self._of.get(key, ()) if each.start > at)])
 
     def _find(self, key: str, at: int) -> _Segment | None:
         return next((each for each in self._of.get(key, ()) if each.start <= at < each.end), None)
 
-    def _add(self, item: Object, start: int, end: int) -> _Segment:
-        segment = _Segment(start, end)
+    def _add(self, item: Object, start: int, end: int, foreseen: bool = False) -> _Segment:
+        segment = _Segment(start, end, foreseen)
         self._held += end - start
-        while self._used and self._held > self.budget:
-            (key, _), oldest = next(iter(self._used.items()))
-            self._drop(key, oldest)
+        if self._held > self.budget:
+            self._make_room()
         self._of.setdefault(item.key, []).append(segment)
         self._used[item.key, start] = segment
         return segment
+
+    def _make_room(self) -> None:
+        """Drop what was used longest ago. What a reader foresaw goes last, in the order in which it will be read."""
+        for foreseen in (False, True):
+            for (key, _), segment in list(self._used.items()):
+                if self._held <= self.budget:
+                    return
+                if segment.foreseen is foreseen:
+                    self._drop(key, segment)
 
     def _drop(self, key: str, segment: _Segment) -> None:
         if self._used.pop((key, segment.start), None) is None:

@@ -31,7 +31,8 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         """An unsigned request of the server itself."""
-        request = urllib.request.Request(f"{self.url}{path}", data=body or None, method=method)
+        headers = {"Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(f"{self.url}{path}", body or None, headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return bytes(answer.read())
 
