@@ -10,11 +10,13 @@ import os
 import resource
 import signal
 import sys
+from types import FrameType
 
 from ckptconv.errors import CkptconvError, ExitCode, Interrupted, Kind
 
 _GLYPHS = dict(zip("✓✗×→↓…–·•█▓▒░▏▬━─│└├Δ", "+xx>v~-.*#%:.|==-|``d", strict=True))
 _OPEN_FILES = 65536
+_CALLBACKS = ("weakref.py", "_weakrefset.py")
 # The words of the system and of Python where a limit of memory is met: mmap, threads, shared libraries.
 _NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map segment")
 
@@ -22,7 +24,7 @@ _NO_MEMORY = ("Cannot allocate memory", "can't start new thread", "failed to map
 def main() -> None:
     """`ckptconv` and `python -m ckptconv`."""
     _open_streams()
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler stops a job with SIGTERM: it is taken as Ctrl-C
+    _listen()
     _raise_limit_of_files()
     debug = bool(os.environ.get("CKPTCONV_DEBUG"))
     # Millions of small records and hardly a cycle: half of a large plan's time went to the collector.
@@ -99,8 +101,35 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_GLYPHS.get(glyph) or ascii(glyph)[1:-1] for glyph in text), error.end
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _listen() -> None:
+    """Take SIGTERM, with which a scheduler stops a job, as Ctrl-C. A shell may have asked to ignore Ctrl-C: that stays."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, or ask again in 5 ms where Python would swallow it and might keep a lock for ever."""
+    if not _swallows(frame):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.005)
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """True inside the import system, in callbacks of weak references and in `__del__`: exceptions there are only printed."""
+    innermost = True
+    while frame is not None:
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        importing = file.startswith("<frozen importlib")
+        if name == "__del__" or (
+            importing and name == "cb"
+        ):  # cb: removes the lock of a module that was imported
+            return True
+        if innermost and (importing or os.path.basename(file) in _CALLBACKS):
+            return True
+        frame, innermost = frame.f_back, False
+    return False
 
 
 def _raise_limit_of_files() -> None:
@@ -114,7 +143,7 @@ def _raise_limit_of_files() -> None:
 
 def _show_stop(end: BaseException) -> None:
     """Say what Ctrl-C left. A second one no longer changes how the process ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     cause: BaseException | None = end
     while cause is not None and not isinstance(cause, Interrupted):

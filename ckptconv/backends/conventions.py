@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from fnmatch import fnmatchcase
 from functools import cache
 
 _HOLE = re.compile(r"\{(\w+)\}|\*")
@@ -86,9 +85,9 @@ def step_name(name: str, trainers: tuple[Trainer, ...]) -> StepName | None:
     return None
 
 
-def fits(name: str, patterns: tuple[str, ...]) -> bool:
-    """True if one of the shell patterns matches the name."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def without_holes(pattern: str) -> str:
+    """The pattern of a step's name as a regular expression without groups."""
+    return re.sub(r"\?P<\w+>", "?:", _compiled(pattern).pattern)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,9 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
 
     Sources: OpenRLHF, openrlhf/trainer/ppo_trainer.py; AReaL, areal/utils/saver.py.
     """
-    roles = [p for p in path.iterdir() if p.is_dir() and is_role(p.name) and step_folders(p)]
+    roles = [
+        p for p in map(path.joinpath, filter(is_role, os.listdir(path))) if p.is_dir() and step_folders(p)
+    ]
     if not roles:
         return None
     first, *others = sorted(roles, key=lambda role: (role_rank(role.name), role.name))
@@ -100,7 +103,9 @@ def _role_in(
     step: Path, backends: Sequence[Backend], number: int | None, remarks: tuple[str, ...] = ()
 ) -> Located | None:
     """The trained model among a step's subfolders; of several of the same `Rank`, shards are preferred to whole models."""
-    folders = [path for path in sorted(step.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    with os.scandir(step) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    folders = [step / name for name in names]
     folders = [path for path in folders if is_role(path.name) or not is_output(path)] or folders
     claimed = [(path, backend) for path in folders if (backend := _claim(path, backends))]
     if not claimed:

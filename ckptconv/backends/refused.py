@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step |
         name: the value of --backend.
         step: the value of --step.
     """
-    names = sorted(path.name for path in root.iterdir())
+    names = sorted(os.listdir(root))
     if not names:
         return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if name is not None and (other := locate(root, backends(None), step)) is not None:

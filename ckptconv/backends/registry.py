@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import translate
 from functools import cache
 from importlib import import_module
 
-from ckptconv.backends.conventions import StepName, Trainer, fits, step_name
+from ckptconv.backends.conventions import StepName, Trainer, step_name, without_holes
 
 # (package, module), in the order in which a folder is offered to them: a trainer's shards come before the Hugging Face
 # files next to them.
@@ -31,9 +33,30 @@ def trainers() -> tuple[Trainer, ...]:
     return tuple(trainer for name in NAMES for trainer in import_module(f"ckptconv.backends.{name}").TRAINERS)
 
 
+@cache
+def _steps_pattern() -> re.Pattern[str]:
+    """What fits any step of any trainer. It is tried before their patterns: a folder may hold 100,000 other names."""
+    patterns = {pattern for trainer in trainers() for pattern in (*trainer.newest, *trainer.steps)}
+    return re.compile("|".join(f"(?:{without_holes(pattern)})" for pattern in sorted(patterns)), re.DOTALL)
+
+
+@cache
+def _other_names() -> frozenset[str]:
+    return frozenset(name for trainer in trainers() for name in (*trainer.marks, *trainer.below))
+
+
+@cache
+def _others_pattern() -> re.Pattern[str]:
+    """What fits a file or folder that some trainer leaves next to a model."""
+    globs = dict.fromkeys(glob for trainer in trainers() for glob in trainer.not_assets)
+    return re.compile("|".join(map(translate, globs)) or "(?!)")
+
+
 def step_named(name: str) -> StepName | None:
     """The step that a folder's name states by some trainer's convention, or None."""
-    return step_name(name, trainers()) if len(name) <= _LONGEST else None
+    if len(name) > _LONGEST or _steps_pattern().match(name) is None:
+        return None
+    return step_name(name, trainers())
 
 
 def is_trainers(name: str) -> bool:
@@ -41,9 +64,7 @@ def is_trainers(name: str) -> bool:
     step = step_named(name)
     if step is not None and not step.needs_mark:
         return True
-    return any(
-        name in (*trainer.marks, *trainer.below) or fits(name, trainer.not_assets) for trainer in trainers()
-    )
+    return name in _other_names() or _others_pattern().match(name) is not None
 
 
 def trainer_named(text: str) -> str | None:

@@ -302,11 +302,11 @@ def command(
     with shown:
         result = o.with_model_path(sink, model_path, choices, partial(merge, source, target, step=step))
     show.notes(sink, result)
-    record = show.record(result)
+    record = show.record(result) if json else {}
     if not (pushing and json):  # with both, the push prints one JSON document
         sink.result(show.done(result), record, quiet=str(target))
         if not pushing and (then := show.next_command(result, choices["config"], choices["base"])):
-            sink.phase("Next", then)
+            sink.command("Next", then)
     if pushing:
         from ckptconv.cli.push import push_and_show
 

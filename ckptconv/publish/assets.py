@@ -139,8 +139,10 @@ def left_with_weights(folder: Path) -> list[str]:
     Such a subfolder has its own config next to its weights, and is not a step or a role of a run.
     """
     found = []
-    for child in sorted(folder.iterdir()):
-        if is_trainers(child.name) or child.name.startswith(".") or child.is_symlink() or not child.is_dir():
+    with os.scandir(folder) as entries:
+        below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    for child in map(folder.joinpath, below):
+        if is_trainers(child.name) or child.name.startswith("."):
             continue
         if any((child / name).is_file() for name in ("config.json", "adapter_config.json")):
             found += [

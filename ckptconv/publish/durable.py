@@ -66,13 +66,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def undisturbed(do: Callable[[], None]) -> None:
-    """Run `do` to completion with SIGINT and SIGTERM ignored.
+    """Run `do` to completion with SIGINT and SIGTERM ignored, and SIGALRM, by which `__main__` asks for one of them again.
 
     `do` must be idempotent: it is started again if a signal arrives before the signals are ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         return do()  # Python raises KeyboardInterrupt only in the main thread
-    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    heard = {number: signal.getsignal(number) for number in stops}
     while True:
         try:
             for number in heard:

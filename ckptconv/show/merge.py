@@ -16,6 +16,7 @@ from ckptconv.errors import listed
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import receipt
 from ckptconv.publish.tokenizer import is_tokenizer_file
+from ckptconv.show.lines import Hanging, Name
 from ckptconv.show.ranks import spans
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, shape, size
@@ -105,10 +106,10 @@ def dry_run(result: Merged) -> RenderableType:
     plan = result.plan
     listed = _table("file", "tensors", "bytes")
     for file in plan.files:
-        listed.add_row(file.name, str(len(file.offsets)), f"{file.nbytes:,}")
+        listed.add_row(file.name, f"{len(file.offsets):,}", f"{file.nbytes:,}")
     casts = _table("stored as", "written as", "tensors", "bytes")
     for stored, written, number, nbytes in plan.casts:
-        casts.add_row(stored, written if written != stored else "unchanged", str(number), f"{nbytes:,}")
+        casts.add_row(stored, written if written != stored else "unchanged", f"{number:,}", f"{nbytes:,}")
     parts: list[RenderableType] = [
         Text(f"would write {result.target}", "bold"),
         Text(),
@@ -120,21 +121,24 @@ def dry_run(result: Merged) -> RenderableType:
     if plan.dropped or plan.checkpoint.skipped:
         left = _table("left out", "bytes", "reason")
         for name, nbytes, reason in plan.left_out:
-            left.add_row(name, f"{nbytes:,}", reason)
+            left.add_row(Name(name), f"{nbytes:,}", reason)
         for skipped in plan.checkpoint.skipped:
             left.add_row(skipped.what, f"{skipped.nbytes:,}", skipped.reason)
         parts += [left, Text()]
     if plan.rules:
-        parts += [Text("renamed", "bold"), *(Text(f"  {rule}") for rule in plan.rules), Text()]
+        parts += [Text("renamed", "bold"), *(Hanging(Text(f"  {rule}"), 6) for rule in plan.rules), Text()]
     parts.append(
         Text(
             f"needs {size(plan.nbytes)} of disk and {size(result.buffers)} of memory with {result.workers} workers"
         )
     )
     parts.append(
-        Text.assemble(
-            (f"{OK} ", "green"),
-            f"all {plan.balanced:,} stored bytes accounted for: each used once or listed above as left out",
+        Hanging(
+            Text.assemble(
+                (f"{OK} ", "green"),
+                f"all {plan.balanced:,} stored bytes accounted for: each used once or listed above as left out",
+            ),
+            2,
         )
     )
     return Group(*parts)

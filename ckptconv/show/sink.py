@@ -20,12 +20,16 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ckptconv.errors import CkptconvError
+from ckptconv.show.lines import Command, Hanging
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 SCHEMA = 1  # of the JSON documents; docs/reference.md says when it grows
 _ENDLESS = 10_000  # columns where no terminal has a width
+# A hint that is a command or ends in one: a line break inside it would be pasted as well.
+_TYPED = re.compile(r"(?:^|[:,(] ?(?:then:? )?)(?:ckptconv|hf|pip|df|rm|HF_HUB_OFFLINE=0) ")
+_INDENT = 10  # columns before the text of a phase
 OK, NO, WARN = "✓", "✗", "!"
 
 
@@ -59,9 +63,9 @@ class Sink:
             if quiet:
                 self.out.text(printable(quiet))
         elif isinstance(shown, Text):
-            self.out.print(shown, soft_wrap=True)  # a path is not wrapped
+            self.out.say(Hanging(shown, 2))
         elif self.out.is_terminal or os.environ.get("COLUMNS"):
-            self.out.print(shown)
+            self.out.print(shown, crop=False)  # commands and paths are not cut
         else:  # a file or a pipe: nothing is wrapped, so that names stay whole for grep
             width, self.out.width = self.out.width, _ENDLESS
             with self.out.capture() as captured:
@@ -72,19 +76,21 @@ class Sink:
     def phase(self, word: str, text: str) -> None:
         """Print a line on the current phase: `Reading   Megatron tp 2 × pp 2`."""
         if not (self.quiet or self.as_json):
-            with contextlib.suppress(OSError):  # a log on a full disk must not stop the work
-                self.err.print(Text.assemble((f"{word:<9} ", "bold"), _indented(text)), soft_wrap=True)
+            self._say(Hanging(Text.assemble((f"{word:<9} ", "bold"), text), _INDENT))
+
+    def command(self, word: str, text: str) -> None:
+        """Print a command to type, quoted for a shell: `Next      ckptconv verify OUT`."""
+        if not (self.quiet or self.as_json):
+            self._say(Command(text, Text(f"{word:<9} ", "bold")))
 
     def note(self, text: str) -> None:
         """Print a note for the user, except in quiet mode."""
         if not self.quiet:
-            with contextlib.suppress(OSError):
-                self.err.print(Text.assemble((f"{WARN} ", "yellow"), _indented(text)), soft_wrap=True)
+            self._say(Hanging(Text.assemble((f"{WARN} ", "yellow"), text), 2))
 
     def detail(self, text: str) -> None:
         """Print a line that the user asked for with --verbose."""
-        with contextlib.suppress(OSError):
-            self.err.print(Text(f"  {text}", "dim"), soft_wrap=True)
+        self._say(Hanging(Text(f"  {text}", "dim"), 4))
 
     def error(self, error: CkptconvError) -> None:
         """Print an error: what, where, found, wanted, hint."""
@@ -96,10 +102,14 @@ class Sink:
                 "kind": error.kind.value,
             }
             self.out.text(json.dumps({"schema": SCHEMA, "error": fields}, indent=1))
-        lines = [Text.assemble(("error: ", "bold red"), _indented(error.what))]
-        lines += [Text.assemble((f"  {label:<6} ", "dim"), _indented(text)) for label, text in error.rows()]
-        for line in lines:
-            self.err.print(line, soft_wrap=True)
+        self.err.say(Hanging(Text.assemble(("error: ", "bold red"), error.what), len("error: ")))
+        for label, text in error.rows():
+            line = Hanging(Text.assemble((f"  {label:<6} ", "dim"), text), _INDENT - 1)
+            self.err.say(line, whole=label == "hint" and _TYPED.search(text) is not None)
+
+    def _say(self, line: Hanging | Command) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk must not stop the work
+            self.err.say(line)
 
 
 def plain(value: Any) -> Any:
@@ -117,6 +127,10 @@ def plain(value: Any) -> Any:
 
 class _Stream(Console):
     """stdout or stderr. When the reader of a pipe has gone (`| head`), output is discarded and the work goes on."""
+
+    def say(self, line: Hanging | Command, whole: bool = False) -> None:
+        """Print a line, broken between words on a terminal, and nowhere off one. whole: nowhere on one either."""
+        self.print(line, soft_wrap=whole or not self.is_terminal, crop=False)
 
     def text(self, text: str) -> None:
         """Write one line unchanged."""
@@ -139,11 +153,6 @@ class _Stream(Console):
 def printable(text: str) -> str:
     """The text with control codes and bidirectional marks escaped, so that a terminal shows them."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def _indented(text: str) -> str:
-    """The text with its continuation lines indented."""
-    return text.replace("\n", "\n" + 9 * " ")
 
 
 def _console(stream: Any) -> _Stream:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptconv.commands.verify import Difference, Layer, Verified
+from ckptconv.show.lines import Hanging, Name
 from ckptconv.show.ranks import colour
 from ckptconv.show.sink import NO, OK, plain
 from ckptconv.show.units import seconds, shape, size
@@ -42,7 +43,7 @@ def screen(found: Verified, width: int, most: int = 20) -> RenderableType:
         parts += _problems(layer, named if layer.name == "values" else set(), most)
     if found.differences:
         parts += [Text(), _differences(found, width, most), *_hints(found, most)]
-    return Group(*parts, Text(), _verdict(found))
+    return Group(*parts, Text(), Hanging(_verdict(found), 2))
 
 
 def _layers(found: Verified) -> Table:
@@ -74,7 +75,9 @@ def _problems(layer: Layer, shown_below: set[str], most: int) -> list[Renderable
     for (what, place, hint), names in list(groups.items())[:most]:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         where = f"  ({place})" if place else ""
-        lines.append(Text.assemble((f"{NO} ", "red"), (names[0], "bold"), f"{more}  {what}{where}"))
+        lines.append(
+            Hanging(Text.assemble((f"{NO} ", "red"), (names[0], "bold"), f"{more}  {what}{where}"), 2)
+        )
         if hint:
             lines.append(Padding(Text.assemble(("hint  ", "dim"), (hint, "dim")), (0, 0, 0, 4)))
     left = len(groups) - most
@@ -91,13 +94,13 @@ def _differences(found: Verified, width: int, most: int) -> RenderableType:
     if not shown or width < _WIDE:
         return Group(*(_lines(item, width) for item in shown), *rest)
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("differs", overflow="fold", ratio=1)
+    table.add_column("differs")
     for title in ("shape", "elements", "max |Δ|", "mean |Δ|", "relative"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("where", no_wrap=True)
     for item in shown:
         table.add_row(
-            Text(item.name), shape(item.shape), f"{item.count:,}", *_numbers(item).values(), _picture(item)
+            Name(item.name), shape(item.shape), f"{item.count:,}", *_numbers(item).values(), _picture(item)
         )
     return Group(table, *rest)
 
@@ -167,9 +170,9 @@ def _verdict(found: Verified) -> Text:
         tail = f", but {', '.join(found.misread_by)} would misread it{tail}"
     if found.against:
         result = (
-            f"{found.equal} of {found.compared} tensors equal"
+            f"{found.equal:,} of {found.compared:,} tensors equal"
             if found.compared
             else "no values were compared"
         )
         return Text.assemble(mark, (what, "bold"), f"   {result}{tail}")
-    return Text.assemble(mark, (what, "bold"), f"   {found.tensors} tensors{tail}")
+    return Text.assemble(mark, (what, "bold"), f"   {found.tensors:,} tensors{tail}")

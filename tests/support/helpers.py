@@ -230,7 +230,7 @@ def cli(*args: object, columns: int | None = None, env: Mapping[str, str | None]
     changed = {"COLUMNS": str(columns) if columns else None, "CKPTCONV_DEBUG": None, **(env or {})}
     kept = {k: v for k, v in os.environ.items() if k not in changed}
     values = kept | {k: v for k, v in changed.items() if v is not None}
-    before, code = signal.getsignal(signal.SIGTERM), 0
+    before, code = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}, 0
     with (
         mock.patch.dict(os.environ, values, clear=True),
         mock.patch.object(sys, "argv", ["ckptconv", *map(str, args)]),
@@ -242,7 +242,8 @@ def cli(*args: object, columns: int | None = None, env: Mapping[str, str | None]
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     return Ran(code, out.getvalue(), err.getvalue())
 
 

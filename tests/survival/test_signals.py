@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,49 @@ def test_ctrl_c_and_sigterm_at_any_call_that_changes_the_disk(
         if work:
             assert run(*words).code == 0
             assert state(out.parent) == new
+
+
+SWALLOWED = """
+import os, signal, sys
+from ckptconv.__main__ import main
+where, asked = os.environ["WHERE"], []
+class Stop:
+    def __del__(self):
+        os.kill(os.getpid(), int(os.environ["STOP"]))
+def trace(frame, event, _):
+    code = frame.f_code
+    removes_lock = code.co_name == "cb" and code.co_filename.startswith("<frozen importlib")
+    if not asked and (removes_lock if where == "lock" else code.co_name == "merge"):
+        asked.append(code)
+        if where == "lock":
+            os.kill(os.getpid(), int(os.environ["STOP"]))
+        else:
+            Stop()
+sys.settrace(trace)
+main()
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["lock", "del"])
+def test_a_stop_is_heard_where_python_swallows_exceptions(
+    made: Made, tmp_path: Path, stop: signal.Signals, where: str
+) -> None:
+    """In the callback of an import lock (a merge then waited for that lock for ever) and in `__del__`."""
+    words = [
+        sys.executable,
+        "-c",
+        SWALLOWED,
+        "merge",
+        str(made("fsdp2_w4") / ROLE),
+        str(tmp_path / "out"),
+        "-q",
+    ]
+    env = environment(STOP=str(int(stop)), WHERE=where)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    assert "Exception ignored" not in done.stderr
+    assert done.returncode in (130, -signal.SIGINT), done
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lost_terminal_ends_like_a_kill_and_is_resumed(made: Made, tmp_path: Path) -> None:

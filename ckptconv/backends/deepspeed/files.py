@@ -7,6 +7,7 @@ parallel ranks: stages of a pipeline, and tensor parallel ranks within each.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -84,8 +85,8 @@ def find(folders: Sequence[Path]) -> Files:
     """
     found = Files(folders[0])
     for folder in folders:
-        for path in sorted(folder.iterdir()):
-            name = path.name
+        for name in sorted(_states(folder)):
+            path = folder / name
             if _OLD_EXPERT.match(name):
                 raise _unread("experts that old versions of DeepSpeed saved", path)
             if match := _MODEL.match(name):
@@ -166,9 +167,14 @@ def shapes_of(value: Any, what: str, file: TorchZip) -> dict[str, tuple[int, ...
     return {name: whole_numbers(shape, f"{what} of {name}", file.path) for name, shape in shapes.items()}
 
 
+def _states(folder: Path) -> list[str]:
+    """The names of the files that may be DeepSpeed's; the folder may hold very many others."""
+    return [name for name in os.listdir(folder) if name.endswith("_states.pt")]
+
+
 def _has_files(folder: Path) -> bool:
     signs = (_MODEL, _OPTIM, _EXPERT, _LAYER, _OLD_EXPERT)
-    return _is_universal(folder) or any(sign.match(p.name) for p in folder.iterdir() for sign in signs)
+    return _is_universal(folder) or any(sign.match(name) for name in _states(folder) for sign in signs)
 
 
 def _is_universal(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -31,8 +32,8 @@ def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
     """
     found: dict[int, dict[int, Path]] = {}
     for folder in folders:
-        for path in sorted(folder.iterdir()):
-            match = RANK_FILE.match(path.name)
+        for name in sorted(filter(RANK_FILE.match, os.listdir(folder))):
+            path, match = folder / name, RANK_FILE.match(name)
             if match:
                 world, rank = int(match.group(1)), int(match.group(2))
                 first = found.setdefault(world, {}).setdefault(rank, path)

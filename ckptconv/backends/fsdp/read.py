@@ -6,6 +6,7 @@ what is cut and what is replicated, so values are never compared to find out. A 
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
@@ -25,12 +26,13 @@ from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped
 NAME = "fsdp"
 SIGN = "model_world_size_W_rank_R.pt (verl FSDP)"
 IS_SHARDED = True
+_NOT_READ = {"optim_": "optimizer", "extra_state_": "trainer state"}
 saved_by = unknown_writer
 
 
 def is_mine(folder: Path) -> bool:
     """Return True if the folder holds at least one rank file."""
-    return any(RANK_FILE.match(path.name) for path in folder.iterdir())
+    return any(map(RANK_FILE.match, os.listdir(folder)))
 
 
 def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
@@ -115,15 +117,9 @@ def _check_same_names(pieces: dict[str, Pieces], ranks: list[int], folder: Path)
 def _skipped(folders: Sequence[Path]) -> list[Skipped]:
     sizes: dict[str, int] = {}
     for folder in folders:
-        for path in folder.iterdir():
-            kind = (
-                "optimizer"
-                if path.name.startswith("optim_")
-                else "trainer state"
-                if path.name.startswith("extra_state_")
-                else ""
-            )
-            if kind and path.is_file():
+        for name in os.listdir(folder):
+            kind = next((kind for start, kind in _NOT_READ.items() if name.startswith(start)), None)
+            if kind is not None and (path := folder / name).is_file():
                 sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
     return [Skipped(kind, nbytes, "not part of the model") for kind, nbytes in sizes.items()]
 

@@ -6,6 +6,7 @@ _get_resolved_checkpoint_files; peft/utils/constants.py; accelerate/utils/fsdp_u
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
         Incomplete: a numbered set has a gap.
         CkptconvError: an index is not valid, or two models are equally likely to be meant.
     """
-    names = set(names) if names is not None else {path.name for path in folder.iterdir() if path.is_file()}
+    names = set(names) if names is not None else _files_in(folder)
     has_config = CONFIG in names
     for name in _MODELS:
         if name in names:
@@ -98,7 +99,19 @@ def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
 
 def sizes_of(folder: Path) -> dict[str, int]:
     """File name -> bytes, for every file of a folder."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    return {name: (folder / name).stat().st_size for name in sorted(_files_in(folder))}
+
+
+def _files_in(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if _is_file(entry)}
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def left_over(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], list[str]]:

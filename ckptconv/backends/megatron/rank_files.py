@@ -6,6 +6,7 @@ generate_state_dict). `stages` joins them.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def _coordinates(coordinate: Coordinate, sizes: dict[str, int]) -> tuple[tuple[s
 def _home(folder: Path) -> Path | None:
     """The folder with the mp_rank_* folders; None if there is none."""
     for path in (folder, folder / "model"):
-        if path.is_dir() and any(_FOLDER.match(child.name) and child.is_dir() for child in path.iterdir()):
+        if path.is_dir() and any((path / name).is_dir() for name in filter(_FOLDER.match, os.listdir(path))):
             return path
     return None
 

@@ -102,8 +102,9 @@ def _padding(checkpoint: Checkpoint, config: Config) -> Iterator[str]:
         if rows:
             _check_rows(name, rows, vocabulary, checkpoint)
         if rows > vocabulary:
+            which = f"rows {vocabulary:,} to {rows - 1:,} of the vocabulary are"
             yield (
-                f"rows {vocabulary:,} to {rows - 1:,} of the vocabulary are padding and are not written: "
+                f"{which if rows > vocabulary + 1 else f'row {vocabulary:,} of the vocabulary is'} padding and not written: "
                 f"{rows:,} are stored, vocab_size in config.json is {vocabulary:,}"
             )
 

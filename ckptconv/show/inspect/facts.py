@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ckptconv.commands.inspect import Inspection, Next
 from ckptconv.errors import listed
+from ckptconv.show.lines import Command, Hanging
 from ckptconv.show.sink import NO, OK
 from ckptconv.show.units import count, size
 
@@ -43,7 +44,7 @@ def _rows(found: Inspection) -> list[tuple[str, str]]:
         rows.append(_mesh(found))
     dtypes = ", ".join(f"{name} {size(nbytes)}" for name, _, nbytes in found.dtypes)
     files = sum(len(rank.files) for rank in found.ranks)
-    stored = f"{found.tensors} tensors in {files} file{'s' * (files != 1)}"
+    stored = f"{found.tensors:,} tensors in {files:,} file{'s' * (files != 1)}"
     rows.append(("stores", f"{stored}, {count(found.parameters)} parameters: {dtypes}"))
     if found.replica_bytes:
         rows.append(("replicas", f"{size(found.replica_bytes)} on other ranks (ignored)"))
@@ -62,7 +63,7 @@ def _skipped(what: str, nbytes: int, reason: str) -> str:
 
 def _mesh(found: Inspection) -> tuple[str, str]:
     """The label and the text of the line that tells how tensors are sharded over the ranks."""
-    ranks = f"{found.world_size} rank{'s' * (found.world_size != 1)}"
+    ranks = f"{found.world_size:,} rank{'s' * (found.world_size != 1)}"
     storing = sum(rank.nbytes + rank.copies > 0 for rank in found.ranks)
     if storing < found.world_size:
         ranks += f", {storing} of them with weights"
@@ -96,24 +97,24 @@ def end(found: Inspection) -> list[RenderableType]:
     lines: list[RenderableType] = [_verdict(found)]
     lines += [Padding(Text(note, "yellow"), (0, 0, 0, 2)) for note in found.notes]
     if found.next is not None:
-        lines.append(Text.assemble(("  next: ", "dim"), found.next.command))
+        lines.append(Command(found.next.command, Text("  next: ", "dim")))
         lines += [Padding(text, (0, 0, 0, 8)) for text in _what_for(found.next)]
     return lines
 
 
-def _verdict(found: Inspection) -> Text:
+def _verdict(found: Inspection) -> Hanging:
     if found.complete:
         sentence = " complete: no element is missing, and replicas have the same shape and dtype"
-        return Text.assemble((OK, "green"), sentence)
+        return Hanging(Text.assemble((OK, "green"), sentence), 2)
     if found.complete is None:
         sentence = f" every stored element is there; not compared with a model: {found.why_not}"
-        return Text.assemble((OK, "green"), _printable(sentence))
-    return Text.assemble((NO, "red"), _printable(f" not a whole model: {found.why_not}"))
+        return Hanging(Text.assemble((OK, "green"), _printable(sentence)), 2)
+    return Hanging(Text.assemble((NO, "red"), _printable(f" not a whole model: {found.why_not}")), 2)
 
 
 def _what_for(next_: Next) -> list[Text]:
     if next_.writes:
-        files = f"{next_.files} file{'s' * (next_.files != 1)}"
-        return [Text(f"writes {next_.tensors} tensors, {next_.writes}, {size(next_.nbytes)} in {files}")]
+        files = f"{next_.files:,} file{'s' * (next_.files != 1)}"
+        return [Text(f"writes {next_.tensors:,} tensors, {next_.writes}, {size(next_.nbytes)} in {files}")]
     lines = [Text(f"not planned: {next_.why_not}", "yellow")] if next_.why_not else []
     return [*lines, Text.assemble(("hint: ", "dim"), next_.hint)] if next_.hint else lines

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from ckptconv.commands.inspect import Inspection, Row
+from ckptconv.show.lines import Name
 from ckptconv.show.ranks import is_flat, picture
 from ckptconv.show.units import shape, size
 
@@ -17,7 +17,7 @@ def tensors(found: Inspection, width: int) -> RenderableType:
     """A table with one row per name pattern, and more columns on a wide terminal."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", show_edge=False)
     sharded = found.is_sharded
-    table.add_column("tensor", overflow="fold", ratio=1)
+    table.add_column("tensor")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
     table.add_column("dtype", no_wrap=True)
@@ -29,7 +29,7 @@ def tensors(found: Inspection, width: int) -> RenderableType:
             table.add_column("ranks", no_wrap=True)
     for row in found.rows:
         cells: list[RenderableType] = [
-            Text(row.pattern), f"{row.count}×" if row.count > 1 else "", shape(row.shape), row.dtype,
+            Name(row.pattern), f"{row.count:,}×" if row.count > 1 else "", shape(row.shape), row.dtype,
         ]  # fmt: skip
         if not sharded or width >= _WIDER:
             cells.append(size(row.nbytes))

@@ -69,12 +69,16 @@ def test_the_screen(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", SCREENS)
 @pytest.mark.parametrize("columns", WIDTHS)
-def test_every_screen_fits_its_terminal_and_cuts_nothing(
+def test_every_screen_fits_its_terminal_and_shortens_names_in_their_middle(
     name: str, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran = shown(name, monkeypatch, columns)
+    ran, wide = shown(name, monkeypatch, columns), shown(name, monkeypatch, 1_000)
     assert max(map(len, ran.out.splitlines())) <= columns
-    assert "…" not in ran.out
+    assert "…" not in wide.out
+    whole = wide.out.split()
+    for short in re.findall(r"\S*…\S*", ran.out):
+        begin, _, end = short.partition("…")
+        assert any(word.startswith(begin) and word.endswith(end) for word in whole), short
 
 
 def test_a_peft_adapter(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
