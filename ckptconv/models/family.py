@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ckptconv.errors import CkptconvError, brief
 from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Cut, Grouped, Layout, Ungrouped
 
 Config = Mapping[str, Any]
+_MOST_EXPERTS = 1 << 16
 Layouts = Callable[[Config], tuple[Layout, ...]]
 
 
@@ -191,6 +193,18 @@ def vocabulary(config: Config) -> int:
     """Return the number of rows of the vocabulary that the Hub stores; ChatGLM's config calls it padded_vocab_size."""
     text = text_of(config)
     return int(text["vocab_size"] if "vocab_size" in text else text["padded_vocab_size"])
+
+
+def number_of_experts(config: Config, key: str) -> int:
+    """Return the number of experts per layer, of which the names of tensors are made.
+
+    Raises:
+        CkptconvError: the value is not a number of experts.
+    """
+    value = text_of(config)[key]
+    if type(value) is not int or not 0 < value <= _MOST_EXPERTS:
+        raise CkptconvError(f"{key} in config.json is not a number of experts", found=brief(value))
+    return value
 
 
 def qkv_layout(config: Config) -> Grouped:

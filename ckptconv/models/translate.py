@@ -21,6 +21,8 @@ from ckptconv.tensors.view import View, narrow
 
 T = TypeVar("T")
 F = TypeVar("F")
+# What a table raises where config.json has text, a list or 0 in the place of a number.
+_NO_NUMBERS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _Place = tuple[
     int, tuple[int, ...]
@@ -74,6 +76,16 @@ def made(families: Mapping[str, Callable[[Config], Family]], config: Config, who
             wanted=error.args[0],
             hint="name another: --config DIR",
         ) from error
+    except _NO_NUMBERS as error:
+        raise _no_numbers(error) from error
+
+
+def _no_numbers(error: Exception) -> CkptconvError:
+    return CkptconvError(
+        "config.json has a value of another kind than its key",
+        found=f"{type(error).__name__}: {error}",
+        hint="pass the right model: --config DIR or --config org/name",
+    )
 
 
 def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str) -> Renamed[T]:
@@ -214,7 +226,7 @@ def _apply(
     pieces: Pieces[T] = [Piece.of(value) for _, value in stored]
     without_name: list[tuple[str, T, str]] = []
     if rule.rows is not None:
-        wanted = rule.rows(config)
+        wanted = _rows(rule.rows, config)
         if rule.instead is not None and pieces[0].shape[0] < wanted:
             return [rule.instead], pieces, []
         for i, (name, _) in enumerate(stored):
@@ -228,7 +240,7 @@ def _apply(
             if rule.of_layer is None:
                 known[id(rule)] = layouts
         made = to_hub_layout(layouts, pieces)
-    except (CkptconvError, KeyError) as error:
+    except (CkptconvError, *_NO_NUMBERS) as error:
         raise CkptconvError(
             f"{first} does not have the layout that config.json implies",
             found=f"shape {list(pieces[0].shape)}; {error}",
@@ -240,6 +252,13 @@ def _apply(
     if len(made) != len(names):
         raise CkptconvError(f"{len(made)} tensors cannot be named {rule.hub.text}", where=first)
     return names, made, without_name
+
+
+def _rows(rows: Callable[[Config], int], config: Config) -> int:
+    try:
+        return rows(config)
+    except _NO_NUMBERS as error:
+        raise _no_numbers(error) from error
 
 
 def _in_order(group: _Group[T]) -> list[tuple[str, T]]:

@@ -177,7 +177,10 @@ def test_glyphs_say_without_colour_which_rank_stores_what(made: Made) -> None:
 )
 def test_inspect_fits_its_width_and_loses_no_number(made: Made, variant: str, columns: int) -> None:
     ran = cli("inspect", made(variant), columns=columns)
-    assert max(map(len, ran.out.splitlines())) <= columns
+    lines = [
+        line for line in ran.out.splitlines() if str(made(variant)) not in line
+    ]  # a path in a command stays whole
+    assert max(map(len, lines)) <= columns
     assert "…" not in ran.out.split("tensor ")[0]
     stored = len(tensors(made(variant) / "truth.safetensors"))
     assert f"{stored} tensors in" in " ".join(ran.out.split())

@@ -13,7 +13,7 @@ RUN = FIXTURES / "verl_fsdp2_w4" / "run"
 
 
 def calls_of(*words: object) -> int:
-    """How many functions, of Python and of C, a command calls in this thread; unlike its time, this is the same each time."""
+    """How many functions of Python and of C a command calls in this thread. Unlike its time, that is always the same."""
     count = 0
 
     def counted(frame: object, event: str, _: object) -> None:

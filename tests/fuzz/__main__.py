@@ -14,7 +14,8 @@ from random import Random
 
 from .guard import Finding, Guard
 from .places import work_folder
-from .targets import Target, targets
+from .target import Target
+from .targets import targets
 
 PER_SEED = 20  # unchanged inputs that each target reads first: what it imports is imported then
 

@@ -20,7 +20,8 @@ def main() -> None:
     with atheris.instrument_imports(include=["ckptconv"]):
         from .__main__ import show, warm_up
         from .guard import Guard
-        from .targets import Bytes, targets
+        from .target import Bytes
+        from .targets import targets
     name = sys.argv[1]
     chosen = targets(folder)
     target = next(target for target in chosen if isinstance(target, Bytes) and target.name == name)

@@ -23,6 +23,7 @@ _NUMBERS = (
     "rope_theta",
     "rms_norm_eps",
 )
+_MOST_LAYERS = 1 << 16
 # Settings that no class of transformers has together with the others; a config is made only where they are off.
 _OFF = ("rope_scaling", "rope_seq_len_interpolation_factor", "sliding_window_size", "moe_config")
 
@@ -36,6 +37,8 @@ def hub_config(values: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (values.get(_LLAMA) or values.get(_QWEN2)) or any(values.get(key) for key in _OFF):
         return None
     if any(type(values.get(key)) not in (int, float) for key in _NUMBERS):
+        return None
+    if type(values["num_hidden_layers"]) is not int or not 0 < values["num_hidden_layers"] <= _MOST_LAYERS:
         return None
     found = {key: values[key] for key in _SHARED if key in values}
     found["rope_theta"] = values["rope_theta"]  # transformers 4 reads this key, transformers 5 the next one

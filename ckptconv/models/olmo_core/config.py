@@ -58,7 +58,7 @@ def hub_config(values: Values) -> dict[str, Any] | None:
         return None
     try:
         return _made(model, values)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CkptconvError(
             "the model in OLMo-core's config.json cannot be read",
             found=f"{type(error).__name__}: {error}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ckptconv.models.family import Changed, Config, Family, Rule, Same
+from ckptconv.models.family import Changed, Config, Family, Rule, Same, number_of_experts
 from ckptconv.models.nested import text_of
 from ckptconv.models.olmo_core.experts import DownProjections, GatedProjections, RouterRows
 from ckptconv.models.pattern import Pattern
@@ -45,7 +45,7 @@ REORDERED = (
 def experts(config: Config) -> tuple[Rule, ...]:
     """The router and the experts, which OLMo-core keeps in flat stacks."""
     text = text_of(config)
-    count, hidden = int(text["num_experts"]), int(text["hidden_size"])
+    count, hidden = number_of_experts(config, "num_experts"), int(text["hidden_size"])
     width = int(text["intermediate_size"])
     gated, one = GatedProjections(count, hidden, width), M + "mlp.experts.{expert}."
     return (

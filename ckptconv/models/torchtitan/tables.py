@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ckptconv.models.family import MTP_COPIES, Changed, Config, Family, LeftOut, Rule, Same
+from ckptconv.models.family import MTP_COPIES, Changed, Config, Family, LeftOut, Rule, Same, number_of_experts
 from ckptconv.models.rules import Cut, Swap, Turned
 from ckptconv.models.torchtitan.verbs import EXPERTS, Experts, Heads, spelled
 
@@ -161,13 +161,13 @@ LLAMA4_TEXT = Family("Llama 4", spelled(llama4("")))
 
 def qwen3_moe(config: Config) -> Family:
     """Qwen3-MoE with the config's number of experts."""
-    experts = routed(int(config["num_experts"]))
+    experts = routed(number_of_experts(config, "num_experts"))
     return Family("Qwen3-MoE", QWEN3.rules + spelled((*experts, NO_BIAS)))
 
 
 def deepseek(config: Config) -> Family:
     """DeepSeek-V3 with the config's number of experts."""
-    count = int(config["n_routed_experts"])
+    count = number_of_experts(config, "n_routed_experts")
     rules = spelled(ends() + multi_token(count) + deepseek_layer(count))
     return Family("DeepSeek-V3", rules, copies=MTP_COPIES)
 
