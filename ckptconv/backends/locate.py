@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ckptconv.backends.runs import (
 )
 from ckptconv.backends.runs import rank_of as role_rank
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.tensors.far import entries, names_in
 from ckptconv.tensors.source_spec import Step
 
 Located = tuple[Backend, Place]
@@ -75,9 +75,7 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
 
     Sources: OpenRLHF, openrlhf/trainer/ppo_trainer.py; AReaL, areal/utils/saver.py.
     """
-    roles = [
-        p for p in map(path.joinpath, filter(is_role, os.listdir(path))) if p.is_dir() and step_folders(p)
-    ]
+    roles = [p for p in map(path.joinpath, filter(is_role, names_in(path))) if p.is_dir() and step_folders(p)]
     if not roles:
         return None
     first, *others = sorted(roles, key=lambda role: (role_rank(role.name), role.name))
@@ -103,9 +101,8 @@ def _role_in(
     step: Path, backends: Sequence[Backend], number: int | None, remarks: tuple[str, ...] = ()
 ) -> Located | None:
     """The trained model among a step's subfolders; of several of the same `Rank`, shards are preferred to whole models."""
-    with os.scandir(step) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    folders = [step / name for name in names]
+    names = sorted(e.name for e in entries(step) if not (e.is_file or e.name.startswith(".")))
+    folders = [path for path in map(step.joinpath, names) if path.is_dir()]
     folders = [path for path in folders if is_role(path.name) or not is_output(path)] or folders
     claimed = [(path, backend) for path in folders if (backend := _claim(path, backends))]
     if not claimed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.locate import locate
 from ckptconv.backends.runs import run_of, steps_of
 from ckptconv.errors import CkptconvError, Kind, listed
+from ckptconv.tensors.far import names_in
 from ckptconv.tensors.source_spec import Step
 
 # Files of an optimizer, by verl, accelerate and transformers, DeepSpeed, torchtitan.
@@ -29,7 +29,7 @@ def nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step |
         name: the value of --backend.
         step: the value of --step.
     """
-    names = sorted(os.listdir(root))
+    names = sorted(names_in(root))
     if not names:
         return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if name is not None and (other := locate(root, backends(None), step)) is not None:

@@ -6,7 +6,6 @@ also be in RUN/BELOW/. Each backend's package declares the names that trainers u
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ckptconv.backends.conventions import Rank, StepName
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import settings_text
 from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.far import names_in
 from ckptconv.tensors.source_spec import Step
 
 _NUMBER = re.compile(r"^[0-9]{1,18}$")
@@ -101,7 +101,7 @@ def step_folders(run: Path) -> list[StepFolder]:
     """The step folders of a run, ordered by step, epoch, version and name; the latest one is the last."""
     found = [
         StepFolder(path, name, _counted(path) if name.number is None else name.number)
-        for path in map(run.joinpath, filter(registry.step_named, os.listdir(run) if run.is_dir() else ()))
+        for path in map(run.joinpath, filter(registry.step_named, names_in(run) if run.is_dir() else ()))
         if (path.is_dir() or _is_file_of_a_step(path)) and (name := step_of(path)) is not None
     ]
     return sorted(found, key=lambda step: (step.name.is_newest, step.name.order, step.path.name))

@@ -139,8 +139,7 @@ def left_with_weights(folder: Path) -> list[str]:
     Such a subfolder has its own config next to its weights, and is not a step or a role of a run.
     """
     found = []
-    with os.scandir(folder) as entries:
-        below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    below = sorted(entry.name for entry in entries(folder) if entry.is_dir)
     for child in map(folder.joinpath, below):
         if is_trainers(child.name) or child.name.startswith("."):
             continue
@@ -230,7 +229,7 @@ def _is_wanted(name: str, include: Sequence[str]) -> bool:
 def _walk(folder: Path, inside: str = "") -> Iterator[str]:
     """Every visible file under a folder, relative to it, but for the folders that a trainer makes."""
     for entry in entries(folder):
-        name = entry.path.name
+        name = entry.name
         if name.startswith("."):
             continue
         if entry.is_dir:

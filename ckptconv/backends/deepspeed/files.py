@@ -7,7 +7,6 @@ parallel ranks: stages of a pipeline, and tensor parallel ranks within each.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ckptconv.formats.bounds import check_name, is_file_name, whole_numbers
 from ckptconv.formats.bounds import check_ranks as check_most
 from ckptconv.formats.json import settings_text
 from ckptconv.formats.torch_zip import TorchZip
+from ckptconv.tensors.far import names_in
 
 _MODEL = re.compile(r"^(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt$")
 _OPTIM = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
@@ -169,7 +169,7 @@ def shapes_of(value: Any, what: str, file: TorchZip) -> dict[str, tuple[int, ...
 
 def _states(folder: Path) -> list[str]:
     """The names of the files that may be DeepSpeed's; the folder may hold very many others."""
-    return [name for name in os.listdir(folder) if name.endswith("_states.pt")]
+    return [name for name in names_in(folder) if name.endswith("_states.pt")]
 
 
 def _has_files(folder: Path) -> bool:

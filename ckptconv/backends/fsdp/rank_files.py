@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -16,6 +15,7 @@ from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.crcs import same_archive
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.far import names_in
 
 RANK_FILE = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
 _LEAST = 1 << 10  # bytes; two ranks may hold equal ones and zeros in fewer bytes of shards
@@ -32,7 +32,7 @@ def find_rank_files(folders: Sequence[Path]) -> tuple[int, dict[int, Path]]:
     """
     found: dict[int, dict[int, Path]] = {}
     for folder in folders:
-        for name in sorted(filter(RANK_FILE.match, os.listdir(folder))):
+        for name in sorted(filter(RANK_FILE.match, names_in(folder))):
             path, match = folder / name, RANK_FILE.match(name)
             if match:
                 world, rank = int(match.group(1)), int(match.group(2))

@@ -6,7 +6,6 @@ what is cut and what is replicated, so values are never compared to find out. A 
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
@@ -22,6 +21,7 @@ from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped
+from ckptconv.tensors.far import names_in
 
 NAME = "fsdp"
 SIGN = "model_world_size_W_rank_R.pt (verl FSDP)"
@@ -32,7 +32,7 @@ saved_by = unknown_writer
 
 def is_mine(folder: Path) -> bool:
     """Return True if the folder holds at least one rank file."""
-    return any(map(RANK_FILE.match, os.listdir(folder)))
+    return any(map(RANK_FILE.match, names_in(folder)))
 
 
 def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
@@ -117,7 +117,7 @@ def _check_same_names(pieces: dict[str, Pieces], ranks: list[int], folder: Path)
 def _skipped(folders: Sequence[Path]) -> list[Skipped]:
     sizes: dict[str, int] = {}
     for folder in folders:
-        for name in os.listdir(folder):
+        for name in names_in(folder):
             kind = next((kind for start, kind in _NOT_READ.items() if name.startswith(start)), None)
             if kind is not None and (path := folder / name).is_file():
                 sizes[kind] = sizes.get(kind, 0) + path.stat().st_size

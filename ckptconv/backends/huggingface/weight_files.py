@@ -6,7 +6,6 @@ _get_resolved_checkpoint_files; peft/utils/constants.py; accelerate/utils/fsdp_u
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ckptconv.formats.bounds import check_name, check_ranks, is_file_name
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.tensors.checkpoint import Skipped
+from ckptconv.tensors.far import entries
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _SINGLE = "model.safetensors"
@@ -103,15 +103,7 @@ def sizes_of(folder: Path) -> dict[str, int]:
 
 
 def _files_in(folder: Path) -> set[str]:
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if _is_file(entry)}
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link to itself
-        return False
+    return {entry.name for entry in entries(folder) if entry.is_file}
 
 
 def left_over(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], list[str]]:

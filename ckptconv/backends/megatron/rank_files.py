@@ -6,7 +6,6 @@ generate_state_dict). `stages` joins them.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from ckptconv.formats.bounds import check_name, check_ranks
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, Mesh, RankFile, Skipped
+from ckptconv.tensors.far import names_in
 from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.view import View
 
@@ -110,7 +110,7 @@ def _coordinates(coordinate: Coordinate, sizes: dict[str, int]) -> tuple[tuple[s
 def _home(folder: Path) -> Path | None:
     """The folder with the mp_rank_* folders; None if there is none."""
     for path in (folder, folder / "model"):
-        if path.is_dir() and any((path / name).is_dir() for name in filter(_FOLDER.match, os.listdir(path))):
+        if path.is_dir() and any((path / name).is_dir() for name in filter(_FOLDER.match, names_in(path))):
             return path
     return None
 
