@@ -120,7 +120,13 @@ def _per_layer(text: Mapping[str, Any]) -> bool:
         isinstance(text.get(key), list) for key in ("intermediate_size", "num_key_value_heads")
     ) or any(
         key in text
-        for key in ("global_head_dim", "num_global_key_value_heads", "block_configs", "intermediate_size_mlp")
+        for key in (
+            "global_head_dim",
+            "num_global_key_value_heads",
+            "block_configs",
+            "intermediate_size_mlp",
+            "dense_intermediate_size",
+        )
     )
 
 

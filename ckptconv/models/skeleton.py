@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.models import facts
+from ckptconv.models.nested import text_of
 
 _DATA = Path(__file__).with_name("skeletons.zip")
 _LISTED = "classes.json"
 Numbers = tuple[int, ...]  # the numbers in a name, in order
 
 # Model types whose tensors the skeleton of their class does not describe: two use another type's class under Hub names of
-# their own, and Lfm2Moe's skeleton was built without experts.
-_OTHER_FORMS = ("exaone", "lfm2_moe", "sarvam_moe")
+# their own, Lfm2Moe's skeleton was built without experts, and MiniMax-M3's without dense layers.
+_OTHER_FORMS = ("exaone", "lfm2_moe", "minimax_m3_vl", "sarvam_moe")
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,18 @@ class Skeleton:
         return found
 
 
+def _is_another_gemma4(config: Mapping[str, Any]) -> bool:
+    """Return whether a Gemma 4 shares keys between layers, has experts, or lacks per-layer embeddings."""
+    if not str(config.get("model_type")).startswith("gemma4"):
+        return False
+    text = text_of(config)
+    plain = text.get("hidden_size_per_layer_input", True) and not text.get("num_kv_shared_layers")
+    return bool(not plain or text.get("enable_moe_block"))
+
+
 def skeleton_of(config: Mapping[str, Any]) -> Skeleton | None:
     """The skeleton of the class that a config names; None if it is not a class of transformers."""
-    if config.get("model_type") in _OTHER_FORMS:
+    if config.get("model_type") in _OTHER_FORMS or _is_another_gemma4(config):
         return None
     named = facts.named_architectures(config)
     name = named[0] if named else facts.default_architecture(dict(config))

@@ -167,6 +167,8 @@ def by_megatron_bridge(case: Any) -> Loaded:
         provider.q_lora_rank = bridge.hf_pretrained.config.q_lora_rank
     if mtp := getattr(bridge.hf_pretrained.config, "num_nextn_predict_layers", 0):
         provider.mtp_num_layers = mtp
+    if case.family == "minimax_m3_vl":  # its default asks for a package of kernels
+        provider.moe_token_dispatcher_type = "alltoall"
     provider.finalize()
     if case.lora:
         provider.register_pre_wrap_hook(with_lora(case.lora))

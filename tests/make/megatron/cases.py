@@ -524,7 +524,7 @@ CASES: dict[str, Case] = {
         for name, shows, sizes in (
             ("exaone4", "norms after the blocks only", {"tp": 2}),
             ("exaone_moe", "a dense layer, shared experts", {"tp": 2, "ep": 2}),
-            ("falcon_h1", "Mamba-2 beside attention", {"tp": 2}),
+            ("falcon_h1", "Mamba-2 beside attention", {}),
             ("mimo_v2_flash", "heads by layer, sinks, two MTP layers", {"tp": 2, "ep": 2}),
             ("bailing_moe_v2", "query_key_value: all q, all k, all v", {"tp": 2, "ep": 2}),
             ("sarvam_moe", "query_key_value: all q, all k, all v", {"tp": 2, "ep": 2}),
@@ -561,4 +561,15 @@ CASES: dict[str, Case] = {
         new=True,
         source=True,
     ),
+    **{
+        f"{name}_mcb": Case(name, shows, "mlm", bridge="mcore_bridge", new=True, **sizes)
+        for name, shows, sizes in (
+            ("bailing_hybrid", "lightning attention, then latent attention", {"tp": 2, "ep": 2}),
+            ("glm46v", "GLM-4V's language model inside", {"pp": 2, "pad": 2}),
+            ("llama4_text", "experts in one transposed tensor", {"tp": 2, "ep": 2}),
+            ("qwen3_asr", "Qwen3 inside", {"tp": 2, "pad": 4}),
+            ("gemma4", "Gemma 4 inside", {"tp": 2, "ep": 2}),
+            ("deepseek_v4", "hyper-connections, compressed attention", {"tp": 2, "ep": 2}),
+        )
+    },
 }

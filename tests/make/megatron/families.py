@@ -56,6 +56,7 @@ class New:
     outer: for models whose code is not in transformers: the part of the config that is the language model's; its tensors
         have `language_model.` before their names. extra: shapes of the other modules' tensors.
     files: further files of the folder, such as the code that a bridge loads from it.
+    without: keys of tiny.TEXT that the model's config does not have.
     """
 
     model_type: str
@@ -68,6 +69,7 @@ class New:
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
     finish: Callable[[Tensors], Tensors] = lambda tensors: tensors
     files: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 EXPERTS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import families
 from families import (
     DELTA,
@@ -32,6 +34,7 @@ FALCON = TEXT | {
     "mamba_expand": 2,
     "mamba_rms_norm": True,
     "mamba_norm_before_gate": False,
+    "mamba_chunk_size": 8,
     "mlp_multipliers": [1.0, 1.0],
     "ssm_multipliers": [1.0] * 5,
 }
@@ -78,7 +81,7 @@ BAILING = DOTS | {
     "rope_theta": 10000.0,
 }
 SARVAM = BAILING | {"routed_scaling_factor": 2.5}
-GEMMA4 = TEXT | {
+GEMMA4 = {key: value for key, value in TEXT.items() if key != "rope_theta"} | {
     "vocab_size": 90,
     "head_dim": 8,
     "global_head_dim": 10,
@@ -145,6 +148,14 @@ DEEPSEEK_V4 = {
     "num_hash_layers": 1,
     "compress_ratios": [0, 4, 128],
     "sliding_window": 8,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 4,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
     "num_nextn_predict_layers": 0,
     "tie_word_embeddings": False,
 }
@@ -230,6 +241,92 @@ def with_nemotron_mtp(tensors: Tensors) -> Tensors:
     return tensors | made | {name: made[name].float() for name in biases}
 
 
+def in_float32(*ends: str) -> Callable[[Tensors], Tensors]:
+    """Makes the tensors whose names end so float32, as Megatron-Bridge holds them."""
+    return lambda tensors: {n: t.float() if n.endswith(ends) else t for n, t in tensors.items()}
+
+
+MCORE = {
+    "bailing_hybrid": New(
+        "bailing_hybrid",
+        BAILING
+        | {
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 6,
+            "layer_group_size": 2,
+            "group_norm_size": 2,
+            "q_lora_rank": 14,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 6,
+            "v_head_dim": 7,
+            "first_k_dense_replace": 1,
+        },
+        like="dots1",
+        architecture="BailingMoeV2_5ForCausalLM",
+        finish=then(BAILING_NAMES, lambda tensors: with_latent_layer(tensors)),
+    ),
+    "glm46v": New(
+        "glm46v",
+        {
+            "text_config": TEXT
+            | {
+                "model_type": "glm4v_text",
+                "num_hidden_layers": 2,
+                "hidden_size": 36,
+                "attention_bias": True,
+                "rope_parameters": families.ROPE_3D | {"partial_rotary_factor": 0.5},
+            },
+            "vision_config": VISION
+            | {"out_hidden_size": 36, "image_size": 8, "intermediate_size": 20, "model_type": "glm4v_vision"},
+        },
+        auto="AutoModelForImageTextToText",
+    ),
+    "llama4_text": New(
+        "llama4_text",
+        {
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "intermediate_size": 10,
+            "intermediate_size_mlp": 18,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+            "attn_temperature_tuning": False,
+            "use_qk_norm": True,
+            "vocab_size": 90,
+        },
+    ),
+    "qwen3_asr": New(
+        "qwen3_asr",
+        {
+            "audio_config": families.AUDIO | {"output_dim": 26},
+            "text_config": TEXT | {"model_type": "qwen3", "head_dim": 8, "num_hidden_layers": 2},
+        },
+        auto="AutoModelForSpeechSeq2Seq",
+    ),
+}
+
+
+def with_latent_layer(tensors: Tensors) -> Tensors:
+    """Ling 2.5: the first layer's attention gets a gate and a norm, the second one's becomes latent attention."""
+    hidden, heads = 22, 6
+    first, second = "model.layers.0.attention.", "model.layers.1.attention."
+    made = {name: t for name, t in tensors.items() if not name.startswith(second)}
+    shapes = {
+        first + "g_proj.weight": (heads * 8, hidden),
+        first + "g_norm.weight": (heads * 8,),
+        second + "q_a_proj.weight": (14, hidden),
+        second + "q_a_layernorm.weight": (14,),
+        second + "q_b_proj.weight": (heads * (8 + 6), 14),
+        second + "kv_a_proj_with_mqa.weight": (16 + 6, hidden),
+        second + "kv_a_layernorm.weight": (16,),
+        second + "kv_b_proj.weight": (heads * (8 + 7), 16),
+        second + "dense.weight": (hidden, heads * 7),
+    }
+    return made | {name: values_of(name, shape) for name, shape in shapes.items()}
+
+
 DECI = {
     "block_configs": [
         {
@@ -247,159 +344,169 @@ AUDIO = {
     "max_source_positions": 20,
 }
 
-NEW: dict[str, New] = families.NEW | {
-    "exaone4": New(
-        "exaone4",
-        {
-            "head_dim": 8,
-            "vocab_size": 90,
-            "sliding_window": None,
-            "sliding_window_pattern": None,
-            "layer_types": ["full_attention"] * 3,
-        },
-    ),
-    "exaone_moe": New(
-        "exaone_moe",
-        EXPERTS
-        | {
-            "vocab_size": 90,
-            "head_dim": 8,
-            "num_shared_experts": 2,
-            "first_k_dense_replace": 1,
-            "sliding_window": 9,
-            "sliding_window_pattern": 2,
-            "mlp_layer_types": ["dense", "sparse"],
-        },
-    ),
-    "nemotron_h_moe": New("nemotron_h", NEMOTRON, finish=with_nemotron_mtp),
-    "falcon_h1": New("falcon_h1", FALCON),
-    "mimo_v2_flash": New(
-        "mimo_v2_flash",
-        MIMO_V2,
-        like="mimo_v2_flash",
-        architecture="MiMoV2FlashForCausalLM",
-        finish=with_mimo_mtp,
-    ),
-    "bailing_moe_v2": New(
-        "bailing_moe_v2", BAILING, like="dots1", architecture="BailingMoeV2ForCausalLM", finish=BAILING_NAMES
-    ),
-    "sarvam_moe": New(
-        "sarvam_moe", BAILING, like="dots1", architecture="SarvamMoEForCausalLM", finish=BAILING_NAMES
-    ),
-    "sarvam_mla": New(
-        "sarvam_mla",
-        LATENT
-        | families.NOAUX
-        | {
-            "q_lora_rank": None,
-            "first_k_dense_replace": 1,
-            "num_experts": 4,
-            "num_shared_experts": 1,
-            "routed_scaling_factor": 2.5,
-            "vocab_size": 90,
-            "intermediate_size": 42,
-        },
-        like="deepseek_v3",
-        architecture="SarvamMLAForCausalLM",
-    ),
-    "qwen3_5_text": New("qwen3_5_text", DELTA | {"vocab_size": 90}),
-    "qwen3_5_moe_text": New(
-        "qwen3_5_moe_text",
-        DELTA | EXPERTS | {"vocab_size": 90, "shared_expert_intermediate_size": 14},
-        finish=families.stacked_experts,
-    ),
-    "gemma4_text": New("gemma4_text", GEMMA4),
-    "gemma4_text_moe": New("gemma4_text", GEMMA4_MOE),
-    "gemma4": New(
-        "gemma4",
-        {
-            "text_config": GEMMA4_MOE | {"model_type": "gemma4_text"},
-            "vision_config": {
-                "hidden_size": 12,
-                "intermediate_size": 18,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 6,
-                "patch_size": 2,
-                "position_embedding_size": 16,
-            },
-            "audio_config": None,
-            "tie_word_embeddings": True,
-        },
-        auto="AutoModelForImageTextToText",
-    ),
-    "minimax_m3_vl": New(
-        "minimax_m3_vl",
-        {
-            "text_config": MINIMAX_M3 | {"model_type": "minimax_m3_vl_text"},
-            "vision_config": {
-                "hidden_size": 12,
-                "intermediate_size": 18,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 8,
-                "patch_size": 2,
-            },
-            "projector_hidden_size": 16,
-        },
-        auto="AutoModelForImageTextToText",
-    ),
-    "deepseek_v4": New("deepseek_v4", DEEPSEEK_V4),
-    "ernie4_5_vl_moe": New(
-        "ernie4_5_vl_moe",
-        {
-            "text_config": TEXT
-            | {
-                "vocab_size": 90,
-                "hidden_size": 24,
-                "num_hidden_layers": 2,
-                "moe_intermediate_size": [10, 6],
-                "moe_num_experts": 4,
-                "moe_k": 2,
-                "moe_num_shared_experts": 1,
-                "mlp_layer_types": ["dense", "sparse"],
-                "rope_parameters": {
-                    "rope_type": "ernie_3d",
-                    "rope_theta": 10000.0,
-                    "mrope_section": [1, 1, 0],
-                },
-            },
-            "vision_config": {
-                "depth": 1,
-                "hidden_size": 12,
-                "num_heads": 2,
-                "patch_size": 2,
-                "intermediate_size": 18,
-            },
-        },
-        auto="AutoModelForImageTextToText",
-    ),
-    "qwen2_audio": New(
-        "qwen2_audio",
-        {
-            "text_config": TEXT
-            | {"model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 36, "vocab_size": 90},
-            "audio_config": AUDIO,
-        },
-        auto="Qwen2AudioForConditionalGeneration",
-    ),
-    "exaone4_5": New(
-        "exaone4_5",
-        {
-            "text_config": TEXT
-            | {
-                "model_type": "exaone4",
+NEW: dict[str, New] = (
+    families.NEW
+    | MCORE
+    | {
+        "exaone4": New(
+            "exaone4",
+            {
                 "head_dim": 8,
-                "num_hidden_layers": 2,
                 "vocab_size": 90,
+                "tie_word_embeddings": True,
                 "sliding_window": None,
                 "sliding_window_pattern": None,
-                "layer_types": ["full_attention"] * 2,
+                "layer_types": ["full_attention"] * 3,
             },
-            "vision_config": VISION
-            | {"num_heads": 4, "num_key_value_heads": 2, "fullatt_block_indexes": [1], "window_size": 8},
-        },
-        auto="AutoModelForImageTextToText",
-    ),
-}
+        ),
+        "exaone_moe": New(
+            "exaone_moe",
+            EXPERTS
+            | {
+                "vocab_size": 90,
+                "head_dim": 8,
+                "num_shared_experts": 2,
+                "first_k_dense_replace": 1,
+                "sliding_window": 9,
+                "sliding_window_pattern": 2,
+                "mlp_layer_types": ["dense", "sparse"],
+            },
+        ),
+        "nemotron_h_moe": New("nemotron_h", NEMOTRON, finish=with_nemotron_mtp),
+        "falcon_h1": New("falcon_h1", FALCON),
+        "mimo_v2_flash": New(
+            "mimo_v2_flash",
+            MIMO_V2,
+            like="mimo_v2_flash",
+            architecture="MiMoV2FlashForCausalLM",
+            finish=with_mimo_mtp,
+        ),
+        "bailing_moe_v2": New(
+            "bailing_moe_v2",
+            BAILING,
+            like="dots1",
+            architecture="BailingMoeV2ForCausalLM",
+            finish=BAILING_NAMES,
+        ),
+        "sarvam_moe": New(
+            "sarvam_moe", SARVAM, like="dots1", architecture="SarvamMoEForCausalLM", finish=BAILING_NAMES
+        ),
+        "sarvam_mla": New(
+            "sarvam_mla",
+            LATENT
+            | families.NOAUX
+            | {
+                "q_lora_rank": None,
+                "first_k_dense_replace": 1,
+                "num_experts": 4,
+                "num_shared_experts": 1,
+                "routed_scaling_factor": 2.5,
+                "vocab_size": 90,
+                "intermediate_size": 42,
+            },
+            like="deepseek_v3",
+            architecture="SarvamMLAForCausalLM",
+        ),
+        "qwen3_5_text": New("qwen3_5_text", DELTA | {"vocab_size": 90}),
+        "qwen3_5_moe_text": New(
+            "qwen3_5_moe_text",
+            DELTA | EXPERTS | {"vocab_size": 90, "shared_expert_intermediate_size": 14},
+            finish=families.stacked_experts,
+        ),
+        "gemma4_text": New("gemma4_text", GEMMA4, without=("rope_theta",)),
+        "gemma4_text_moe": New("gemma4_text", GEMMA4_MOE, without=("rope_theta",)),
+        "gemma4": New(
+            "gemma4",
+            {
+                "text_config": GEMMA4_MOE | {"model_type": "gemma4_text"},
+                "vision_config": {
+                    "hidden_size": 12,
+                    "intermediate_size": 18,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "head_dim": 6,
+                    "patch_size": 2,
+                    "position_embedding_size": 16,
+                },
+                "audio_config": None,
+                "tie_word_embeddings": True,
+            },
+            auto="AutoModelForImageTextToText",
+        ),
+        "minimax_m3_vl": New(
+            "minimax_m3_vl",
+            {
+                "text_config": MINIMAX_M3 | {"model_type": "minimax_m3_vl_text"},
+                "vision_config": {
+                    "hidden_size": 12,
+                    "intermediate_size": 18,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "image_size": 8,
+                    "patch_size": 2,
+                },
+                "projector_hidden_size": 16,
+            },
+            finish=in_float32("block_sparse_moe.gate.weight", "patch_embedding.weight"),
+            auto="AutoModelForImageTextToText",
+        ),
+        "deepseek_v4": New("deepseek_v4", DEEPSEEK_V4),
+        "ernie4_5_vl_moe": New(
+            "ernie4_5_vl_moe",
+            {
+                "text_config": TEXT
+                | {
+                    "vocab_size": 90,
+                    "hidden_size": 24,
+                    "num_hidden_layers": 2,
+                    "moe_intermediate_size": [10, 6],
+                    "moe_num_experts": 4,
+                    "moe_k": 2,
+                    "moe_num_shared_experts": 1,
+                    "mlp_layer_types": ["dense", "sparse"],
+                    "rope_parameters": {
+                        "rope_type": "ernie_3d",
+                        "rope_theta": 10000.0,
+                        "mrope_section": [1, 1, 0],
+                    },
+                },
+                "vision_config": {
+                    "depth": 1,
+                    "hidden_size": 12,
+                    "num_heads": 2,
+                    "patch_size": 2,
+                    "intermediate_size": 18,
+                },
+            },
+            auto="AutoModelForImageTextToText",
+        ),
+        "qwen2_audio": New(
+            "qwen2_audio",
+            {
+                "text_config": TEXT
+                | {"model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 36, "vocab_size": 90},
+                "audio_config": AUDIO,
+            },
+            auto="Qwen2AudioForConditionalGeneration",
+        ),
+        "exaone4_5": New(
+            "exaone4_5",
+            {
+                "text_config": TEXT
+                | {
+                    "model_type": "exaone4",
+                    "head_dim": 8,
+                    "num_hidden_layers": 2,
+                    "vocab_size": 90,
+                    "sliding_window": None,
+                    "sliding_window_pattern": None,
+                    "layer_types": ["full_attention"] * 2,
+                },
+                "vision_config": VISION
+                | {"num_heads": 4, "num_key_value_heads": 2, "fullatt_block_indexes": [1], "window_size": 8},
+            },
+            auto="AutoModelForImageTextToText",
+        ),
+    }
+)

@@ -390,6 +390,7 @@ def make_new(new: families.New, folder: Path) -> None:
         return
     parts = {key for key in new.values if key.endswith("_config")}
     text = TEXT if not parts else {"tie_word_embeddings": False}
+    text = {key: value for key, value in text.items() if key not in new.without}
     config = transformers.AutoConfig.for_model(new.like or new.model_type, **(text | new.values))
     inner = getattr(config, f"{new.inner}_config") if new.inner else config
     write(inner, folder, getattr(transformers, new.auto), families.values_of)

@@ -230,19 +230,19 @@ COMPOSED = {
         around("MiniMax-M3", OWN, OWN_HEAD, MINIMAX_M3_FORM, language=MINIMAX_M3),
         "Megatron-Bridge, minimax_m3/minimax_m3_bridge.py",
     ),
-    "gemma4": by_source(
+    "gemma4": proven(
         "Gemma 4",
         around(
             "Gemma 4",
             INSIDE,
             "lm_head.",
-            *in_model("vision_tower", "embed_vision", "audio_tower", "embed_audio"),
+            *in_model("vision_tower", "embed_vision", "audio_tower", "Megatron-Bridge"),
         ),
         "Megatron-Bridge, gemma_vl/gemma4_vl_bridge.py",
     ),
-    "exaone4_5": by_source(
+    "exaone4_5": proven(
         "Exaone 4.5",
         around("Exaone 4.5", INSIDE, "lm_head.", EXAONE_TOWER, language=EXAONE4),
-        "Megatron-Bridge, exaone/exaone45/exaone45_bridge.py",
+        "Megatron-Bridge",
     ),
 }

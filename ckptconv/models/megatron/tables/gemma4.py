@@ -8,12 +8,14 @@ Sources: Megatron-Bridge, gemma/gemma4_bridge.py and gemma/modeling_gemma4.py; m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from ckptconv.models.family import Config, Family, GateUp, Rule, Same, Vocab
+from ckptconv.models.family import Config, Family, GateUp, LeftOut, Rule, Same, Vocab
 from ckptconv.models.megatron.composed import ByConfig
-from ckptconv.models.megatron.listed import by_source
-from ckptconv.models.megatron.tables.parts import MLP, QK_NORM, L, M, renamed, stacked_experts
+from ckptconv.models.megatron.listed import proven
+from ckptconv.models.megatron.tables.parts import MLP, L, M, renamed, stacked_experts
+from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
 from ckptconv.models.rules import Grouped
 
@@ -25,10 +27,11 @@ SHARED_KEYS = "this layer uses an earlier layer's keys and values, and never rea
 def heads(config: Config, layer: int) -> tuple[int, int, int]:
     """Return a layer's query heads, KV heads and head size."""
     full = config["layer_types"][layer] == "full_attention"
-    groups = int(config["num_key_value_heads"])
+    own = (config.get("per_layer_config") or {}).get(str(layer), {})  # as transformers 5.23 writes it
+    groups = int(own.get("num_key_value_heads") or config["num_key_value_heads"])
     if full and config.get("attention_k_eq_v"):
         groups = int(config.get("num_global_key_value_heads") or groups)
-    head_dim = (config.get("global_head_dim") if full else None) or config["head_dim"]
+    head_dim = own.get("head_dim") or (config.get("global_head_dim") if full else None) or config["head_dim"]
     return int(config["num_attention_heads"]), groups, int(head_dim)
 
 
@@ -41,29 +44,51 @@ def has(config: Config, layer: int) -> str:
     return "qk" if full and config.get("attention_k_eq_v") else "qkv"
 
 
-def qkv(config: Config, layer: int, every_part: bool) -> Rule:
-    """Return the line of a layer's linear_qkv. every_part: whether Megatron has rows that the Hub does not have."""
+def attention(config: Config, layer: int, trained: str, every_part: bool) -> Iterator[Rule]:
+    """Yield the lines of a layer's attention.
+
+    Args:
+        config: the language model's config.
+        layer: the layer's number in the whole model.
+        trained: Megatron's prefix of the layer's attention.
+        every_part: whether Megatron has rows for keys and values that the Hub does not have.
+    """
     (queries, groups, head_dim), kept = heads(config, layer), has(config, layer)
     parts = (queries // groups * head_dim, head_dim, head_dim)[: 3 if every_part else len(kept)]
-    if parts == (parts[0],):
-        groups, parts = 1, (queries * head_dim,)
-    rule = Rule(
-        Pattern(f"decoder.layers.{layer}.self_attention.linear_qkv.weight"),
-        Pattern(
-            f"model.layers.{layer}.self_attn.{{{','.join(kept)}}}_proj.weight"
-            if len(kept) > 1
-            else f"model.layers.{layer}.self_attn.q_proj.weight"
-        ),
+    hub = f"model.layers.{layer}."
+    letters = f"{{{','.join(kept)}}}" if len(kept) > 1 else kept
+    qkv = Rule(
+        Pattern(trained + "linear_qkv.weight"),
+        Pattern(f"{hub}self_attn.{letters}_proj.weight"),
         lambda config: (Grouped(groups, parts),),
     )
     unread = {"q": SHARED_KEYS, "qk": NO_VALUES, "qkv": ""}[kept]
-    return replace(rule, rest=unread if every_part else "")
+    yield replace(qkv, rest=unread if every_part else "")
+    yield Same(trained + "linear_qkv.layer_norm_weight", hub + "input_layernorm.weight")
+    yield Same(trained + "linear_proj.weight", hub + "self_attn.o_proj.weight")
+    yield Same(trained + "linear_proj.post_layernorm.weight", hub + "post_attention_layernorm.weight")
+    yield Same(trained + "q_layernorm.weight", hub + "self_attn.q_norm.weight")
+    if kept == "q":
+        yield LeftOut(trained + "k_layernorm.weight", SHARED_KEYS)
+    else:
+        yield Same(trained + "k_layernorm.weight", hub + "self_attn.k_norm.weight")
 
 
-def all_qkv(config: Config, every_part: bool) -> tuple[Rule, ...]:
-    """Return the lines of linear_qkv of all layers."""
+def every_attention(config: Config, every_part: bool) -> Iterator[Rule]:
+    """Yield the lines of every layer's attention.
+
+    Megatron-Bridge's torch_dist files count the layers of each kind on their own, under a name for each kind
+    (gemma/modeling_gemma4.py, sharded_state_dict).
+    """
+    counts = {"sliding": 0, "global": 0}
     layers = min(int(config["num_hidden_layers"]), len(config["layer_types"]), MOST_LAYERS)
-    return tuple(qkv(config, layer, every_part) for layer in range(layers))
+    for layer in range(layers):
+        kind = "global" if config["layer_types"][layer] == "full_attention" else "sliding"
+        if every_part:
+            number = counts[kind]
+            yield from attention(config, layer, f"decoder.layers.{number}.self_attention_{kind}.", True)
+            counts[kind] += 1
+        yield from attention(config, layer, f"decoder.layers.{layer}.self_attention.", every_part)
 
 
 ENDS = (
@@ -72,8 +97,6 @@ ENDS = (
     Vocab("output_layer.weight", "lm_head.weight", instead="score.weight"),
 )
 LAYER = (
-    Same(L + "self_attention.linear_proj.weight", M + "self_attn.o_proj.weight"),
-    *QK_NORM,
     *MLP,
     Same(L + "layer_scalar", M + "layer_scalar"),
     *(Same(L + f"{n}.weight", M + f"{n}.weight") for n in ("per_layer_input_gate", "per_layer_projection")),
@@ -105,8 +128,18 @@ def experts(block: str, scales: str) -> tuple[Rule, ...]:
     )
 
 
+def per_layer_embedding(trained: str) -> Rule:
+    """Return the line of the per-layer embeddings, whose vocabulary may be smaller. trained: Megatron's name."""
+    return replace(
+        Vocab(trained, "model.embed_tokens_per_layer.weight"),
+        rows=lambda config: int(
+            text_of(config).get("vocab_size_per_layer_input") or text_of(config)["vocab_size"]
+        ),
+    )
+
+
 MEGATRON_BRIDGE_DENSE = (
-    Vocab("per_layer_embedding.weight", "model.embed_tokens_per_layer.weight"),
+    per_layer_embedding("per_layer_embedding.weight"),
     Same("per_layer_model_proj.weight", "model.per_layer_model_projection.weight"),
     Same("per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight"),
     *norms(
@@ -118,8 +151,6 @@ MEGATRON_BRIDGE_DENSE = (
 )
 MEGATRON_BRIDGE_MOE = (
     *norms(
-        input_layernorm="self_attention.linear_qkv.layer_norm_weight",
-        post_attention_layernorm="self_attention.linear_proj.post_layernorm.weight",
         pre_feedforward_layernorm="pre_shared_expert_layernorm.weight",
         pre_feedforward_layernorm_2="pre_mlp_layernorm.weight",
         post_feedforward_layernorm_1="mlp.post_shared_expert_layernorm.weight",
@@ -131,10 +162,9 @@ MEGATRON_BRIDGE_MOE = (
     *experts("mlp", "mlp.router"),
 )
 MCORE_BRIDGE = (
-    Vocab("embed_tokens_per_layer.weight", "model.embed_tokens_per_layer.weight"),
+    per_layer_embedding("embed_tokens_per_layer.weight"),
     *(Same(f"{name}.weight", f"model.{name}.weight") for name in PER_LAYER[1:]),
     *norms(
-        input_layernorm="self_attention.linear_qkv.layer_norm_weight",
         post_attention_layernorm="post_attention_layernorm.weight",
         pre_feedforward_layernorm="mlp.linear_fc1.layer_norm_weight",
         pre_feedforward_layernorm_2="experts_mlp.pre_feedforward_layernorm_2.weight",
@@ -148,7 +178,7 @@ MCORE_BRIDGE = (
 
 def in_layout(config: Config, trainer: str, rules: tuple[Rule, ...], every_part: bool) -> Family:
     """Return the table in one trainer's layout."""
-    return Family(f"Gemma 4 ({trainer})", all_qkv(config, every_part) + rules + ENDS + LAYER)
+    return Family(f"Gemma 4 ({trainer})", tuple(every_attention(config, every_part)) + rules + ENDS + LAYER)
 
 
 def table(config: Config) -> Family:
@@ -175,5 +205,5 @@ def table(config: Config) -> Family:
 
 GEMMA4_TEXT = ByConfig("Gemma 4", table)
 GEMMA4 = {
-    "gemma4_text": by_source("Gemma 4 (text)", GEMMA4_TEXT, "Megatron-Bridge, gemma/gemma4_bridge.py"),
+    "gemma4_text": proven("Gemma 4 (text)", GEMMA4_TEXT, "Megatron-Bridge"),
 }

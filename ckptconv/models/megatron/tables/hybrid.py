@@ -25,7 +25,7 @@ from ckptconv.models.family import (
     ZeroCentered,
     qkv_layout,
 )
-from ckptconv.models.megatron.listed import by_source, proven
+from ckptconv.models.megatron.listed import proven
 from ckptconv.models.megatron.tables.parts import (
     ATTENTION,
     ENDS,
@@ -234,7 +234,5 @@ QWEN3_5_MOE = Kind("Qwen3.5-MoE", PARTS_3_5, NATIVE_3_5, in_proj_3_5, FUSED, ROU
 HYBRID = {
     "qwen3_next": proven("Qwen3-Next", QWEN3_NEXT, "Megatron-Bridge", "mcore-bridge"),
     "qwen3_5_text": proven("Qwen3.5 (text)", QWEN3_5, "Megatron-Bridge"),
-    "qwen3_5_moe_text": by_source(
-        "Qwen3.5-MoE (text)", QWEN3_5_MOE, "Megatron-Bridge, qwen/qwen35_bridge.py"
-    ),
+    "qwen3_5_moe_text": proven("Qwen3.5-MoE (text)", QWEN3_5_MOE, "Megatron-Bridge"),
 }

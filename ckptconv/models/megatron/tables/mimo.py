@@ -8,7 +8,7 @@ columns change places. Source: megatron/core/transformer/multi_token_prediction.
 from __future__ import annotations
 
 from ckptconv.models.family import Changed, Config, Family, Rule, Same, replace_of_layer
-from ckptconv.models.megatron.listed import by_source, proven
+from ckptconv.models.megatron.listed import proven
 from ckptconv.models.megatron.tables.dense import LLAMA
 from ckptconv.models.megatron.tables.parts import L, M, experts, mtp_layers, renamed
 from ckptconv.models.nested import text_of
@@ -66,7 +66,5 @@ V2_FLASH = Family(
 
 MIMO = {
     "mimo": proven("MiMo", TABLE, "mbridge"),
-    "mimo_v2_flash": by_source(
-        "MiMo-V2-Flash", V2_FLASH, "Megatron-Bridge, mimo_v2_flash/mimo_v2_flash_bridge.py"
-    ),
+    "mimo_v2_flash": proven("MiMo-V2-Flash", V2_FLASH, "Megatron-Bridge"),
 }

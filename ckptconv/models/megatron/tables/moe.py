@@ -122,15 +122,11 @@ MOE = {
     "deepseek": proven("DeepSeek v1", DEEPSEEK_V1, "mcore-bridge"),
     "hy_v3": proven("Hunyuan 3", HUNYUAN, "mcore-bridge"),
     "bailing_moe": proven("Bailing (Ling)", BAILING, "mcore-bridge"),
-    "bailing_moe_v2": by_source(
-        "Bailing v2 (Ling 2)", BAILING, "Megatron-Bridge, bailing/bailing_moe2_bridge.py"
-    ),
-    "sarvam_moe": by_source("Sarvam MoE", BAILING, "Megatron-Bridge, sarvam/sarvam_moe_bridge.py"),
+    "bailing_moe_v2": proven("Bailing v2 (Ling 2)", BAILING, "Megatron-Bridge"),
+    "sarvam_moe": proven("Sarvam MoE", BAILING, "Megatron-Bridge"),
     "bailing_hybrid": by_source(
         "Bailing hybrid (Ling 2.5)", BAILING_HYBRID, "mcore-bridge, model/gpts/bailing_hybrid.py"
     ),
-    "exaone_moe": by_source(
-        "Exaone MoE", EXAONE_MOE, "Megatron-Bridge, exaone/exaone_moe/exaone_moe_bridge.py"
-    ),
+    "exaone_moe": proven("Exaone MoE", EXAONE_MOE, "Megatron-Bridge"),
     "llama4_text": by_source("Llama 4 (text)", LLAMA4, "mcore-bridge, model/mm_gpts/llama4.py"),
 }
