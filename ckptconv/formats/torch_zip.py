@@ -7,8 +7,6 @@ central directory. The bytes of an entry begin after its local header, whose own
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,30 +18,36 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.formats.in_order import in_order
 from ckptconv.formats.stand_ins import Storage, TensorRecord
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.formats.zip_directory import (
     COPY_AGAIN,
     Directory,
     NotAZip,
+    RawDirectory,
     Window,
     ZipEntry,
     data_start,
     entries_of,
+    entry_at,
+    opened,
     raw_directory,
     read_at,
     read_directory,
 )
-from ckptconv.formats.zip_forms import RESAVE, Form, Forms, form_of
+from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, form_of
 from ckptconv.formats.zip_places import ZipFile
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.far import Handle, size_of
-from ckptconv.tensors.stored_file import StoredFile, far_of
+from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View, contiguous_strides, stored
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
 _MAX_PICKLE = 1 << 30
 _ROOM = 256  # bytes; no less than a local header with torch's padding
+_BEGINNING = 512  # bytes that tell what a file is, if it is not a zip
+_NEXT = 1024  # bytes after the pickle that hold the byte order, and torch's other small entries
 Load = Callable[[bytes, str], Any]  # (the pickle's bytes, its place for error messages) -> its object
 # A tensor with strides of 0 is larger than its storage. Beyond this many bytes it is refused; trainers' masks are smaller.
 _MOST_EXPANDED = 1 << 30
@@ -72,8 +76,8 @@ class TorchZip:
     root: Any
     form: Form
     crcs: Sequence[int]
+    _ints: Ints = field(default_factory=dict, compare=False, repr=False)
     _entries: dict[str, Entry] = field(default_factory=dict, compare=False, repr=False)
-    _ints: dict[TensorRecord, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -124,12 +128,16 @@ class TorchZip:
     def ints(self, tensor: TensorRecord) -> list[int]:
         """Read the values of a small integer tensor (the ranks of a mesh), in row-major order.
 
+        Ranks store the same mesh: of files that were opened with the same `Forms`, a storage of equal checksum is read once.
+
         Raises:
             CkptconvError: the tensor has more than 2^20 elements, or its dtype is not int32 or int64.
         """
-        if tensor not in self._ints:
-            self._ints[tensor] = self._read_ints(self.view(tensor))
-        return self._ints[tensor]
+        view, entry = self.view(tensor), self.form.places[tensor.storage.key]
+        known = tensor, entry.nbytes, self.crcs[entry.number] or self.path
+        if known not in self._ints:
+            self._ints[known] = self._read_ints(view)
+        return self._ints[known]
 
     def _read_ints(self, view: View) -> list[int]:
         item = itemsize(view.dtype)
@@ -183,6 +191,18 @@ def open_torch_zip(path: str, load: Load = safe_load, forms: Forms | None = None
         return _read(path, handle, 0, size_of(handle), load, forms or Forms())
 
 
+def open_torch_zips(
+    paths: Sequence[str], load: Load = safe_load, forms: Forms | None = None
+) -> Iterator[TorchZip]:
+    """Open many files, in their order; on a slow disk several at a time. See `open_torch_zip`.
+
+    The objects of two files are made one after another, so `load` may return one that the next call changes.
+    """
+    forms = forms or Forms()
+    for fetched in in_order(_fetch, paths):
+        yield _decode(fetched, load, forms)
+
+
 def torch_zip_at(path: str, handle: Handle, start: int, size: int, load: Load = safe_load) -> TorchZip:
     """Read the directory, the pickle and all local headers of an archive inside an open file, as DCP has one per tensor.
 
@@ -201,19 +221,51 @@ def torch_zip_at(path: str, handle: Handle, start: int, size: int, load: Load = 
 
 def _read(path: str, handle: Handle, start: int, size: int, load: Load, forms: Forms | None) -> TorchZip:
     """`forms`: None if every local header is read; else those of storages are left to the reader of their bytes."""
+    return _decode(_fetched(path, handle, start, size), load, forms)
+
+
+class _Fetched(NamedTuple):
+    """What is read of an archive before its directory is understood."""
+
+    window: Window
+    raw: RawDirectory
+
+
+def _fetch(path: str) -> _Fetched:
+    """Read the directory of a file, and the pickle where torch puts it: it is the archive's first entry."""
+    with opened(path) as handle:
+        fetched = _fetched(path, handle, 0, size_of(handle))
+        with _zips_only(path, handle, 0, fetched.window.size):
+            first = entry_at(fetched.raw.data, 0)[0] if fetched.raw.total else None
+        if first is not None and first.nbytes <= _MAX_PICKLE:
+            fetched.window.keep(first.header, first.nbytes + _NEXT)
+    fetched.window.release()
+    return fetched
+
+
+def _fetched(path: str, handle: Handle, start: int, size: int) -> _Fetched:
     with _zips_only(path, handle, start, size):
         window = Window(path, handle, start, size)
-        raw = raw_directory(window)
-        found = forms.find(raw, size) if forms is not None else None
-        entries = entries_of(raw) if found is None else []
+        return _Fetched(window, raw_directory(window))
+
+
+def _decode(fetched: _Fetched, load: Load, forms: Forms | None) -> TorchZip:
+    window, raw = fetched
+    path = window.path
+    found = forms.find(raw, window.size) if forms is not None else None
     if found is None:
+        try:
+            entries = entries_of(raw)
+        except NotAZip as error:
+            raise _not_a_zip(path, window.read(0, _BEGINNING), window.size, error) from error
         found = form_of(window, Directory(entries, raw.begin), compute=forms is not None)
         if forms is not None:
-            forms.add(found.form, raw, size)
+            forms.add(found.form, raw, window.size)
     form, crcs, main, order = found
     pickled = _pickle_of(window, main, order)
     file = ZipFile(path, form.starts, form.headers, form.names, found.prefix) if form.starts else path
-    return TorchZip(file, load(pickled, f"{path}:{main.name}"), form, crcs)
+    known = forms.ints if forms is not None else {}
+    return TorchZip(file, load(pickled, f"{path}:{main.name}"), form, crcs, known)
 
 
 def _pickle_of(window: Window, main: ZipEntry, order: ZipEntry | None) -> bytes:
@@ -233,33 +285,6 @@ def _pickle_of(window: Window, main: ZipEntry, order: ZipEntry | None) -> bytes:
     return _small_entry(window, main)
 
 
-@contextmanager
-def opened(path: str) -> Iterator[Handle]:
-    """Open a regular file, or an object in a store, for reading.
-
-    Raises:
-        CkptconvError: it cannot be read, or is a folder, pipe or device.
-    """
-    far = far_of(path)
-    if far is not None:
-        yield far
-        return
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
-    except OSError as error:
-        raise CkptconvError(
-            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
-        ) from error
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CkptconvError(
-                "not a torch.save file but a folder, pipe or device", where=path, kind=Kind.DAMAGED
-            )
-        yield handle
-    finally:
-        os.close(handle)
-
-
 def directory_of(path: str, handle: Handle, start: int, size: int) -> tuple[Window, Directory]:
     """Return an archive's range of the file, and its central directory.
 
@@ -276,7 +301,7 @@ def _zips_only(path: str, handle: Handle, start: int, size: int) -> Iterator[Non
     try:
         yield
     except NotAZip as error:
-        raise _not_a_zip(path, read_at(handle, 512, start, path), size, error) from error
+        raise _not_a_zip(path, read_at(handle, _BEGINNING, start, path), size, error) from error
 
 
 def _small_entry(window: Window, entry: ZipEntry) -> bytes:
@@ -320,4 +345,13 @@ def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvE
     return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]), kind=Kind.DAMAGED)
 
 
-__all__ = ["Entry", "Storage", "TorchZip", "directory_of", "open_torch_zip", "opened", "torch_zip_at"]
+__all__ = [
+    "Entry",
+    "Storage",
+    "TorchZip",
+    "directory_of",
+    "open_torch_zip",
+    "open_torch_zips",
+    "opened",
+    "torch_zip_at",
+]

@@ -8,11 +8,15 @@ has them.
 from __future__ import annotations
 
 import os
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.far import Handle
+from ckptconv.tensors.stored_file import far_of
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -75,7 +79,7 @@ class Window:
 
     def __init__(self, path: str, handle: Handle, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
-        self._handle = handle
+        self._handle: Handle | None = handle
         self._head: bytes | None = None
         tail = max(size - _EDGE, 0)
         self._tail_at, self._tail = tail, self._stored(size - tail, tail)
@@ -86,14 +90,14 @@ class Window:
         nbytes = max(min(nbytes, self.size - offset), 0)
         if offset < 0:
             return b""
+        if self._kept_at <= offset and offset + nbytes <= self._kept_at + len(self._kept):
+            return self._kept[offset - self._kept_at : offset - self._kept_at + nbytes]
         if offset + nbytes <= _EDGE:
             if self._head is None:
                 self._head = self._stored(min(_EDGE, self.size), 0)
             return self._head[offset : offset + nbytes]
         if offset >= self._tail_at:
             return self._tail[offset - self._tail_at : offset - self._tail_at + nbytes]
-        if self._kept_at <= offset and offset + nbytes <= self._kept_at + len(self._kept):
-            return self._kept[offset - self._kept_at : offset - self._kept_at + nbytes]
         return self._stored(nbytes, offset)
 
     def keep(self, offset: int, nbytes: int) -> None:
@@ -101,8 +105,42 @@ class Window:
         if nbytes <= _MOST_KEPT:
             self._kept_at, self._kept = offset, self.read(offset, nbytes)
 
+    def release(self) -> None:
+        """Forget the open file: what was not read yet is read from the file that `path` names then."""
+        self._handle = None
+
     def _stored(self, nbytes: int, offset: int) -> bytes:
-        return read_at(self._handle, nbytes, self.start + offset, self.path)
+        if self._handle is not None:
+            return read_at(self._handle, nbytes, self.start + offset, self.path)
+        with opened(self.path) as handle:
+            return read_at(handle, nbytes, self.start + offset, self.path)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Handle]:
+    """Open a regular file, or an object in a store, for reading.
+
+    Raises:
+        CkptconvError: it cannot be read, or is a folder, pipe or device.
+    """
+    far = far_of(path)
+    if far is not None:
+        yield far
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+    except OSError as error:
+        raise CkptconvError(
+            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
+        ) from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise CkptconvError(
+                "not a torch.save file but a folder, pipe or device", where=path, kind=Kind.DAMAGED
+            )
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def read_at(handle: Handle, nbytes: int, offset: int, path: str) -> bytes:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.zip_directory import Directory, RawDirectory, Window, ZipEntry, data_start, entry_at
 from ckptconv.formats.zip_places import computed_start
 
 RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
 _MAIN = "data.pkl"
+# A tensor, the size of its storage, and the storage's CRC, or the file if none was written -> the tensor's values.
+Ints = dict[tuple[TensorRecord, int, Union[int, str]], list[int]]  # noqa: UP007 - it is evaluated on Python 3.10
 _LENGTH, _LENGTH_AT, _NAME = (
     struct.Struct("<H"),
     28,
@@ -89,10 +92,15 @@ class Formed(NamedTuple):
 
 
 class Forms:
-    """The forms of one checkpoint's files."""
+    """The forms of one checkpoint's files.
+
+    Attributes:
+        ints: the values of small tensors that were read; see `TorchZip.ints`.
+    """
 
     def __init__(self) -> None:
         self._known: list[_Known] = []
+        self.ints: Ints = {}
 
     def find(self, raw: RawDirectory, size: int) -> Formed | None:
         """Return a directory in the form of a file before it, or None if none had its form.

@@ -9,6 +9,7 @@
                 short     read and write a third of what is asked for
                 cut       cut the file to half of its size before it is read
                 log       write kind and path of every such call into FAULT_SAY
+                slow:N    take N microseconds longer, as a disk over a network does
                 say       create the file FAULT_SAY, and wait until somebody removes it
    FAULT_COUNT  a file for the number of such calls */
 #define _GNU_SOURCE
@@ -50,6 +51,7 @@ static int fault(const char *kind, const char *path) {
   if (n < first) return 0;
   if (!strncmp(what, "errno:", 6)) { errno = atoi(what + 6); return 1; }
   if (!strcmp(what, "short")) return 3;
+  if (!strncmp(what, "slow:", 5)) { usleep(atoi(what + 5)); return 0; }
   if (!strncmp(what, "signals:", 8)) kill(getpid(), atoi(what + 8));
   if (!strcmp(what, "log")) {
     char line[PATH_MAX + 16];

@@ -15,7 +15,7 @@ from ckptconv.backends.deepspeed.universal import Universal, universal
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import Inert
-from ckptconv.formats.torch_zip import Load, TorchZip, open_torch_zip
+from ckptconv.formats.torch_zip import Load, TorchZip, open_torch_zips
 from ckptconv.tensors.view import View
 
 _OTHER_SAVES = "copy all of one step again"
@@ -94,7 +94,8 @@ def masters_of(files: Files, mp: int, model: ModelFiles, whole: Shapes) -> Maste
 def _partitioned(files: Files, mp: int, model: ModelFiles, world: int) -> Masters:
     load: Load = remembering()
     paths = files.optim[mp]
-    opened = {rank: open_torch_zip(str(path), load) for rank, path in sorted(paths.items())}
+    ordered = {rank: str(path) for rank, path in sorted(paths.items())}
+    opened = dict(zip(ordered, open_torch_zips(list(ordered.values()), load), strict=True))
     states = {rank: _state(file) for rank, file in opened.items()}
     first = next(iter(opened))
     for rank, state in states.items():

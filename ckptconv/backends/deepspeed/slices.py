@@ -20,7 +20,7 @@ from ckptconv.backends.deepspeed.one_save import check_steps
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Incomplete, listed
 from ckptconv.formats.bounds import check_ranks as check_most
-from ckptconv.formats.torch_zip import Load, open_torch_zip
+from ckptconv.formats.torch_zip import Load, open_torch_zips
 from ckptconv.tensors.boxes import Shape
 from ckptconv.tensors.checkpoint import Mesh
 
@@ -95,7 +95,8 @@ def read_slices(files: Files) -> Slices:
     load: Load = remembering()  # at stage 3 all ranks' pickles are equal
     models: dict[int, ModelFiles] = {}
     for mp, paths in sorted(files.model.items()):
-        opened = {rank: open_torch_zip(str(path), load) for rank, path in sorted(paths.items())}
+        ordered = {rank: str(path) for rank, path in sorted(paths.items())}
+        opened = dict(zip(ordered, open_torch_zips(list(ordered.values()), load), strict=True))
         shared = models[0].shared if 0 in models and not files.layers else None
         models[mp] = ModelFiles(opened, files.partitioned, shared)
     main = models[min(models)]

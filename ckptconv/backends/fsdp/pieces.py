@@ -6,6 +6,7 @@ is computed once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ckptconv.backends.fsdp.dtensors import Cut, DTensor, Whole, read_dtensor
@@ -15,7 +16,7 @@ from ckptconv.backends.fsdp.shared_pickles import RankPickles
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name, whole_numbers
 from ckptconv.formats.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord, field_of, items
-from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
+from ckptconv.formats.torch_zip import TorchZip, open_torch_zips
 from ckptconv.formats.zip_forms import Form, Forms
 from ckptconv.tensors.boxes import Box, Chunk
 from ckptconv.tensors.checkpoint import Mesh
@@ -130,17 +131,24 @@ class Reader:
         self._forms = Forms()
         self._roots: dict[int, _Root] = {}  # by their id
 
-    def read(self, path: str, rank: int) -> tuple[int, list[tuple[str, Piece]]]:
-        """Read the metadata of one rank file.
+    def read(self, paths: Mapping[int, str]) -> Iterator[tuple[int, int, list[tuple[str, Piece]]]]:
+        """Read the metadata of all rank files.
 
-        Returns:
-            The size of all storages in bytes, and (tensor name, piece) for every piece.
+        Args:
+            paths: rank -> its file.
+
+        Yields:
+            The rank, the size of all its storages in bytes, and (tensor name, piece) for every piece.
 
         Raises:
-            CkptconvError: the file is not a state dict, or one of its values is not a tensor.
+            CkptconvError: a file is not a state dict, or one of its values is not a tensor.
         """
-        file = open_torch_zip(path, self._pickles.load, self._forms)
-        root = file.root
+        files = open_torch_zips(list(paths.values()), self._pickles.load, self._forms)
+        for rank, file in zip(paths, files, strict=True):
+            yield rank, sum(place.nbytes for place in file.form.places.values()), self._pieces(file, rank)
+
+    def _pieces(self, file: TorchZip, rank: int) -> list[tuple[str, Piece]]:
+        path, root = file.path, file.root
         if not isinstance(root, dict):
             raise CkptconvError(
                 "the rank file does not hold a state dict", where=path, found=type(root).__name__
@@ -159,7 +167,7 @@ class Reader:
                     pieces += ((name, piece) for piece in _others(file, value))
             except CkptconvError as error:
                 raise error.within(inside=name, where=path) from error
-        return sum(place.nbytes for place in file.form.places.values()), pieces
+        return pieces
 
     def _new(self, root: dict[Any, Any], path: str) -> _Root:
         """Read what a state dict says that does not depend on the rank."""

@@ -49,8 +49,7 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     world_size, paths = find_rank_files(folders)
     pieces: dict[str, Pieces] = defaultdict(Pieces)
     reader, held = Reader(), 0
-    for rank, path in sorted(paths.items()):
-        nbytes, found = reader.read(str(path), rank)
+    for rank, nbytes, found in reader.read({rank: str(path) for rank, path in sorted(paths.items())}):
         held += nbytes
         for name, piece in found:
             pieces[name].add(name, rank, piece)

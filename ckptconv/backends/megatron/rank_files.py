@@ -25,7 +25,7 @@ from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.bounds import check_name, check_ranks
 from ckptconv.formats.stand_ins import TensorRecord
-from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
+from ckptconv.formats.torch_zip import TorchZip, open_torch_zips
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, Mesh, RankFile, Skipped
 from ckptconv.tensors.far import names_in
 from ckptconv.tensors.stored_file import path_of
@@ -66,7 +66,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     if home is None:
         raise CkptconvError("no mp_rank_* folders here", where=place.folder, kind=Kind.NOT_A_CHECKPOINT)
     found = _paths([home, *(_home(path) or path for path in also)])
-    opened = {numbers: open_torch_zip(str(path)) for numbers, path in sorted(found.items())}
+    ordered = {numbers: str(path) for numbers, path in sorted(found.items())}
+    opened = dict(zip(ordered, open_torch_zips(list(ordered.values())), strict=True))
     refuse_copies((file, None) for file in opened.values())
     ranks = _ranks_with_coordinates(opened)
     sizes = {axis: 1 + max(getattr(r.coordinate, axis) for r in ranks) for axis in ("tp", "pp", "ep")}

@@ -1,0 +1,68 @@
+"""Many files are read in order, by several threads where the first one was slow."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.helpers import ROLE
+from support.shim import faults, run
+
+from ckptconv.formats.in_order import in_order
+
+
+def slowly(number: int) -> tuple[int, int]:
+    time.sleep(0.003)
+    return number, threading.get_ident()
+
+
+def test_slow_files_are_read_by_several_threads_and_come_in_order() -> None:
+    found = list(in_order(slowly, range(60)))
+    assert [number for number, _ in found] == list(range(60))
+    assert len({thread for _, thread in found}) > 2
+
+
+def test_fast_files_are_read_by_the_caller_s_thread() -> None:
+    found = list(in_order(lambda number: (number, threading.get_ident()), range(60)))
+    assert {thread for _, thread in found} == {threading.get_ident()}
+
+
+def test_the_first_error_in_order_ends_it_and_no_further_file_is_begun() -> None:
+    begun: list[int] = []
+
+    def fails_at_7(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.003)
+        if number in (7, 9):
+            raise ValueError(f"file {number}")
+        return number
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="file 7"):
+        found += in_order(fails_at_7, range(1000))
+    assert found == list(range(7))
+    assert len(begun) < 100
+
+
+def test_not_more_than_a_bounded_number_is_read_ahead() -> None:
+    begun: list[int] = []
+
+    def counted(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.003)
+        return number
+
+    ahead = [len(begun) - number for number in in_order(counted, range(200))]
+    assert max(ahead) <= 34
+    assert max(ahead) > 2
+
+
+@pytest.mark.parametrize("kind", ["fsdp2_w4", "qwen3_moe_w4"])
+def test_a_slow_disk_changes_nothing_in_what_is_read(made: object, tmp_path: Path, kind: str) -> None:
+    folder = made(kind) / ROLE  # type: ignore[operator]
+    words = ("inspect", folder, "--json")
+    fast = run(*words)
+    slow = run(*words, env=faults("slow:2000", "open,read", folder))
+    assert (slow.code, slow.out) == (fast.code, fast.out)
