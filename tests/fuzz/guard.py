@@ -131,8 +131,8 @@ class Guard:
         raise Forbidden(event)
 
     def _is_table(self, path: Any) -> bool:
-        """True for the tables that ship with ckptconv, which are read when they are needed."""
-        return os.fsdecode(path).startswith(self._tables)
+        """True for the tables that ship with ckptconv and with transformers, which are read when they are needed."""
+        return os.fsdecode(path).startswith(self._tables) or "/transformers/models/auto/" in os.fsdecode(path)
 
     def _is_inside(self, path: Any) -> bool:
         return (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(self._root)
