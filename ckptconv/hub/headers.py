@@ -12,6 +12,8 @@ from pathlib import Path
 from ckptconv.backends.huggingface.read import Opened
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.safetensors import LENGTH, header_length, parse_header
+from ckptconv.hub.bounds import MOST
+from ckptconv.hub.errors import scrub
 from ckptconv.hub.reading import Listing, asked
 
 _AT_ONCE = 8
@@ -46,7 +48,7 @@ def _range(listing: Listing, name: str, begin: int, end: int) -> bytes:
     """
     if begin == end:
         return b""
-    return asked(listing.repo, lambda: _request(listing, name, begin, end))
+    return asked(listing.repo, lambda: _request(listing, name, begin, end), max(MOST, end - begin))
 
 
 def _request(listing: Listing, name: str, begin: int, end: int) -> bytes:
@@ -67,6 +69,15 @@ def _request(listing: Listing, name: str, begin: int, end: int) -> bytes:
                 found=f"status {answer.status_code}, {length or 'unknown'} bytes",
                 wanted=f"206 with {end - begin} bytes",
                 hint=f"hf download {listing.repo.name}, then name the folder",
+                kind=Kind.ENVIRONMENT,
+            )
+        stated = answer.headers.get("Content-Range", "")
+        if stated and not stated.startswith(f"bytes {begin}-{end - 1}/"):
+            raise CkptconvError(
+                "the Hub's storage answered with other bytes than were asked for",
+                where=f"{listing.repo.name}/{name}",
+                found=scrub(stated, None)[:80],
+                wanted=f"bytes {begin}-{end - 1}",
                 kind=Kind.ENVIRONMENT,
             )
         return bytes(answer.read())

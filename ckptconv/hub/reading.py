@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptconv import __version__
+from ckptconv.errors import brief
 from ckptconv.hub import errors
+from ckptconv.hub.bounds import MOST, bounded
 from ckptconv.hub.errors import Explanation, Explanations, guarded
 from ckptconv.hub.names import RepoName
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
+_COMMIT = re.compile(r"[^\x00-\x20/\\]{1,250}(?:/[^\x00-\x20/\\]{1,250})*")
 
 _AGAIN = "try again"
 _SIGN_IN = "hf auth login"
@@ -103,12 +107,21 @@ def is_offline() -> bool:
     return constants.is_offline_mode()
 
 
-def asked(repo: RepoName, step: Callable[[], T]) -> T:
+def asked(repo: RepoName, step: Callable[[], T], most: int = MOST) -> T:
     """Run a step that asks the Hub about a repository.
+
+    Args:
+        repo: the repository.
+        step: the step.
+        most: bytes of the longest answer that the step may get.
 
     Raises:
         CkptconvError: the step raised an error; huggingface_hub's are explained.
     """
+
+    def within() -> T:
+        with bounded(most):
+            return step()
 
     def explained(error: Exception) -> errors.CkptconvError:
         from huggingface_hub import constants, get_token
@@ -120,7 +133,7 @@ def asked(repo: RepoName, step: Callable[[], T]) -> T:
         }
         return errors.explain(error, _READ, words, token=get_token())
 
-    return guarded(step, explained)
+    return guarded(within, explained)
 
 
 def not_in_cache(repo: RepoName) -> errors.CkptconvError:
@@ -138,5 +151,30 @@ def listing(repo: RepoName) -> Listing:
         CkptconvError: the repository or the revision does not exist.
     """
     info = asked(repo, lambda: api().model_info(repo.name, revision=repo.revision, files_metadata=True))
-    files = {item.rfilename: item.size or 0 for item in info.siblings or ()}
-    return Listing(repo, info.sha or repo.revision or "main", files)
+    files = dict(_stated(repo, item.rfilename, item.size) for item in info.siblings or ())
+    commit = info.sha or repo.revision or "main"
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise _odd(repo, "a commit", commit)
+    return Listing(repo, commit, files)
+
+
+def _stated(repo: RepoName, name: object, nbytes: object) -> tuple[str, int]:
+    """A file's name and size, as the Hub states them.
+
+    Raises:
+        CkptconvError: the name leads out of the repository, or the size is not one.
+    """
+    if not isinstance(name, str) or not name.isprintable() or {"", ".", ".."} & set(name.split("/")):
+        raise _odd(repo, "a file's name", name)
+    if nbytes is not None and (type(nbytes) is not int or not 0 <= nbytes < 1 << 63):
+        raise _odd(repo, f"the size of {name}", nbytes)
+    return name, nbytes or 0
+
+
+def _odd(repo: RepoName, what: str, found: object) -> errors.CkptconvError:
+    return errors.CkptconvError(
+        f"{repo}: what the Hub states is not {what}",
+        found=brief(found),
+        hint="check HF_ENDPOINT",
+        kind=errors.Kind.DAMAGED,
+    )

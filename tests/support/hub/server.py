@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -78,6 +80,7 @@ class Hub:
     ignore_ranges: bool = False
     seen: list[Seen] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    lies: list[tuple[str, Callable[[Handler], None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = Store(self.root, USERS)
@@ -100,6 +103,10 @@ class Hub:
     def fail(self, pattern: str, how: int | str, skip: int = 0, times: int = 1) -> None:
         """Arrange one fault."""
         self.faults.append(Fault(pattern, how, skip, times))
+
+    def lie(self, pattern: str, how: Callable[[Handler], None]) -> None:
+        """Let `how` answer the requests whose "METHOD /path" matches, in its own way."""
+        self.lies.append((pattern, how))
 
     def requests(self, pattern: str) -> list[Seen]:
         """The requests so far whose "METHOD /path" matches."""
@@ -139,6 +146,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self._body()
+        for pattern, lie in self.hub.lies:
+            if re.search(pattern, f"{self.command} {self.path}"):
+                self._note(body, -1)
+                self.close_connection = True
+                with contextlib.suppress(OSError):  # the client has had enough
+                    lie(self)
+                return
         how = self._fault()
         if how == "hang":
             self.hub.hanging.set()
