@@ -74,9 +74,17 @@ def explained(error: Exception, address: Address) -> CkptconvError:
     if "error sending request" in text or "Connect" in text or "dns" in text.lower():
         hint = f"check the network and the proxy{_endpoint(address)}"
         return _error(f"{store} cannot be reached", address, hint)
-    if "body" in text.lower() or "connection" in text.lower() or "reset" in text.lower():
+    if is_broken(error):
         return _error(f"the connection to {store} broke", address, "try again")
     return _error(f"{store} cannot be read", address, f"try {list_it}", found=name)
+
+
+def is_broken(error: Exception) -> bool:
+    """True for a connection that ended within an answer, so that asking again may help."""
+    text = str(error).lower()
+    return not _STATUS.search(text) and any(
+        word in text for word in ("body", "connection closed", "reset", "incomplete")
+    )
 
 
 _REGION_CODES = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import random
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -11,12 +13,13 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage.address import Address
 from ckptconv.storage.base import Listed, Object
 from ckptconv.storage.credentials import aws_profile
-from ckptconv.storage.errors import changed, explained
+from ckptconv.storage.errors import changed, explained, is_broken
 
 T = TypeVar("T")
 
 _RETRIES = 6  # of one request: errors 5xx, resets, timeouts
 _PATIENCE = timedelta(seconds=60)  # for one request with its retries
+_PAUSES = (0.2, 0.8, 3.2)  # seconds before a request whose body broke is repeated
 _CHUNK = 1 << 20  # bytes of a body that are received together
 _NEEDED = "pip install 'ckptconv[remote]'"
 
@@ -67,22 +70,29 @@ class Bucket:
 
         def get() -> tuple[Object, memoryview]:
             answer = self._client.get(item.key, options=options)
-            return _object(answer.meta), _content(answer, end - start)
+            data = _content(answer, end - start)
+            if len(data) != end - start and answer.meta["size"] == item.nbytes:
+                raise ConnectionError("the body is shorter than its header says")
+            return _object(answer.meta), data
 
         now, data = self._asked(item.key, get)
-        if now.version != item.version or (not item.version and now != item) or len(data) != end - start:
+        if now.version != item.version or (not item.version and now != item):
             raise changed(self._address._replace(key=item.key))
         return data
 
     def _asked(self, key: str, step: Callable[[], T]) -> T:
-        try:
-            return step()
-        except CkptconvError:
-            raise
-        except Exception as error:
-            raise explained(
-                error, self._address._replace(key=key)
-            ) from None  # it quotes requests, and may show keys
+        """What a step returns. obstore repeats requests that fail; bodies that end early are asked for again here."""
+        for pause in (*_PAUSES, None):
+            try:
+                return step()
+            except CkptconvError:
+                raise
+            except Exception as error:
+                if pause is None or not is_broken(error):
+                    # Its text quotes requests, and may show keys.
+                    raise explained(error, self._address._replace(key=key)) from None
+            time.sleep(pause * (0.5 + random.random()))
+        raise AssertionError
 
 
 def _content(answer: Any, nbytes: int) -> memoryview:

@@ -120,7 +120,7 @@ def _skipped(folders: Sequence[Path]) -> list[Skipped]:
             kind = next((kind for start, kind in _NOT_READ.items() if name.startswith(start)), None)
             if kind is not None and (path := folder / name).is_file():
                 sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
-    return [Skipped(kind, nbytes, "not part of the model") for kind, nbytes in sizes.items()]
+    return [Skipped(kind, nbytes, "not part of the model") for kind, nbytes in sorted(sizes.items())]
 
 
 def _lora_meta(folders: Sequence[Path]) -> dict[str, Any]:

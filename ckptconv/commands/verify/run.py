@@ -32,6 +32,7 @@ from ckptconv.hub.checkpoint import fetched
 from ckptconv.hub.fetch import local_or_hub
 from ckptconv.plan import Dtype, Options
 from ckptconv.read.replicas import deviations
+from ckptconv.tensors.far import FarFolder
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
 from ckptconv.tensors.stored_file import path_of
 
@@ -113,6 +114,8 @@ def verify(
     say = teller(on_progress, "download")
     here = fetched(asked, say, bars)
     there = None if reference is None else fetched(reference, say, bars)
+    asked = _on_a_disk(asked, here)
+    reference = None if reference is None or there is None else _on_a_disk(reference, there)
     if there is not None and is_model_folder(here.path):
         there = _with(there, backend, step, also)
     else:
@@ -211,6 +214,24 @@ def _differences(tasks: Sequence[values.Task], workers: int | None, meter: Meter
         replace(d, looks_like=forms[d.name].looks_like, equals=forms[d.name].equals) if d.name in forms else d
         for d in found
     )
+
+
+def _on_a_disk(asked: SourceSpec, found: SourceSpec) -> SourceSpec:
+    """The record to show for a side: the place in a store, or what the user wrote.
+
+    Raises:
+        CkptconvError: it is a model folder in a store, whose files libraries open that need a disk.
+    """
+    if not isinstance(found.path, FarFolder):
+        return asked
+    if is_model_folder(found.path):
+        raise CkptconvError(
+            "a model folder is verified on a disk: safetensors and transformers open its files",
+            where=found.path,
+            hint="copy it to a disk and name the copy; a trainer's checkpoint may stay in the store",
+            kind=Kind.UNSUPPORTED,
+        )
+    return found
 
 
 def _all_bytes(ours: Side, theirs: Side | None, tasks: Sequence[values.Task]) -> int:

@@ -1,0 +1,184 @@
+"""Everywhere a folder is taken: inspect, verify, merge with --base, --config, --also, --all-steps and --watch, and open."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.helpers import FIXTURES, ROLE, cli, tensors
+from support.store.server import Server
+
+import ckptconv
+from ckptconv import CkptconvError, merge
+from ckptconv.commands.merge import steps as steps_module
+from ckptconv.commands.merge.steps import merge_steps
+
+Made = Callable[[str], Path]
+RUN = FIXTURES / "verl_fsdp2_w4" / "run"
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """True if two folders hold the same tensors."""
+    return tensors(one) == tensors(other)
+
+
+def test_config(s3: Server, made: Made, tmp_path: Path) -> None:
+    """The config, the tokenizer and the other small files of a model in a store."""
+    folder = made("dcp_tp_w4") / "run"
+    config = made("fsdp2_w4") / "hub"
+    address = s3.put("places", "config", config)
+    for place, name in ((config, "near"), (address, "far"), (f"{address}/config.json", "file")):
+        cli("merge", folder, tmp_path / name, "--config", place)
+    assert {path.name for path in (tmp_path / "far").iterdir()} == {
+        path.name for path in (tmp_path / "near").iterdir()
+    }
+    assert same_weights(tmp_path / "far", tmp_path / "near")
+    assert same_weights(tmp_path / "file", tmp_path / "near")
+    assert (tmp_path / "far" / "config.json").read_bytes() == (tmp_path / "near" / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["base", "both"])
+def test_base(s3: Server, made: Made, tmp_path: Path, where: str) -> None:
+    """An adapter is merged onto a base model in a store; the two may be in different buckets."""
+    adapter, base = made("lora_w4") / "adapter", made("lora_w4") / "base"
+    if not base.is_dir():
+        pytest.skip("no base")
+    far = s3.put("bases", "base", base)
+    source = s3.put("adapters", "adapter", adapter) if where == "both" else adapter
+    merge(source, tmp_path / "far", base=far)
+    merge(adapter, tmp_path / "near", base=base)
+    assert same_weights(tmp_path / "far", tmp_path / "near")
+
+
+@pytest.mark.parametrize(("first", "second"), [("near", "far"), ("far", "near"), ("far", "far")])
+def test_also(s3: Server, made: Made, tmp_path: Path, first: str, second: str) -> None:
+    """Rank files of one checkpoint on a disk and in a store."""
+    whole = made("fsdp2_w4")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, ranks in zip(folders, ((0, 2), (1, 3)), strict=True):
+        (folder / ROLE).mkdir(parents=True)
+        shutil.copytree(whole / ROLE / "huggingface", folder / ROLE / "huggingface")
+        for rank in ranks:
+            name = f"model_world_size_4_rank_{rank}.pt"
+            shutil.copy(whole / ROLE / name, folder / ROLE / name)
+    places = [
+        folder if place == "near" else s3.put("also", f"{first}-{second}-{folder.name}", folder)
+        for folder, place in zip(folders, (first, second), strict=True)
+    ]
+    ran = cli("merge", places[0], tmp_path / "model", "--also", places[1])
+    assert ran.code == 0, ran.err
+    merge(whole, tmp_path / "whole")
+    assert same_weights(tmp_path / "model", tmp_path / "whole")
+    assert "missing" in cli("merge", places[0], tmp_path / "half").err
+
+
+def test_verify_against_a_checkpoint_in_a_store(s3: Server, made: Made, tmp_path: Path) -> None:
+    run = made("fsdp2_w4")
+    merge(run, tmp_path / "model")
+    words = [tmp_path / "model", "--against", s3.put("verify", "run", run)]
+    ran = cli("verify", *words)
+    assert ran.code == 0, ran.out + ran.err
+    assert "s3://verify/run" in ran.out
+    damaged = tmp_path / "model" / "model.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-5] ^= 1
+    damaged.write_bytes(data)
+    assert cli("verify", *words).code == 1
+
+
+@pytest.mark.parametrize("is_reference", [False, True])
+def test_a_model_folder_is_verified_on_a_disk(
+    s3: Server, made: Made, tmp_path: Path, is_reference: bool
+) -> None:
+    merge(made("fsdp2_w4"), tmp_path / "model")
+    far = s3.put("verify", "model", tmp_path / "model")
+    ran = cli("verify", *([tmp_path / "model", "--against", far] if is_reference else [far]))
+    assert ran.code == 2
+    assert "a model folder is verified on a disk" in ran.err
+    assert far in ran.err
+
+
+def test_verify_a_checkpoint_alone(s3: Server, made: Made) -> None:
+    address = s3.put("verify", "alone", made("fsdp2_w4"))
+    far, near = (cli("verify", place).out.splitlines() for place in (address, made("fsdp2_w4")))
+    assert [line for line in far if address not in line] == [
+        line for line in near if str(made("fsdp2_w4")) not in line
+    ]
+    assert any(address in line for line in far)
+
+
+def test_a_step_and_a_role(s3: Server, tmp_path: Path) -> None:
+    address = s3.put("places", "run", RUN)
+    for words in (["--step", "1"], ["--step", "latest"], []):
+        far, near = cli("inspect", address, *words, "--json"), cli("inspect", RUN, *words, "--json")
+        assert far.code == near.code == 0
+        assert far.out.replace(address, str(RUN)) == near.out
+    merge(f"{address}/global_step_1/actor", tmp_path / "far")
+    merge(RUN / "global_step_1" / "actor", tmp_path / "near")
+    assert same_weights(tmp_path / "far", tmp_path / "near")
+
+
+def test_all_steps(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "SAVED_AGAIN", 0.0)  # every object was written a moment ago
+    address = s3.put("places", "steps", RUN)
+    done = list(merge_steps(address, tmp_path / "out"))
+    assert [(step.number, step.error) for step in done] == [(1, None), (2, None)]
+    merge(RUN / "global_step_2", tmp_path / "alone")
+    assert same_weights(tmp_path / "out" / "global_step_2", tmp_path / "alone")
+    assert list(merge_steps(address, tmp_path / "out")) == [], "nothing has changed since"
+    with pytest.raises(CkptconvError, match="no steps"):
+        list(merge_steps(s3.put("places", "none", RUN / "global_step_2" / "actor"), tmp_path / "none"))
+
+
+def test_watch_sees_a_step_that_is_saved_later(
+    s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_module, "SAVED_AGAIN", 0.0)
+    store = s3.store("watched")
+    s3.put("watched", "run/global_step_1", RUN / "global_step_1")
+    store.put("run/latest_checkpointed_iteration.txt", b"1")
+    polls: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        assert len(polls) < 5
+        if len(polls) == 1:
+            s3.put("watched", "run/global_step_2", RUN / "global_step_2")
+            store.put("run/latest_checkpointed_iteration.txt", b"2")
+
+    steps = merge_steps("s3://watched/run", tmp_path / "out", watch=True, sleep=sleep)
+    assert [next(steps).number, next(steps).number] == [1, 2]
+    assert same_weights(tmp_path / "out" / "global_step_2", _merged(tmp_path))
+
+
+def _merged(tmp_path: Path) -> Path:
+    merge(RUN / "global_step_2", tmp_path / "alone")
+    return tmp_path / "alone"
+
+
+def test_open_reads_what_is_asked_for(s3: Server, made: Made) -> None:
+    address = s3.put("places", "open", made("fsdp2_w4"))
+    far, near = ckptconv.open(address), ckptconv.open(made("fsdp2_w4"))
+    assert list(far) == list(near)
+    for name in near:
+        assert np.array_equal(far[name].numpy(), near[name].numpy())
+    name = next(iter(near))
+    assert np.array_equal(far[name][1:3].numpy(), near[name][1:3].numpy())
+
+
+def test_one_file_of_weights(s3: Server, made: Made) -> None:
+    folder = made("fsdp2_w4") / "hub"
+    address = s3.put("places", "one-file", folder)
+    far, near = (cli("inspect", f"{place}/model.safetensors", "--json") for place in (address, folder))
+    assert far.code == near.code == 0
+    assert far.out.replace(address, str(folder)) == near.out
+
+
+def test_a_dry_run_writes_nothing(s3: Server, made: Made, tmp_path: Path) -> None:
+    address = s3.put("places", "dry", made("fsdp2_w4"))
+    ran = cli("merge", address, tmp_path / "model", "--dry-run")
+    assert ran.code == 0, ran.err
+    assert list(tmp_path.iterdir()) == []
