@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -74,7 +75,8 @@ def command(
         raise
     sink = Sink(as_json=json, quiet=quiet)
     if svg is not None or html is not None:
-        title = f"ckptconv inspect {directory}{f' --tensor {tensor}' if tensor else ' --tree' if found.tree else ''}"
+        more = ["--tensor", tensor] if tensor else ["--tree"] if found.tree else []
+        title = shlex.join(["ckptconv", "inspect", str(directory), *more])
         export(screen(found, WIDTH, depth), svg=svg, html=html, title=title, width=WIDTH)
     sink.result(screen(found, sink.out.width, depth), found, quiet=str(found.root))
     if found.complete is False:

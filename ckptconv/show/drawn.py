@@ -17,6 +17,9 @@ from rich.console import Console, RenderableType
 from rich.segment import Segment
 from rich.style import Style
 
+from ckptconv.show.lines import command_lines
+from ckptconv.show.sink import printable
+
 FONT = "ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,'Liberation Mono',monospace"
 
 
@@ -78,13 +81,17 @@ def svg(shown: RenderableType, title: str, width: int) -> str:
         title: the command line.
         width: columns of the terminal.
     """
-    lines = [[Run(0, f"$ {title}", "b", False)], *_lines(shown, width)]
+    command = [
+        [Run(2 * bool(number), line, "b", False)] for number, line in enumerate(_command(title, width))
+    ]
+    lines = [*command, *_lines(shown, width)]
     used = {run.classes for line in lines for run in line}
-    across = round(width * _ACROSS + 2 * _EDGE)
+    longest = max(run.column + cell_len(run.text) for line in lines for run in line)
+    across = round(max(width, longest) * _ACROSS + 2 * _EDGE)
     down = len(lines) * _DOWN + 2 * _EDGE
-    escaped = escape(title)
+    escaped = escape(printable(title))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" width="{across}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" width="{across}" height="{down}" '
         'role="img" xml:space="preserve">',
         f"<title>{escaped}</title>",
         f"<style>text{{font:{_SIZE}px {FONT};white-space:pre}}{_colours('fill', used)}</style>",
@@ -116,15 +123,16 @@ def html(shown: RenderableType, title: str, width: int) -> str:
             text += " " * (run.column - column) + _span(run)
             column = run.column + cell_len(run.text)
         lines.append(text)
-    escaped = escape(title)
+    escaped = escape(printable(title))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>{escaped}</title>\n<style>\n:root{{color-scheme:light dark}}body{{margin:1.5rem}}\n"
         f"pre{{font:.875rem/1.3 {FONT};overflow-x:auto}}\n"
         ".g{display:inline-block;overflow:hidden;vertical-align:bottom;width:calc(var(--n)*1ch)}\n"
+        ".t{white-space:pre-wrap;overflow-wrap:anywhere}\n"
         f"{_colours('color', {run.classes for line in drawn for run in line})}\n</style>\n</head>\n<body>\n"
-        f'<pre><span class="b">$ {escaped}</span>\n' + "\n".join(lines) + "</pre>\n</body>\n</html>\n"
+        f'<pre><span class="b t">$ {escaped}</span>\n' + "\n".join(lines) + "</pre>\n</body>\n</html>\n"
     )
 
 
@@ -168,13 +176,20 @@ def _lines(shown: RenderableType, width: int) -> Iterator[list[Run]]:
     segments = console.render(shown, console.options.update(width=width))
     for line in Segment.split_lines(Segment.filter_control(segments)):
         column, runs = 0, []
-        for text, style, _ in line:
+        for raw, style, _ in line:
+            text = printable(raw)  # a control character would make the file invalid
             for number, piece in enumerate(_GLYPHS.split(text)):
                 if bare := piece.lstrip(" "):
                     at = column + len(piece) - len(bare)
                     runs.append(Run(at, bare.rstrip(" "), _named(style), bool(number % 2)))
                 column += cell_len(piece)
         yield runs
+
+
+def _command(title: str, width: int) -> list[str]:
+    """The command in lines that fit, as a shell takes them."""
+    first, *more = command_lines(printable(title), width - 2)
+    return [f"$ {first}", *more]
 
 
 def _named(style: Style | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -21,7 +22,8 @@ _WIDE, _MIDDLE = 140, 80  # columns for a difference on one line, on three lines
 
 def command(found: Verified) -> str:
     """The command line for this verification."""
-    return f"ckptconv verify {found.target}" + (f" --against {found.against}" if found.against else "")
+    against = ["--against", str(found.against)] if found.against else []
+    return shlex.join(["ckptconv", "verify", str(found.target), *against])
 
 
 def record(found: Verified) -> dict[str, Any]:

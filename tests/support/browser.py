@@ -33,7 +33,7 @@ OUTSIDE = """
   return found;
 })()
 """
-# Words of a line in a picture that lie on each other, as a font that is too wide would make them.
+# Words of a line in a picture that lie on each other, as a font that is too wide would make them. A cell has 8.4 pixels.
 OVERLAPS = """
 (() => {
   const found = [], lines = {};
@@ -41,7 +41,7 @@ OVERLAPS = """
   for (const texts of Object.values(lines)) {
     const boxes = texts.map(text => [text.getBoundingClientRect(), text.textContent]).sort((a, b) => a[0].left - b[0].left);
     for (let i = 1; i < boxes.length; i++)
-      if (boxes[i - 1][0].right > boxes[i][0].left + 1) found.push(`${boxes[i - 1][1]} | ${boxes[i][1]}`);
+      if (boxes[i - 1][0].right > boxes[i][0].left + 3) found.push(`${boxes[i - 1][1]} | ${boxes[i][1]}`);
   }
   return found;
 })()
@@ -135,7 +135,7 @@ class Browser:
             scripts=self.value("window.ran ?? null"),
             paper=self.value(
                 "document.body ? getComputedStyle(document.body).backgroundColor"
-                " : getComputedStyle(document.querySelector('.p')).fill"
+                " : getComputedStyle(document.querySelector('.p') ?? document.documentElement).fill"
             ),
             png=base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"]),
         )
