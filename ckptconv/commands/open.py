@@ -14,8 +14,7 @@ from ckptconv.commands.packages import require_packages
 from ckptconv.commands.planning import plan_for, require_base
 from ckptconv.compute import Source
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.hub.checkpoint import fetched
-from ckptconv.hub.fetch import local_or_hub
+from ckptconv.hub.source import fetched, local_or_hub
 from ckptconv.plan import Options, Plan
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.dtypes import itemsize, to_numpy

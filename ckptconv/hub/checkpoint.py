@@ -11,52 +11,11 @@ from ckptconv.backends.huggingface.weight_files import CONFIG, SMALL, Chosen, ch
 from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.json import read_table
-from ckptconv.hub.fetch import Say, download, local_or_hub
+from ckptconv.hub.fetch import download, downloaded
 from ckptconv.hub.headers import headers
-from ckptconv.hub.names import RepoName, repo_of
-from ckptconv.hub.quiet import quiet
+from ckptconv.hub.names import RepoName
 from ckptconv.hub.reading import Listing, is_offline, listing
-from ckptconv.storage import located
 from ckptconv.tensors.checkpoint import Checkpoint
-from ckptconv.tensors.source_spec import SourceSpec
-
-
-def open_local_or_hub(spec: SourceSpec) -> Checkpoint:
-    """Open a checkpoint on this disk or a repository on the Hub; see `open_checkpoint` and `open_repo`."""
-    repo = _repo_of(spec)
-    if repo is None:
-        return open_checkpoint(in_place(spec))
-    with quiet(bars=False):
-        return open_repo(repo)
-
-
-def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> SourceSpec:
-    """Where the checkpoint is on this disk, after the download if `spec` names a repository; see `local_or_hub`."""
-    repo = _repo_of(spec)
-    if repo is None:
-        return in_place(spec)
-    return spec.at(local_or_hub(spec.path, spec.revision, say=say, bars=bars))
-
-
-def in_place(spec: SourceSpec) -> SourceSpec:
-    """The record with the folders of object stores in place of their addresses, which lists them."""
-    return replace(spec, path=located(spec.path), also=tuple(map(located, spec.also)))
-
-
-def _repo_of(spec: SourceSpec) -> RepoName | None:
-    """The repository, or None for a path.
-
-    Raises:
-        CkptconvError: it is a repository, and an option is given that only folders have.
-    """
-    repo = repo_of(spec.path, spec.revision)
-    if repo is not None and (spec.step is not None or spec.also):
-        raise CkptconvError(
-            f"{repo} is a repository on the Hub, and --step and --also are for folders",
-            hint="name one of its branches instead: --revision NAME",
-            kind=Kind.USAGE,
-        )
-    return repo
 
 
 def open_repo(repo: RepoName) -> Checkpoint:
@@ -68,7 +27,7 @@ def open_repo(repo: RepoName) -> Checkpoint:
         CkptconvError: the Hub cannot be asked, or the repository has no safetensors files.
     """
     if is_offline():
-        found = open_checkpoint(local_or_hub(f"hf://{repo}"), backend=NAME)
+        found = open_checkpoint(downloaded(repo), backend=NAME)
         return replace(found, root=Path(repo.name), layout=_said(found, repo, found.root.name))
     contents = listing(repo)
     small = _small_files(contents)

@@ -10,43 +10,21 @@ from pathlib import Path
 from ckptconv.backends.huggingface.weight_files import INDEXES, SMALL, Chosen, choose
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.bounds import MOST, OURS
-from ckptconv.hub.names import RepoName, repo_of
+from ckptconv.hub.names import RepoName
 from ckptconv.hub.quiet import quiet
 from ckptconv.hub.reading import Listing, asked, is_offline, listing, not_in_cache
 from ckptconv.publish import assets
-from ckptconv.storage import located
 
 Say = Callable[[str], None]
 _RECEIPT = "ckptconv.json"  # `verify` compares the hashes in it
 
 
-def local_or_hub(
-    path: str | Path,
-    revision: str | None = None,
-    *,
-    weights: bool = True,
-    say: Say | None = None,
-    bars: bool = False,
-) -> Path:
-    """The path itself, the place in an object store, or the folder to which a repository is downloaded.
-
-    Of a repository weights, config, tokenizer and custom code are downloaded.
-
-    Files go into huggingface_hub's cache (HF_HOME). With HF_HUB_OFFLINE, only files that are there already are used.
-
-    Args:
-        path: a path, an address such as "s3://bucket/model", or a repository such as "org/name"; see `repo_of`.
-        revision: a branch, tag or commit of the repository.
-        weights: False to download only the other files.
-        say: called with a sentence about the download.
-        bars: show huggingface_hub's progress bars, on stderr.
+def downloaded(repo: RepoName, weights: bool = True, say: Say | None = None, bars: bool = False) -> Path:
+    """Download a repository: weights, config, tokenizer and custom code. See `source.local_or_hub`.
 
     Raises:
-        CkptconvError: there is no such path, and the repository cannot be downloaded.
+        CkptconvError: the repository cannot be downloaded, or there is no model in it.
     """
-    repo = repo_of(path, revision)
-    if repo is None:
-        return located(path)
     with quiet(bars):
         if is_offline():
             folder = download(repo, SMALL)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage.address import address_of, is_address
-from ckptconv.storage.path import StorePath
-from ckptconv.storage.tree import Tree
+from ckptconv.tensors.far import FarFolder
 
 _COPY = {
     "s3": "aws s3 cp --recursive OUT s3://BUCKET/FOLDER",
@@ -43,13 +42,15 @@ def located(path: str | Path) -> Path:
     Raises:
         CkptconvError: the address is not one, or the store refuses to list the folder.
     """
-    if isinstance(path, StorePath):
+    if isinstance(path, Path) and isinstance(path, FarFolder):
         return path
     path = path if isinstance(path, Path) else Path(str(path))
     if not is_address(path) or path.exists():
         return path
     address = address_of(path)
     from ckptconv.storage.objects import bucket_of
+    from ckptconv.storage.path import StorePath
+    from ckptconv.storage.tree import Tree
 
     tree = Tree(bucket_of(address), address.key)
     tree.children(address.key)

@@ -160,10 +160,10 @@ def test_a_pickled_path_still_checks(saved: Path) -> None:
     os.close(handle)
 
 
-def test_inspect_reads_a_rank_file_at_most_eight_times(
+def test_inspect_reads_a_rank_file_a_few_times(
     made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any number of tensors: this one has far more than eight."""
+    """At any number of tensors: this one has far more than eight. Only the first file's mesh and version are read."""
     counts: Counter[str] = Counter()
 
     def counted(handle: int, nbytes: int, offset: int) -> bytes:
@@ -175,7 +175,9 @@ def test_inspect_reads_a_rank_file_at_most_eight_times(
     found = inspect(made("fsdp2_w4"))
     ranks = {path: count for path, count in counts.items() if path.endswith(".pt")}
     assert len(ranks) == found.world_size == 4
-    assert max(ranks.values()) <= 8 < found.tensors
+    first, *others = (ranks[path] for path in sorted(ranks))
+    assert first <= 8 < found.tensors
+    assert max(others) <= 5
 
 
 def saved_as(path: Path, *tensors: torch.Tensor) -> Path:

@@ -16,8 +16,8 @@ from support.hub.store import File
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.push.run import Pushed, push
 from ckptconv.commands.verify import verify
-from ckptconv.hub.fetch import local_or_hub
 from ckptconv.hub.names import cached_name, model_name, repo_of
+from ckptconv.hub.source import local_or_hub
 
 pytest_plugins = ["support.hub.fixture"]
 

@@ -16,7 +16,7 @@ from ckptconv.commands.inspect.records import Inspection
 from ckptconv.commands.inspect.rows import ordered, rows_of, slices_of
 from ckptconv.commands.inspect.tree import tree_of
 from ckptconv.commands.planning import own_config
-from ckptconv.hub.checkpoint import in_place, open_local_or_hub
+from ckptconv.hub.source import in_place, open_local_or_hub
 from ckptconv.models.facts import named_architectures
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.source_spec import Step, Where, spec_of

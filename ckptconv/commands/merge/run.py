@@ -22,8 +22,7 @@ from ckptconv.commands.planning import plan_and_assets, require_base
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.copy.run import Copied, buffer_memory, copy, workers_for
 from ckptconv.errors import CkptconvError, Kind, cannot_write
-from ckptconv.hub.checkpoint import fetched
-from ckptconv.hub.fetch import local_or_hub
+from ckptconv.hub.source import fetched, local_or_hub
 from ckptconv.plan import Dtype, Layout, LoraMode, Mtp, Options, Plan, options_of
 from ckptconv.publish.target import check_room, check_target, publish
 from ckptconv.publish.work import work_folder

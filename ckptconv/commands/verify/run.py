@@ -28,8 +28,7 @@ from ckptconv.commands.verify.sides import (
 )
 from ckptconv.commands.verify.strange import sanity_layer
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.hub.checkpoint import fetched
-from ckptconv.hub.fetch import local_or_hub
+from ckptconv.hub.source import fetched, local_or_hub
 from ckptconv.plan import Dtype, Options
 from ckptconv.read.replicas import deviations
 from ckptconv.tensors.far import FarFolder
