@@ -46,7 +46,8 @@ def placed_in(
     hub_of = {sources[0]: name for name, (_, _, sources) in named.items() if sources[0] in unchanged}
 
     def rename(tensors: Mapping[str, View]) -> Renamed[View]:
-        missing = [name for name in tensors if name not in weights]
+        parts_of = {name: _mamba_parts(name, weights) for name in tensors if name not in weights}
+        missing = [name for name, found in parts_of.items() if not found]
         if missing:
             raise CkptconvError(f"LoRA on {missing[0]}, but the model has no weight of that name")
         same = {hub_of[name]: _as_is(view, name) for name, view in tensors.items() if name in unchanged}
@@ -54,12 +55,19 @@ def placed_in(
         if not rest:
             return Renamed(same, [])
         # All the other weights are included, since a weight without LoRA may decide the layout.
-        made = to_hub(naming, {**weights, **rest}, dict(config))
+        others = {name: view for name, view in weights.items() if name not in set().union(*parts_of.values())}
+        made = to_hub(naming, {**others, **rest}, dict(config))
         moved = {name: value for name, value in made.tensors.items() if set(value.sources) & rest.keys()}
         left_out = [item for item in made.left_out if item[0] in rest]
         return Renamed({**same, **moved}, [], left_out)
 
     return _place(parts, rename, meta, config, _fits_in(named))
+
+
+def _mamba_parts(name: str, weights: Mapping[str, View]) -> set[str]:
+    """Return the names of a Mamba layer's in_proj in parts, if `name` is that of the whole; its adapter is whole."""
+    parts = {f"{name}.{part}" for part in ("z", "x", "B", "C", "dt")}
+    return parts if parts <= weights.keys() else set()
 
 
 def placed_on(

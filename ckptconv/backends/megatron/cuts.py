@@ -18,9 +18,9 @@ from ckptconv.tensors.view import View, cat, split
 _COLUMN = re.compile(
     r"(word_embeddings\.weight|output_layer\.weight|linear_(qkv|fc1|q_proj|q_up_proj|kv_up_proj)\.(weight|bias)"
     r"|eh_proj\.weight|softmax_offset|mixer\.(A_log|D|dt_bias|norm\.weight|(in_proj|conv1d)\.(weight|bias)\.\w+)"
-    r"|\.adapter(\.\w+)?\.linear_out\.weight|(?<!linear_proj)(?<!linear_fc2)\.adapter(\.\w+)?\.linear_in\.weight)$"
+    r"|\.adapter(\.\w+)?\.linear_out\.weight(\.\w+)?|(?<!linear_proj)(?<!linear_fc2)(?<!out_proj)\.adapter(\.\w+)?\.linear_in\.weight)$"
 )
-_ROW = re.compile(r"(linear_(proj|fc2)(\.adapter\.linear_in)?|mixer\.out_proj)\.weight$")
+_ROW = re.compile(r"(linear_(proj|fc2)|mixer\.out_proj)(\.adapter\.linear_in)?\.weight$")
 _WHOLE = re.compile(
     r"norm|router\.|gate_weight$|down_proj\.weight$|latent_proj\.weight$|core_attention\.indexer\.|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
 )

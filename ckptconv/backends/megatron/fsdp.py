@@ -60,6 +60,13 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     trainer = (*namespace(read_object(metadata, "args", also), folder / METADATA), *stated.settings)
     tensors, taken_apart = uninterleaved(canonical(bare), Stated(trainer).merged())
     ranks = 1 + max((tp for _, tp in coordinates), default=0)
+    if ranks > 1 and (mamba := next((name for name in tensors if name.endswith("mixer.in_proj.weight")), "")):
+        raise CkptconvError(
+            "each TP rank has its own rows of a Mamba layer's parts, and Megatron-FSDP's files do not record that",
+            where=mamba,
+            hint="save the checkpoint as torch_dist",
+            kind=Kind.UNSUPPORTED,
+        )
     return Checkpoint(
         backend=NAME,
         layout="Megatron-FSDP distributed checkpoint (fsdp_dtensor)",

@@ -16,7 +16,7 @@ from ckptconv.backends.megatron import evidence
 from ckptconv.backends.megatron.experts import expert_ranks
 from ckptconv.backends.megatron.glu import uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
-from ckptconv.backends.megatron.mamba import taken_apart
+from ckptconv.backends.megatron.mamba import taken_apart, with_whole_adapters
 from ckptconv.backends.megatron.names import canonical, not_a_weight
 from ckptconv.backends.megatron.one_save import check_one_save
 from ckptconv.backends.megatron.settings import rank_file_settings
@@ -78,7 +78,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     assets = with_config(place.folder / "huggingface", place.folder / "model" / "huggingface", place.folder)
     if "expert_tensor_parallel_size" not in settings:
         settings |= expert_ranks(expert_rows(ranks), place.folder, assets)
-    tensors, interleaved = uninterleaved(canonical(assembled(ranks, sizes, settings)), settings)
+    tensors, interleaved = uninterleaved(
+        canonical(with_whole_adapters(assembled(ranks, sizes, settings))), settings
+    )
     held = sum(path.stat().st_size for path in found.values())
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
     return Checkpoint(

@@ -16,6 +16,7 @@ from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read
 from ckptconv.backends.megatron import evidence, nemo
 from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
+from ckptconv.backends.megatron.mamba import with_whole_adapters
 from ckptconv.backends.megatron.names import canonical, not_a_weight
 from ckptconv.backends.megatron.ranks import ranks_of
 from ckptconv.backends.megatron.settings import read_settings
@@ -74,7 +75,9 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     mesh, coordinates = ranks_of(metadata)
     stated = read_settings(place.folder, folder, context)
     refuse_bridges_blocks(stated.settings)
-    tensors, taken_apart = uninterleaved(canonical(nemo.without_prefix(files.tensors)), stated.merged())
+    tensors, taken_apart = uninterleaved(
+        with_whole_adapters(canonical(nemo.without_prefix(files.tensors))), stated.merged()
+    )
     return Checkpoint(
         backend=NAME,
         layout="Megatron-Core distributed checkpoint (torch_dist)" + _saver(home, context),

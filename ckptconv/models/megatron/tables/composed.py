@@ -225,10 +225,10 @@ COMPOSED = {
         around("MiniCPM-V 4.6", INSIDE, "lm_head.", *in_model("vision_tower", "merger")),
         "mcore-bridge",
     ),
-    "minimax_m3_vl": by_source(
+    "minimax_m3_vl": proven(
         "MiniMax-M3",
         around("MiniMax-M3", OWN, OWN_HEAD, MINIMAX_M3_FORM, language=MINIMAX_M3),
-        "Megatron-Bridge, minimax_m3/minimax_m3_bridge.py",
+        "Megatron-Bridge",
     ),
     "gemma4": proven(
         "Gemma 4",

@@ -99,7 +99,7 @@ DENSE = {
         "Nemotron-NAS", NEMOTRON_NAS, "Megatron-Bridge, llama_nemotron/llama_nemotron_bridge.py"
     ),
     "ministral3": by_source("Ministral 3 (text)", LLAMA, "Megatron-Bridge, ministral3/ministral3_bridge.py"),
-    "exaone4": by_source("Exaone 4", EXAONE4, "Megatron-Bridge, exaone/exaone4/exaone4_bridge.py"),
+    "exaone4": proven("Exaone 4", EXAONE4, "Megatron-Bridge"),
     "phi3": by_source("Phi-3", PHI3, "NeMo 2, gpt/model/phi3mini.py"),
     "starcoder2": by_source("StarCoder2", STARCODER2, "NeMo 2, gpt/model/starcoder2.py"),
     "baichuan": by_source("Baichuan", BAICHUAN, "NeMo 2, gpt/model/baichuan.py"),

@@ -57,6 +57,7 @@ def mixer(trained: str, hub: str) -> tuple[Rule, ...]:
     return (
         *(Same(trained + part, hub + part) for part in parts),
         Rule(Pattern(trained + "in_proj.weight.{z,x,B,C,dt}"), Pattern(hub + "in_proj.weight"), in_proj),
+        Same(trained + "in_proj.weight", hub + "in_proj.weight"),  # of an adapter
         Rule(Pattern(trained + "conv1d.weight.{x,B,C}"), Pattern(hub + "conv1d.weight"), conv1d),
         Rule(Pattern(trained + "conv1d.bias.{x,B,C}"), Pattern(hub + "conv1d.bias"), conv1d),
     )
