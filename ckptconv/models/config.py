@@ -126,6 +126,7 @@ def _per_layer(text: Mapping[str, Any]) -> bool:
             "block_configs",
             "intermediate_size_mlp",
             "dense_intermediate_size",
+            "per_layer_config",
         )
     )
 

@@ -255,6 +255,8 @@ MCORE = {
             "num_hidden_layers": 2,
             "num_key_value_heads": 6,
             "layer_group_size": 2,
+            "num_mtp_layers": 0,
+            "num_nextn_predict_layers": 0,
             "group_norm_size": 2,
             "q_lora_rank": 14,
             "kv_lora_rank": 16,
@@ -459,7 +461,7 @@ NEW: dict[str, New] = (
                 "text_config": TEXT
                 | {
                     "vocab_size": 90,
-                    "hidden_size": 24,
+                    "hidden_size": 48,
                     "num_hidden_layers": 2,
                     "moe_intermediate_size": [10, 6],
                     "moe_num_experts": 4,
@@ -469,7 +471,7 @@ NEW: dict[str, New] = (
                     "rope_parameters": {
                         "rope_type": "default",
                         "rope_theta": 10000.0,
-                        "mrope_section": [1, 1, 0],
+                        "mrope_section": [1, 1, 2],
                     },
                 },
                 "vision_config": {

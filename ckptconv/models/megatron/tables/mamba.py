@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ckptconv.models.family import QKV, Config, Family, GateUp, Rule, Same, Up, Vocab
 from ckptconv.models.megatron.composed import ByConfig
-from ckptconv.models.megatron.listed import by_source, proven
+from ckptconv.models.megatron.listed import proven
 from ckptconv.models.megatron.tables.parts import L
 from ckptconv.models.nested import text_of
 from ckptconv.models.pattern import Pattern
@@ -143,5 +143,5 @@ FALCON_H1 = Family(
 
 MAMBA = {
     "nemotron_h": proven("Nemotron-H / Nemotron 3", NEMOTRON_H, "Megatron-Bridge"),
-    "falcon_h1": by_source("Falcon-H1", FALCON_H1, "Megatron-Bridge, falcon_h1/falconh1_bridge.py"),
+    "falcon_h1": proven("Falcon-H1", FALCON_H1, "Megatron-Bridge"),
 }

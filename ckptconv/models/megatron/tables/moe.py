@@ -73,15 +73,14 @@ BAILING_LAYER = (
 )
 BAILING = Family("Bailing", mtp_ends("final_layernorm") + mtp_layers(BAILING_LAYER) + BAILING_LAYER)
 # Ling 2.5: latent attention every few layers, lightning attention with a gate and a norm of its own in the others.
+BAILING_HYBRID_LAYER = (
+    Same(L + "self_attention.g_proj.weight", M + "attention.g_proj.weight"),
+    Same(L + "self_attention.g_norm.weight", M + "attention.g_norm.weight"),
+    *BAILING_LAYER,
+    *renamed(renamed(LATENT, "self_attn.o_proj", "attention.dense"), "self_attn.", "attention."),
+)
 BAILING_HYBRID = Family(
-    "Bailing hybrid",
-    (
-        Same(L + "self_attention.g_proj.weight", M + "attention.g_proj.weight"),
-        Same(L + "self_attention.g_norm.weight", M + "attention.g_norm.weight"),
-        *mtp_ends("final_layernorm"),
-        *BAILING_LAYER,
-        *renamed(renamed(LATENT, "self_attn.o_proj", "attention.dense"), "self_attn.", "attention."),
-    ),
+    "Bailing hybrid", mtp_ends("final_layernorm") + mtp_layers(BAILING_HYBRID_LAYER) + BAILING_HYBRID_LAYER
 )
 EXAONE_MTP = (
     Same("mtp.layers.0.enorm.weight", "mtp.pre_fc_norm_embedding.weight"),
