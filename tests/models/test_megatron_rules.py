@@ -47,6 +47,8 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "ssm_state_size": value,
         "num_nextn_predict_layers": 2,
         "mtp_hybrid_override_pattern": "*E",
+        "moe_num_experts": 3,
+        "layer_types": ["sliding_attention", "full_attention"] * 4,
         "v_head_dim": value,
         "hybrid_layer_pattern": [0, 1, 0, 1],
         "swa_num_key_value_heads": queries,
