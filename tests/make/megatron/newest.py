@@ -465,7 +465,7 @@ NEW: dict[str, New] = (
                     "num_hidden_layers": 2,
                     "moe_intermediate_size": [10, 6],
                     "moe_num_experts": 4,
-                "tie_word_embeddings": True,
+                    "tie_word_embeddings": True,
                     "moe_k": 2,
                     "moe_num_shared_experts": 1,
                     "mlp_layer_types": ["dense", "sparse"],
