@@ -114,6 +114,7 @@ tables: $(VENV)/.installed  ## regenerate models/*.json from the installed trans
 screens: demo  ## docs/images/*.svg, drawn by the tool from the demo's checkpoint
 	$(BIN)/python tests/make/screens.py $(DEMO)/run $(DEMO)/model
 	$(BIN)/python tests/make/screens_verify.py $(DEMO)/run $(DEMO)/model
+	$(BIN)/python tests/make/screens_film.py $(DEMO)/run $(DEMO)/model
 
 snapshots: $(VENV)/.installed  ## tests/snapshots/, after a change of a screen that was meant
 	RENEW_SNAPSHOTS=1 $(BIN)/python -m pytest tests/commands/inspect

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -97,14 +97,55 @@ def svg(shown: RenderableType, title: str, width: int) -> str:
         f"<style>text{{font:{_SIZE}px {FONT};white-space:pre}}{_colours('fill', used)}</style>",
         f'<rect width="{across}" height="{down}" rx="8" class="p"/>',
     ]
+    return "\n".join([*parts, *_texts(lines), "</svg>", ""])
+
+
+def film(scenes: Sequence[tuple[str, RenderableType]], width: int, seconds: float) -> str:
+    """Draw screens one after another in one SVG, in a loop. Viewers that show no motion see the first one.
+
+    Args:
+        scenes: the command and the screen of each.
+        width: columns of the terminal.
+        seconds: how long each is shown.
+    """
+    drawn = [
+        [
+            *([Run(2 * bool(n), line, "b", False)] for n, line in enumerate(_command(title, width))),
+            *_lines(shown, width),
+        ]
+        for title, shown in scenes
+    ]
+    used = {run.classes for lines in drawn for line in lines for run in line}
+    across = round(width * _ACROSS + 2 * _EDGE)
+    down = max(map(len, drawn)) * _DOWN + 2 * _EDGE
+    share = 100 / len(drawn)
+    moves = "".join(
+        f"@keyframes s{n}{{0%,{n * share:.2f}%{{opacity:0}}{n * share + 0.01:.2f}%,{(n + 1) * share:.2f}%{{opacity:1}}"
+        f"{(n + 1) * share + 0.01:.2f}%,100%{{opacity:0}}}}.s{n}{{animation:s{n} {seconds * len(drawn):g}s infinite}}"
+        for n in range(len(drawn))
+    )
+    still = "".join(f".s{n}{{opacity:{int(n == 0)}}}" for n in range(len(drawn)))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" width="{across}" height="{down}" '
+        'role="img" xml:space="preserve">',
+        f"<title>{escape(' · '.join(printable(title) for title, _ in scenes))}</title>",
+        f"<style>text{{font:{_SIZE}px {FONT};white-space:pre}}{_colours('fill', used)}{still}"
+        f"@media(prefers-reduced-motion:no-preference){{{moves}}}</style>",
+        f'<rect width="{across}" height="{down}" rx="8" class="p"/>',
+    ]
+    for number, lines in enumerate(drawn):
+        parts += [f'<g class="s{number}">', *_texts(lines), "</g>"]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _texts(lines: Sequence[Sequence[Run]]) -> Iterator[str]:
     for number, line in enumerate(lines):
         for run in line:
             x, y = _EDGE + run.column * _ACROSS, _EDGE + (number + 0.75) * _DOWN
             long = f' textLength="{cell_len(run.text) * _ACROSS:g}"' if len(run.text) > 1 else ""
             fit = ' lengthAdjust="spacingAndGlyphs"' if run.glyphs and long else ""
             kind = f' class="{run.classes}"' if run.classes else ""
-            parts.append(f'<text x="{x:g}" y="{y:g}"{long}{fit}{kind}>{escape(run.text)}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+            yield f'<text x="{x:g}" y="{y:g}"{long}{fit}{kind}>{escape(run.text)}</text>'
 
 
 def html(shown: RenderableType, title: str, width: int) -> str:

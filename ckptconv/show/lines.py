@@ -60,7 +60,7 @@ class Command:
         indent = cell_len(self.head.plain)
         room = None if options.no_wrap else max(options.max_width - indent - 2, _LEAST)
         for number, line in enumerate(command_lines(self.text, room)):
-            before = Text(" " * (indent + 2)) if number else self.head.copy()
+            before = Text(" " * (indent + 2)) if number else Text().append_text(self.head)
             whole = before.append(line)
             whole.no_wrap, whole.overflow = True, "ignore"
             yield whole

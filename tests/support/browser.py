@@ -36,8 +36,9 @@ OUTSIDE = """
 # Words of a line in a picture that lie on each other, as a font that is too wide would make them. A cell has 8.4 pixels.
 OVERLAPS = """
 (() => {
-  const found = [], lines = {};
-  for (const text of document.querySelectorAll('text')) (lines[text.getAttribute('y')] ??= []).push(text);
+  const found = [], lines = {}, scenes = [...document.querySelectorAll('g')];
+  for (const text of document.querySelectorAll('text'))
+    (lines[`${scenes.indexOf(text.parentNode)} ${text.getAttribute('y')}`] ??= []).push(text);
   for (const texts of Object.values(lines)) {
     const boxes = texts.map(text => [text.getBoundingClientRect(), text.textContent]).sort((a, b) => a[0].left - b[0].left);
     for (let i = 1; i < boxes.length; i++)
@@ -179,7 +180,8 @@ def running(folder: Path) -> Iterator[Browser]:
     """
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip("needs Chromium or Chrome")
+        missing = pytest.fail if os.environ.get("CKPTCONV_BROWSER") == "required" else pytest.skip
+        missing("needs Chromium or Chrome")
     read_in, write_in = os.pipe()
     read_out, write_out = os.pipe()
     words = [found, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
