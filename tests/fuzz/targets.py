@@ -24,6 +24,7 @@ from ckptconv.formats.safetensors import read_header
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.formats.unpickle import safe_load
+from ckptconv.models import installed  # noqa: F401  # before imports are forbidden
 from ckptconv.publish import assets
 from ckptconv.read.reader import read_numpy
 
