@@ -60,6 +60,7 @@ LAW: dict[str, set[str]] = {
         "formats",
         "hub",
         "publish",
+        "storage",
         "tensors",
     },
     "commands.open": {

@@ -13,6 +13,11 @@ _COPY = {
     "gs": "gcloud storage cp -r OUT gs://BUCKET/FOLDER",
     "az": "az storage blob upload-batch -s OUT -d CONTAINER/FOLDER",
 }
+_COPY_HERE = {
+    "s3": "aws s3 cp --recursive s3://BUCKET/FOLDER MODEL",
+    "gs": "gcloud storage cp -r gs://BUCKET/FOLDER MODEL",
+    "az": "az storage blob download-batch -d MODEL -s CONTAINER --pattern 'FOLDER/*'",
+}
 
 
 def on_disk(target: str | Path) -> Path:
@@ -30,6 +35,23 @@ def on_disk(target: str | Path) -> Path:
             kind=Kind.TARGET,
         )
     return target
+
+
+def pushed(folder: str | Path) -> Path:
+    """The folder that `push` uploads.
+
+    Raises:
+        CkptconvError: it is an address: huggingface_hub uploads files of a disk.
+    """
+    path = Path(folder).expanduser()
+    if is_address(path) and not path.exists():
+        raise CkptconvError(
+            "only a folder on a disk can be pushed",
+            where=address_of(path),
+            hint=f"copy it to a disk first: {_COPY_HERE[address_of(path).scheme]}",
+            kind=Kind.USAGE,
+        )
+    return path
 
 
 def located(path: str | Path) -> Path:

@@ -46,6 +46,12 @@ def test_a_missing_folder(s3: Server) -> None:
     assert "s3://empty/run" in message
 
 
+def test_a_model_in_a_store_is_not_pushed() -> None:
+    message = refused("push", "s3://bucket/model", "org/name")
+    assert "only a folder on a disk can be pushed" in message
+    assert "aws s3 cp --recursive s3://BUCKET/FOLDER MODEL" in message
+
+
 def test_a_folder_without_a_checkpoint(s3: Server, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     assert "notes.txt" in refused("inspect", s3.put("empty", "notes", tmp_path))

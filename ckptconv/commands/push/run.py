@@ -20,6 +20,7 @@ from ckptconv.hub.errors import guarded
 from ckptconv.hub.names import without_address
 from ckptconv.hub.quiet import quiet
 from ckptconv.publish.receipt import RECEIPT
+from ckptconv.storage import pushed
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -132,7 +133,7 @@ def push(
     """
     say = on_progress or (lambda step: None)
     repo_id = _repo_id(repo_id)
-    root = Path(folder).expanduser()
+    root = pushed(folder)
     if not root.is_dir() and Path(repo_id).is_dir():
         hint = f"the folder comes first: ckptconv push {repo_id} {folder}"
         raise CkptconvError("no such folder", where=root, hint=hint, kind=Kind.NOT_A_CHECKPOINT)
