@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ckptconv.errors import CkptconvError, Kind
@@ -37,7 +38,7 @@ def on_disk(target: str | Path) -> Path:
     return target
 
 
-def pushed(folder: str | Path) -> Path:
+def pushed(folder: str | os.PathLike[str]) -> Path:
     """The folder that `push` uploads.
 
     Raises:
