@@ -13,7 +13,11 @@ from ckptconv.cli import options as o
 
 def command(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Run, step, role or model folder, or a Hub repo (org/name).")
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Run, step, role or model folder, also in a store (s3://…), or a Hub repo (org/name).",
+        ),
     ],
     tensor: Annotated[
         Optional[str],  # noqa: UP045

@@ -18,7 +18,8 @@ _USAGE = "ckptconv merge DIR OUT"
 
 def command(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Checkpoint: run, step or role folder.")
+        Path | None,
+        typer.Argument(metavar="DIR", help="Checkpoint: run, step or role folder, also in a store (s3://…)."),
     ] = None,
     out: Annotated[Optional[Path], typer.Argument(metavar="OUT", help="Model folder to write.")] = None,  # noqa: UP045
     backend: o.Backend = None,
@@ -59,7 +60,7 @@ def command(
         typer.Option(
             "--base",
             metavar="DIR",
-            help="Base model (folder or Hub repo); needed when the checkpoint holds only LoRA weights.",
+            help="Base model (folder, s3://… or Hub repo); needed when the checkpoint holds only LoRA weights.",
             rich_help_panel=_MODEL,
         ),
     ] = None,

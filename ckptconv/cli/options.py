@@ -48,7 +48,7 @@ Also = Annotated[
     typer.Option(
         "--also",
         metavar="DIR",
-        help="Additional folder with rank files of this checkpoint, e.g. from another node. Repeatable.",
+        help="Additional folder with rank files of this checkpoint, e.g. from another node or in a store. Repeatable.",
     ),
 ]
 Config = Annotated[
@@ -56,7 +56,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="DIR",
-        help="Where to take config.json and the tokenizer from (folder or Hub repo), if they are not next to the "
+        help="Where to take config.json and the tokenizer from (folder, s3://… or Hub repo), if they are not next to the "
         "checkpoint.",
     ),
 ]

@@ -10,13 +10,22 @@ from typing import Any
 _PATH = re.compile(
     r"(?<![\w./~:-])(?:file://[^\s'\"<>|]+|~[\w.-]*/[^\s'\",;<>|()]+|/(?:[^\s/'\",;<>|()]+/)+[^\s'\",;<>|()]*|[A-Za-z]:\\[^\s'\",;<>|]+)"
 )
+# A place in an object store tells the name of a bucket and of folders in it.
+_STORE = re.compile(r"(?<![\w./~:-])(?:s3|gs|az)://[^\s'\",;<>|()]+")
 # Keys whose values are texts for a tokenizer, not about the machine.
 _TEXTS = ("added_tokens_decoder", "chat_template", "auto_map", "vocab", "merges", "id2label", "label2id")
 
 
 def without_paths(text: str) -> str:
-    """A text in which of each absolute path only the last part remains: "in /home/ann/run/x.pt" -> "in x.pt"."""
-    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\:."))[-1], text)
+    """A text in which of each absolute path only the last part remains: "in /home/ann/run/x.pt" -> "in x.pt".
+
+    The same holds for addresses in object stores: "in s3://bucket/run/x.pt" -> "in x.pt".
+    """
+
+    def last(found: re.Match[str]) -> str:
+        return re.split(r"[/\\]", found[0].rstrip("/\\:."))[-1]
+
+    return _PATH.sub(last, _STORE.sub(last, text))
 
 
 def is_local(value: object) -> bool:

@@ -44,13 +44,15 @@ def test_config(s3: Server, made: Made, tmp_path: Path) -> None:
 def test_base(s3: Server, made: Made, tmp_path: Path, where: str) -> None:
     """An adapter is merged onto a base model in a store; the two may be in different buckets."""
     adapter, base = made("lora_w4") / "adapter", made("lora_w4") / "base"
-    if not base.is_dir():
-        pytest.skip("no base")
     far = s3.put("bases", "base", base)
     source = s3.put("adapters", "adapter", adapter) if where == "both" else adapter
-    merge(source, tmp_path / "far", base=far)
-    merge(adapter, tmp_path / "near", base=base)
-    assert same_weights(tmp_path / "far", tmp_path / "near")
+    for options in ({}, {"lora": "both"}):
+        merge(source, tmp_path / "far", base=far, overwrite=True, **options)  # type: ignore[arg-type]
+        merge(adapter, tmp_path / "near", base=base, overwrite=True, **options)  # type: ignore[arg-type]
+        assert same_weights(tmp_path / "far", tmp_path / "near")
+        written = b"".join(path.read_bytes() for path in (tmp_path / "far").rglob("*") if path.is_file())
+        assert b"bases" not in written, "the name of the bucket is nobody's business"
+        assert b"s3:" not in written
 
 
 @pytest.mark.parametrize(("first", "second"), [("near", "far"), ("far", "near"), ("far", "far")])
