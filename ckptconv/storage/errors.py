@@ -35,6 +35,8 @@ def explained(error: Exception, address: Address) -> CkptconvError:
     status = next((int(one or two) for one, two in _STATUS.findall(text)), 0)
     code = (re.findall(r"<Code>(\w+)</Code>", text) or [""])[0]
     store, list_it = SCHEMES[address.scheme], _list(address)
+    if _is_about_credentials(text):
+        return _error(f"there are no credentials for {store}", address, _CREDENTIALS[address.scheme])
     if name == "PreconditionError" or status == 412:
         return changed(address)
     if code == "NoSuchBucket" or "ContainerNotFound" in text or "The specified bucket does not exist" in text:
@@ -54,8 +56,6 @@ def explained(error: Exception, address: Address) -> CkptconvError:
         return _error("the bucket is in another region", address, _REGION)
     if "redirect" in text.lower():
         return _error("the bucket is in another region", address, _REGION)
-    if _is_about_credentials(text):
-        return _error(f"there are no credentials for {store}", address, _CREDENTIALS[address.scheme])
     if "account" in text.lower() and address.scheme == "az" and not status:
         return _error("the storage account is not known", address, _CREDENTIALS["az"])
     if "BadScheme" in text:

@@ -184,7 +184,7 @@ def test_addresses_are_parsed() -> None:
 def test_every_error_has_a_hint_and_shows_no_request(scheme: str) -> None:
     for text in (
         "Error performing GET http://host/?sig=HIDDEN - status code: 503 Slow Down after 6 retries",
-        "error sending request for url (http://169.254.169.254/latest/api/token?HIDDEN)",
+        "Error performing PUT http://169.254.169.254/latest/api/token?HIDDEN - status code: 403 Forbidden",
         "something new HIDDEN",
         "status code: 404 <Code>NoSuchBucket</Code> HIDDEN",
         "status code: 400 Bad Request <Code>AuthorizationHeaderMalformed</Code> HIDDEN",
@@ -193,3 +193,4 @@ def test_every_error_has_a_hint_and_shows_no_request(scheme: str) -> None:
         found = explained(ValueError(text), Address(scheme, "bucket", "run"))
         assert found.hint
         assert "HIDDEN" not in str(found)
+        assert ("there are no credentials" in found.what) == ("169.254" in text)

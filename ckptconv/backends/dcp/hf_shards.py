@@ -21,6 +21,7 @@ from ckptconv.backends.runs import Place
 from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.bounds import is_shape
+from ckptconv.formats.in_order import in_order
 from ckptconv.formats.json import parse_json, read_table
 from ckptconv.formats.safetensors import read_header
 from ckptconv.formats.same import same_bytes
@@ -69,9 +70,10 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     top, home = home, home if _own(home) else home / _SHARDED
     parts: dict[str, list[_Part]] = {}
     files = []
-    for path in _files([home, *(home_of(path, _own) or path for path in also)]):
+    paths = _files([home, *(home_of(path, _own) or path for path in also)])
+    for path, held in zip(paths, in_order(lambda path: list(_read_shard(path)), paths), strict=True):
         files.append(RankFile(_rank(path), str(path), path.stat().st_size))
-        for name, part in _read_shard(path):
+        for name, part in held:
             parts.setdefault(name, []).append(part)
     ranks = len({file.rank for file in files})
     tensors = {name: _whole(name, found, home) for name, found in parts.items()}

@@ -25,6 +25,7 @@ from ckptconv.backends.huggingface.weight_files import (
 )
 from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError, Incomplete, Kind
+from ckptconv.formats.in_order import in_order
 from ckptconv.formats.json import read_table
 from ckptconv.formats.safetensors import read_header
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
@@ -69,7 +70,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     if chosen is None:
         raise CkptconvError("no model weights found here", where=folder, kind=Kind.NOT_A_CHECKPOINT)
     skipped, notes = left_over(sizes_of(folder), chosen)
-    files = [_opened(folder / name, folder) for name in chosen.names]
+    files = list(in_order(lambda name: _opened(folder / name, folder), chosen.names))
     return assemble(
         folder, chosen, files, folder, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place))
     )
