@@ -13,17 +13,22 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
 import warnings
 import zipfile
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parents[1] / "ckptconv/models/skeletons.zip"
 _SECONDS = 150  # for one class; a config class with hundreds of keys takes longest
+_WHOLE = re.compile(
+    r"(Model|For[A-Z]\w+|LMHeadModel|WithLMHead|DoubleHeadsModel)$"
+)  # other classes are parts of models
 
 
 def main() -> None:
@@ -49,11 +54,21 @@ def build(job: int, jobs: int, cache: Path) -> None:
 
     _quiet()
     cache.mkdir(exist_ok=True, parents=True)
+    listed = _in_auto_maps()
     for cls in sorted(make_table._model_classes(), key=_rank):
         name, config_class = cls.__name__, cls.config_class.__name__
         kept, keys = cache / f"{name}.pkl", cache / f"_eff_{config_class}.pkl"
-        if zlib.crc32(config_class.encode()) % jobs != job or kept.exists():
+        if zlib.crc32(config_class.encode()) % jobs != job or not (name in listed or _WHOLE.search(name)):
             continue
+        if kept.exists():
+            builds = pickle.loads(kept.read_bytes())[2]
+            if builds[0].config["transformers_version"] == version("transformers"):
+                continue
+            if Builder(cls).is_still(builds[0]):
+                continue
+            print(f"{name}: another model than in {builds[0].config['transformers_version']}", flush=True)
+            kept.with_suffix(".json").unlink(missing_ok=True)
+            keys.unlink(missing_ok=True)
         known = pickle.loads(keys.read_bytes()) if keys.exists() else None
         builder = Builder(cls)
         signal.signal(signal.SIGALRM, _too_long)
@@ -101,15 +116,12 @@ def derive(job: int, jobs: int, cache: Path) -> None:
         except (RuntimeError, KeyError, IndexError) as error:  # names that no pattern covers
             print(f"{name}: {error!r}", file=sys.stderr, flush=True)
             continue
-        used = {tuple(path) for path, *_ in record["keys"]}
-        record["aliases"] = [[list(path), other] for path, other in aliases if path in used]
+        record["aliases"] = [[list(path), other] for path, other in aliases]
         made.write_text(json.dumps({"package": package, "record": record}))
 
 
 def pack(cache: Path) -> None:
     """The archive, with one member per package."""
-    from importlib.metadata import version
-
     packages: dict[str, dict[str, Any]] = defaultdict(dict)
     for file in sorted(cache.glob("[!_]*.json")):
         made = json.loads(file.read_text())
@@ -148,9 +160,22 @@ def _write(archive: zipfile.ZipFile, name: str, data: Any) -> None:
 
 
 def _rank(cls: Any) -> tuple[int, str]:
-    """Whole models with a head first: their keys are those of the others."""
-    ends = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-    return (not cls.__name__.endswith(ends), cls.__name__)
+    """Whole models with a head first: their keys are those of the others. Then bare models, then other heads."""
+    name = cls.__name__
+    heads = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    classifiers = ("ForSequenceClassification", "ForTokenClassification")
+    order = (heads, ("Model",), classifiers)
+    return next((n for n, ends in enumerate(order) if name.endswith(ends)), len(order)), name
+
+
+def _in_auto_maps() -> set[str]:
+    """The classes that an AutoModel class loads."""
+    from transformers.models.auto import modeling_auto
+
+    from ckptconv.models import installed
+
+    maps = [value for name, value in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    return {cls for each in maps for names in each.values() for cls in installed.names_of(names)}
 
 
 def _too_long(*_: object) -> None:

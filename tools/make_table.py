@@ -29,18 +29,33 @@ _QWEN4_EXP = {
     "eos_token_id": 1,
 }
 
+_COHERE_COMPASS = {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}}
+_DIFFUSION_GEMMA = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64}
+
 # Configs whose defaults alone build no model.
 _CONFIG_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "AutoformerConfig": {"prediction_length": 24},
     "AyaVisionConfig": {"vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 12}},
     "BeitConfig": {"out_indices": [3, 5, 7, 11]},
+    "BridgeTowerConfig": {"contrastive_hidden_size": 512, "logit_scale_init_value": 2.65},
     "ChameleonConfig": {"vocabulary_map": {"<image>": 8711}},
+    "CohereCompassConfig": {"text_config": _COHERE_COMPASS},
+    "CohereCompassTextConfig": _COHERE_COMPASS,
+    "DbrxConfig": {"attn_config": {"rope_theta": 10000.0}},
     "DeepseekOcr2Config": {"text_config": {"mlp_layer_types": ["dense", "sparse"], "num_hidden_layers": 2}},
-    "DiffusionGemmaConfig": {
-        "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64},
-    },
+    "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse"], "num_hidden_layers": 2},
+    "DiffusionGemmaConfig": {"text_config": _DIFFUSION_GEMMA},
+    "DiffusionGemmaTextConfig": _DIFFUSION_GEMMA,
     "Dots1Config": {"n_routed_experts": 8, "n_shared_experts": 1},
     "Emu3Config": {"vocabulary_map": {"<image>": 1, "<|extra_200|>": 2}},
     "EsmConfig": {"vocab_size": 33},
+    "Gemma4AssistantConfig": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+        }
+    },
     "Granite4VisionConfig": {
         "deepstack_layer_map": [[0, 0]],
         "spatial_target_layers": [0],
@@ -49,20 +64,28 @@ _CONFIG_ARGUMENTS: dict[str, dict[str, Any]] = {
     "HunYuanDenseV1Config": {"head_dim": 128},
     "HunYuanMoEV1Config": {"head_dim": 128},
     "HunYuanVLConfig": {"text_config": {"head_dim": 128}},
+    "HunYuanVLTextConfig": {"head_dim": 128},
+    "InformerConfig": {"prediction_length": 24},
     "Lfm2MoeConfig": {
         "layer_types": ["conv", "full_attention"],
         "num_hidden_layers": 2,
         "num_dense_layers": 1,
     },
+    "MoonshineStreamingConfig": {"encoder_config": {"num_key_value_heads": 8}},
+    "MinistralConfig": {"head_dim": 128},
+    "NemotronConfig": {"num_key_value_heads": 8},
     "Qwen3OmniMoeConfig": {
         "talker_config": {"text_config": {"shared_expert_intermediate_size": 768}, "spatial_merge_size": 2}
     },
+    "PerceptionLMConfig": {"vision_config": {"model_args": {"embed_dim": 1024, "depth": 24}}},
+    "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 768},
     "Qwen3OmniMoeTalkerConfig": {
         "text_config": {"shared_expert_intermediate_size": 768},
         "spatial_merge_size": 2,
     },
     "Qwen4ExpTextConfig": _QWEN4_EXP,
     "Qwen4ExpConfig": {"text_config": _QWEN4_EXP},
+    "TimeSeriesTransformerConfig": {"prediction_length": 24},
 }
 
 

@@ -48,8 +48,8 @@ class Group:
 
     Args:
         stack: the index of their stack.
-        when: "always", "sometimes", ["if", key], ["list", key, {value: present}] for a list with a value per layer, or
-            ["in", key, present] for a list of layers.
+        when: "always", "sometimes", ["if", key], ["list", key, {value: present}] for a list with a value per layer,
+            ["in", key, present] for a list of layers, or ["from", key, present] for the layers from a number on.
         members: the members.
     """
 
@@ -207,6 +207,16 @@ class Values:
         if follows:
             return self.number(derived, depth + 1) if derived and depth < 3 else None
         return None if stated else default
+
+    def stated(self, path: tuple[str, ...]) -> dict[str, Any]:
+        """Each name under which the config states a key -> its value there, without null."""
+        names = (path[-1], *self._skeleton.aliases.get(path, ()))
+        return {
+            name: part[name]
+            for part in self._parts(path[:-1])
+            for name in names
+            if part.get(name) is not None
+        }
 
     def switched(self, path: tuple[str, ...]) -> bool | None:
         """Whether a key is on: true, or a number other than 0. null is off. None if it is not certain."""

@@ -155,7 +155,8 @@ def _checked(
     most = dtype_policy.most((output.dtype, output.nbytes) for output in outputs.values())
     notes = [*dropped]
     config = corrected(config, shapes, most, notes)
-    require_fit(config, shapes, checkpoint.root, notes)
+    dtypes = {name: output.dtype for name, output in outputs.items()}
+    require_fit(config, shapes, checkpoint.root, notes, dtypes)
     both = config_keys.for_both(config, tuple(outputs))
     if options.keep_config:
         return config, (*notes, *both.disputes), ""

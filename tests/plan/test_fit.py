@@ -164,3 +164,33 @@ def test_every_class_that_can_be_built_fits_its_own_config() -> None:
             wrong.append((architecture, misfit.foreign[:2], misfit.missing[:2], misfit.wrong[:2]))
     assert wrong == []
     assert count > 300
+
+
+def test_one_number_under_two_names_with_two_values_is_refused() -> None:
+    config, shapes = built("Qwen3MoeForCausalLM", num_hidden_layers=2, num_experts=4)
+    config = {**config, "num_experts": 4, "num_local_experts": 4}
+    require_fit(config, shapes, Path("run"), [])
+    with pytest.raises(CkptconvError, match="contradicts itself") as error:
+        require_fit({**config, "num_experts": 8}, shapes, Path("run"), [])
+    assert "num_experts 8" in str(error.value.found)
+    config, shapes = built("GPT2LMHeadModel", n_layer=2)
+    with pytest.raises(CkptconvError, match="contradicts itself"):
+        require_fit({**config, "num_hidden_layers": 3}, shapes, Path("run"), [])
+
+
+def test_a_list_of_layers_of_another_length_is_refused() -> None:
+    config, shapes = built("Qwen3NextForCausalLM", num_hidden_layers=4)
+    longer = {**config, "layer_types": [*config["layer_types"], "full_attention"]}
+    with pytest.raises(CkptconvError, match="contradicts itself") as error:
+        require_fit(longer, shapes, Path("run"), [])
+    assert error.value.found == "layer_types for 5 layers and num_hidden_layers 4"
+
+
+def test_a_size_that_the_top_level_states_otherwise_is_reported() -> None:
+    config, shapes = built("Qwen2_5_VLForConditionalGeneration")
+    notes: list[str] = []
+    require_fit({**config, "hidden_size": config["text_config"]["hidden_size"]}, shapes, Path("run"), notes)
+    assert notes == []
+    require_fit({**config, "hidden_size": 24}, shapes, Path("run"), notes)
+    assert len(notes) == 1
+    assert "hidden_size 24 and text_config.hidden_size" in notes[0]

@@ -19,6 +19,7 @@ _WIDTHS = re.compile(r"size|dim|rank|num|heads|width|expert|layer|channel|hidden
 _FLOATS = re.compile(r"ratio|factor|expand|mult")
 _SMALL = 4
 _FEW_EXPERTS = 8
+_DENSE = re.compile(r"(^|_)dense(_|$)")  # the number of layers before the first one with experts
 
 
 @dataclass
@@ -82,12 +83,22 @@ class Builder:
             self.builds.append(build)
         return effective
 
+    def is_still(self, first: Build) -> bool:
+        """Whether a first build, which may be of an older transformers, is what this one builds from its config."""
+        self.base = copy.deepcopy(first.config)
+        build = self._build({}, ())
+        return build is not None and (build.shapes, build.tied, set(build.config)) == (
+            first.shapes,
+            first.tied,
+            set(first.config),
+        )
+
     def _shrink(self, config: Any) -> None:
         """Make layers and experts few, all keys together where that builds, else one by one."""
         wanted = []
         for path, value in _leaves(config):
             if type(value) is int and _COUNTS.search(path[-1]):
-                few = _FEW_EXPERTS if "expert" in path[-1] else _SMALL
+                few = 1 if _DENSE.search(path[-1]) else _FEW_EXPERTS if "expert" in path[-1] else _SMALL
                 if value > few and "size" not in path[-1] and "dim" not in path[-1]:
                     wanted.append(_nested(config, path, few))
         before = copy.deepcopy(self.base)

@@ -184,6 +184,21 @@ class Fit:
                     return ["if", list(path)]
         return None
 
+    def by_bound(self, present: dict[Key, bool]) -> list[Any] | None:
+        """["from", path, present] where the layers from a number of the config on decide, such as first_k_dense_replace."""
+        if not all(index for _, index in present):
+            return None
+        last = {build for build, _ in present}
+        found = []
+        for feature in self.varied:
+            bounds = {build: self.numbers[build][feature] for build in last}
+            if feature[0] != "v" or any(type(bound) is not int for bound in bounds.values()):
+                continue
+            answers = {(index[-1] >= bounds[build]) is there for (build, index), there in present.items()}
+            if len(answers) == 1 and len(set(bounds.values())) > 1:
+                found.append(["from", list(feature[1]), answers.pop()])
+        return found[0] if len(found) == 1 else None
+
     def by_list(self, present: dict[Key, bool]) -> list[Any] | None:
         """["list", path, {value: present}] where a list with an element per layer decides, ["in", path, present] where a
         list of layers does; None."""
@@ -331,7 +346,7 @@ def _owner(pattern: str) -> str:
 
 
 def _when(fit: Fit, keys: frozenset[Key], everywhere: set[Key]) -> Any:
-    """ "always", ["if", path], ["list", path, values] or "sometimes"."""
+    """ "always", ["if", path], ["list", path, values], ["in", path, present], ["from", path, present] or "sometimes"."""
     if keys == everywhere:
         return "always"
     by_build: dict[int, set[bool]] = defaultdict(set)
@@ -341,7 +356,8 @@ def _when(fit: Fit, keys: frozenset[Key], everywhere: set[Key]) -> Any:
         switch = fit.switch({b: next(iter(found)) for b, found in by_build.items()})
         if switch:
             return switch
-    return fit.by_list({key: key in keys for key in everywhere}) or "sometimes"
+    present = {key: key in keys for key in everywhere}
+    return fit.by_list(present) or fit.by_bound(present) or "sometimes"
 
 
 def _slots(free: list[tuple[int, frozenset[Key]]], everywhere: set[Key]) -> list[list[int]]:

@@ -64,8 +64,9 @@ def next_and_fit(
 def _fit_of_folder(checkpoint: Checkpoint, config: dict[str, Any]) -> Fit:
     """The fit of a Hugging Face folder, whose tensors have their final names."""
     shapes = {name: tensor.view.shape for name, tensor in checkpoint.tensors.items()}
+    dtypes = {name: tensor.view.dtype for name, tensor in checkpoint.tensors.items()}
     try:
-        require_fit(config, shapes, checkpoint.root, [])
+        require_fit(config, shapes, checkpoint.root, [], dtypes)
     except CkptconvError as error:
         return _fit_of_refusal(error)
     return _checked(config)

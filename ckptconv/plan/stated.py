@@ -1,0 +1,82 @@
+"""Whether config.json states one fact twice with two values: under two names of a key, for each layer, or in two parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import Kind
+from ckptconv.models import mtp
+from ckptconv.models.nested import KEYS
+from ckptconv.models.skeleton import Skeleton, Values
+from ckptconv.plan.misfit import NotTheModel
+
+_Path = tuple[str, ...]
+# Sizes of a language model that older configs have at the top level. transformers reads the nested ones where there are any.
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "num_experts", "num_local_experts",
+)  # fmt: skip
+
+
+def require_one_value(skeleton: Skeleton, config: Mapping[str, Any], where: Path, notes: list[str]) -> None:
+    """Raise CkptconvError where config.json states a number that decides the tensors twice, with two values.
+
+    Args:
+        skeleton: the class that the config names.
+        config: the config.json that will be written.
+        where: the checkpoint's folder, for messages.
+        notes: receives the sizes at the top level that differ from those of the language model's own config.
+    """
+    values = Values(skeleton, config)
+    for path in skeleton.aliases:
+        stated = values.stated(path)
+        if len({repr(value) for value in stated.values()}) > 1:
+            raise _refusal(where, path, stated)
+    for path, layers in _lists(skeleton).items():
+        listed, count = values.of(path, stated=True), values.number(layers)
+        if isinstance(listed, list) and count is not None:
+            more = len(listed) - count
+            if more and more != mtp.stated(dict(config)):
+                raise _refusal(
+                    where, path, {path[-1]: f"for {len(listed)} layers", values.text(layers): count}
+                )
+    notes += _at_two_levels(skeleton, config)
+
+
+def _refusal(where: Path, path: _Path, stated: Mapping[str, Any]) -> NotTheModel:
+    part = ".".join(path[:-1])
+    return NotTheModel(
+        "config.json contradicts itself" + (f" in {part}" if part else ""),
+        where=where,
+        found=" and ".join(f"{name} {value}" for name, value in stated.items()),
+        wanted="one value, since readers differ in the one that they take",
+        hint="correct config.json, or name the right model's folder with --config DIR",
+        kind=Kind.DOES_NOT_FIT,
+    )
+
+
+def _lists(skeleton: Skeleton) -> dict[_Path, Any]:
+    """The path of each list with an element per layer -> the expression that counts the layers."""
+    return {
+        tuple(group.when[1]): count
+        for group in skeleton.groups
+        if group.when[0] == "list" and (count := skeleton.stacks[group.stack].count) is not None
+    }
+
+
+def _at_two_levels(skeleton: Skeleton, config: Mapping[str, Any]) -> list[str]:
+    """A note on each size that the top level and the language model's own config state differently."""
+    found = []
+    for part in KEYS:
+        inner = config.get(part)
+        if not isinstance(inner, dict):
+            continue
+        for key in _SIZES:
+            outer, own = config.get(key), inner.get(key)
+            if type(outer) is int and type(own) is int and outer != own and (key,) not in skeleton.keys:
+                found.append(
+                    f"config.json states {key} {outer} and {part}.{key} {own}: transformers 5 reads the second"
+                )
+    return found
