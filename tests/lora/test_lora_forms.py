@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from support.lora_tools import META
 
 from ckptconv.commands.merge.run import merge
 from ckptconv.errors import CkptconvError
+from ckptconv.models import skeleton
+from ckptconv.models.lora.kinds import check_name
+from ckptconv.models.lora.names import is_of_an_adapter
 
 Made = Callable[[str], Path]
 
@@ -217,3 +221,23 @@ def test_a_missing_rank_of_a_lora_run_is_an_error_too(made: Made, tmp_path: Path
     rank_file(run, 1).unlink()
     with pytest.raises(CkptconvError, match="rank 1 of 2 is missing"):
         merge(run, tmp_path / "out")
+
+
+def test_no_module_of_a_known_class_is_taken_for_an_adapter() -> None:
+    with zipfile.ZipFile(skeleton._DATA) as archive:
+        packages = set(json.loads(archive.read("classes.json"))["classes"].values())
+        classes = [
+            each for p in packages for each in json.loads(archive.read(f"{p}.json"))["classes"].values()
+        ]
+    assert len(classes) > 500
+    for record in classes:
+        for _, _, members in record["groups"]:
+            for pattern, *_ in members:
+                name = pattern.replace("*", "0")
+                check_name(name)
+                assert not is_of_an_adapter(name), name
+    for own in (
+        "output.adapter_modules.en_XX.dense1.weight",
+        "pixel_level_module.decoder.adapter_1.0.weight",
+    ):
+        check_name(f"encoder.layer.0.{own}")

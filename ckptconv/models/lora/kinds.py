@@ -50,8 +50,11 @@ _OTHERS = {
     "prompt_embeddings": "prompt tuning",
 }
 _MARKS = re.compile("|".join(_OTHERS))  # one search excludes most names
-# Names that look like LoRA but are not known. A model may also have modules of its own that are called adapter.
-_LEFT = re.compile(r"\.lora_|lora_magnitude_vector|\.adapter_|\.(?:linear_\w+|router)\.adapter\.")
+# Names that look like LoRA but are not known. Models also have modules of their own that are called adapter: X-MOD's
+# adapter_modules, OneFormer's adapter_1.
+_LEFT = re.compile(
+    r"\.lora_|lora_magnitude_vector|\.adapter_(?!modules\.|layer_norm\.|\d+\.)|\.(?:linear_\w+|router)\.adapter\."
+)
 # LoRA settings with which the factors alone do not give the update -> the name of the method.
 _SETTINGS = {
     "use_qalora": "QALoRA",
