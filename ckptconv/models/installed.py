@@ -57,7 +57,7 @@ def mapping_of(config: Config) -> Mapping | None:
     return _mapping(str(config.get("model_type")), name, json.dumps(config, sort_keys=True, default=str))
 
 
-def _lists(kind: str) -> bool:
+def lists(kind: str) -> bool:
     """Whether the installed transformers lists a model type; read from its sources, since an import takes seconds."""
     found = find_spec("transformers")
     if found is None or not found.submodule_search_locations:
@@ -69,7 +69,7 @@ def _lists(kind: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _mapping(kind: str, name: str, text: str) -> Mapping | None:
-    if not _lists(kind):
+    if not lists(kind):
         return None
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

@@ -43,11 +43,29 @@ def require_fit(
         notes: Receives what a person must judge.
         dtypes: The planned tensors' dtypes, by the same names; only those of a quantised model matter.
     """
+    misfit = examined(config, shapes, where, notes, dtypes)
+    if misfit:
+        skeleton = skeleton_of(config)
+        raise refusal(misfit, skeleton.architecture if skeleton else "the model", where)
+
+
+def examined(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    where: Path,
+    notes: list[str],
+    dtypes: Mapping[str, str] = MappingProxyType({}),
+) -> Misfit:
+    """How the tensors differ from the class that the config names; see `require_fit` for the arguments.
+
+    Raises:
+        CkptconvError: config.json contradicts itself, or the sizes of a class that is not known are another model's.
+    """
     skeleton = skeleton_of(config)
     if skeleton is None:
         check_fit(config, shapes, where)
         notes.append(unknown_class(config))
-        return
+        return Misfit()
     require_one_value(skeleton, config, where, notes)
     misfit = misfit_of(skeleton, config, shapes, dtypes)
     if deepspeed_moe.are_here(shapes):
@@ -58,21 +76,21 @@ def require_fit(
             "trained the model loads this folder"
         )
     if not misfit:
-        return
+        return misfit
     if inside := other_inside(config):
         check_fit(config, shapes, where)
         notes.append(
             f"names and shapes were not checked: {skeleton.architecture} takes any language model, and ckptconv's list of "
             f"its tensors was made with another one than {inside!r}"
         )
-        return
+        return Misfit()
     if _has_own_code(config, skeleton.architecture):
         notes.append(
             f"the tensors are not those of transformers' {skeleton.architecture} (the repository's own code was not run): "
             + shown([*misfit.foreign, *misfit.missing, *(name for name, *_ in misfit.wrong)])
         )
-        return
-    raise refusal(misfit, skeleton.architecture, where)
+        return Misfit()
+    return misfit
 
 
 def unknown_class(config: Mapping[str, Any]) -> str:

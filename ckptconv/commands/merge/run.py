@@ -15,6 +15,7 @@ from pathlib import Path
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.display import Displayed
 from ckptconv.commands.merge import in_place, small_files
+from ckptconv.commands.merge.beside_copy import Asked
 from ckptconv.commands.merge.notes import notes_of
 from ckptconv.commands.merge.sources import fingerprint, require_honest_receipts, sources_of, states_of
 from ckptconv.commands.merge.zero_updates import zero_updates
@@ -232,7 +233,10 @@ def merge(
     for store in stores:
         store.budget = ahead // len(stores)
     require_honest_receipts(sources, count, teller(on_progress, "hash"))
-    with work_folder(target, fingerprint(plan, sources), resume) as work:
+    with (
+        work_folder(target, fingerprint(plan, sources), resume) as work,
+        Asked(plan, checkpoint.root).running() as asked,
+    ):
         check_target(
             target, [], overwrite
         )  # another merge may have ended between the first look and the lock
@@ -248,6 +252,7 @@ def merge(
             raise cannot_write(work, error) from error
         require_unchanged({**sources, **beside})  # after the last byte, whatever engine read it
         checked = _check(plan, work, count, on_progress) if verify else 0
+        told = asked.notes()
         publish(work, target, overwrite)
     return Merged(
         plan=plan,
@@ -261,7 +266,7 @@ def merge(
         peak_memory=_peak_memory(),
         checked=checked,
         left=small.left,
-        notes=tuple(notes_of(copied, plan)),
+        notes=(*notes_of(copied, plan), *told),
         ahead=ahead,
     )
 

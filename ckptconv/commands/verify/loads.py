@@ -8,7 +8,10 @@ from ckptconv.commands.verify import structure
 from ckptconv.commands.verify.expected import Expected, NotChecked, expect, is_beside
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
+from ckptconv.commands.verify.whole import model_layer
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import mtp
+from ckptconv.plan import why_unchecked
 from ckptconv.read.reader import same_values
 from ckptconv.tensors.dtypes import from_text, is_float
 from ckptconv.tensors.view import View
@@ -22,9 +25,16 @@ def alone(side: Side) -> list[Layer]:
         why = "this is an adapter, not a full model" if side.is_adapter else "no config.json was found"
         wrong = () if side.is_adapter else (Problem("config.json", "is missing", str(side.checkpoint.root)),)
         return [Layer("loads", False if wrong else None, _PROVES, why, wrong), *_not_checked(why)]
-    expected = expect(side.config, side.tensors)
+    try:
+        expected = expect(side.config, side.tensors)
+    except CkptconvError as error:
+        if error.kind is not Kind.ENVIRONMENT or why_unchecked(side.config):
+            raise
+        expected = NotChecked(f"{error.what}: {error.found}")  # the list of the class needs neither
     if isinstance(expected, NotChecked):
-        return [Layer("loads", None, _PROVES, f"skipped: {expected.why}"), *_not_checked(expected.why)]
+        loads = Layer("loads", None, _PROVES, f"skipped: {expected.why}")
+        listed = model_layer(side)
+        return [loads, *(_not_checked(expected.why) if listed.ok is None else (listed, _dtypes(side)))]
     if isinstance(expected, Problem):
         why = "there is no model to compare with"
         return [Layer("loads", False, _PROVES, expected.what, (expected,)), *_not_checked(why)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptconv.commands.packages import require_packages
 from ckptconv.commands.progress import Meter, OnProgress, teller
-from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values
+from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values, whole
 from ckptconv.commands.verify.diagnose import looks_like
 from ckptconv.commands.verify.reads import misread_by, reads_layer
 from ckptconv.commands.verify.records import PROMPT, Difference, Layer, Problem, Verified
@@ -134,11 +134,11 @@ def verify(
     found = None if theirs is None else structure.match(ours, theirs)
     if theirs is None and not ours.is_adapter:
         teller(on_progress, "load")("torch and transformers, to build the class that config.json names")
-    layers = (
-        loads.alone(ours)
-        if theirs is None or found is None
-        else structure.against_reference(ours, theirs, found)
-    )
+    if theirs is None or found is None:
+        layers = loads.alone(ours)
+    else:
+        layers = structure.against_reference(ours, theirs, found)
+        layers += whole.beside_a_reference(ours, layers)
     tasks = values.tasks_for(ours, theirs, found)
     also_read = [] if beginning is None else trained.tasks_for(ours, beginning, tasks)
     meter = Meter(on_progress, "read", _all_bytes(ours, theirs, [*tasks, *also_read]))
@@ -151,7 +151,7 @@ def verify(
         layers.append(values.values_layer(tasks, differences, atol, rtol))
         if layers[-1].ok is not None:
             compared = sum(task.tally.compared for task in tasks)
-    shapes_agree = any(layer.name == "shapes" and layer.ok for layer in layers)
+    shapes_agree = any(layer.name in ("shapes", "model") and layer.ok for layer in layers)
     layers.append(sanity_layer(tasks, ours.ties(()), may_be_empty=shapes_agree and not ours.is_adapter))
     if beginning is not None:
         layers.append(trained.trained_layer(tasks, also_read, ours.is_adapter))
