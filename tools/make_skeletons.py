@@ -26,6 +26,7 @@ from typing import Any
 
 OUT = Path(__file__).parents[1] / "ckptconv/models/skeletons.zip"
 _SECONDS = 150  # for one class; a config class with hundreds of keys takes longest
+_NAMED_BY_CONFIG = ("xmod",)  # names with the languages that the config lists
 _WHOLE = re.compile(
     r"(Model|For[A-Z]\w+|LMHeadModel|WithLMHead|DoubleHeadsModel)$"
 )  # other classes are parts of models
@@ -125,6 +126,8 @@ def pack(cache: Path) -> None:
     packages: dict[str, dict[str, Any]] = defaultdict(dict)
     for file in sorted(cache.glob("[!_]*.json")):
         made = json.loads(file.read_text())
+        if made["package"] in _NAMED_BY_CONFIG:
+            continue
         packages[made["package"]][file.stem] = made["record"]
     with zipfile.ZipFile(OUT, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         listed = {name: package for package in sorted(packages) for name in sorted(packages[package])}

@@ -23,8 +23,8 @@ _LISTED = "classes.json"
 Numbers = tuple[int, ...]  # the numbers in a name, in order
 
 # Model types whose tensors the skeleton of their class does not describe: two use another type's class under Hub names of
-# their own, Lfm2Moe's skeleton was built without experts, and MiniMax-M3's without dense layers.
-_OTHER_FORMS = ("exaone", "lfm2_moe", "minimax_m3_vl", "sarvam_moe")
+# their own, and MiniMax-M3's was built without dense layers.
+_OTHER_FORMS = ("exaone", "minimax_m3_vl", "sarvam_moe")
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ class Whole:
 
     def check(self) -> None:
         """Add to the misfit what is missing or too much."""
-        for stack in self._skeleton.stacks[1:]:
-            if stack.form != "gaps":
+        wanted = {g.stack for g in self._skeleton.groups if any(not member.kind for member in g.members)}
+        for number, stack in enumerate(self._skeleton.stacks):
+            if number in wanted and stack.context and stack.form != "gaps":
                 self._check_numbers(stack)
         for group in self._skeleton.groups:
             self._check_group(group)
