@@ -194,3 +194,12 @@ def test_a_size_that_the_top_level_states_otherwise_is_reported() -> None:
     require_fit({**config, "hidden_size": 24}, shapes, Path("run"), notes)
     assert len(notes) == 1
     assert "hidden_size 24 and text_config.hidden_size" in notes[0]
+
+
+def test_layers_before_the_first_with_experts_are_those_that_the_config_counts() -> None:
+    config, shapes = built(
+        "DeepseekV3ForCausalLM", num_hidden_layers=4, n_routed_experts=8, first_k_dense_replace=2
+    )
+    require_fit(config, shapes, Path("run"), [])
+    for other in (1, 3):
+        assert "layers." in refusal({**config, "first_k_dense_replace": other}, shapes)
