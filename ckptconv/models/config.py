@@ -195,7 +195,7 @@ def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes
                 f"{config.get('model_type')!r}: architectures stays as it is"
             )
     if score is not None and len(score) == 2:
-        _set_labels(config, score[0])
+        _set_labels(config, score[0], notes)
     if not named:
         default = facts.default_architecture(config)
         if default:
@@ -205,10 +205,14 @@ def _set_architecture(config: dict[str, Any], shapes: Mapping[str, Shape], notes
         config["architectures"] = named
 
 
-def _set_labels(config: dict[str, Any], count: int) -> None:
+def _set_labels(config: dict[str, Any], count: int, notes: list[str]) -> None:
     """Set the number of labels. transformers reads it from id2label, and assumes two labels without it."""
     labels = config.get("id2label")
     if not isinstance(labels, dict) or len(labels) != count:
+        if isinstance(labels, dict) and not all(str(name).startswith("LABEL_") for name in labels.values()):
+            notes.append(
+                f"config.json names {len(labels)} labels, and score.weight has {count} rows: id2label is made anew"
+            )
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(count)}
     if "num_labels" in config:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,25 @@ def plainly(shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> Plainly:
             held[weight].add(name.removeprefix(weight.removesuffix(_TAIL)))
     sized = {name for name, (_, dtype) in codes.items() if name in plain and _is_plain(name, dtype, held)}
     return Plainly(plain, frozenset(sized), tuple(_missing(codes, held)))
+
+
+def other_blocks(shapes: Mapping[str, Shape], block: Any) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield each tensor of scales that is not one per block: its name, (the blocks in the weight's dim, the scales in it).
+
+    Args:
+        shapes: stored name -> shape.
+        block: weight_block_size of the config, [rows, columns]; anything else is not compared.
+    """
+    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
+        return
+    for name, scales in shapes.items():
+        weight = shapes.get(name.removesuffix("_scale_inv"), ())
+        if not name.endswith("_scale_inv") or len(weight) < 2 or len(scales) != len(weight):
+            continue
+        for size, stored, rows in zip(weight[-2:], scales[-2:], block, strict=True):
+            if stored not in (1, -(-size // rows)):
+                yield name, (-(-size // rows), stored)
+                break
 
 
 def is_quantisers(name: str, stored: Mapping[str, Any]) -> bool:

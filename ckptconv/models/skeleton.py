@@ -133,21 +133,31 @@ def skeleton_of(config: Mapping[str, Any]) -> Skeleton | None:
 @lru_cache(maxsize=4)
 def load(architecture: str) -> Skeleton | None:
     """The skeleton of the class of this name; None if there is none."""
-    try:
-        with zipfile.ZipFile(_DATA) as archive:
-            package = json.loads(archive.read(_LISTED))["classes"].get(architecture)
-            if package is None:
-                return None
-            data = json.loads(archive.read(f"{package}.json"))
-    except FileNotFoundError:
+    package = package_of(architecture)
+    if package is None or not _DATA.is_file():
         return None
-    return parse(architecture, data)
+    with zipfile.ZipFile(_DATA) as archive:
+        return parse(architecture, json.loads(archive.read(f"{package}.json")))
 
 
 def known() -> list[str]:
     """The names of all classes that have a skeleton."""
-    with zipfile.ZipFile(_DATA) as archive:
-        return sorted(json.loads(archive.read(_LISTED))["classes"])
+    return sorted(_packages())
+
+
+def package_of(architecture: str | None) -> str | None:
+    """The package of transformers that has a class, such as "qwen3_moe"; None if the class has no skeleton."""
+    return _packages().get(architecture or "")
+
+
+@lru_cache(maxsize=1)
+def _packages() -> dict[str, str]:
+    try:
+        with zipfile.ZipFile(_DATA) as archive:
+            found: dict[str, str] = json.loads(archive.read(_LISTED))["classes"]
+    except FileNotFoundError:
+        return {}
+    return found
 
 
 def parse(architecture: str, data: dict[str, Any]) -> Skeleton:

@@ -12,10 +12,10 @@ from ckptconv.errors import CkptconvError
 from ckptconv.models import deepspeed_moe, facts, hub_names, module_names, mtp, quantised
 from ckptconv.models.config import check_fit
 from ckptconv.models.nested import other_inside
-from ckptconv.models.quantised_names import is_quantisers, plainly
+from ckptconv.models.quantised_names import is_quantisers, other_blocks, plainly
 from ckptconv.models.skeleton import Member, Numbers, Skeleton, Values, skeleton_of
 from ckptconv.plan.misfit import Misfit, refusal, shown
-from ckptconv.plan.stated import require_one_value
+from ckptconv.plan.stated import require_consistent
 from ckptconv.plan.whole import Whole
 from ckptconv.tensors.view import Shape, stored
 
@@ -66,7 +66,7 @@ def examined(
         check_fit(config, shapes, where)
         notes.append(unknown_class(config))
         return Misfit()
-    require_one_value(skeleton, config, where, notes)
+    require_consistent(skeleton, config, where, notes)
     misfit = misfit_of(skeleton, config, shapes, dtypes)
     if deepspeed_moe.are_here(shapes):
         misfit.foreign = deepspeed_moe.without(misfit.foreign, shapes)
@@ -130,6 +130,8 @@ def misfit_of(
     best.foreign = [name for name in best.foreign if not is_quantisers(name.partition(" ")[0], shapes)]
     _excuse_experts(best, plain.shapes)
     best.missing += plain.missing
+    block = (quantised.stated_in(config) or {}).get("weight_block_size")
+    best.wrong += [(name, "weight_block_size", *sizes) for name, sizes in other_blocks(shapes, block)]
     return best
 
 

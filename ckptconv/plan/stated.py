@@ -1,4 +1,4 @@
-"""Whether config.json states one fact twice with two values: under two names of a key, for each layer, or in two parts."""
+"""Whether config.json contradicts itself: one fact stated twice, sizes that exclude each other, a class of another type."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import Kind
-from ckptconv.models import mtp
-from ckptconv.models.nested import KEYS
-from ckptconv.models.skeleton import Skeleton, Values
+from ckptconv.models import facts, mtp
+from ckptconv.models.nested import KEYS, text_of
+from ckptconv.models.skeleton import Skeleton, Values, package_of
 from ckptconv.plan.misfit import NotTheModel
 
 _Path = tuple[str, ...]
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_PER_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_topk",
+    "top_k_experts",
+)
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Sizes of a language model that older configs have at the top level. transformers reads the nested ones where there are any.
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -20,16 +29,24 @@ _SIZES = (
 )  # fmt: skip
 
 
-def require_one_value(skeleton: Skeleton, config: Mapping[str, Any], where: Path, notes: list[str]) -> None:
+def require_consistent(skeleton: Skeleton, config: Mapping[str, Any], where: Path, notes: list[str]) -> None:
     """Raise CkptconvError where config.json states a number that decides the tensors twice, with two values.
+
+    The same holds for a class that the model type does not have, and for more experts per token than there are.
 
     Args:
         skeleton: the class that the config names.
         config: the config.json that will be written.
         where: the checkpoint's folder, for messages.
-        notes: receives the sizes at the top level that differ from those of the language model's own config.
+        notes: receives the sizes at the top level that differ from those of the language model's own config, and tokens
+            beyond the vocabulary.
     """
     values = Values(skeleton, config)
+    _require_kin(skeleton, config, where)
+    text = text_of(config)
+    experts, chosen = (_first(text, keys) for keys in (_EXPERTS, _PER_TOKEN))
+    if experts and chosen and chosen[1] > experts[1] > 0:
+        raise _refusal(where, (), dict((chosen, experts)))
     for path in skeleton.aliases:
         stated = values.stated(path)
         if len({repr(value) for value in stated.values()}) > 1:
@@ -42,7 +59,51 @@ def require_one_value(skeleton: Skeleton, config: Mapping[str, Any], where: Path
                 raise _refusal(
                     where, path, {path[-1]: f"for {len(listed)} layers", values.text(layers): count}
                 )
+    types, count = text.get("layer_types"), text.get("num_hidden_layers")
+    if (
+        isinstance(types, list)
+        and type(count) is int
+        and len(types) - count not in (0, mtp.stated(dict(config)))
+    ):
+        raise _refusal(where, (), {"layer_types": f"for {len(types)} layers", "num_hidden_layers": count})
     notes += _at_two_levels(skeleton, config)
+    notes += _beyond_the_vocabulary(text)
+
+
+def _require_kin(skeleton: Skeleton, config: Mapping[str, Any], where: Path) -> None:
+    """Refuse a class that is another model type's: transformers goes by the type, other readers by the class."""
+    kind = config.get("model_type")
+    usual = facts.default_architecture({"model_type": kind})
+    own, named = package_of(usual), package_of(skeleton.architecture)
+    if own and named and own != named and not config.get("auto_map"):
+        raise NotTheModel(
+            "config.json contradicts itself",
+            where=where,
+            found=f"model_type {kind} and architectures {skeleton.architecture}",
+            wanted=f"a class of that type, such as {usual}: readers differ in the one that they take",
+            hint="correct config.json, or name the right model's folder with --config DIR",
+            kind=Kind.DOES_NOT_FIT,
+        )
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, int] | None:
+    """The first of these keys that the config states as a number, with its value."""
+    return next(((key, config[key]) for key in keys if type(config.get(key)) is int), None)
+
+
+def _beyond_the_vocabulary(text: Mapping[str, Any]) -> list[str]:
+    """A note on each special token that is no row of the embedding."""
+    rows = text.get("vocab_size")
+    found = []
+    for key in _TOKENS:
+        stated = text.get(key)
+        tokens = stated if isinstance(stated, list) else [stated]
+        beyond = [token for token in tokens if type(token) is int and type(rows) is int and token >= rows]
+        if beyond:
+            found.append(
+                f"config.json states {key} {beyond[0]}, and vocab_size {rows}: the model has no such token"
+            )
+    return found
 
 
 def _refusal(where: Path, path: _Path, stated: Mapping[str, Any]) -> NotTheModel:

@@ -203,3 +203,35 @@ def test_layers_before_the_first_with_experts_are_those_that_the_config_counts()
     require_fit(config, shapes, Path("run"), [])
     for other in (1, 3):
         assert "layers." in refusal({**config, "first_k_dense_replace": other}, shapes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"model_type": "llama"}, "model_type llama and architectures Qwen3MoeForCausalLM"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 and num_local_experts 4"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types for 3 layers and num_hidden_layers 2"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused(changes: dict[str, Any], found: str) -> None:
+    config, shapes = built("Qwen3MoeForCausalLM", num_hidden_layers=2, num_experts=4, num_experts_per_tok=2)
+    require_fit(config, shapes, Path("run"), [])
+    with pytest.raises(CkptconvError, match="contradicts itself") as error:
+        require_fit({**config, **changes}, shapes, Path("run"), [])
+    assert error.value.found == found
+
+
+def test_a_special_token_beyond_the_vocabulary_is_reported() -> None:
+    config, shapes = built("Qwen2ForCausalLM", num_hidden_layers=1)
+    notes: list[str] = []
+    require_fit({**config, "eos_token_id": [2, 151936], "pad_token_id": None}, shapes, Path("run"), notes)
+    assert notes == [
+        "config.json states eos_token_id 151936, and vocab_size 151936: the model has no such token"
+    ]
+
+
+def test_no_class_that_transformers_loads_for_a_type_is_another_types() -> None:
+    for kind, tasks in facts._facts()["tasks"].items():
+        usual = skeleton.package_of(facts.default_architecture({"model_type": kind}))
+        packages = {skeleton.package_of(name) for name in tasks.values()} - {None}
+        assert not usual or packages <= {usual}, (kind, tasks)

@@ -202,3 +202,9 @@ def test_blocks_of_mxfp4_need_their_scales() -> None:
     assert "layers.0.mlp.experts.gate_up_proj" in refusal(
         config, without(stored, "0.mlp.experts.gate_up_proj_blocks")
     )
+
+
+def test_scales_of_blocks_of_another_size_are_refused() -> None:
+    config, stored = built("Qwen2ForCausalLM", fp8=True, num_hidden_layers=2)
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [64, 128]}
+    assert "weight_block_size" in refusal(config, stored)
