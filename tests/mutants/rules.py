@@ -86,9 +86,12 @@ MUTANTS = (
         _WHOLE, "lacks_a_part_or_has_other_names",
     ),
     Mutant(
-        "the number of fused experts", "plan/fit.py",
-        "if stated is not None and size != stated and", "if stated is not None and size != stated and len(shape) < 3 and",
-        _WHOLE, "number_of_fused_experts",
+        "experts beyond the number that the config states",
+        "plan/whole.py",
+        "elif end > wanted:",
+        "elif False:",
+        _WHOLE,
+        "number_of_fused_experts",
     ),
     Mutant(
         "one number under two names", "plan/stated.py",
