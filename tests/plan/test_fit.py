@@ -84,7 +84,7 @@ def test_layers_follow_the_layer_types() -> None:
 
 
 def test_a_missing_expert_is_named() -> None:
-    config, shapes = built("Qwen3MoeForCausalLM", num_hidden_layers=2, num_experts=4)
+    config, shapes = built("Qwen3MoeForCausalLM", num_hidden_layers=2, num_experts=4, num_experts_per_tok=2)
     without = {n: s for n, s in shapes.items() if ".experts.2." not in n}
     assert "model.layers.0.mlp.experts.2" in refusal(config, without)
 
@@ -167,7 +167,7 @@ def test_every_class_that_can_be_built_fits_its_own_config() -> None:
 
 
 def test_one_number_under_two_names_with_two_values_is_refused() -> None:
-    config, shapes = built("Qwen3MoeForCausalLM", num_hidden_layers=2, num_experts=4)
+    config, shapes = built("Qwen3MoeForCausalLM", num_hidden_layers=2, num_experts=4, num_experts_per_tok=2)
     config = {**config, "num_experts": 4, "num_local_experts": 4}
     require_fit(config, shapes, Path("run"), [])
     with pytest.raises(CkptconvError, match="contradicts itself") as error:

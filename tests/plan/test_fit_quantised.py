@@ -135,7 +135,7 @@ def without(tensors: Tensors, part: str) -> Tensors:
 @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3MoeForCausalLM"])
 def test_a_quantised_model_passes_in_silence_and_its_damage_does_not(method: str, architecture: str) -> None:
     form, codes, scales = FORMS[method]
-    experts = {"num_experts": 4} if "Moe" in architecture else {}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2} if "Moe" in architecture else {}
     config, tensors = built(architecture, num_hidden_layers=3, **experts)
     config["quantization_config"] = {"quant_method": method.partition("_")[0]}
     stored = quantised(tensors, form)

@@ -45,7 +45,7 @@ class Asked:
             shapes = {name: list(output.shape) for name, output in self._plan.outputs.items()}
             question = json.dumps({"config": self._config, "shapes": shapes})
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ckptconv.commands.merge.on_meta"],
+                [sys.executable, "-m", "ckptconv.commands.verify.on_meta"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
