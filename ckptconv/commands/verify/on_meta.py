@@ -1,4 +1,4 @@
-"""The second process of merge (commands/merge/beside_copy.py): builds a class on the meta device and compares names and shapes with it.
+"""The second process of commands/merge/beside_copy.py: builds a class on the meta device, compares names and shapes with it.
 
 It reads one JSON document from stdin, {"config": …, "shapes": {name: [sizes]}}, and prints one: {"why": …} where the class
 cannot be built, else {"architecture", "version", "foreign", "missing", "wrong": [[name, found, wanted], …]}.
