@@ -66,7 +66,6 @@ def examined(
         check_fit(config, shapes, where)
         notes.append(unknown_class(config))
         return Misfit()
-    require_consistent(skeleton, config, where, notes)
     misfit = misfit_of(skeleton, config, shapes, dtypes)
     if deepspeed_moe.are_here(shapes):
         misfit.foreign = deepspeed_moe.without(misfit.foreign, shapes)
@@ -76,6 +75,7 @@ def examined(
             "trained the model loads this folder"
         )
     if not misfit:
+        require_consistent(skeleton, config, where, notes)
         return misfit
     if inside := other_inside(config):
         check_fit(config, shapes, where)

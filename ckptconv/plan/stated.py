@@ -21,10 +21,9 @@ _PER_TOKEN = (
     "moe_topk",
     "top_k_experts",
 )
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Sizes of a language model that older configs have at the top level. transformers reads the nested ones where there are any.
 _SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "num_experts", "num_local_experts",
 )  # fmt: skip
 
@@ -38,8 +37,7 @@ def require_consistent(skeleton: Skeleton, config: Mapping[str, Any], where: Pat
         skeleton: the class that the config names.
         config: the config.json that will be written.
         where: the checkpoint's folder, for messages.
-        notes: receives the sizes at the top level that differ from those of the language model's own config, and tokens
-            beyond the vocabulary.
+        notes: receives the sizes at the top level that differ from those of the language model's own config.
     """
     values = Values(skeleton, config)
     _require_kin(skeleton, config, where)
@@ -67,7 +65,6 @@ def require_consistent(skeleton: Skeleton, config: Mapping[str, Any], where: Pat
     ):
         raise _refusal(where, (), {"layer_types": f"for {len(types)} layers", "num_hidden_layers": count})
     notes += _at_two_levels(skeleton, config)
-    notes += _beyond_the_vocabulary(text)
 
 
 def _require_kin(skeleton: Skeleton, config: Mapping[str, Any], where: Path) -> None:
@@ -89,21 +86,6 @@ def _require_kin(skeleton: Skeleton, config: Mapping[str, Any], where: Path) -> 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, int] | None:
     """The first of these keys that the config states as a number, with its value."""
     return next(((key, config[key]) for key in keys if type(config.get(key)) is int), None)
-
-
-def _beyond_the_vocabulary(text: Mapping[str, Any]) -> list[str]:
-    """A note on each special token that is no row of the embedding."""
-    rows = text.get("vocab_size")
-    found = []
-    for key in _TOKENS:
-        stated = text.get(key)
-        tokens = stated if isinstance(stated, list) else [stated]
-        beyond = [token for token in tokens if type(token) is int and type(rows) is int and token >= rows]
-        if beyond:
-            found.append(
-                f"config.json states {key} {beyond[0]}, and vocab_size {rows}: the model has no such token"
-            )
-    return found
 
 
 def _refusal(where: Path, path: _Path, stated: Mapping[str, Any]) -> NotTheModel:

@@ -221,15 +221,6 @@ def test_a_config_that_contradicts_itself_is_refused(changes: dict[str, Any], fo
     assert error.value.found == found
 
 
-def test_a_special_token_beyond_the_vocabulary_is_reported() -> None:
-    config, shapes = built("Qwen2ForCausalLM", num_hidden_layers=1)
-    notes: list[str] = []
-    require_fit({**config, "eos_token_id": [2, 151936], "pad_token_id": None}, shapes, Path("run"), notes)
-    assert notes == [
-        "config.json states eos_token_id 151936, and vocab_size 151936: the model has no such token"
-    ]
-
-
 def test_no_class_that_transformers_loads_for_a_type_is_another_types() -> None:
     for kind, tasks in facts._facts()["tasks"].items():
         usual = skeleton.package_of(facts.default_architecture({"model_type": kind}))
