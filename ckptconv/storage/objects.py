@@ -14,6 +14,7 @@ from ckptconv.storage.address import Address
 from ckptconv.storage.base import Listed, Object
 from ckptconv.storage.credentials import aws_profile
 from ckptconv.storage.errors import changed, explained, is_broken
+from ckptconv.storage.threads import interruptible
 
 T = TypeVar("T")
 
@@ -81,6 +82,10 @@ class Bucket:
         return data
 
     def _asked(self, key: str, step: Callable[[], T]) -> T:
+        """What a step returns; Ctrl-C is heard while it waits."""
+        return interruptible(lambda: self._repeated(key, step))
+
+    def _repeated(self, key: str, step: Callable[[], T]) -> T:
         """What a step returns. obstore repeats requests that fail; bodies that end early are asked for again here."""
         for pause in (*_PAUSES, None):
             try:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 from ckptconv.storage.base import Object
+from ckptconv.storage.threads import Pool
 
 BUDGET = 64 << 20  # bytes
 LARGEST = 4 << 20  # bytes of one request
@@ -54,7 +56,7 @@ class Segments:
         self._held = 0
         self._ahead: dict[str, tuple[int, int]] = {}  # key -> (where the last fetch ended, its size)
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = Pool(_AT_ONCE)
 
     def fill(self, item: Object, start: int, memory: memoryview) -> int:
         """Read into `memory`; see `FarFile.fill`."""
@@ -81,9 +83,7 @@ class Segments:
                     if found is None:
                         stop = self._before_others(item.key, at, min(at + LARGEST, end))
                         segment = self._add(item, at, stop, foreseen=True)
-                        if self._pool is None:
-                            self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
-                        self._pool.submit(self._load, item, segment)
+                        self._pool.add(partial(self._load, item, segment))
                 at = stop if found is None else found.end
 
     def _read(self, key: str, segment: _Segment, nbytes: int) -> None:

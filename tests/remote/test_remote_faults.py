@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
+from time import monotonic, sleep
 
 import pytest
-from support.helpers import cli
+from support.helpers import cli, command
 from support.store.proxy import Proxy, Request
 from support.store.server import KEY, SECRET, Server
 
@@ -165,6 +169,39 @@ def test_every_read_names_the_object_that_was_listed(
     reads = [request for request in proxy.requests if is_rank_file(request)]
     assert reads
     assert all(re.fullmatch(r"bytes=\d+-\d+", request.range) for request in reads)
+
+
+@pytest.mark.parametrize("word", ["inspect", "merge"])
+def test_ctrl_c_is_heard_while_the_store_does_not_answer(
+    proxy: Proxy, s3: Server, made: Made, tmp_path: Path, word: str
+) -> None:
+    address = s3.put("faults", "slow", made("fsdp2_w4"))
+    waits = Event()
+
+    def fail(request: Request) -> None:
+        if is_rank_file(request):
+            waits.set()
+            sleep(20)
+
+    proxy.fail = fail
+    words = [word, address, *([str(tmp_path / "model")] if word == "merge" else [])]
+    process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert waits.wait(60)
+    begun = monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert monotonic() - begun < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_in_little_memory(s3: Server, made: Made, tmp_path: Path) -> None:
+    """A quarter of --max-memory is for reading ahead, and the merge is the same."""
+    address = s3.put("faults", "little", made("mixtral_w4"))
+    merge(address, tmp_path / "far", max_memory=24 << 20)
+    done = merge(made("mixtral_w4"), tmp_path / "near")
+    assert weights(tmp_path / "far") == weights(tmp_path / "near")
+    assert done.ahead == 0
 
 
 def test_no_secret_and_no_bucket_in_what_is_written(s3: Server, made: Made, tmp_path: Path) -> None:
