@@ -193,6 +193,9 @@ def test_stopped(machines: Machines, source: Path, tmp_path: Path, stop: signal.
         running.send_signal(stop)
         out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (130, "")
-    assert err.strip().splitlines()[-1] == "Stopped. Nothing was left behind."
-    assert list(tmp_path.iterdir()) == []
+    (said,) = (line for line in err.splitlines() if line.startswith("Stopped. "))
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left in ([], [".far.ckptconv-partial"])  # a machine may have completed a file by then
+    assert ("Nothing was left behind." in said) == (not left), err
+    assert list(tmp_path.rglob("*.part")) == []
     assert writers(tmp_path / "far") == []
