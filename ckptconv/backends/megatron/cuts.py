@@ -22,7 +22,8 @@ _COLUMN = re.compile(
 )
 _ROW = re.compile(r"(linear_(proj|fc2)|mixer\.out_proj)(\.adapter\.linear_in)?\.weight$")
 _WHOLE = re.compile(
-    r"norm|router\.|gate_weight$|down_proj\.weight$|latent_proj\.weight$|core_attention\.indexer\.|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
+    r"norm|router\.|gate_weight$|down_proj\.weight$|latent_proj\.weight$|layer_scalar$|core_attention\.indexer\."
+    r"|linear_(proj|fc2)\.bias$|position_embeddings|patch_embed"
 )
 _GATED = re.compile(r"(?<!projection\.encoder\.)linear_fc1\.(weight|bias|adapter\.linear_out\.weight)$")
 # Modules of transformers (vision and audio towers), which are whole on every rank.
