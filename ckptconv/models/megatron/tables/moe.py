@@ -123,9 +123,7 @@ MOE = {
     "bailing_moe": proven("Bailing (Ling)", BAILING, "mcore-bridge"),
     "bailing_moe_v2": proven("Bailing v2 (Ling 2)", BAILING, "Megatron-Bridge"),
     "sarvam_moe": proven("Sarvam MoE", BAILING, "Megatron-Bridge"),
-    "bailing_hybrid": by_source(
-        "Bailing hybrid (Ling 2.5)", BAILING_HYBRID, "mcore-bridge, model/gpts/bailing_hybrid.py"
-    ),
+    "bailing_hybrid": proven("Bailing hybrid (Ling 2.5)", BAILING_HYBRID, "mcore-bridge"),
     "exaone_moe": proven("Exaone MoE", EXAONE_MOE, "Megatron-Bridge"),
     "llama4_text": by_source("Llama 4 (text)", LLAMA4, "mcore-bridge, model/mm_gpts/llama4.py"),
 }
