@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 
 from ckptconv.tensors.view import View, cat
 
-_MARK = re.compile(r"^(.*\.\d+\.[^.]+)\.experts\.w1$", re.DOTALL)
+MARK = re.compile(r"^(.*\.\d+\.[^.]+)\.experts\.w1$", re.DOTALL)
+END = ".experts.w1"  # of the names that MARK matches
 _GATE, _UP, _DOWN = "experts.w1", "experts.w3", "experts.w2"
 _ROUTERS = (("router.gate.", "gate."), ("router.", "gate."))
 
@@ -20,7 +21,7 @@ _ROUTERS = (("router.gate.", "gate."), ("router.", "gate."))
 def layers(names: Iterable[str]) -> list[str]:
     """Return the modules that AutoEP replaced, such as `model.layers.0.mlp`."""
     known = set(names)
-    found = [match[1] for name in known if (match := _MARK.match(name))]
+    found = [match[1] for name in known if (match := MARK.match(name))]
     return sorted(module for module in found if f"{module}.router.gate.weight" in known)
 
 

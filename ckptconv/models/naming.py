@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import autoep, deepspeed_moe, facts, hub_names, layered, module_names
 from ckptconv.models.hub_names import Named, Renamed
-from ckptconv.models.pattern import Pattern
 from ckptconv.models.published import as_published
+from ckptconv.models.signs import Sign, signs_of
 from ckptconv.tensors.view import View
 
-# Every decoder of torchtitan has it, in all releases; no module of transformers is named so.
-_TORCHTITAN = Pattern("layers.{layer}.attention_norm.weight")
-
-# Blocks of GPT-NeoX's and Megatron-DeepSpeed's numbered layers.
-_NEOX = Pattern("{layer}.attention.query_key_value.weight")
-_NEOX_SEQUENTIAL = Pattern("sequential.{layer}.attention.query_key_value.weight")
-_MEGATRON_DEEPSPEED = Pattern("{layer}.self_attention.query_key_value.weight")
-
-# Every transformer of OLMo-core has it; no module of transformers is named so.
-_OLMO_CORE = Pattern("blocks.{layer}.attention.w_out.weight")
-# Every decoder of torchtune has it; no module of transformers is named so.
-_TORCHTUNE = Pattern("layers.{layer}.sa_norm.scale")
 # Values of `Checkpoint.naming` for nanotron's names; in the second, neighbouring rows of a head rotate together.
 NANOTRON = ("nanotron", "nanotron_interleaved")
 
 _Made = dict[str, tuple[View, tuple[str, ...]]]
-
-
-def has_torchtitan_names(names: Iterable[str]) -> bool:
-    """True where the tensors' names are those of torchtitan's own model classes."""
-    return any(_TORCHTITAN.match(name) for name in names)
-
-
-def has_neox_names(names: Iterable[str]) -> bool:
-    """True where numbered layers have the attention of GPT-NeoX or of Megatron-DeepSpeed."""
-    return any(p.match(name) for name in names for p in (_NEOX, _NEOX_SEQUENTIAL, _MEGATRON_DEEPSPEED))
-
-
-def has_torchtune_names(names: Iterable[str]) -> bool:
-    """True where the tensors' names are those of torchtune's own model classes."""
-    return any(_TORCHTUNE.match(name) for name in names)
-
-
-def has_olmo_core_names(names: Iterable[str]) -> bool:
-    """True where the tensors' names are those of OLMo-core's own model classes."""
-    return any(_OLMO_CORE.match(name) for name in names)
 
 
 def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> Renamed[View]:
@@ -73,7 +41,8 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         )
 
         return megatron.to_hub(tensors, config)
-    if naming in ("transformers", layered.NAMING) and has_neox_names(tensors):
+    signs = signs_of(tensors) if naming != "hub" else frozenset[Sign]()
+    if naming in ("transformers", layered.NAMING) and Sign.NUMBERED in signs:
         from ckptconv.models import neox
 
         if neox.are_here(tensors, config):
@@ -81,7 +50,7 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
     if naming == layered.NAMING:
         names = layered.names_of_class({name: view.shape for name, view in tensors.items()}, config)
         return _through_class(_renamed(names, tensors), config, "LAYER.name -> the class's names")
-    if naming == "transformers" and deepspeed_moe.are_here(tensors):
+    if naming == "transformers" and Sign.DEEPSPEED_MOE in signs:
         names = deepspeed_moe.names_of_class(tensors, config)
         if not deepspeed_moe.are_here(names.values()):
             return _through_class(_renamed(names, tensors), config, "deepspeed_moe -> the class's experts")
@@ -89,19 +58,19 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         from ckptconv.models import nanotron
 
         return nanotron.to_hub(naming, tensors, config)
-    if naming != "hub" and has_torchtune_names(tensors):
+    if Sign.TORCHTUNE in signs:
         from ckptconv.models import torchtune
 
         return torchtune.to_hub(tensors, config)
-    if naming != "hub" and has_olmo_core_names(tensors):
+    if Sign.OLMO_CORE in signs:
         from ckptconv.models import olmo_core
 
         return olmo_core.to_hub(tensors, config)
-    if naming != "hub" and has_torchtitan_names(tensors):
+    if Sign.TORCHTITAN in signs:
         from ckptconv.models import torchtitan
 
         return torchtitan.to_hub(tensors, config)
-    if naming == "transformers" and autoep.layers(tensors):
+    if naming == "transformers" and Sign.AUTOEP in signs and autoep.layers(tensors):
         return _through_class(
             autoep.as_modules(tensors), config, "AutoEP's layers -> the modules they replaced"
         )

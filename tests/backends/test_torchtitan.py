@@ -15,7 +15,7 @@ from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.models.naming import has_torchtitan_names
+from ckptconv.models.signs import Sign, signs_of
 from ckptconv.models.torchtitan import FAMILIES, family_of, to_hub, to_trained
 from ckptconv.models.torchtitan.verbs import EARLIER
 from ckptconv.read.reader import read_numpy
@@ -128,8 +128,8 @@ def test_the_router_and_the_bias_that_chooses_experts_stay_float32(tmp_path: Pat
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_stored_names_are_told_and_the_hubs_are_not(case: str) -> None:
-    assert has_torchtitan_names(open_checkpoint(steps(case), step=2).tensors)
-    assert not has_torchtitan_names(truth(case))
+    assert signs_of(open_checkpoint(steps(case), step=2).tensors) >= {Sign.TORCHTITAN}
+    assert not signs_of(truth(case))
 
 
 @pytest.mark.parametrize("case", CASES)
