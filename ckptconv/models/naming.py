@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models import autoep, deepspeed_moe, facts, hub_names, layered, module_names
+from ckptconv.models import autoep, deepspeed_moe, facts, hub_names, layered, module_names, xtuner
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.published import as_published
 from ckptconv.models.signs import Sign, signs_of
@@ -74,6 +74,8 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         return _through_class(
             autoep.as_modules(tensors), config, "AutoEP's layers -> the modules they replaced"
         )
+    if naming == "transformers" and Sign.XTUNER in signs and xtuner.are_here(config):
+        return _through_class(xtuner.as_modules(tensors, config), config, "XTuner's names -> the class's")
     if naming == "hub" and _is_quantized(config):
         return _as_they_are(tensors)
     unknown = facts.unknown_note(config)

@@ -18,6 +18,7 @@ class Sign(Enum):
     OLMO_CORE = "OLMo-core"
     AUTOEP = "AutoEP"
     DEEPSPEED_MOE = "DeepSpeed's own MoE layers"
+    XTUNER = "XTuner, or a base model of transformers saved without the model around it"
 
 
 # The end of a name, which is cheap to compare -> (whose it is, the whole name). No module of transformers is named so.
@@ -44,4 +45,6 @@ def signs_of(names: Iterable[str]) -> frozenset[Sign]:
             }
         if deepspeed_moe.MARK in name:
             found.add(Sign.DEEPSPEED_MOE)
+        if name == "embed_tokens.weight":
+            found.add(Sign.XTUNER)
     return frozenset(found)

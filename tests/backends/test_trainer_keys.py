@@ -38,12 +38,20 @@ def areal(model: State, optimizer: State) -> State:
     return {"dcp": {"model": model, "optim": optimizer}}
 
 
+def xtuner(model: State, optimizer: State) -> State:
+    """xtuner/v1/engine/train_engine.py, save_dcp; the names of xtuner/v1/model/dense/qwen3.py."""
+    return {
+        "model": {name.removeprefix("model."): value for name, value in model.items()},
+        "optimizer": optimizer,
+    }
+
+
 TRAINERS: dict[str, tuple[str, Callable[[State, State], State]]] = {
     "Composer": ("ep0-ba10", composer),
     "prime-rl": ("checkpoints/step_10/trainer", prime_rl),
     "AReaL": ("epoch0epochstep9globalstep10", areal),
     "slime": ("iter_0000010/model", lambda model, optimizer: {"model_state": {"model": model}}),
-    "XTuner": ("ckpt-step-10/weights", lambda model, optimizer: model),
+    "XTuner": ("ckpt-step-10/weights", xtuner),
     "verl automodel": ("global_step_10/actor/model", lambda model, optimizer: model),
     "verl torchtitan": (
         "global_step_10/step-10",

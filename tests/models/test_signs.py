@@ -20,6 +20,7 @@ PLAIN = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", 
         ("blocks.1.attention.w_out.weight", Sign.OLMO_CORE),
         ("model.layers.0.mlp.experts.w1", Sign.AUTOEP),
         ("model.layers.0.mlp.moe.deepspeed_moe.gate.wg.weight", Sign.DEEPSPEED_MOE),
+        ("embed_tokens.weight", Sign.XTUNER),
     ],
 )
 def test_one_name_among_others_is_enough(name: str, sign: Sign) -> None:
