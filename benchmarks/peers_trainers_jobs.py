@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
 HERE = Path(__file__).resolve().parent
@@ -23,6 +24,8 @@ SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 LAYERS = {"fp32": 16, "bf16": 40}  # about 1 GB of each
+
+sys.modules["cached_path"] = MagicMock()  # OLMo-core's, for files in buckets
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -174,7 +177,9 @@ def convert_nanotron(folder: Path, to: Path) -> None:
 
     def loaded(model_config: Any, checkpoint_path: Path) -> Any:
         context = make.ParallelContext(1, 1, 1)
-        model = make.built(model_config, context, make.ParallelismArgs(dp=1, pp=1, tp=1), torch.bfloat16)
+        parallel = make.ParallelismArgs(dp=1, pp=1, tp=1)
+        model = make.built(model_config, context, parallel, torch.bfloat16)
+        make.mark_tied_parameters(model, context, parallel)
         make.load_weights(model, context, checkpoint_path)
         return model
 

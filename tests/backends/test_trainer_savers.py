@@ -38,7 +38,9 @@ def test_verify_agrees_and_inspect_is_complete(case: str, tmp_path: Path) -> Non
     merge(run, tmp_path / "out")
     done = cli("verify", tmp_path / "out", "--against", run)
     assert done.code == 0, done.out + done.err
-    assert [rank.rank for rank in inspect(run).ranks if rank.nbytes] == ([0] if case == "colossalai" else [0, 1])
+    assert [rank.rank for rank in inspect(run).ranks if rank.nbytes] == (
+        [0] if case == "colossalai" else [0, 1]
+    )
 
 
 @pytest.mark.parametrize(
