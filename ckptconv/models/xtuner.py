@@ -39,7 +39,7 @@ def as_modules(
     Raises:
         CkptconvError: experts are stored, and config.json does not say how many.
     """
-    made = {}
+    made: dict[str, tuple[View, tuple[str, ...]]] = {}
     for stored, view in tensors.items():
         name = _MLP.sub(r"\1mlp.\2.", stored)
         end = next((end for end in _FUSED if name.endswith(f".{end}")), None)
