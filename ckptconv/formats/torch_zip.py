@@ -8,7 +8,6 @@ central directory. The bytes of an entry begin after its local header, whose own
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ from ckptconv.formats.zip_directory import (
     NotAZip,
     RawDirectory,
     Window,
-    ZipEntry,
-    data_start,
     entries_of,
     entry_at,
     opened,
@@ -37,6 +34,7 @@ from ckptconv.formats.zip_directory import (
     read_directory,
 )
 from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, form_of
+from ckptconv.formats.zip_pickle import MOST, pickle_of
 from ckptconv.formats.zip_places import ZipFile
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.far import Handle, size_of
@@ -44,8 +42,6 @@ from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View, contiguous_strides, stored
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
-_MAX_PICKLE = 1 << 30
-_ROOM = 256  # bytes; no less than a local header with torch's padding
 _BEGINNING = 512  # bytes that tell what a file is, if it is not a zip
 _NEXT = 1024  # bytes after the pickle that hold the byte order, and torch's other small entries
 Load = Callable[[bytes, str], Any]  # (the pickle's bytes, its place for error messages) -> its object
@@ -237,7 +233,7 @@ def _fetch(path: str) -> _Fetched:
         fetched = _fetched(path, handle, 0, size_of(handle))
         with _zips_only(path, handle, 0, fetched.window.size):
             first = entry_at(fetched.raw.data, 0)[0] if fetched.raw.total else None
-        if first is not None and first.nbytes <= _MAX_PICKLE:
+        if first is not None and first.nbytes <= MOST:
             fetched.window.keep(first.header, first.nbytes + _NEXT)
     fetched.window.release()
     return fetched
@@ -262,27 +258,10 @@ def _decode(fetched: _Fetched, load: Load, forms: Forms | None) -> TorchZip:
         if forms is not None:
             forms.add(found.form, raw, window.size)
     form, crcs, main, order = found
-    pickled = _pickle_of(window, main, order)
+    pickled = pickle_of(window, main, order)
     file = ZipFile(path, form.starts, form.headers, form.names, found.prefix) if form.starts else path
     known = forms.ints if forms is not None else {}
     return TorchZip(file, load(pickled, f"{path}:{main.name}"), form, crcs, known)
-
-
-def _pickle_of(window: Window, main: ZipEntry, order: ZipEntry | None) -> bytes:
-    """Return the pickle after a check of the byte order."""
-    if order is not None:
-        begin = min(main.header, order.header)
-        if max(main.nbytes, order.nbytes) <= _MAX_PICKLE:  # torch writes them side by side
-            end = max(main.header + main.nbytes, order.header + order.nbytes)
-            window.keep(begin, end + _ROOM - begin)
-        if _small_entry(window, order) not in (b"little", b""):
-            raise CkptconvError(
-                "the file was written on a big-endian machine",
-                where=window.path,
-                hint=RESAVE,
-                kind=Kind.UNSUPPORTED,
-            )
-    return _small_entry(window, main)
 
 
 def directory_of(path: str, handle: Handle, start: int, size: int) -> tuple[Window, Directory]:
@@ -302,24 +281,6 @@ def _zips_only(path: str, handle: Handle, start: int, size: int) -> Iterator[Non
         yield
     except NotAZip as error:
         raise _not_a_zip(path, read_at(handle, _BEGINNING, start, path), size, error) from error
-
-
-def _small_entry(window: Window, entry: ZipEntry) -> bytes:
-    """Read an entry that is not a storage and check its CRC; a CRC of 0 means that torch was configured to write none."""
-    where = f"{window.path}:{entry.name}"
-    if entry.nbytes > _MAX_PICKLE:
-        raise CkptconvError(
-            "the pickle is too large", where=where, found=f"{entry.nbytes:,} bytes", kind=Kind.UNSUPPORTED
-        )
-    data = window.read(data_start(window, entry), entry.nbytes)
-    if len(data) != entry.nbytes or (entry.crc and zlib.crc32(data) != entry.crc):
-        raise CkptconvError(
-            "the file is damaged: an entry does not match its checksum",
-            where=where,
-            hint=COPY_AGAIN,
-            kind=Kind.DAMAGED,
-        )
-    return data
 
 
 def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:
