@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -68,14 +68,17 @@ def vfat(folder: Path, nbytes: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def fuse(folder: Path) -> Iterator[Path]:
-    """A FUSE file system: an open file that is removed stays under another name until it is closed."""
+def fuse(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """A FUSE file system: an open file that is removed stays under another name until it is closed.
+
+    Its files are those of the folder `FOLDER.below`. env: the environment of its server, such as one with faults.
+    """
     if shutil.which("bindfs") is None or not Path("/dev/fuse").exists():
         pytest.skip("needs bindfs")
     below = folder.with_name(f"{folder.name}.below")
     for path in (folder, below):
-        path.mkdir()
-    if subprocess.run(["bindfs", str(below), str(folder)], capture_output=True).returncode:
+        path.mkdir(exist_ok=True)
+    if subprocess.run(["bindfs", str(below), str(folder)], capture_output=True, env=env).returncode:
         pytest.skip("mounting is not permitted here")
     with _until_unmounted(folder):
         yield folder
