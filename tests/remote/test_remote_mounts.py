@@ -1,4 +1,4 @@
-"""A mount that answers slowly, as those of HDFS, Lustre and stores do: a FUSE file system whose server waits before each open."""
+"""A mount that answers slowly, as those of HDFS, Lustre and stores do: FUSE with a server that waits before each open."""
 
 from __future__ import annotations
 
