@@ -27,7 +27,7 @@ if write:
 config = AutoConfig.from_pretrained(folder)
 try:
     plain = config.head_dim
-except AttributeError:
+except Exception:
     plain = "refused"
 print(transformers.__version__, "global_head_dim", getattr(config, "global_head_dim", "absent"), "head_dim", plain)
 if write:
