@@ -18,7 +18,6 @@ _PER_TOKEN = (
     "num_experts_per_tok",
     "num_experts_per_token",
     "experts_per_token",
-    "moe_topk",
     "top_k_experts",
 )
 # Sizes of a language model that older configs have at the top level. transformers reads the nested ones where there are any.

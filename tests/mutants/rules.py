@@ -112,9 +112,12 @@ MUTANTS = (
         _MESHES, "files_of_torch_2_14_and_2_15",
     ),
     Mutant(
-        "the shape of a shard", "backends/fsdp/pieces.py",
-        "if shape != box.sizes or stored_dtype != dtype:", "if False:",
-        "tests/backends/test_fsdp_ranks.py", "rank_file_from_another_save",
+        "what ranks say of one tensor",
+        "backends/fsdp/assemble.py",
+        "if not is_like or (piece.box is None) is not (first.box is None):",
+        "if False:",
+        "tests/backends/test_fsdp_ranks.py",
+        "rank_file_from_another_save",
     ),
     Mutant(
         "small replicas", "read/replicas.py", "elif tensor.view.nbytes <= SMALL and", "elif False and",
