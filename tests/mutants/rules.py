@@ -86,12 +86,12 @@ MUTANTS = (
         _WHOLE, "lacks_a_part_or_has_other_names",
     ),
     Mutant(
-        "experts beyond the number that the config states",
-        "plan/whole.py",
-        "elif end > wanted:",
-        "elif False:",
-        _WHOLE,
-        "number_of_fused_experts",
+        "sizes by the config",
+        "plan/fit.py",
+        "if stated is not None and size != stated and not",
+        "if stated is None and not",
+        "tests/plan/test_fit.py",
+        "head_dim_is_taken",
     ),
     Mutant(
         "one number under two names", "plan/stated.py",
