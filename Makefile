@@ -92,7 +92,7 @@ define light_install
 	.cache/$@/bin/ckptconv inspect $(LIGHT_RUN) --quiet
 	.cache/$@/bin/ckptconv merge $(LIGHT_RUN) .cache/$@/model --verify --quiet
 	.cache/$@/bin/ckptconv verify .cache/$@/model --against $(LIGHT_RUN) --quiet
-	.cache/$@/bin/ckptconv verify .cache/$@/model 2>&1 | grep "pip install torch transformers accelerate"
+	.cache/$@/bin/ckptconv verify .cache/$@/model 2>&1 | grep "needs torch, transformers and accelerate"
 endef
 
 light:  ## the commands that need neither torch nor transformers, in an environment without them

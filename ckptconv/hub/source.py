@@ -40,7 +40,12 @@ def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> Sou
 
 
 def in_place(spec: SourceSpec) -> SourceSpec:
-    """The record with the folders of object stores in place of their addresses, which lists them."""
+    """The record with the folders of object stores in place of their addresses, which lists them.
+
+    The address of a repository's page on the Hub stays as it is.
+    """
+    if _repo_of(spec) is not None:
+        return spec
     return replace(spec, path=located(spec.path), also=tuple(map(located, spec.also)))
 
 

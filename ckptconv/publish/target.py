@@ -57,7 +57,7 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
             found=listed(sorted(names), 5),
             hint="use --overwrite to replace it (the old model is kept until the new one is complete)"
             if is_model
-            else "it is not a model folder: choose another one",
+            else "it is not a model folder: choose another one, or did you swap DIR and OUT?",
             kind=Kind.TARGET,
         )
     if not is_model:

@@ -24,6 +24,18 @@ def actor(run: Path, step: int = 2) -> Path:
     return run / f"global_step_{step}" / "actor"
 
 
+@pytest.mark.parametrize("command", ["inspect", "merge", "verify"])
+def test_the_address_of_a_page_on_the_hub_is_taken_as_its_repository(command: str, tmp_path: Path) -> None:
+    words = [
+        command,
+        "https://huggingface.co/nobody/nothing/tree/v2",
+        *([tmp_path / "out"] if command == "merge" else []),
+    ]
+    assert_one_error(
+        cli(*words), "nobody/nothing: no such folder, and no Hub repository of that name in the offline cache"
+    )
+
+
 def test_swapped_folders_are_told_and_the_hint_works(run: Path, tmp_path: Path) -> None:
     ran = cli("merge", tmp_path / "out", run)
     assert_one_error(ran, r"no such folder", names=("are the two swapped?",))
@@ -35,7 +47,11 @@ def test_a_target_that_is_no_model_is_not_to_be_overwritten(run: Path, tmp_path:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").write_text("text")
     ran = cli("merge", run, tmp_path / "notes")
-    assert_one_error(ran, r"OUT already exists", names=("it is not a model folder: choose another one",))
+    assert_one_error(
+        ran,
+        r"OUT already exists",
+        names=("it is not a model folder: choose another one, or did you swap DIR and OUT?",),
+    )
     assert "--overwrite" not in ran.err
 
 
