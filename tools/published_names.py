@@ -41,14 +41,15 @@ def stage_old(configs: dict[str, Any]) -> dict[str, Any]:
     """Class -> the names of its tensors, and the patterns by which it renames what it loads; only where it exists."""
     import torch
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     found = {}
     for name, config in configs.items():
         try:
             cls = getattr(transformers, name)
             with torch.device("meta"):
-                model = cls._from_config(CONFIG_MAPPING[config["model_type"]].from_dict(config))
+                model = cls._from_config(
+                    cls.config_class.from_dict(config)
+                )  # whatever it calls the model type
         except Exception:  # the class is newer, or cannot be built from this config
             continue
         renames = getattr(cls, "_checkpoint_conversion_mapping", None) or {}

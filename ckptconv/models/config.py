@@ -14,7 +14,9 @@ from ckptconv.models import facts
 from ckptconv.models.nested import parts_of
 from ckptconv.tensors.view import Shape
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"^((?:.*?\.)?)layers\.(\d+)\.")
+# Kyutai's speech models have the rows of all codebooks in one table.
+_SHARED_TABLE = "embed_tokens.embed_tokens.weight"
 _EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 _CLASSIFIER = "score.weight"
 _VALUE_HEADS = ("v_head.", "value_head.")
@@ -35,26 +37,29 @@ def check_fit(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: Pat
     for name, shape in shapes.items():
         if (
             name.endswith(("embed_tokens.weight", "wte.weight"))
+            and not name.endswith(_SHARED_TABLE)
             and len(shape) == 2
             and not _other_tower(name)
         ):
+            width = "word_embed_proj_dim" if "word_embed_proj_dim" in text else "hidden_size"  # OPT's
             _compare(where, name, "vocab_size", text.get("vocab_size"), shape[0])
-            _compare(where, name, "hidden_size", text.get("hidden_size"), shape[1])
+            _compare(where, name, width, text.get(width), shape[1])
             break
     if not config.get("quantization_config"):  # packed weights have other shapes
         _check_projections(text, shapes, where)
         _check_experts(config, text, shapes, where)
-    found = [
-        int(match.group(1))
-        for name in shapes
-        if not _other_tower(name) and not name.startswith("lora_adapter/") and (match := _LAYER.search(name))
-    ]
+    stacks: dict[str, int] = {}  # the path of a stack of layers -> their number
+    for name in shapes:
+        if not _other_tower(name) and not name.startswith("lora_adapter/") and (match := _LAYER.search(name)):
+            stacks[match[1]] = max(stacks.get(match[1], 0), int(match[2]) + 1)
     stated = text.get("num_hidden_layers")
-    if found and isinstance(stated, int):
+    if stacks and isinstance(stated, int):
         mtp = text.get("num_nextn_predict_layers")
         allowed = range(stated, stated + (mtp if isinstance(mtp, int) else 0) + 1)
-        if max(found) + 1 not in allowed:
-            _compare(where, "layers", "num_hidden_layers", stated, max(found) + 1)
+        if not any(
+            count in allowed for count in stacks.values()
+        ):  # Parakeet has layers of convolutions besides
+            _compare(where, "layers", "num_hidden_layers", stated, max(stacks.values()))
 
 
 def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], where: Path) -> None:
@@ -62,7 +67,9 @@ def _check_projections(text: Mapping[str, Any], shapes: Mapping[str, Shape], whe
     heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
     if not (isinstance(heads, int) and isinstance(hidden, int) and heads > 0):
         return
-    stated = text.get("head_dim")
+    stated = text.get(
+        "attention_head_dim", text.get("head_dim")
+    )  # Zamba 2's attention is wider than the model
     head_dim = stated if isinstance(stated, int) else hidden // heads
     groups = text.get("num_key_value_heads")
     latent = text.get("kv_lora_rank") is not None  # multi-head latent attention has other head sizes

@@ -37,16 +37,26 @@ _OLD_VALUES: dict[str, dict[str, dict[str, str]]] = {
 _FLOAT = "__float__"
 # llama.cpp asks for rotary_dim, as MiniMax published it (conversion/minimax.py, set_gguf_parameters).
 _ROTARY_DIM = "minimax_m2"
+_ROTARY_DIM_KEY = ("rotary_dim",)
 # Without rope_scaling, transformers 4 scales the positions of these classes.
 _SCALED_BY_DEFAULT = ("apertus", "gpt_oss")
 # transformers 4 wants an object in rope_scaling (modeling_qwen3_vl.py, the text model's rotary embedding).
 _SCALING_OBJECT = ("qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text")
+# transformers 4 stops at a CSM whose tie_word_embeddings is true; transformers 5 writes it and does not read it, but
+# tie_codebooks_embeddings (configuration_csm.py).
+_REFUSES_TIES = "csm"
 # vLLM reads DeepSeek's router bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE).
 _ROUTER_BIAS = ".e_score_correction_bias"
-_NOAUX = {
-    "DeepseekV3ForCausalLM": "noaux_tc",
-    "DeepseekV32ForCausalLM": "noaux_tc",
-    "GlmMoeDsaForCausalLM": "noaux_tc",
+_SIGMOID = {"scoring_func": "sigmoid"}
+# Values that the classes of transformers have in their code, and engines only from config.json. llama.cpp
+# (conversion/base.py, set_gguf_parameters) and vLLM (deepseek_v2.py) take softmax where scoring_func is missing, vLLM stops at MiniMax-M2
+# (minimax_m2.py), and llama.cpp at Cohere 2 without rotary_pct (conversion/command_r.py). The published files have them.
+_FOR_ENGINES: dict[str, Config] = {
+    "Cohere2ForCausalLM": {"rotary_pct": 1.0},
+    "DeepseekV3ForCausalLM": _SIGMOID | {"topk_method": "noaux_tc"},
+    "DeepseekV32ForCausalLM": _SIGMOID | {"topk_method": "noaux_tc"},
+    "GlmMoeDsaForCausalLM": _SIGMOID | {"topk_method": "noaux_tc"},
+    "MiniMaxM2ForCausalLM": _SIGMOID,
 }
 
 
@@ -72,7 +82,9 @@ class Both:
         """One line on what was changed; "" if that is nothing."""
         parts = (("added", self.added), ("spelled in the old way", self.respelled))
         changes = ", and ".join(f"{', '.join(paths)} {what}" for what, paths in parts if paths)
-        return f"{changes} for readers of transformers 4" if changes else ""
+        engines = {key for keys in (_ROTARY_DIM_KEY, *_FOR_ENGINES.values()) for key in keys}
+        others = "" if engines.isdisjoint(self.added) else " and of engines"
+        return f"{changes} for readers of transformers 4{others}" if changes else ""
 
     @property
     def disputes(self) -> list[str]:
@@ -108,10 +120,12 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
             new["rotary_dim"] = int(size * share)
             added.append("rotary_dim")
     stated = new.get("architectures")
-    method = _NOAUX.get(str(stated[0])) if isinstance(stated, list) and stated else None
-    if method and "topk_method" not in new and any(name.endswith(_ROUTER_BIAS) for name in names):
-        new["topk_method"] = method
-        added.append("topk_method")
+    for key, value in _FOR_ENGINES.get(
+        str(stated[0]) if isinstance(stated, list) and stated else "", {}
+    ).items():
+        if key not in new and (key != "topk_method" or any(name.endswith(_ROUTER_BIAS) for name in names)):
+            new[key] = value
+            added.append(key)
     return Both(new, tuple(added), tuple(respelled), tuple(disputed))
 
 
@@ -135,6 +149,9 @@ def _respell(part: Config) -> Iterator[str]:
         if old != value:
             part[key] = old
             yield key
+    if part.get("model_type") == _REFUSES_TIES and part.get("tie_word_embeddings") is True:
+        part["tie_word_embeddings"] = False
+        yield "tie_word_embeddings"
     tied, text = part.get("tie_word_embeddings"), part.get("text_config")
     # transformers 5 ties by the model's own key, transformers 4 by its text model's (get_text_config in tie_weights).
     if isinstance(tied, bool) and isinstance(text, dict) and text.get("tie_word_embeddings") is (not tied):

@@ -20,6 +20,13 @@ from ckptconv.models.rules import Piece, Swap
 from ckptconv.models.table import Config, rules_of
 from ckptconv.tensors.view import View
 
+# transformers 5 writes a norm of ESM under the names that TensorFlow had (conversion_mapping.py, "esm", which loads such
+# files too); the published files, and those of transformers 4, have the module's.
+_OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_WITH_OLD_NORMS = "esm"
+# A class whose published prefix transformers 5 removes as that of a base model, without a rule (modeling_mlcd.py).
+_PREFIXES = {"MLCDVisionModel": "vision_model."}
+
 
 @cache
 def classes() -> frozenset[str]:
@@ -30,13 +37,28 @@ def classes() -> frozenset[str]:
 
 def as_published(renamed: Renamed[View], config: Config) -> Renamed[View]:
     """Give tensors under Hub names the prefixes and layouts of the published files; those that have them stay."""
-    return _with_prefixes(_turned(renamed, config), config)
+    return _with_prefixes(_turned(_without_old_norms(renamed, config), config), config)
 
 
 def lacks_prefix(names: Mapping[str, Any], config: Config) -> list[str]:
     """The names that the published files have with a prefix."""
     new = _prefixed(list(names), config)[0]
     return [name for name, other in zip(names, new, strict=True) if name != other]
+
+
+def _without_old_norms(renamed: Renamed[View], config: Config) -> Renamed[View]:
+    if config.get("model_type") != _WITH_OLD_NORMS:
+        return renamed
+    names = {
+        name: next(
+            (name.removesuffix(old) + new for old, new in _OLD_NORMS.items() if name.endswith(old)), name
+        )
+        for name in renamed.tensors
+    }
+    rules = [text for text in renamed.rules if not any(old in text for old in _OLD_NORMS)]
+    return replace(
+        renamed, tensors={names[name]: named for name, named in renamed.tensors.items()}, rules=rules
+    )
 
 
 def _with_prefixes(renamed: Renamed[View], config: Config) -> Renamed[View]:
@@ -50,6 +72,11 @@ def _with_prefixes(renamed: Renamed[View], config: Config) -> Renamed[View]:
 def _prefixed(names: list[str], config: Config) -> tuple[list[str], list[str]]:
     named = named_architectures(config)
     cls = named[0] if named else default_architecture(config)
+    own = _PREFIXES.get(str(cls))
+    if own is not None:
+        lacking = [name for name in names if not name.startswith(own)]
+        text = [f"{own}* as published ({len(lacking):,} names)"] if lacking else []
+        return [name if name.startswith(own) else own + name for name in names], text
     if cls not in classes():
         return names, []
     rules = [rule for rule in rules_of(config, None, prefix_changes=True) if rule.kind == "prefix"]

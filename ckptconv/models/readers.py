@@ -15,7 +15,7 @@ from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.tensors.view import Shape, stored
 
 # Keys of config.json without which a reader of transformers 4 finds the same value in another way.
-_ASIDE = ("torch_dtype", "topk_method", "rotary_dim")
+_ASIDE = ("torch_dtype", "topk_method", "rotary_dim", "rotary_pct", "scoring_func")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _missing_key(folder: Folder, rule: dict[str, Any]) -> str:
     if folder.architecture not in rule["architectures"] or folder.config.get(rule["key"]) is not None:
         return ""
     end = rule.get("if_tensor", "")
-    return str(rule["key"]) if any(name.endswith(end) for name in folder.shapes) else ""
+    return str(rule["key"]) if not end or any(name.endswith(end) for name in folder.shapes) else ""
 
 
 def _missing_tensor(folder: Folder, rule: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models.config import check_fit, corrected
+from ckptconv.models.lora.kinds import check_name
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2",
@@ -75,3 +76,32 @@ def test_a_value_head_makes_a_token_classifier_with_one_label() -> None:
     assert new["architectures"] == ["Qwen2ForTokenClassification"]
     assert new["id2label"] == {"0": "LABEL_0"}
     assert len(notes) == 1
+
+
+def test_a_stack_of_convolutions_besides_the_layers_is_no_contradiction() -> None:
+    """Parakeet's encoder has subsampling.layers; kyutai's table has the rows of all codebooks; Zamba 2 attends more widely."""
+    more = {"subsampling.layers.6.weight": (4, 4), "embed_tokens.embed_tokens.weight": (99, 12)}
+    check_fit(CONFIG, {**more, **SHAPES}, Path("config.json"))
+    wide = CONFIG | {"head_dim": 2, "attention_head_dim": 4}
+    check_fit(wide, SHAPES, Path("config.json"))
+    with pytest.raises(CkptconvError, match="does not match"):
+        check_fit(CONFIG | {"num_hidden_layers": 5}, {**more, **SHAPES}, Path("config.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_adapter"),
+    [
+        ("roberta.encoder.layer.0.output.adapter_modules.en_XX.dense1.weight", False),
+        ("roberta.encoder.layer.0.output.adapter_layer_norm.weight", False),
+        ("pixel_level_module.decoder.adapter_1.0.weight", False),
+        ("model.layers.0.mlp.adapter_down.weight", True),
+    ],
+)
+def test_modules_of_a_model_that_are_called_adapters_are_no_adapters_of_peft(
+    name: str, is_adapter: bool
+) -> None:
+    if not is_adapter:
+        check_name(name)
+        return
+    with pytest.raises(CkptconvError, match="not plain LoRA"):
+        check_name(name)

@@ -112,6 +112,33 @@ def test_deepseeks_router_bias_is_named_as_vllm_looks_for_it() -> None:
     assert "topk_method" not in for_both(config, ("model.layers.3.mlp.gate.weight",)).config
 
 
+@pytest.mark.parametrize(
+    ("cls", "key", "value"),
+    [
+        ("DeepseekV3ForCausalLM", "scoring_func", "sigmoid"),
+        ("MiniMaxM2ForCausalLM", "scoring_func", "sigmoid"),
+        ("Cohere2ForCausalLM", "rotary_pct", 1.0),
+    ],
+)
+def test_what_transformers_has_in_its_code_and_engines_in_the_config_is_added(
+    cls: str, key: str, value: object
+) -> None:
+    """llama.cpp and vLLM take softmax for DeepSeek's router if the config has no scoring_func."""
+    import transformers
+
+    written = _written(getattr(transformers, cls).config_class()) | {"architectures": [cls]}
+    assert key not in written
+    both = for_both(written)
+    assert both.config[key] == value
+    assert "for readers of transformers 4 and of engines" in both.summary
+    assert for_both(written | {key: "stated"}).config[key] == "stated"
+
+
+def test_csm_is_untied_by_the_key_that_transformers_4_refuses_and_5_does_not_read() -> None:
+    config = {"model_type": "csm", "tie_word_embeddings": True, "tie_codebooks_embeddings": True}
+    assert for_both(config).config["tie_word_embeddings"] is False
+
+
 def test_minimax_m2_has_the_rotary_dim_that_llama_cpp_wants() -> None:
     rope = {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5}
     config = {"model_type": "minimax_m2", "head_dim": 128, "rope_parameters": rope}

@@ -186,3 +186,15 @@ def test_the_classes_are_those_that_transformers_4_reads_with_the_prefix_only() 
     kinds += ("Lfm2Vl", "DeepseekVL", "DeepseekVLHybrid", "VideoLlava", "LlavaNextVideo")
     assert {f"{kind}ForConditionalGeneration" for kind in kinds} <= published.classes()
     assert not {"SiglipModel", "CLIPModel", "Qwen2VLForConditionalGeneration"} & published.classes()
+
+
+def test_esm_and_mlcd_have_the_names_of_the_published_files() -> None:
+    """transformers 5 writes ESM's norms as gamma and beta, and MLCD's tower without its prefix."""
+    norm = "esm.encoder.layer.0.attention.LayerNorm"
+    esm = {"model_type": "esm", "architectures": ["EsmForMaskedLM"]}
+    made = to_hub("transformers", {f"{norm}.{end}": np.zeros(2) for end in ("weight", "bias")}, esm)  # type: ignore[dict-item]
+    assert set(made.tensors) == {f"{norm}.weight", f"{norm}.bias"}
+    mlcd = {"model_type": "mlcd_vision_model", "architectures": ["MLCDVisionModel"]}
+    for name in ("class_pos_emb", "vision_model.class_pos_emb"):
+        found = to_hub("transformers", {name: np.zeros(2)}, mlcd)  # type: ignore[dict-item]
+        assert set(found.tensors) == {"vision_model.class_pos_emb"}

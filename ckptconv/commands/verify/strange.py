@@ -13,6 +13,9 @@ from ckptconv.commands.verify.values import Task
 from ckptconv.read.reader import raw_dtype
 from ckptconv.tensors.dtypes import to_numpy
 
+# Buffers that a class fills before it uses them, or from the config alone: I-BERT's integers, MiniMax's decays.
+_BUFFERS = ("weight_integer", "bias_integer", "scaling_factor", "query_decay", "key_decay", "diagonal_decay")
+
 
 def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = (), may_be_empty: bool = False) -> Layer:
     """Layer sanity: NaN, Inf, matrices of one value, layers twice. A norm of ones or a bias of zeros is normal.
@@ -40,7 +43,7 @@ def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = (), may_be_empty
             word = "zeros" if number == 0 else "ones" if number == 1 else "one value"
             if "lora_B" in tally.name or "lora_embedding_B" in tally.name:
                 unused.append(tally.name)
-            elif sum(size > 1 for size in tally.shape) > 1:
+            elif sum(size > 1 for size in tally.shape) > 1 and not tally.name.endswith(_BUFFERS):
                 sentence = f"is {number:g} in every element"
                 problems.append(
                     Problem(tally.name, sentence, hint="was it trained, and was all of it saved?")

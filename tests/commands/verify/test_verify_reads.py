@@ -70,8 +70,17 @@ def test_each_rule_finds_what_it_is_for() -> None:
         "text_config": {"model_type": "gemma3_text"},
     }  # fmt: skip
     tower = "vision_tower.{}encoder.layers.0.mlp.fc1.weight"
-    deepseek = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}
+    deepseek = {
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "scoring_func": "sigmoid",
+    }
     bias = {"model.layers.3.mlp.gate.e_score_correction_bias": (8,)}
+    softmax = {
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "topk_method": "noaux_tc",
+    }
     vl = {
         "model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForConditionalGeneration"],
         "text_config": {"model_type": "qwen3_vl_moe_text", "hidden_size": 32, "num_experts": 4, "num_local_experts": 4},
@@ -87,7 +96,8 @@ def test_each_rule_finds_what_it_is_for() -> None:
             {"transformers 4.57.6", "vLLM"},
         ),
         (vl, {experts: (4, 24, 32)}, {experts: (4, 32, 24)}, {"transformers 4.57.6", "vLLM", "SGLang"}),
-        (deepseek, bias, {}, {"vLLM", "SGLang"}),
+        (deepseek, bias, None, {"vLLM", "SGLang"}),
+        (softmax, bias, None, {"vLLM", "llama.cpp"}),
         (
             next_,
             {"model.norm.weight": (4,)},
@@ -97,7 +107,8 @@ def test_each_rule_finds_what_it_is_for() -> None:
     ]
     for config, wrong, right, readers in cases:
         assert {each.reader for each in misreads(config, wrong)} == readers, config
-        assert misreads(config, right) == [], config
+        whole = config if right is not None else config | softmax | deepseek
+        assert misreads(whole, right or wrong) == [], config
     new = {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"]}
     (found,) = misreads(new, {})
     assert (found.silent, found.what) == (False, "does not have the model type qwen3_5")
