@@ -49,8 +49,9 @@ _REFUSES_TIES = "csm"
 _ROUTER_BIAS = ".e_score_correction_bias"
 _SIGMOID = {"scoring_func": "sigmoid"}
 # Values that the classes of transformers have in their code, and engines only from config.json. llama.cpp
-# (conversion/base.py, set_gguf_parameters) and vLLM (deepseek_v2.py) take softmax where scoring_func is missing, vLLM stops at MiniMax-M2
-# (minimax_m2.py), and llama.cpp at Cohere 2 without rotary_pct (conversion/command_r.py). The published files have them.
+# (conversion/base.py, set_gguf_parameters) and vLLM (deepseek_v2.py) take softmax where scoring_func is missing, vLLM stops
+# at MiniMax-M2 (minimax_m2.py), and llama.cpp at Cohere 2 without rotary_pct (conversion/command_r.py). The published files
+# have them.
 _FOR_ENGINES: dict[str, Config] = {
     "Cohere2ForCausalLM": {"rotary_pct": 1.0},
     "DeepseekV3ForCausalLM": _SIGMOID | {"topk_method": "noaux_tc"},

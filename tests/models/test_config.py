@@ -79,7 +79,7 @@ def test_a_value_head_makes_a_token_classifier_with_one_label() -> None:
 
 
 def test_a_stack_of_convolutions_besides_the_layers_is_no_contradiction() -> None:
-    """Parakeet's encoder has subsampling.layers; kyutai's table has the rows of all codebooks; Zamba 2 attends more widely."""
+    """Parakeet's encoder has subsampling.layers; Kyutai's table has the rows of all codebooks; Zamba 2's heads are wider."""
     more = {"subsampling.layers.6.weight": (4, 4), "embed_tokens.embed_tokens.weight": (99, 12)}
     check_fit(CONFIG, {**more, **SHAPES}, Path("config.json"))
     wide = CONFIG | {"head_dim": 2, "attention_head_dim": 4}
