@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tools.small_models import built, classes, logits
 
+_PAGE = Path(__file__).parents[1] / "docs/models.md"
 _BAD = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
@@ -231,11 +232,19 @@ def load(folder: Path, which: str) -> None:
         print(f"{home.name}: {said or 'equal'}", flush=True)
 
 
-def report(folder: Path) -> None:
-    """Counts, and each exception."""
+def report(folder: Path, write_page: bool) -> None:
+    """Counts, and each exception; with `write_page` the counts go into docs/models.md, between the marks of this run."""
     homes = [home for home in sorted(folder.iterdir()) if (home / "merged.json").exists()]
     merged = {home.name: json.loads((home / "merged.json").read_text()) for home in homes}
-    print(f"{len(homes)} model types; {sum(not said for said in merged.values())} equal to save_pretrained")
+    published = sorted(folder.glob("*/published.json"))
+    lines = ["| | model types |", "|---|---|"]
+    if published:
+        new = sum((file.parent / "not_read.json").exists() for file in published)
+        lines.append(f"| built small and saved by transformers 4 | {len(published)} |")
+        lines.append(f"| … read by transformers 5 with other keys or logits, or not at all | {new} |")
+    lines.append(f"| sharded by FSDP2 and merged | {len(homes)} |")
+    lines.append(f"| names, shapes, dtypes and values equal | {sum(not said for said in merged.values())} |")
+    exceptions = [f"{name}: {said.splitlines()[0]}" for name, said in merged.items() if said]
     for which in ("new", "old"):
         found = {
             h.name: json.loads((h / f"{which}.json").read_text())
@@ -243,17 +252,19 @@ def report(folder: Path) -> None:
             if (h / f"{which}.json").exists()
         }
         kinds = Counter(said.split(":")[0].split(" by ")[0] or "logits equal" for _, said in found.values())
-        versions = {version for version, _ in found.values()}
-        print(
-            f"transformers {', '.join(versions)}: "
-            + ", ".join(f"{n} {said}" for said, n in kinds.most_common())
-        )
-        for name, (_, said) in found.items():
-            if said and said not in ("keys only", "no such class"):
-                print(f"  {name}: {said}")
-    for name, said in merged.items():
-        if said:
-            print(f"  {name}: {said}")
+        versions = ", ".join({version for version, _ in found.values()})
+        lines += [f"| transformers {versions}: {said} | {n} |" for said, n in kinds.most_common()]
+        silent = ("keys only", "no such class", "")
+        exceptions += [
+            f"transformers {v}, {name}: {said}" for name, (v, said) in found.items() if said not in silent
+        ]
+    print("\n".join([*lines, "", *exceptions]))
+    if write_page:
+        mark = f"<!-- {'published' if published else 'built'}: tools/sweep_models.py report -->"
+        before, _, rest = _PAGE.read_text("utf-8").partition(mark)
+        after = rest.partition("<!-- end -->")[2]
+        table = "\n".join(lines)
+        _PAGE.write_text(f"{before}{mark}\n\n{table}\n\n<!-- end -->{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -265,8 +276,10 @@ def main() -> None:
         publish(place, rest)
     elif step == "load":
         load(place, rest[0])
+    elif step == "merge":
+        merge(place)
     else:
-        {"merge": merge, "report": report}[step](place)
+        report(place, "--write" in rest)
 
 
 if __name__ == "__main__":

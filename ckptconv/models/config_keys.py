@@ -37,7 +37,9 @@ _OLD_VALUES: dict[str, dict[str, dict[str, str]]] = {
 _FLOAT = "__float__"
 # llama.cpp asks for rotary_dim, as MiniMax published it (conversion/minimax.py, set_gguf_parameters).
 _ROTARY_DIM = "minimax_m2"
-_ROTARY_DIM_KEY = ("rotary_dim",)
+# llama.cpp asks for n_ctx, as OpenAI published it (conversion/gpt2.py, set_gguf_parameters).
+_CONTEXT = "gpt2"
+_ENGINES_ONLY = ("rotary_dim", "n_ctx")
 # Without rope_scaling, transformers 4 scales the positions of these classes.
 _SCALED_BY_DEFAULT = ("apertus", "gpt_oss")
 # transformers 4 wants an object in rope_scaling (modeling_qwen3_vl.py, the text model's rotary embedding).
@@ -83,7 +85,7 @@ class Both:
         """One line on what was changed; "" if that is nothing."""
         parts = (("added", self.added), ("spelled in the old way", self.respelled))
         changes = ", and ".join(f"{', '.join(paths)} {what}" for what, paths in parts if paths)
-        engines = {key for keys in (_ROTARY_DIM_KEY, *_FOR_ENGINES.values()) for key in keys}
+        engines = {key for keys in (_ENGINES_ONLY, *_FOR_ENGINES.values()) for key in keys}
         others = "" if engines.isdisjoint(self.added) else " and of engines"
         return f"{changes} for readers of transformers 4{others}" if changes else ""
 
@@ -115,19 +117,27 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
                 added.append(prefix + key)
             elif part[key] is not None and not _same(part[key], value):
                 disputed.append((prefix + key, part[key], prefix + path, value))
-    if new.get("model_type") == _ROTARY_DIM and "rotary_dim" not in new:
-        size, share = new.get("head_dim"), _lookup(new, f"{_ROPE}.partial_rotary_factor")
-        if isinstance(size, int) and isinstance(share, int | float):
-            new["rotary_dim"] = int(size * share)
-            added.append("rotary_dim")
-    stated = new.get("architectures")
-    for key, value in _FOR_ENGINES.get(
-        str(stated[0]) if isinstance(stated, list) and stated else "", {}
-    ).items():
-        if key not in new and (key != "topk_method" or any(name.endswith(_ROUTER_BIAS) for name in names)):
+    for key, value in _for_engines(new, names):
+        if key not in new:
             new[key] = value
             added.append(key)
     return Both(new, tuple(added), tuple(respelled), tuple(disputed))
+
+
+def _for_engines(config: Config, names: Iterator[str] | tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of what engines read in config.json alone."""
+    stated = config.get("architectures")
+    for key, value in _FOR_ENGINES.get(
+        str(stated[0]) if isinstance(stated, list) and stated else "", {}
+    ).items():
+        if key != "topk_method" or any(name.endswith(_ROUTER_BIAS) for name in names):
+            yield key, value
+    if config.get("model_type") == _ROTARY_DIM:
+        size, share = config.get("head_dim"), _lookup(config, f"{_ROPE}.partial_rotary_factor")
+        if isinstance(size, int) and isinstance(share, int | float):
+            yield _ENGINES_ONLY[0], int(size * share)
+    if config.get("model_type") == _CONTEXT and isinstance(config.get("n_positions"), int):
+        yield _ENGINES_ONLY[1], config["n_positions"]
 
 
 def _parts(config: Config, prefix: str = "") -> Iterator[tuple[str, Config]]:

@@ -43,6 +43,9 @@ _BY_DEFAULT = {
 
 def other_inside(config: Config) -> str:
     """Return the type of the language model inside, if the class takes any and this is not its default one; else ""."""
+    if str(config.get("model_type")).endswith("encoder-decoder"):  # of any two models
+        decoder = config.get("decoder")
+        return str(decoder.get("model_type", "")) if isinstance(decoder, Mapping) else ""
     default = _BY_DEFAULT.get(str(config.get("model_type")))
     stated = str(text_of(config).get("model_type"))
     return stated if default and "text_config" in config and stated != default else ""

@@ -40,7 +40,8 @@ _T5 = {
     "vocab_size": _VOCABULARY, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 0,
 }  # fmt: skip
 _MLA = {
-    "q_lora_rank": 48, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32,
+    "head_dim": 64,
+    "q_lora_rank": 48, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
     "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "rope_interleave": True,
 }  # fmt: skip

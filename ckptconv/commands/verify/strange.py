@@ -15,6 +15,8 @@ from ckptconv.tensors.dtypes import to_numpy
 
 # Buffers that a class fills before it uses them, or from the config alone: I-BERT's integers, MiniMax's decays.
 _BUFFERS = ("weight_integer", "bias_integer", "scaling_factor", "query_decay", "key_decay", "diagonal_decay")
+# Gemma 4's audio tower clips by these, and infinity says that it does not.
+_BOUNDS = ("input_max", "input_min", "output_max", "output_min")
 
 
 def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = (), may_be_empty: bool = False) -> Layer:
@@ -34,7 +36,7 @@ def sanity_layer(tasks: Sequence[Task], tied: Collection[str] = (), may_be_empty
             if not may_be_empty:
                 hint = "was it saved without its values, as under ZeRO-3 without gathering them?"
                 problems.append(Problem(tally.name, "has no elements", f"shape {list(tally.shape)}", hint))
-        elif seen.nan or seen.inf:
+        elif seen.nan or (seen.inf and not tally.name.endswith(_BOUNDS)):
             parts = [f"{n:,} {word}" for n, word in ((seen.nan, "NaN"), (seen.inf, "Inf")) if n]
             where = f"first in row {tally.row_of(seen.first):,}" + _held(tally, seen.first)
             problems.append(Problem(tally.name, f"holds {' and '.join(parts)}", where))

@@ -1,0 +1,21 @@
+"""Merges what models.py wrote, with the defaults but for the dtype: `python tools/readers/merge.py MODELS`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import ckptconv
+
+
+def main() -> None:
+    """Merge each family that has no model folder yet."""
+    for actor in sorted(Path(sys.argv[1]).glob("*/actor")):
+        model = actor.parent / "model"
+        if not (model / "config.json").exists():
+            ckptconv.merge(actor, model, dtype="keep")
+            print(actor.parent.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
