@@ -44,6 +44,9 @@ _ENGINES_ONLY = ("rotary_dim", "n_ctx")
 _SCALED_BY_DEFAULT = ("apertus", "gpt_oss")
 # transformers 4 wants an object in rope_scaling (modeling_qwen3_vl.py, the text model's rotary embedding).
 _SCALING_OBJECT = ("qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text")
+# transformers 5 gives the base of a flat rope_theta to one kind of layer, and its class's default to the other
+# (configuration_olmo3.py, convert_rope_params_to_dict).
+_LOSES_BASE = "olmo3"
 # transformers 4 stops at a CSM whose tie_word_embeddings is true; transformers 5 writes it and does not read it, but
 # tie_codebooks_embeddings (configuration_csm.py).
 _REFUSES_TIES = "csm"
@@ -83,6 +86,9 @@ class Both:
     @property
     def summary(self) -> str:
         """One line on what was changed; "" if that is nothing."""
+        later = [path for path in self.added if path.rpartition(".")[2] == _ROPE]
+        if later:
+            return f"{', '.join(later)} added for readers of transformers 5"
         parts = (("added", self.added), ("spelled in the old way", self.respelled))
         changes = ", and ".join(f"{', '.join(paths)} {what}" for what, paths in parts if paths)
         engines = {key for keys in (_ENGINES_ONLY, *_FOR_ENGINES.values()) for key in keys}
@@ -111,6 +117,10 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
     disputed: list[tuple[str, Any, str, Any]] = []
     for prefix, part in _parts(new):
         respelled += [prefix + key for key in _respell(part)]
+        if part.get("model_type") == _LOSES_BASE and _ROPE not in part and "rope_theta" in part:
+            part[_ROPE] = _per_layer(part)
+            added.append(prefix + _ROPE)
+            continue
         for key, path, value in _wanted(part):
             if key not in part:
                 part[key] = value
@@ -122,6 +132,16 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
             new[key] = value
             added.append(key)
     return Both(new, tuple(added), tuple(respelled), tuple(disputed))
+
+
+def _per_layer(part: Config) -> Config:
+    """OLMo 3's rope_parameters; only the layers with full attention are scaled (modeling_olmo3.py of transformers 4)."""
+    plain = {"rope_type": "default", "rope_theta": part["rope_theta"]}
+    scaling = part.get(_SCALING)
+    full = plain | (scaling if isinstance(scaling, dict) else {})
+    if "type" in full:
+        full["rope_type"] = full.pop("type")
+    return {"full_attention": full, "sliding_attention": plain}
 
 
 def _for_engines(config: Config, names: Iterator[str] | tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -134,6 +134,25 @@ def test_what_transformers_has_in_its_code_and_engines_in_the_config_is_added(
     assert for_both(written | {key: "stated"}).config[key] == "stated"
 
 
+@pytest.mark.parametrize(
+    "scaling", [None, {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}]
+)
+def test_an_olmo_3_of_transformers_4_keeps_its_rotary_base_in_transformers_5(
+    scaling: dict[str, Any] | None,
+) -> None:
+    """transformers 5 alone gives the sliding layers its default, 500000."""
+    from transformers import Olmo3Config
+
+    flat = {"model_type": "olmo3", "num_hidden_layers": 4, "rope_theta": 50000.0, "rope_scaling": scaling}
+    both = for_both(flat)
+    assert both.summary == "rope_parameters added for readers of transformers 5"
+    assert {key: both.config[key] for key in flat} == flat
+    read = Olmo3Config.from_dict(copy.deepcopy(both.config)).rope_parameters
+    assert read["sliding_attention"] == {"rope_type": "default", "rope_theta": 50000.0}
+    assert read["full_attention"] == {"rope_theta": 50000.0, **(scaling or {"rope_type": "default"})}
+    assert for_both(both.config).config == both.config
+
+
 def test_csm_is_untied_by_the_key_that_transformers_4_refuses_and_5_does_not_read() -> None:
     config = {"model_type": "csm", "tie_word_embeddings": True, "tie_codebooks_embeddings": True}
     assert for_both(config).config["tie_word_embeddings"] is False
