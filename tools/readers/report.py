@@ -1,6 +1,6 @@
-"""The table of docs/readers.md, from what tools/readers/read.py saw: `python tools/readers/report.py MODELS [--write]`.
+"""A table of readers, from what tools/readers/read.py saw: `python tools/readers/report.py MODELS`.
 
-With --write it replaces the lines between the two marks in docs/readers.md. The exit code is 1 if a folder was misread in
+The exit code is 1 if a folder was misread in
 silence: a reader that says nothing and computes other logits or tokens, and is not among those that _KNOWN explains.
 """
 
@@ -11,17 +11,15 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs/readers.md"
-_MARKS = ("<!-- made by tools/readers/report.py -->", "<!-- end -->")
 _SILENT = ("logits differ", "tokens are equal", "the tokenizer makes")
-# (reader, family) -> whose fault it is that other logits come out.
+# (reader, family) -> why other logits come out.
 _KNOWN = {
-    ("ctranslate2", "gemma2"): "its converter does not know the caps of Gemma 2's logits",
-    ("ctranslate2", "gemma3"): "its converter reads the rotary bases of transformers 4 alone",
-    (
-        "ctranslate2",
-        "llama_scaled",
-    ): "its converter reads rope_scaling, which transformers 5 no longer gives it",
+    ("ctranslate2", "gemma2"): "not explained; the same with transformers 4.57.6",
+    ("ctranslate2", "gemma3"): "not explained; the same with transformers 4.57.6",
+    ("ctranslate2", "llama_scaled"): "not explained; the same with transformers 4.57.6",
+    ("transformers", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
+    ("peft", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
+    ("llama.cpp", "gpt_oss"): "not explained",
 }
 
 
@@ -67,15 +65,9 @@ def _short(texts: list[str]) -> str:
 
 
 def main() -> None:
-    """Print the table, or write it into the page."""
+    """Print the table."""
     lines, silent = rows(Path(sys.argv[1]))
     print("\n".join(lines))
-    if "--write" in sys.argv:
-        page = PAGE.read_text("utf-8")
-        before, _, rest = page.partition(_MARKS[0])
-        _, _, after = rest.partition(_MARKS[1])
-        table = "\n".join(lines)
-        PAGE.write_text(f"{before}{_MARKS[0]}\n\n{table}\n\n{_MARKS[1]}{after}", encoding="utf-8")
     if silent:
         raise SystemExit("misread in silence: " + "; ".join(silent))
 
