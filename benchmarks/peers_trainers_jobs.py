@@ -25,7 +25,8 @@ SIZES: dict[str, Any] = {
 }
 LAYERS = {"fp32": 16, "bf16": 40}  # about 1 GB of each
 
-sys.modules["cached_path"] = MagicMock()  # OLMo-core's, for files in buckets
+for _name in ("cached_path", "cached_path.schemes"):  # OLMo-core's, for files in buckets
+    sys.modules[_name] = MagicMock()
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
