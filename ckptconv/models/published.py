@@ -20,8 +20,8 @@ from ckptconv.models.rules import Piece, Swap
 from ckptconv.models.table import Config, rules_of
 from ckptconv.tensors.view import View
 
-# transformers 5 writes a norm of ESM under the names that TensorFlow had (conversion_mapping.py, "esm", which loads such
-# files too); the published files, and those of transformers 4, have the module's.
+# Of an ESM that was made from its config, transformers 5 writes the norms under the names that TensorFlow had
+# (conversion_mapping.py, "esm"); the published files, and those of transformers 4, have the module's.
 _OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _WITH_OLD_NORMS = "esm"
 # A class whose published prefix transformers 5 removes as that of a base model, without a rule (modeling_mlcd.py).

@@ -20,6 +20,10 @@ _KNOWN = {
     ("transformers", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
     ("peft", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
     ("llama.cpp", "gpt_oss"): "not explained",
+    (
+        "llama.cpp",
+        "cohere2",
+    ): "not explained; a model of two layers, where the published ones have a pattern of four",
 }
 
 
