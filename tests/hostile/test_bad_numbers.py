@@ -16,7 +16,7 @@ from ckptconv.models.nanotron.config import hub_config
 
 @pytest.mark.parametrize("value", [[0], "8", 0, -1, True, 8.0, None, 10**12])
 def test_a_number_of_experts_that_is_none(value: Any) -> None:
-    with pytest.raises(CkptconvError, match="num_experts in config.json is not a number of experts"):
+    with pytest.raises(CkptconvError, match=r"num_experts in config\.json is not a number of experts"):
         number_of_experts({"num_experts": value}, "num_experts")
 
 
