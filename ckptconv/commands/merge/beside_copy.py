@@ -7,18 +7,19 @@ device, and its answer is awaited before the folder is published. A class that i
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptconv.errors import Kind
-from ckptconv.models import installed
 from ckptconv.models.skeleton import skeleton_of
 from ckptconv.plan import Misfit, NotTheModel, Plan, refusal
+
+if TYPE_CHECKING:
+    import subprocess  # at run time only where it is needed: every merge imports this module
 
 LONG = 8 << 30  # bytes; writing them takes longer than the import and the build
 _SECONDS = 120  # how long a class may take to build after the last byte was written
@@ -42,6 +43,8 @@ class Asked:
     def running(self) -> Iterator[Asked]:
         """Run the second process, and end it if the block ends without its answer."""
         if self.wanted:
+            import subprocess
+
             shapes = {name: list(output.shape) for name, output in self._plan.outputs.items()}
             question = json.dumps({"config": self._config, "shapes": shapes})
             self._process = subprocess.Popen(
@@ -75,6 +78,8 @@ class Asked:
         """
         if self._process is None:
             return []
+        import subprocess
+
         assert self._process.stdout is not None
         try:
             self._process.wait(_SECONDS)
@@ -104,4 +109,6 @@ def _is_unknown_here(config: Mapping[str, Any]) -> bool:
     """Whether the shipped data lacks the class and the installed transformers lists its model type."""
     if skeleton_of(config) is not None or not all(map(find_spec, _NEEDED)):
         return False
+    from ckptconv.models import installed
+
     return installed.lists(str(config.get("model_type")))
