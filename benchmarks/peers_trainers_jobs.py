@@ -25,8 +25,9 @@ SIZES: dict[str, Any] = {
 }
 LAYERS = {"fp32": 16, "bf16": 40}  # about 1 GB of each
 
-for _name in ("cached_path", "cached_path.schemes"):  # OLMo-core's, for files in buckets
-    sys.modules[_name] = MagicMock()
+
+_BUCKETS = MagicMock(cached_path=lambda path, **options: Path(path))  # OLMo-core's; every file is local
+sys.modules |= {"cached_path": _BUCKETS, "cached_path.schemes": _BUCKETS}
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -149,7 +150,7 @@ def convert_olmo_core(folder: Path, to: Path) -> None:
 
     model = olmo().build(init_device="cpu")
     load_model_and_optim_state(str(folder / "run" / "step10" / "model_and_optim"), model)
-    save_hf_model(to, model.state_dict(), model)
+    save_hf_model(to, model.state_dict(), model, save_overwrite=True)
 
 
 def nanotron() -> Any:
