@@ -101,6 +101,14 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
         """The part below another path, as a path without a place."""
         return Path(PurePosixPath(*self.parts).relative_to(PurePosixPath(*other.parts)))
 
+    def is_relative_to(self, other: Any, *more: Any) -> bool:  # type: ignore[override]
+        """True for the other path, and below it."""
+        return other == self or other in self.parents
+
+    def with_segments(self, *parts: Any) -> Path:
+        """A path without a place, as Python's pathlib makes them from 3.12 on for patterns and comparisons."""
+        return Path(*(PurePosixPath(*part.parts) if isinstance(part, StorePath) else part for part in parts))
+
     def resolve(self, strict: bool = False) -> StorePath:
         """Itself: a store has no links."""
         return self

@@ -55,6 +55,11 @@ class Tree(FarGroup):
 
     def is_folder(self, key: str) -> bool:
         """True if objects are below this name."""
+        if key != self.root and is_below(key, self.root):
+            parent, _, name = key.rpartition("/")
+            return (
+                self.children(parent).get(name, key) is None
+            )  # known by the listing of the folder that holds it
         return bool(self.children(key))
 
     def children(self, key: str) -> Folder:
