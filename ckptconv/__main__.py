@@ -53,6 +53,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(ExitCode.OK))
     except Exception as error:
+        if isinstance(
+            error.__cause__, KeyboardInterrupt
+        ):  # up to Python 3.11 an error in a class body is wrapped
+            _show_stop(error.__cause__)
+            sys.exit(int(ExitCode.INTERRUPTED))
         if debug:
             raise
         _show(_as_error(error))

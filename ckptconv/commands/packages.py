@@ -19,14 +19,18 @@ def require_packages(what: str, *names: str) -> None:
     Raises:
         CkptconvError: names every missing package, with the command that installs them.
     """
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
+    if missing := missing_of(*names):
         raise CkptconvError(
             f"{what} needs {_joined(missing)}",
             found="not installed",
             hint=f"pip install {' '.join(_PUBLISHED.get(name, name) for name in missing)}",
             kind=Kind.ENVIRONMENT,
         )
+
+
+def missing_of(*names: str) -> list[str]:
+    """The modules that are not installed. Nothing is imported."""
+    return [name for name in names if find_spec(name) is None]
 
 
 def _joined(names: list[str]) -> str:

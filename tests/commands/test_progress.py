@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from rich.console import Console
 from support.helpers import REPO
 
 from ckptconv.commands.progress import Meter, Phase, Progress
 from ckptconv.show import progress as show
-from ckptconv.show.sink import Sink
+from ckptconv.show.sink import Sink, _Stream
 
 
 def test_a_meter_counts_what_several_threads_do() -> None:
@@ -49,7 +48,7 @@ class Terminal(Sink):
     def __init__(self) -> None:
         super().__init__()
         self.drawn = io.StringIO()
-        self.err = Console(file=self.drawn, force_terminal=True, width=100)  # type: ignore[assignment]
+        self.err = _Stream(file=self.drawn, force_terminal=True, width=100)
 
 
 def test_a_bar_names_the_file_and_a_line_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

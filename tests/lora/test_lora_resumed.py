@@ -18,7 +18,7 @@ from support.helpers import edit_json, environment
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.merge.sources import fingerprint
 from ckptconv.compute import Added, Computed, Decomposed, Dequantised, Fuse, Rewritten, Scales, Shift
-from ckptconv.compute.sources import Lengths
+from ckptconv.compute.sources import Lengths, Summed
 from ckptconv.tensors.view import View, stored
 
 KILLED = """
@@ -58,6 +58,7 @@ SOURCES: list[Computed] = [
     Dequantised(one(), scales=Scales(one(64), (2, 2), "bfloat16")),
     Rewritten(one(), one(64), (1, 2)),
     Shift(one(), 1.0),
+    Summed(one(), (one(64),)),
     Added(one(), one(64), 2.0),
     Fuse(one(), one(64), one(128), 2.0),
     Decomposed(one(), one(64), one(128), 2.0, one(192)),
@@ -72,6 +73,8 @@ def other(value: Any) -> Any:
         return replace(value, block=(4, 2))
     if value is None:
         return Scales(one(256), (1, 1), "float32")
+    if isinstance(value, tuple) and isinstance(value[-1], View):
+        return (*value[:-1], other(value[-1]))
     if isinstance(value, tuple):
         return (*value[:-1], value[-1] + 1)
     return not value if isinstance(value, bool) else value + 1

@@ -30,7 +30,7 @@ def alone(side: Side) -> list[Layer]:
     except CkptconvError as error:
         if error.kind is not Kind.ENVIRONMENT or why_unchecked(side.config):
             raise
-        expected = NotChecked(f"{error.what}: {error.found}")  # the list of the class needs neither
+        expected = NotChecked(f"{error.what}: {error.hint}")  # the list of the class needs neither
     if isinstance(expected, NotChecked):
         loads = Layer("loads", None, _PROVES, f"skipped: {expected.why}")
         listed = model_layer(side)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ckptconv.commands.packages import require_packages
+from ckptconv.commands.packages import missing_of, require_packages
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values, whole
 from ckptconv.commands.verify.diagnose import looks_like
@@ -132,7 +132,7 @@ def verify(
     ours, theirs = opened
     beginning = None if beside.base is None else under_hub_names(open_side(SourceSpec(beside.base)))
     found = None if theirs is None else structure.match(ours, theirs)
-    if theirs is None and not ours.is_adapter:
+    if theirs is None and not ours.is_adapter and not missing_of("torch", "transformers"):
         teller(on_progress, "load")("torch and transformers, to build the class that config.json names")
     if theirs is None or found is None:
         layers = loads.alone(ours)

@@ -64,7 +64,6 @@ def test_a_model_whose_tensors_are_wrong_is_not_run(model: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (("verify",), "verify without --against needs torch and transformers"),
         (("verify", "--against", RUN, "--logits"), "verify --logits needs torch and transformers"),
         (
             ("push", "me/model", "--dry-run"),
@@ -79,6 +78,18 @@ def test_missing_packages_are_one_sentence(
         monkeypatch.setitem(sys.modules, name, None)
     ran = cli(words[0], model, *words[1:])
     assert_one_error(ran, what, names=("pip install torch transformers",))
+
+
+def test_verify_without_them_compares_with_the_list_of_the_class(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    ran = cli("verify", model)
+    assert (ran.code, "Loading" in ran.err) == (0, False), ran
+    wanted = "skipped: verify without --against needs torch and transformers: pip install torch transformers"
+    assert wanted in ran.flat
+    assert "the tensors are those of the class in config.json" in ran.flat
 
 
 def test_merge_and_verify_against_need_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

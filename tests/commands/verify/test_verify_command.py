@@ -64,7 +64,8 @@ def test_json_has_everything(made: Made, broken: Path) -> None:
 @pytest.mark.parametrize("columns", [60, 80, 120, 200])
 def test_a_screen_says_what_and_where(made: Made, broken: Path, columns: int) -> None:
     ran = cli("verify", broken, "--against", made("fsdp2_w4"), columns=columns)
-    assert all(len(line) <= columns for line in ran.out.splitlines())
+    wide = [line for line in ran.out.splitlines() if len(line) > columns]
+    assert all(broken.name in line for line in wide), "only a path in a command that can be pasted is longer"
     for said in (
         "rows ░░░░░░░░█████████░░░░░░░░░░░░░░░",
         "columns ░░░░░░░░░░░░░░░░████████████████",
