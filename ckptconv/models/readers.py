@@ -27,12 +27,14 @@ class Misread:
         what: what it does, as a verb phrase.
         source: the project and file in which this was seen.
         silent: True if it says nothing, so that the model is another one; False if it stops with an error.
+        by_merge: True if a merge of the folder writes one that the reader reads rightly.
     """
 
     reader: str
     what: str
     source: str
     silent: bool
+    by_merge: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ def misreads(
                 what = rule["says"].format(found=hit)
                 version = f" {rule['version']}" if reader.startswith("transformers") else ""
                 name = f"{reader.split()[0]}{version}" if version else reader
-                found.append(Misread(name, what, rule["source"], rule["silent"]))
+                by_merge = rule.get("by_merge", True)
+                found.append(Misread(name, what, rule["source"], rule["silent"], by_merge))
     return found
 
 
@@ -138,6 +141,12 @@ def _missing_key(folder: Folder, rule: dict[str, Any]) -> str:
     return str(rule["key"]) if not end or any(name.endswith(end) for name in folder.shapes) else ""
 
 
+def _soft_cap(folder: Folder, rule: dict[str, Any]) -> str:
+    key = "attn_logit_softcapping"
+    cap = folder.config.get(key, 50.0)  # the default of the classes
+    return f"{key} {cap}" if folder.architecture in rule["architectures"] and cap is not None else ""
+
+
 def _missing_tensor(folder: Folder, rule: dict[str, Any]) -> str:
     there = any(name.startswith(rule["tensor"]) for name in folder.shapes)
     return str(rule["tensor"]) if folder.architecture in rule["architectures"] and not there else ""
@@ -154,4 +163,5 @@ _CHECKS: dict[str, Callable[[Folder, dict[str, Any]], str]] = {
     "model_type": _model_type,
     "missing_key": _missing_key,
     "missing_tensor": _missing_tensor,
+    "soft_cap": _soft_cap,
 }

@@ -40,7 +40,7 @@ def reads_layer(side: Side, found: list[Misread]) -> list[Layer]:
         else "no known reader silently misreads it"
     )
     notes = [f"{each.reader} {each.what} ({each.source})" for each in silent]
-    if silent:
+    if any(each.by_merge for each in silent):
         notes.append("ckptconv merge FOLDER OUT writes a folder that both generations read")
     notes += [f"{each.reader} {each.what}" for each in found if not each.silent]
     return [Layer("reads", None if silent else True, _PROVES, summary, (), tuple(notes))]

@@ -112,3 +112,13 @@ def test_each_rule_finds_what_it_is_for() -> None:
     new = {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"]}
     (found,) = misreads(new, {})
     assert (found.silent, found.what) == (False, "does not have the model type qwen3_5")
+
+
+def test_gemma_2_has_no_soft_cap_in_transformers_4_as_it_is_loaded_there() -> None:
+    config = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 30.0}
+    said = "computes attention without attn_logit_softcapping 30.0"
+    (found,) = [each for each in misreads(config, {}) if each.what.startswith(said)]
+    assert (found.reader, found.silent, found.by_merge) == ("transformers 4.57.6", True, False)
+    assert not [
+        each for each in misreads(config | {"attn_logit_softcapping": None}, {}) if said[:30] in each.what
+    ]
