@@ -39,7 +39,7 @@ demo: $(VENV)/.demo  ## train a tiny model with FSDP2 on two ranks, then inspect
 	@echo "== the merged model generates text"
 	@$(BIN)/python tests/make/demo_speak.py $(DEMO)/model 2>/dev/null
 
-test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks: 6 minutes on two cores
+test: $(VENV)/.installed  ## the whole test suite, on checkpoints that it makes with the real frameworks: 8 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: lint types cover  ## what a change must pass
