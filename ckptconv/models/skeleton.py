@@ -23,8 +23,11 @@ _LISTED = "classes.json"
 Numbers = tuple[int, ...]  # the numbers in a name, in order
 
 # Model types whose tensors the skeleton of their class does not describe: two use another type's class under Hub names of
-# their own, and MiniMax-M3's was built without dense layers.
-_OTHER_FORMS = ("exaone", "minimax_m3_vl", "sarvam_moe")
+# their own, and MiniMax-M3's was built without dense layers. Of the others the sparse layers, the layers of a decoder of
+# another depth, or a size that a list of the config states do not follow the rule that their small builds showed.
+_OTHER_FORMS = (
+    "exaone", "longt5", "minimax_m3_vl", "nllb-moe", "rf_detr", "sapiens2", "sarvam_moe", "switch_transformers", "umt5",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
