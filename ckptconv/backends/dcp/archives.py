@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
 from ckptconv.backends.dcp.archive_file import Archive, ArchiveFile, Piece, check_length, read_archive
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.in_order import in_order
 from ckptconv.formats.same import same_bytes
 from ckptconv.formats.torch_zip import opened
 from ckptconv.tensors.boxes import Box, Chunk
@@ -26,7 +26,6 @@ from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.view import contiguous_strides
 
 _LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
-_READERS = 8  # threads, which hide the latency of shared file systems
 
 
 def read_archives(pieces: Sequence[Piece], folders: Sequence[Path]) -> list[tuple[str, Chunk]]:
@@ -117,12 +116,11 @@ class _Files:
         for number in numbers:
             if number not in self.looked:
                 wanted.setdefault(self._pieces[number].file, set()).add(number)
-        if wanted:
-            with ThreadPoolExecutor(_READERS) as pool:
-                for found in pool.map(self._open, wanted, wanted.values()):
-                    self.looked.update(found)
+        for found in in_order(self._open, list(wanted.items())):
+            self.looked.update(found)
 
-    def _open(self, file: str, numbers: set[int]) -> list[tuple[int, Archive]]:
+    def _open(self, wanted: tuple[str, set[int]]) -> list[tuple[int, Archive]]:
+        file, numbers = wanted
         path = self._paths[file]
         ordered = sorted(numbers, key=lambda number: self._pieces[number].start)
         with opened(path) as handle:

@@ -7,7 +7,6 @@ Source: nanotron/serialize/{main,weights,metadata}.py; nanotron/trainer.py, save
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ckptconv.backends.base import Fact
@@ -16,6 +15,7 @@ from ckptconv.backends.nanotron.slices import is_sliced, parts, unsharded_shape
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.formats.in_order import in_order
 from ckptconv.formats.json import read_table
 from ckptconv.formats.safetensors import read_header
 from ckptconv.tensors.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor, TrainerSettings
@@ -26,7 +26,6 @@ NAME = "nanotron"
 SIGN = "model/…/model_weight_pp-rank-P-of-PP_tp-rank-T-of-TP.safetensors (nanotron)"
 IS_SHARDED = True
 _CONFIG, _METADATA = "model_config.json", "checkpoint_metadata.json"
-_READERS = 8  # threads, which hide the latency of shared file systems
 _BESIDE = (("optimizer", "optimizer"), ("lr_scheduler", "scheduler"), ("random", "random state"))
 
 Header = tuple[View, dict[str, str]]
@@ -60,8 +59,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         )
     check_stages(files, config.get("num_hidden_layers"), folder)
     _check_metadata(read_table(folder / _METADATA), files, place)
-    with ThreadPoolExecutor(_READERS) as pool:
-        headers = list(pool.map(_header, files.shards))
+    headers = list(in_order(_header, files.shards))
     stored: dict[str, list[tuple[Shard, Header]]] = {}
     for shard, header in zip(files.shards, headers, strict=True):
         stored.setdefault(shard.name, []).append((shard, header))
