@@ -25,6 +25,7 @@ def open_checkpoint(
     backend: str | None = None,
     step: Step | None = None,
     also: Sequence[str | Path] = (),
+    elements: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint; only metadata is read.
 
@@ -33,6 +34,7 @@ def open_checkpoint(
         backend: see `SourceSpec`.
         step: see `SourceSpec`.
         also: see `SourceSpec`.
+        elements: False if none will be read, which spares some reads; a read of elements may be refused then.
 
     Returns:
         The checkpoint: its tensors as views, and what was left out.
@@ -42,10 +44,12 @@ def open_checkpoint(
         CkptconvError: no backend reads the folder, several models in it are equally likely, or its files are wrong.
     """
     spec = spec_of(source, backend, step, also)
-    return _open(spec.path, spec.backend, spec.step, spec.also)
+    return _open(spec.path, spec.backend, spec.step, spec.also, elements)
 
 
-def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Path]) -> Checkpoint:
+def _open(
+    root: Path, backend: str | None, step: Step | None, also: Sequence[Path], elements: bool
+) -> Checkpoint:
     """Find the backend and the folder, and read it. Errors without a kind of their own are DAMAGED."""
     known = backends(backend)
     root, also = located(root), tuple(map(located, also))
@@ -56,14 +60,17 @@ def _open(root: Path, backend: str | None, step: Step | None, also: Sequence[Pat
     found = locate(root, known, step)
     if found is None:
         raise nothing(root, known, backend, step)
-    reader, place = found
+    reader, place = found[0], replace(found[1], elements=elements)
     others = [_other(folder, reader, place) for folder in also]
     before = stamps_under([place.folder, *others], leave=_is_other)
     try:
         return one_model(replace(reader.read(place, others), stamps=before))
     except CkptconvError as error:
         whole = with_whole_step(
-            error.within(kind=Kind.DAMAGED), root, step, lambda folder: _open(folder, backend, None, ())
+            error.within(kind=Kind.DAMAGED),
+            root,
+            step,
+            lambda folder: _open(folder, backend, None, (), elements),
         )
         raise whole from error
     except OSError as error:

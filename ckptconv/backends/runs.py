@@ -34,6 +34,7 @@ class Place:
         others: the role folders next to it that are not read.
         steps: the steps of the run, if the folder is the run's final model.
         remarks: further notes for the user.
+        elements: False if no elements will be read, so that a backend may leave the places of some unknown.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Place:
     others: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+    elements: bool = True
 
     def notes(self) -> list[str]:
         """Notes for the user: which roles and steps are not read, and the remarks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.same import same_bytes
 from ckptconv.formats.torch_zip import directory_of, opened
-from ckptconv.formats.zip_directory import data_start
+from ckptconv.formats.zip_directory import data_start, read_at
 from ckptconv.tensors.far import size_of
 from ckptconv.tensors.stored_file import path_of
 
@@ -42,7 +41,6 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
     Raises:
         CkptconvError: the file is not such an archive, cannot be read, or has overlapping entries.
     """
-    buffer = memoryview(bytearray(block))
     with opened(path) as handle:
         window, directory = directory_of(path, handle, 0, size_of(handle))
         end = 0
@@ -57,12 +55,11 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
                 )
             end = at + left
             while left and is_checked:
-                part = buffer[: min(block, left)]
-                got = os.preadv(handle, [part], at) if isinstance(handle, int) else handle.fill(at, part)
-                if not got:
+                data = read_at(handle, min(block, left), at, path)
+                if not data:
                     break
-                crc = zlib.crc32(buffer[:got], crc)
-                at, left = at + got, left - got
+                crc = zlib.crc32(data, crc)
+                at, left = at + len(data), left - len(data)
             is_damaged = is_checked and (left > 0 or crc != entry.crc)
             yield CheckedEntry(entry.name, entry.nbytes, is_checked, is_damaged)
 

@@ -26,7 +26,8 @@ _LENGTHS = struct.Struct("<HH")
 # What helps against a damaged file of a checkpoint.
 COPY_AGAIN = "copy it again from the node where it was written, or take an earlier step"
 LOCAL_HEADER = 30  # bytes, before the name
-_EDGE = 1 << 11  # bytes read at both ends: they hold a DCP tensor's whole directory and pickle
+EDGE = 1 << 11  # bytes read at both ends: they hold a DCP tensor's whole directory and pickle
+_SMALL = 1 << 16  # bytes of an archive that is read as a whole
 _MAX_DIRECTORY = 1 << 30
 _MOST_KEPT = 1 << 26  # bytes
 _ENCRYPTED = 0x1
@@ -75,13 +76,13 @@ class RawDirectory(NamedTuple):
 
 
 class Window:
-    """A range of a file that reads like a whole file. Both ends are cached, so a small archive takes two reads."""
+    """A range of a file that reads like a whole file. Both ends are cached, so an archive of DCP takes one read or two."""
 
     def __init__(self, path: str, handle: Handle, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
         self._handle: Handle | None = handle
         self._head: bytes | None = None
-        tail = max(size - _EDGE, 0)
+        tail = max(size - EDGE, 0) if size > _SMALL else 0
         self._tail_at, self._tail = tail, self._stored(size - tail, tail)
         self._kept_at, self._kept = 0, b""
 
@@ -92,12 +93,12 @@ class Window:
             return b""
         if self._kept_at <= offset and offset + nbytes <= self._kept_at + len(self._kept):
             return self._kept[offset - self._kept_at : offset - self._kept_at + nbytes]
-        if offset + nbytes <= _EDGE:
-            if self._head is None:
-                self._head = self._stored(min(_EDGE, self.size), 0)
-            return self._head[offset : offset + nbytes]
         if offset >= self._tail_at:
             return self._tail[offset - self._tail_at : offset - self._tail_at + nbytes]
+        if offset + nbytes <= EDGE:
+            if self._head is None:
+                self._head = self._stored(min(EDGE, self.size), 0)
+            return self._head[offset : offset + nbytes]
         return self._stored(nbytes, offset)
 
     def keep(self, offset: int, nbytes: int) -> None:

@@ -20,10 +20,13 @@ Say = Callable[[str], None]
 
 
 def open_local_or_hub(spec: SourceSpec) -> Checkpoint:
-    """Open a checkpoint on this disk or a repository on the Hub; see `open_checkpoint` and `checkpoint.open_repo`."""
+    """Open a checkpoint or a repository on the Hub to describe it, without the places of all elements.
+
+    See `open_checkpoint` and `checkpoint.open_repo`.
+    """
     repo = _repo_of(spec)
     if repo is None:
-        return open_checkpoint(in_place(spec))
+        return open_checkpoint(in_place(spec), elements=False)
     from ckptconv.hub.checkpoint import open_repo
     from ckptconv.hub.quiet import quiet
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from ckptconv.read.gather import overlap
 from ckptconv.read.reader import Prepared
 from ckptconv.tensors.far import FarFile
-from ckptconv.tensors.intervals import boxes_of_interval
+from ckptconv.tensors.intervals import boxes_of_interval, joined
 from ckptconv.tensors.stored_file import far_of
 
 T = TypeVar("T")
@@ -74,19 +74,8 @@ def _batch(todo: Iterator[T], reads: Callable[[T], Iterable[Read]]) -> tuple[lis
         if nbytes >= _BATCH:
             break
     for far, ranges in wanted.items():
-        far.expect(_joined(ranges))
+        far.expect(joined(ranges, _GAP))
     return batch, nbytes
-
-
-def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The ranges in order, those that touch or nearly touch as one."""
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if joined and start - joined[-1][1] <= _GAP:
-            joined[-1] = joined[-1][0], max(end, joined[-1][1])
-        else:
-            joined.append((start, end))
-    return joined
 
 
 def reads_of(prepared: Prepared, low: int, high: int) -> Iterator[Read]:

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.far import FarFile, Handle
+from ckptconv.tensors.far import FarFile
 from ckptconv.tensors.stored_file import StoredFile, far_of
 
 _OPEN_FILES = 128  # per thread
@@ -26,7 +26,7 @@ class Files:
 
     def __init__(self, drop_behind: bool = False) -> None:
         self.drop = drop_behind and hasattr(os, "posix_fadvise")
-        self._handles: OrderedDict[str, Handle] = OrderedDict()
+        self._handles: OrderedDict[str, int] = OrderedDict()
 
     def close(self) -> None:
         """Close all files."""
@@ -44,7 +44,7 @@ class Files:
         Raises:
             CkptconvError: the file cannot be read, ends too early, or has another tensor there than the plan computed.
         """
-        handle = self._handles.get(file)
+        handle: int | FarFile | None = self._handles.get(file)
         if handle is None:
             handle = self._open(file)
         if isinstance(file, StoredFile):
@@ -69,10 +69,10 @@ class Files:
     def forget(self, file: str, start: int, nbytes: int) -> None:
         """Let the kernel drop the whole pages in this range of bytes, if the file is open."""
         handle = self._handles.get(file)
-        if isinstance(handle, int):
+        if handle is not None:
             os.posix_fadvise(handle, start, nbytes, os.POSIX_FADV_DONTNEED)
 
-    def _open(self, file: str) -> Handle:
+    def _open(self, file: str) -> int | FarFile:
         far = far_of(file)
         if far is not None:
             return far
@@ -95,9 +95,7 @@ class Files:
     def _keep(self, most: int) -> None:
         """Close the files that were opened first, until at most so many are open."""
         while len(self._handles) > most:
-            handle = self._handles.popitem(last=False)[1]
-            if isinstance(handle, int):
-                os.close(handle)
+            os.close(self._handles.popitem(last=False)[1])
 
 
 def _fill_from_store(far: FarFile, file: str, start: int, memory: memoryview) -> None:

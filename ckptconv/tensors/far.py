@@ -1,7 +1,8 @@
 """What is read from another machine: the interface of a stored object and of a folder of them, without the store.
 
 `ckptconv.storage` implements it for object stores. Code that reads files takes a `Handle`: a file descriptor for a file on
-a disk, or a `FarFile`. Code that walks folders takes a `Path`; a folder in a store is a `Path` that is a `FarFolder` too.
+a disk, or what reads ranges, such as a `FarFile`. Code that walks folders takes a `Path`; a folder in a store is a `Path`
+that is a `FarFolder` too.
 """
 
 from __future__ import annotations
@@ -10,10 +11,24 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Union
 
 if TYPE_CHECKING:
     from ckptconv.tensors.file_state import FileState
+
+
+class Ranges(Protocol):
+    """What reads ranges of an open file.
+
+    Attributes:
+        nbytes: the size of the file in bytes.
+    """
+
+    nbytes: int
+
+    def read(self, start: int, nbytes: int) -> bytes:
+        """Read bytes; fewer at the end of the file."""
+        ...
 
 
 class FarFile(ABC):
@@ -95,7 +110,7 @@ class FolderEntry(NamedTuple):
         return self.folder / self.name
 
 
-Handle = Union[int, FarFile]  # noqa: UP007 - it is evaluated on Python 3.10
+Handle = Union[int, Ranges]  # noqa: UP007 - it is evaluated on Python 3.10
 
 
 def names_in(folder: Path) -> list[str]:

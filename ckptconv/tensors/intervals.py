@@ -1,7 +1,8 @@
-"""Which boxes of a row-major array a flat interval of its elements consists of."""
+"""Intervals: which boxes of a row-major array one consists of, and which of them are read together."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 
 Shape = tuple[int, ...]
@@ -36,6 +37,17 @@ def boxes_of_interval(low: int, high: int, sizes: Shape) -> list[tuple[int, Shap
     if high % inner:
         boxes += _in_row(last, last * inner, high, sizes, inner)
     return boxes
+
+
+def joined(ranges: Iterable[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+    """Ranges (start, end) in order; those that are at most `gap` apart as one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if found and start - found[-1][1] <= gap:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return found
 
 
 def _in_row(row: int, low: int, high: int, sizes: Shape, inner: int) -> list[tuple[int, Shape, Shape]]:

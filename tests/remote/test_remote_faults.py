@@ -32,7 +32,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 def is_rank_file(request: Request) -> bool:
     """True for a read of a rank file."""
-    return request.method == "GET" and request.path.endswith(".pt")
+    return request.method == "GET" and request.path.endswith((".pt", ".distcp"))
 
 
 @pytest.mark.parametrize("fault", [500, 503, "reset", "half"])
@@ -149,12 +149,12 @@ def test_markers_of_folders(s3: Server, made: Made) -> None:
 
 def test_the_requests_of_inspect(proxy: Proxy, s3: Server, made: Made) -> None:
     """A rank file takes few requests, whatever is in it, and no weights are read twice."""
-    for variant in ("fsdp2_w4", "mixtral_w4", "hsdp_w4"):
+    for variant in ("fsdp2_w4", "mixtral_w4", "hsdp_w4", "dcp_tp_w4", "dcp_titan_w2"):
         address = s3.put("requests", variant, made(variant))
         proxy.requests.clear()
-        inspect(address)
+        ranks = inspect(f"{address}/run" if variant.startswith("dcp") else address).world_size
         per_file = Counter(request.path for request in proxy.requests if is_rank_file(request))
-        assert len(per_file) == 4
+        assert len(per_file) == ranks
         assert max(per_file.values()) <= 8
         assert sum("list-type" in request.path for request in proxy.requests) <= 8
         assert not any("actor" in request.path for request in proxy.requests if request.method == "HEAD")

@@ -14,10 +14,12 @@ from math import prod
 from pathlib import Path
 
 from ckptconv.backends.dcp.archive_file import Archive, ArchiveFile, Piece, check_length, read_archive
+from ckptconv.backends.dcp.looks import MOST_RANGES, choose_samples, ranges_of
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.in_order import in_order
 from ckptconv.formats.same import same_bytes
+from ckptconv.formats.stretches import Stretches
 from ckptconv.formats.torch_zip import opened
 from ckptconv.tensors.boxes import Box, Chunk
 from ckptconv.tensors.checkpoint import starred
@@ -28,12 +30,16 @@ from ckptconv.tensors.view import contiguous_strides
 _LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
 
 
-def read_archives(pieces: Sequence[Piece], folders: Sequence[Path]) -> list[tuple[str, Chunk]]:
+def read_archives(
+    pieces: Sequence[Piece], folders: Sequence[Path], elements: bool
+) -> list[tuple[str, Chunk]]:
     """Find the elements of every piece.
 
     Args:
         pieces: the chunks that the metadata lists, none of them empty.
         folders: the folders that may hold their files.
+        elements: False if no elements will be read. Then at most 8 ranges of a file are read, however many kinds of archives
+            are in it, and a read of elements whose place stayed unknown is refused.
 
     Returns:
         For each piece its dtype, and its chunk of the tensor.
@@ -49,13 +55,15 @@ def read_archives(pieces: Sequence[Piece], folders: Sequence[Path]) -> list[tupl
         if name not in alike:
             alike[name] = starred(name)
         kinds.setdefault((alike[name], dtype, sizes, length), []).append(number)
-    samples = [files.sample(kind) for kind in kinds.values()]
-    files.look([*files.largest.values(), *samples])
+    samples = choose_samples(
+        pieces, list(kinds.values()), files.inside, files.largest, None if elements else MOST_RANGES
+    )
+    files.look([*files.largest.values(), *samples.values()])
     found: list[tuple[str, Chunk] | None] = [None] * len(pieces)
-    for kind, sample in zip(kinds.values(), samples, strict=True):
-        first = pieces[sample]
-        begin = files.looked[sample].place_in(first)
-        if begin is None or first.dtype is None:
+    for which, kind in enumerate(kinds.values()):
+        first = pieces[samples.get(which, kind[0])]
+        begin = files.looked[samples[which]].place_in(first) if which in samples else None
+        if first.dtype is None or (elements and begin is None):
             files.look(kind)
             for number in kind:
                 chunk = files.looked[number].view.chunks[0]
@@ -65,7 +73,7 @@ def read_archives(pieces: Sequence[Piece], folders: Sequence[Path]) -> list[tupl
         strides = contiguous_strides(first.sizes, itemsize(first.dtype))
         for number in kind:
             piece = pieces[number]
-            place = piece.start + begin
+            place = piece.start + (begin or 0)  # no elements are there: a read is refused
             path = files.computed[piece.file]
             path.parts.append((place, piece))
             found[number] = first.dtype, Chunk(piece.offsets, first.sizes, path, place, strides)
@@ -77,38 +85,28 @@ class _Files:
     """The `.distcp` files of one checkpoint.
 
     Attributes:
+        inside: file -> the numbers of its pieces.
         largest: file -> the number of its largest piece.
         looked: number of a piece -> its archive, if it was opened.
         computed: file -> its path for pieces whose places are computed.
     """
 
     def __init__(self, pieces: Sequence[Piece], folders: Sequence[Path]) -> None:
-        self._pieces, self._inside = pieces, dict[str, list[int]]()
+        self._pieces, self.inside = pieces, dict[str, list[int]]()
         for number, piece in enumerate(pieces):
-            self._inside.setdefault(piece.file, []).append(number)
-        self._paths = {file: _find(file, folders) for file in self._inside}
+            self.inside.setdefault(piece.file, []).append(number)
+        self._paths = {file: _find(file, folders) for file in self.inside}
         self.computed = {file: ArchiveFile(path, []) for file, path in self._paths.items()}
-        for file, numbers in self._inside.items():
+        for file, numbers in self.inside.items():
             last = max((pieces[number] for number in numbers), key=lambda piece: piece.start + piece.length)
             check_length(self._paths[file], path_of(self._paths[file]).stat().st_size, last)
-        self.largest = {file: max(numbers, key=self._size) for file, numbers in self._inside.items()}
+        self.largest = {file: max(numbers, key=self._size) for file, numbers in self.inside.items()}
         self.looked: dict[int, Archive] = {}
-        self._looks = Counter(self.largest.keys())
-        self._are_largest = set(self.largest.values())
         self._load = remembering()
 
     def _size(self, number: int) -> tuple[int, str]:
         piece = self._pieces[number]
         return prod(piece.sizes), piece.name
-
-    def sample(self, kind: Sequence[int]) -> int:
-        """The piece of a kind to look at: one that is looked at anyway, else one in the file with the fewest looks."""
-        known = self._are_largest.intersection(kind)
-        if known:
-            return min(known)
-        number = min(kind, key=lambda number: self._looks[self._pieces[number].file])
-        self._looks[self._pieces[number].file] += 1
-        return number
 
     def look(self, numbers: Iterable[int]) -> None:
         """Open archives, several files at a time, each file from front to back."""
@@ -124,12 +122,14 @@ class _Files:
         path = self._paths[file]
         ordered = sorted(numbers, key=lambda number: self._pieces[number].start)
         with opened(path) as handle:
-            return [(n, read_archive(path, handle, self._pieces[n], self._load)) for n in ordered]
+            few = Stretches(path, handle, ranges_of(self._pieces[n] for n in ordered))
+            return [(n, read_archive(path, few, self._pieces[n], self._load)) for n in ordered]
 
     def check_no_copies(self, folder: Path) -> None:
         """Refuse two files that list different parts of the same tensors, but whose storages all have the same checksums.
 
-        The largest storages of the files are compared, and the others only of two files in which these are equal.
+        The largest storages of the files are compared, another one of two files in which these are equal, and all of them
+        where that one is equal too.
         """
         alike: dict[tuple[object, ...], str] = {}
         for file, number in self.largest.items():
@@ -137,18 +137,31 @@ class _Files:
             other = alike.setdefault((largest.name, largest.sizes, crc), file) if crc else file
             if other == file:
                 continue
-            self.look([*self._inside[file], *self._inside[other]])
-            if self._are_copies(self._inside[file], self._inside[other]):
+            if self._second_is_equal(file, other) and self._are_copies(self.inside[file], self.inside[other]):
                 raise CkptconvError(
                     f"{file} and {other} hold the same bytes for different parts of the same tensors",
                     where=folder,
-                    found=f"every storage has the other's checksum, {largest.name} among {len(self._inside[file])}",
+                    found=f"every storage has the other's checksum, {largest.name} among {len(self.inside[file])}",
                     wanted="one file per rank, each with its own parts",
                     hint="one is a copy of the other: copy the right one again from the node where it was written",
                 )
 
+    def _second_is_equal(self, one: str, two: str) -> bool:
+        """Return False if the largest parts of two files but one tell them apart, so that no more has to be read."""
+        few, many = sorted((self.inside[one], self.inside[two]), key=len)
+        at = {(self._pieces[n].name, self._pieces[n].sizes): n for n in many}
+        second = max((n for n in few if n not in self.largest.values()), key=self._size, default=None)
+        if second is None:
+            return True
+        other = at.get((self._pieces[second].name, self._pieces[second].sizes))
+        if other is None:
+            return False
+        self.look([second, other])
+        return self.looked[second].crc == self.looked[other].crc
+
     def _are_copies(self, one: list[int], two: list[int]) -> bool:
         """Return True if all checksums of two files are equal although enough of their parts differ."""
+        self.look([*one, *two])
         first, second = (
             Counter((self._pieces[n].name, self._pieces[n].sizes, self.looked[n].crc) for n in numbers)
             for numbers in (one, two)

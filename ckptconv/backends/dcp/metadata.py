@@ -94,7 +94,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
 
 
 def read_tensors(
-    metadata: DcpMetadata, also: Sequence[Path], why_not: Callable[[str], str | None]
+    metadata: DcpMetadata, also: Sequence[Path], why_not: Callable[[str], str | None], elements: bool
 ) -> DcpFiles:
     """Find the elements of the requested tensors in their archives.
 
@@ -102,6 +102,7 @@ def read_tensors(
         metadata: from `read_metadata`.
         also: other folders that hold some of the files.
         why_not: returns the reason to skip a name ("optimizer"), or None to read it.
+        elements: False if no elements will be read; see `read_archives`.
 
     Raises:
         CkptconvError: the save did not finish, a file is missing, or an archive contradicts the metadata.
@@ -119,7 +120,8 @@ def read_tensors(
         count = left_out.setdefault(reason, [0, 0])
         count[0] += 1
         count[1] += sum(piece.length for piece in pieces) or infos.get((name, None), ("", 0, 0))[2]
-    found = read_archives([piece for pieces in wanted.values() for piece in pieces], [folder, *also])
+    pieces = [piece for parts in wanted.values() for piece in parts]
+    found = read_archives(pieces, [folder, *also], elements)
     used = dict.fromkeys(chunk.file for _, chunk in found)
     left = iter(found)
     return DcpFiles(

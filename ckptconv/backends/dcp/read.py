@@ -60,7 +60,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     others = [home_of(path, _has_files) or path for path in also]
     metadata = read_metadata(home)
     chosen = choose_model(metadata.paths, {name: metadata.shape(name) for name in metadata.table}, home)
-    files = read_tensors(metadata, others, chosen.why_not.get)
+    files = read_tensors(metadata, others, chosen.why_not.get, place.elements)
     experiment = experiment_of(home)
     if experiment is not None:
         check_step(home, place.step)

@@ -53,7 +53,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     metadata = read_metadata(folder)
     coordinates = [(int(m[1]), int(m[2])) for name in metadata.table if (m := _RNG.match(name))]
     _check_one_stage(metadata.table, coordinates, folder)
-    files = read_tensors(metadata, also, _why_not)
+    files = read_tensors(metadata, also, _why_not, place.elements)
     bare = dict(_bare(files.tensors))
     stated = read_settings(folder, folder)
     refuse_bridges_blocks(stated.settings)

@@ -71,7 +71,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         nemo.check_finished(folder.parent)
     others = [path / home if (path / home).is_dir() else path for path in also]
     metadata = read_metadata(folder)
-    files = read_tensors(metadata, others, not_a_weight)
+    files = read_tensors(metadata, others, not_a_weight, place.elements)
     mesh, coordinates = ranks_of(metadata)
     stated = read_settings(place.folder, folder, context)
     refuse_bridges_blocks(stated.settings)
