@@ -17,37 +17,32 @@ from ckptconv.tensors.holders import Holders
 from ckptconv.tensors.view import View
 
 _PIECE = 1 << 19  # bytes; a whole number of elements of every dtype
+_LARGEST = np.maximum.reduce
 
 
 def digest_and_look(data: Array, dtype: str) -> tuple[bytes, bool]:
     """The XXH3-128 digest of a block's bytes, and whether it holds NaN or Inf.
 
+    We take two maxima over the bits, without a copy. As signed integers, the largest is the positive float with the largest
+    magnitude; as unsigned integers, it is the negative float with the largest magnitude.
+
     Args:
         data: the bytes, as uint8.
         dtype: the dtype of the elements; dtypes that have neither NaN nor Inf are only hashed.
     """
-    if FLOAT_BITS.get(dtype) is None or not data.size:
-        return xxhash.xxh3_128_digest(data), False
-    digest, strange = xxhash.xxh3_128(), False
-    for at in range(0, data.size, _PIECE):
-        piece = data[at : at + _PIECE]
-        digest.update(piece)
-        strange = strange or holds_nonfinite(piece, dtype)
-    return digest.digest(), strange
-
-
-def holds_nonfinite(data: Array, dtype: str) -> bool:
-    """True if a block holds NaN or Inf; always False for dtypes that have neither.
-
-    We take two maxima over the bits, without a copy. As signed integers, the largest is the positive float with the largest
-    magnitude; as unsigned integers, it is the negative float with the largest magnitude.
-    """
     bits = FLOAT_BITS.get(dtype)
     if bits is None or not data.size:
-        return False
-    raw = data.view(raw_dtype(dtype))
-    positive = int(raw.view(f"i{raw.itemsize}").max())
-    return positive >= bits.first or int(raw.max()) >= bits.first + bits.mask + 1
+        return xxhash.xxh3_128_digest(data), False
+    unsigned = data.view(raw_dtype(dtype))
+    signed = unsigned.view(f"i{unsigned.itemsize}")
+    positive, negative = bits.first, bits.first + bits.mask + 1
+    digest, strange, step = xxhash.xxh3_128(), False, _PIECE // unsigned.itemsize
+    for at in range(0, unsigned.size, step):
+        piece = unsigned[at : at + step]
+        digest.update(piece)
+        if not strange:
+            strange = bool(_LARGEST(signed[at : at + step]) >= positive or _LARGEST(piece) >= negative)
+    return digest.digest(), strange
 
 
 class Gathered:

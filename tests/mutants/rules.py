@@ -61,7 +61,7 @@ MUTANTS = (
     ),
     Mutant(
         "NaN in a block", "copy/nonfinite.py",
-        "strange = strange or holds_nonfinite(piece, dtype)", "strange = False",
+        "strange = bool(_LARGEST(signed", "strange = False and bool(_LARGEST(signed",
         _TRUST, "share_of_nan",
     ),
     Mutant(
