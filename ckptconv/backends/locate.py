@@ -64,10 +64,16 @@ def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) ->
     if not steps:
         return _role_in(path, backends, number)
     chosen, remarks = choose(run, step)
-    backend = _claim(chosen.path, backends)
+    backend, folder = _claim(chosen.path, backends), chosen.path
+    if backend is None and step_folders(
+        folder
+    ):  # transformers' checkpoint-N/ holds DeepSpeed's global_stepN/ and its mark
+        inner, more = choose(folder, None)
+        folder, remarks = inner.path, (*remarks, *more)
+        backend = _claim(folder, backends)
     if backend:
-        return backend, Place(chosen.path, chosen.number, None, remarks=remarks)
-    return _role_in(chosen.path, backends, chosen.number, remarks) if chosen.path.is_dir() else None
+        return backend, Place(folder, chosen.number, None, remarks=remarks)
+    return _role_in(folder, backends, chosen.number, remarks) if folder.is_dir() else None
 
 
 def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> Located | None:

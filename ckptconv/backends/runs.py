@@ -7,7 +7,7 @@ also be in RUN/BELOW/. Each backend's package declares the names that trainers u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ckptconv.tensors.far import names_in
 from ckptconv.tensors.source_spec import Step
 
 _NUMBER = re.compile(r"^[0-9]{1,18}$")
+_NAME = re.compile(r"^(?!\.)[\w.=+-]{1,200}$")  # a folder's name in a mark
 _SHOWN = 8  # names in a message
 
 
@@ -106,7 +107,28 @@ def step_folders(run: Path) -> list[StepFolder]:
         for path in map(run.joinpath, filter(registry.step_named, names_in(run) if run.is_dir() else ()))
         if (path.is_dir() or _is_file_of_a_step(path)) and (name := step_of(path)) is not None
     ]
+    found += _named_by_marks(run, {step.path.name for step in found})
     return sorted(found, key=lambda step: (step.name.is_newest, step.name.order, step.path.name))
+
+
+def _named_by_marks(run: Path, known: Collection[str]) -> list[StepFolder]:
+    """The folders that a run's marks name and that no trainer's pattern fits.
+
+    DeepSpeed's tags are any text, and Megatron calls the folder of a converted model "release".
+    """
+    names = {_text_of(run / mark) for mark in _marks()}
+    return [
+        StepFolder(run / name, StepName(None, (-1, -1, -1)), _counted(run / name))
+        for name in sorted(names - {*known})
+        if _NAME.match(name) and (run / name).is_dir()
+    ]
+
+
+def _text_of(mark: Path) -> str:
+    """What a mark holds: a step's number or the name of its folder; of a path, its last part."""
+    if mark.is_symlink() and mark.is_dir():
+        return mark.readlink().name
+    return settings_text(mark).strip().rstrip("/").rpartition("/")[2]
 
 
 def _is_file_of_a_step(path: Path) -> bool:
@@ -180,7 +202,7 @@ def mark_of(run: Path) -> Path | None:
 
 def marked_number(run: Path) -> int | None:
     """The step that a run's marks name as the latest, even if its folder is not here; None if no mark has a number."""
-    numbers = (_number_in(settings_text(run / name).strip()) for name in _marks())
+    numbers = (_number_in(_text_of(run / name)) for name in _marks())
     return max((number for number in numbers if number is not None), default=None)
 
 
@@ -222,10 +244,7 @@ def _marked(run: Path, steps: Sequence[StepFolder]) -> StepFolder | None:
     """
     named: dict[Path, StepFolder] = {}
     for mark in (run / name for name in _marks()):
-        if mark.is_symlink() and mark.is_dir():
-            text = mark.readlink().name
-        else:
-            text = settings_text(mark).strip()
+        text = _text_of(mark)
         number = _number_in(text)
         by_name = [folder for folder in steps if folder.path.name == text]
         by_number = [folder for folder in steps if number is not None and folder.number == number]
@@ -240,7 +259,15 @@ def _marked(run: Path, steps: Sequence[StepFolder]) -> StepFolder | None:
                 hint=f"choose one: --step {max(steps_of(run), default=0)}",
                 kind=Kind.INCOMPLETE,
             )
-    if len({step.number for step in named.values()}) > 1:
+        elif steps and _NAME.match(text):
+            raise CkptconvError(
+                f"the run calls {text!r} its latest step, but has no folder of that name",
+                where=mark,
+                found=", ".join(step.path.name for step in steps[-_SHOWN:]),
+                hint=f"name the step's folder, for example {steps[-1].path}",
+                kind=Kind.INCOMPLETE,
+            )
+    if len({step.path if step.number is None else step.number for step in named.values()}) > 1:
         raise CkptconvError(
             "the run's marks disagree on its latest step",
             where=run,

@@ -95,12 +95,12 @@ def test_rank_files_are_read_the_same_way(tmp_path: Path) -> None:
     same(merged(case, run, tmp_path), expected(case, ("gate_proj", "up_proj"), ".experts.", 5, 1))
 
 
-@pytest.mark.parametrize("case", ["qwen3_moe_singleton", "qwen3_moe_local"])
-def test_megatron_lms_arguments_say_it_too(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "tp", "etp"), [("qwen3_moe_singleton", 2, 1), ("qwen3_moe_local", 1, None)])
+def test_megatron_lms_arguments_say_it_too(case: str, tp: int, etp: int | None, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     run = Path(shutil.copytree(unpacked(f"megatron/{case}") / "run", tmp_path / "run"))
     args = argparse.Namespace(
-        moe_mlp_glu_interleave_size=5, expert_tensor_parallel_size=None, tensor_model_parallel_size=1
+        moe_mlp_glu_interleave_size=5, expert_tensor_parallel_size=etp, tensor_model_parallel_size=tp
     )
     torch.save({"args": args}, next(run.rglob("common.pt")))
     same(merged(case, run, tmp_path), expected(case, ("gate_proj", "up_proj"), ".experts.", 5, 1))

@@ -259,3 +259,39 @@ def test_rank_files_tell_of_the_role_next_to_them(tmp_path: Path) -> None:
         shutil.copytree(critic, tmp_path / "global_step_1" / role)
     found = open_checkpoint(tmp_path)
     assert "not read: critic in the same folder (pass its folder to convert it)" in found.notes
+
+
+# --- marks that name a folder which is no trainer's usual step
+
+
+def test_a_folder_that_only_the_mark_names_is_the_latest_step(tmp_path: Path) -> None:
+    """DeepSpeed's tags are any text, and Megatron calls a converted model's folder "release"."""
+    run = steps(tmp_path / "run", "global_step9", "best")
+    (run / "latest").write_text("/data/run/best\n")
+    assert open_checkpoint(run).root == run / "best"
+    assert open_checkpoint(run, step=9).root == run / "global_step9"
+
+
+def test_a_mark_that_names_a_folder_which_is_not_there_is_refused(tmp_path: Path) -> None:
+    run = steps(tmp_path / "run", "iter_0000010")
+    (run / "latest_checkpointed_iteration.txt").write_text("release")
+    with pytest.raises(CkptconvError, match="'release' its latest step, but has no folder") as error:
+        open_checkpoint(run)
+    assert str(run / "iter_0000010") in str(error.value.hint)
+
+
+def read_from(run: Path) -> Path:
+    return Path(open_checkpoint(run).files[0].path).parent
+
+
+def test_the_mark_inside_a_step_counts_too(tmp_path: Path) -> None:
+    """transformers' checkpoint-N/ holds DeepSpeed's global_stepN/ and its mark."""
+    run = Path(shutil.copytree(unpacked("deepspeed_trainer_z2_w2") / "run", tmp_path / "run"))
+    inside = run / "checkpoint-7"
+    assert read_from(run) == inside / "global_step7"
+    shutil.copytree(inside / "global_step7", inside / "global_step5")
+    (inside / "latest").write_text("global_step5")
+    assert read_from(run) == inside / "global_step5"
+    (inside / "latest").write_text("global_step99")
+    with pytest.raises(CkptconvError, match="calls step 99 its latest, but has no folder for it"):
+        open_checkpoint(run)

@@ -24,6 +24,7 @@ from ckptconv.backends.megatron.stages import DECODER, Coordinate, Rank, assembl
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.bounds import check_name, check_ranks
+from ckptconv.formats.same import same_bytes
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zips
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, Mesh, RankFile, Skipped
@@ -134,7 +135,14 @@ def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
                     wanted=" or ".join(_FILES),
                     kind=Kind.INCOMPLETE,
                 )
-            found.setdefault(tuple(int(n) for n in match.groups() if n is not None), path)
+            numbers = tuple(int(n) for n in match.groups() if n is not None)
+            first = found.setdefault(numbers, path)
+            if first is not path and not same_bytes(first, path):
+                raise CkptconvError(
+                    "two files of one rank have different bytes",
+                    where=f"{first} and {path}",
+                    hint="they are from different saves, or one is damaged; remove or omit one of the folders",
+                )
     if len({len(numbers) for numbers in found}) > 1:
         raise CkptconvError("rank folders of different naming schemes are mixed", where=homes[0])
     return found

@@ -26,6 +26,7 @@ _LARGEST = 1 << 63
 _SECTION = r"^{name}:[ \t]*\n((?:[ \t-].*\n?|\n)+)"
 _SCALAR = re.compile(r"^  (\w+):[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _LIST = re.compile(r"^  (\w+):[ \t]*\n((?:  - [^\n:]*(?:\n|$))+)", re.MULTILINE)
+_FUNCTION = re.compile(r"^  (\w+):[ \t]*\n(?:    _\w+: [^\n]*\n)*?    _target_: (\S+)[ \t]*$", re.MULTILINE)
 _NUMBER = re.compile(r"^[+-]?(?:[0-9]{1,20}(\.[0-9]{0,20})?|(\.[0-9]{1,20}))([eE][+-]?[0-9]{1,2})?$")
 _WORDS = {"null": None, "true": True, "false": False}
 
@@ -147,7 +148,7 @@ def run_config(folder: Path, section: str) -> dict[str, Any]:
 def yaml_section(path: Path, section: str) -> dict[str, Any]:
     """The settings in a section of a YAML file; {} if there is none.
 
-    Only scalars and lists one level below the section are read, where all settings of the model are.
+    Only scalars, lists and the names of functions one level below the section are read, where all settings of the model are.
 
     Args:
         path: the file.
@@ -159,6 +160,7 @@ def yaml_section(path: Path, section: str) -> dict[str, Any]:
     values: dict[str, Any] = {name: _value(text) for name, text in _SCALAR.findall(found[1])}
     for name, lines in _LIST.findall(found[1]):
         values[name] = [_value(line.strip()[2:].strip()) for line in lines.splitlines()]
+    values |= dict(_FUNCTION.findall(found[1]))
     return values
 
 
@@ -167,4 +169,5 @@ def _value(text: str) -> Any:
     found = _NUMBER.match(text)
     if found:
         return float(text) if any(found.groups()) else int(text)
-    return _WORDS.get(text, text)
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else _WORDS.get(text, text)

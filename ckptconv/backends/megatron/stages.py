@@ -134,12 +134,21 @@ class _Stage(NamedTuple):
         return cls(ranks, dict(sorted(by_ep.items())), experts, chunk, first)
 
     def held(self, name: str, ranks: list[Rank]) -> list[tuple[int, View]]:
-        """(TP index, part) of each of these ranks that has the tensor."""
-        return [
-            (rank.coordinate.tp, view)
-            for rank in ranks
-            if (view := rank.chunks[self.chunk].get(name)) is not None
-        ]
+        """(TP index, part) of each of these ranks.
+
+        Raises:
+            CkptconvError: one of them lacks the tensor.
+        """
+        found = [(rank, rank.chunks[self.chunk].get(name)) for rank in ranks]
+        for rank, view in found:
+            if view is None:
+                at = rank.coordinate
+                raise CkptconvError(
+                    f"one rank lacks {name}, which other ranks of its pipeline stage hold",
+                    found=f"not on TP rank {at.tp}, PP rank {at.pp}, EP rank {at.ep}",
+                    hint="the file is of another save or damaged: copy it again from the node where that rank ran",
+                )
+        return [(rank.coordinate.tp, view) for rank, view in found if view is not None]
 
 
 def _once(found: Iterator[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:

@@ -10,7 +10,9 @@ from ckptconv.models import mtp, translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
 from ckptconv.models.megatron import trainer
+from ckptconv.models.megatron.computation import check_computation
 from ckptconv.models.megatron.gates import check_gates
+from ckptconv.models.megatron.own_settings import check_stored
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.tensors.checkpoint import Checkpoint
 
@@ -35,10 +37,16 @@ def caution(config: Config) -> str:
 
 
 def agree(checkpoint: Checkpoint, config: Config) -> list[str]:
-    """Compare the checkpoint with config.json and with the table; see `trainer.agree` and `gates.check_gates`."""
+    """Compare the checkpoint with config.json, with the table, and its tensors with what the trainer stated.
+
+    See `trainer.agree`, `computation.check_computation`, `own_settings.check_stored` and `gates.check_gates`.
+    """
     if str(config.get("model_type")) in FAMILIES:
         check_gates(checkpoint.tensors, family_of(config))
-    return trainer.agree(checkpoint, config)
+    notes = trainer.agree(checkpoint, config)
+    check_stored(checkpoint)
+    check_computation(checkpoint.trainer, config)
+    return notes
 
 
 def to_hub(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
