@@ -142,5 +142,10 @@ def bucket_of(address: Address) -> Bucket:
 
 def _object(found: Any) -> Object:
     when: datetime = found["last_modified"]
-    version = found["e_tag"] or found["version"] or ""
+    version = _quoted(found["e_tag"]) if found["e_tag"] else found["version"] or ""
     return Object(found["path"], found["size"], int(when.timestamp()) * 10**9, version)
+
+
+def _quoted(tag: str) -> str:
+    """An ETag with its quotes, which Azure's listings omit and its answers have; If-Match wants them (RFC 9110, 8.8.3)."""
+    return tag if tag.endswith('"') else f'"{tag}"'
