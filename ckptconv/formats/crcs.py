@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.formats.open_file import opened, read_at
 from ckptconv.formats.same import same_bytes
-from ckptconv.formats.torch_zip import directory_of, opened
-from ckptconv.formats.zip_directory import data_start, read_at
+from ckptconv.formats.torch_zip import directory_of
+from ckptconv.formats.zip_directory import data_start
 from ckptconv.tensors.far import size_of
 from ckptconv.tensors.stored_file import path_of
 

@@ -11,7 +11,9 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name, is_shape
 from ckptconv.formats.json import parse_json
+from ckptconv.formats.open_file import opened, read_at
 from ckptconv.tensors.dtypes import from_safetensors, itemsize, shape_from_safetensors
+from ckptconv.tensors.far import size_of
 from ckptconv.tensors.view import Shape, View, stored
 
 LENGTH = 8  # bytes of the field that holds the header's length
@@ -24,13 +26,11 @@ def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
     Raises:
         CkptconvError: the path is not a regular file, or its header is damaged.
     """
-    if not path.is_file():  # opening a pipe would wait for a writer
-        raise CkptconvError(
-            "not a safetensors file, but a folder, a pipe or a device", where=path, kind=Kind.DAMAGED
-        )
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        data = file.read(header_length(path, size, file.read(LENGTH)))
+    file = str(path)
+    with opened(file, "a safetensors file") as handle:
+        size = size_of(handle)
+        length = header_length(path, size, read_at(handle, LENGTH, 0, file))
+        data = read_at(handle, length, LENGTH, file)
     return parse_header(path, size, data)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from ckptconv.formats.zip_directory import read_at
+from ckptconv.formats.open_file import read_at
 from ckptconv.tensors.far import FarFile, Handle, size_of
 
 _AT_ONCE = 16  # stretches of an object that are fetched together

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.in_order import in_order
+from ckptconv.formats.open_file import opened, read_at
 from ckptconv.formats.stand_ins import Storage, TensorRecord
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.formats.zip_directory import (
@@ -28,9 +29,7 @@ from ckptconv.formats.zip_directory import (
     Window,
     entries_of,
     entry_at,
-    opened,
     raw_directory,
-    read_at,
     read_directory,
 )
 from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, form_of
@@ -313,6 +312,5 @@ __all__ = [
     "directory_of",
     "open_torch_zip",
     "open_torch_zips",
-    "opened",
     "torch_zip_at",
 ]

@@ -7,16 +7,12 @@ has them.
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.formats.open_file import opened, read_at
 from ckptconv.tensors.far import Handle
-from ckptconv.tensors.stored_file import far_of
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -115,55 +111,6 @@ class Window:
             return read_at(self._handle, nbytes, self.start + offset, self.path)
         with opened(self.path) as handle:
             return read_at(handle, nbytes, self.start + offset, self.path)
-
-
-@contextmanager
-def opened(path: str) -> Iterator[Handle]:
-    """Open a regular file, or an object in a store, for reading.
-
-    Raises:
-        CkptconvError: it cannot be read, or is a folder, pipe or device.
-    """
-    far = far_of(path)
-    if far is not None:
-        yield far
-        return
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
-    except OSError as error:
-        raise CkptconvError(
-            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
-        ) from error
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CkptconvError(
-                "not a torch.save file but a folder, pipe or device", where=path, kind=Kind.DAMAGED
-            )
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def read_at(handle: Handle, nbytes: int, offset: int, path: str) -> bytes:
-    """Read bytes at an offset of a file; fewer at its end. One pread may return fewer, so it is repeated.
-
-    Raises:
-        CkptconvError: the file cannot be read.
-    """
-    if not isinstance(handle, int):
-        return handle.read(offset, nbytes)
-    data = b""
-    try:
-        while len(data) < nbytes:
-            more = os.pread(handle, nbytes - len(data), offset + len(data))
-            if not more:
-                break
-            data = data + more if data else more
-    except OSError as error:
-        raise CkptconvError(
-            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
-        ) from error
-    return data
 
 
 def read_directory(window: Window) -> Directory:

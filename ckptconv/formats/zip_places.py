@@ -14,7 +14,8 @@ from array import array
 from bisect import bisect_right
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.zip_directory import COPY_AGAIN, LOCAL_HEADER, ZipEntry, header_end, read_at
+from ckptconv.formats.open_file import read_at
+from ckptconv.formats.zip_directory import COPY_AGAIN, LOCAL_HEADER, ZipEntry, header_end
 from ckptconv.tensors.far import Handle
 from ckptconv.tensors.stored_file import StoredFile
 

@@ -6,15 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.huggingface.read import NAME, assemble
-from ckptconv.backends.huggingface.weight_files import CONFIG, SMALL, Chosen, choose, left_over
+from ckptconv.backends.huggingface.read import NAME, read_chosen
+from ckptconv.backends.huggingface.weight_files import CONFIG, Chosen, choose
 from ckptconv.backends.runs import Place
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.json import read_table
-from ckptconv.hub.fetch import download, downloaded
-from ckptconv.hub.headers import headers
+from ckptconv.hub.fetch import downloaded
 from ckptconv.hub.names import RepoName
 from ckptconv.hub.reading import Listing, is_offline, listing
+from ckptconv.hub.storage import Repository
+from ckptconv.storage import place_in
 from ckptconv.tensors.checkpoint import Checkpoint
 
 
@@ -30,34 +31,19 @@ def open_repo(repo: RepoName) -> Checkpoint:
         found = open_checkpoint(downloaded(repo), backend=NAME)
         return replace(found, root=Path(repo.name), layout=_said(found, repo, found.root.name))
     contents = listing(repo)
-    small = _small_files(contents)
-    chosen = choose(small, contents.top)
+    root = place_in(Repository(contents), "")
+    chosen = choose(root)
     if chosen is None:
         raise _no_model(contents)
     if not all(name.endswith(".safetensors") for name in chosen.names):
-        raise _torch_only(contents, chosen, small)
-    skipped, notes = left_over(contents.top, chosen)
-    root = Path(repo.name)
-    missing = next((name for name in chosen.names if name not in contents.files), None)
-    if missing is not None:
-        raise CkptconvError(
-            "a shard named in the index is missing", where=repo, wanted=missing, kind=Kind.INCOMPLETE
-        )
-    opened = headers(contents, chosen.names)
-    place = Place(root, None, None)
-    found = assemble(root, chosen, opened, small, place, tuple(skipped), tuple(notes))
+        raise _torch_only(contents, chosen, root)
+    found = read_chosen(Place(root, None, None), chosen)
     return replace(found, layout=_said(found, repo, contents.commit))
 
 
 def _said(found: Checkpoint, repo: RepoName, commit: str) -> str:
     what = "PEFT adapter" if found.lora.is_folder else "Hugging Face model"
     return f"{what} on the Hub, {repo.revision or 'main'} at {commit[:8]}"
-
-
-def _small_files(contents: Listing) -> Path:
-    """Download config.json and the indexes; returns their folder in huggingface_hub's cache."""
-    names = [name for name in SMALL if name in contents.files]
-    return download(contents.repo, names, contents.commit) if names else Path()
 
 
 def _no_model(contents: Listing) -> CkptconvError:
@@ -71,9 +57,9 @@ def _no_model(contents: Listing) -> CkptconvError:
     )
 
 
-def _torch_only(contents: Listing, chosen: Chosen, small: Path) -> CkptconvError:
+def _torch_only(contents: Listing, chosen: Chosen, root: Path) -> CkptconvError:
     """The error for a repository with only torch.save files, which have no header to read."""
-    config = read_table(small / CONFIG)
+    config = read_table(root / CONFIG)
     total = sum(contents.files.get(name, 0) for name in chosen.names)
     files = chosen.names[0] if len(chosen.names) == 1 else f"{len(chosen.names)} files {chosen.names[0]} ..."
     tensors = f", {len(chosen.expected):,} tensors" if chosen.expected else ""

@@ -40,6 +40,10 @@ _READ = Explanations(
         ),
         "DisabledRepoError": Explanation("the Hub has disabled {repo}", "see {endpoint}/{repo}"),
         "RepositoryNotFoundError": _MISSING,
+        "BucketNotFoundError": Explanation(
+            "there is no bucket {repo} on the Hub, or this account may not read it",
+            "check the name; for a private bucket, sign in first: hf auth login",
+        ),
         "RevisionNotFoundError": Explanation(
             "{repo} has no revision {revision}", "see {endpoint}/{repo}/tree/main"
         ),

@@ -12,8 +12,11 @@ from pathlib import Path
 from ckptconv.backends import open_checkpoint
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.names import RepoName, repo_of
-from ckptconv.storage import located
+from ckptconv.storage import is_address, place_in
+from ckptconv.storage import located as located_in_store
+from ckptconv.storage.address import address_of
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.far import FarFolder
 from ckptconv.tensors.source_spec import SourceSpec
 
 Say = Callable[[str], None]
@@ -40,6 +43,17 @@ def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> Sou
     if repo is None:
         return in_place(spec)
     return spec.at(local_or_hub(spec.path, spec.revision, say=say, bars=bars))
+
+
+def located(path: str | Path) -> Path:
+    """The folder or file that a text names, in a bucket of the Hub too; see `storage.located`."""
+    if is_address(path) and not isinstance(path, FarFolder) and not Path(path).exists():
+        address = address_of(path)
+        if address.scheme == "hf":
+            from ckptconv.hub.storage import HubBucket
+
+            return place_in(HubBucket(address), address.key)
+    return located_in_store(path)
 
 
 def in_place(spec: SourceSpec) -> SourceSpec:

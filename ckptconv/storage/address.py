@@ -1,4 +1,4 @@
-"""Addresses of object stores: `s3://BUCKET/FOLDER`, `gs://BUCKET/FOLDER`, `az://CONTAINER/FOLDER`."""
+"""Addresses of stores: `s3://BUCKET/FOLDER`, `gs://…`, `az://CONTAINER/FOLDER`, `hf://buckets/ORG/NAME/FOLDER`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 
-SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage", "hf": "the Hub"}
 # pathlib makes one slash of the two. A path such as `c:/x` or `run:1/x` has no scheme of two letters or more before a slash.
 _ADDRESS = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?P<rest>.*)$", re.DOTALL)
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._$-]*$")
@@ -27,15 +27,16 @@ _INSTEAD = {
     "http": "write s3://BUCKET/FOLDER and set AWS_ENDPOINT_URL",
     "https": "write s3://BUCKET/FOLDER and set AWS_ENDPOINT_URL",
 }
-_NOT_OURS = ("hf",)
+_PLACES = {"az": "CONTAINER", "hf": "buckets/ORG/NAME"}
+_HUB_BUCKETS = "buckets"  # hf://ORG/NAME is a repository
 
 
 class Address(NamedTuple):
     """A place in a store.
 
     Attributes:
-        scheme: "s3", "gs" or "az".
-        bucket: the bucket, or Azure's container.
+        scheme: "s3", "gs", "az" or "hf".
+        bucket: the bucket, or Azure's container; on the Hub "buckets/ORG/NAME", or a repository's "ORG/NAME".
         key: the name of the object or folder in it, without slashes at its ends; "" for the bucket itself.
     """
 
@@ -48,9 +49,11 @@ class Address(NamedTuple):
 
 
 def is_address(path: str | Path) -> bool:
-    """True for a text that names a place by a scheme, such as `s3://bucket/run`; False for `hf://` and for paths."""
+    """True for a text that names a place by a scheme, such as `s3://bucket/run`; False for repositories and for paths."""
     found = _ADDRESS.match(str(path))
-    return found is not None and found["scheme"].lower() not in _NOT_OURS
+    if found is None:
+        return False
+    return found["scheme"].lower() != "hf" or found["rest"].split("/")[0] == _HUB_BUCKETS
 
 
 def address_of(path: str | Path) -> Address:
@@ -88,11 +91,16 @@ def address_of(path: str | Path) -> Address:
             kind=Kind.USAGE,
         )
     parts = [part for part in key.split("/") if part]
-    if not _BUCKET.match(bucket) or ".." in parts or "." in parts:
+    if scheme == "hf":
+        names, parts = parts[:2], parts[2:]
+        bucket = (
+            "/".join([_HUB_BUCKETS, *names]) if len(names) == 2 and all(map(_BUCKET.match, names)) else ""
+        )
+    if not _BUCKET.match(bucket.replace("/", "")) or ".." in parts or "." in parts:
         raise CkptconvError(
             "not an address of a folder in a store",
             where=f"{scheme}://{rest}",
-            wanted=f"{scheme}://{'CONTAINER' if scheme == 'az' else 'BUCKET'}/FOLDER",
+            wanted=f"{scheme}://{_PLACES.get(scheme, 'BUCKET')}/FOLDER",
             kind=Kind.USAGE,
         )
     return Address(scheme, bucket, "/".join(parts))

@@ -37,7 +37,14 @@ class Listed(NamedTuple):
 
 
 class Storage(Protocol):
-    """A bucket. Threads may share it. Every method raises CkptconvError for what the store refuses."""
+    """A bucket, or one commit of a repository. Threads may share it. Every method raises CkptconvError for what is refused.
+
+    Attributes:
+        least: bytes that a read fetches at least, since a request takes about as long as they do; 0 to fetch exactly what
+            is read.
+    """
+
+    least: int
 
     @property
     def address(self) -> Address:

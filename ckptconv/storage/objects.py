@@ -33,6 +33,8 @@ class Bucket:
         client: obstore's store.
     """
 
+    least = 64 << 10
+
     def __init__(self, address: Address, client: Any) -> None:
         self._address, self._client = address._replace(key=""), client
 
@@ -120,6 +122,10 @@ def bucket_of(address: Address) -> Bucket:
     Raises:
         CkptconvError: obstore is not installed, or a setting is wrong.
     """
+    if address.scheme == "hf":
+        raise CkptconvError(
+            "buckets of the Hub are opened by inspect, merge, verify and open", where=address, kind=Kind.USAGE
+        )
     try:
         from obstore.store import AzureStore, GCSStore, S3Store
     except ImportError as error:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage.address import address_of, is_address
+from ckptconv.storage.base import Storage
 from ckptconv.tensors.far import FarFolder
 
 _COPY = {
     "s3": "aws s3 cp --recursive OUT s3://BUCKET/FOLDER",
     "gs": "gcloud storage cp -r OUT gs://BUCKET/FOLDER",
     "az": "az storage blob upload-batch -s OUT -d CONTAINER/FOLDER",
+    "hf": "hf buckets sync OUT hf://buckets/ORG/NAME/FOLDER",
 }
 _COPY_HERE = {
     "s3": "aws s3 cp --recursive s3://BUCKET/FOLDER MODEL",
     "gs": "gcloud storage cp -r gs://BUCKET/FOLDER MODEL",
     "az": "az storage blob download-batch -d MODEL -s CONTAINER --pattern 'FOLDER/*'",
+    "hf": "hf buckets sync hf://buckets/ORG/NAME/FOLDER MODEL",
 }
 
 
@@ -58,6 +61,8 @@ def pushed(folder: str | os.PathLike[str]) -> Path:
 def located(path: str | Path) -> Path:
     """The folder or file that a text names. For an address of a store its content is listed, with one request.
 
+    `hub.source.located` knows the buckets of the Hub as well.
+
     Args:
         path: a path, or an address such as `s3://bucket/run`. A path that exists on this disk wins, as for repositories on
             the Hub.
@@ -72,9 +77,23 @@ def located(path: str | Path) -> Path:
         return path
     address = address_of(path)
     from ckptconv.storage.objects import bucket_of
+
+    return place_in(bucket_of(address), address.key)
+
+
+def place_in(storage: Storage, key: str) -> Path:
+    """A folder or file of a store, whose content is listed with one request.
+
+    Args:
+        storage: the store.
+        key: the name of the folder or file in it, without slashes at its ends.
+
+    Raises:
+        CkptconvError: the store refuses to list the folder.
+    """
     from ckptconv.storage.path import StorePath
     from ckptconv.storage.tree import Tree
 
-    tree = Tree(bucket_of(address), address.key)
-    tree.children(address.key)
-    return StorePath(tree, address.key)
+    tree = Tree(storage, key)
+    tree.children(key)
+    return StorePath(tree, key)

@@ -20,8 +20,6 @@ from ckptconv.storage.threads import Pool
 BUDGET = 64 << 20  # bytes
 LARGEST = 4 << 20  # bytes of one request
 _LARGE = 1 << 20  # bytes; a segment of so many is of weights, which are read once
-_TAIL = 64 << 10  # bytes at the end of a file that are fetched together
-_FIRST = 64 << 10  # bytes of the first read of a file
 _MOST_AHEAD = 4 << 20  # bytes that a read from front to back fetches at a time
 _AT_ONCE = 8  # requests of `expect` under way
 
@@ -43,14 +41,15 @@ class Segments:
 
     Args:
         fetch: fetch(object, start, end) -> its bytes.
+        least: see `Storage`; also the bytes at the end of a file that are fetched together.
 
     Attributes:
         budget: bytes that are kept or under way.
     """
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, least: int) -> None:
         self.budget = BUDGET
-        self._fetch = fetch
+        self._fetch, self._least = fetch, least
         self._of: dict[str, list[_Segment]] = {}
         self._used: OrderedDict[tuple[str, int], _Segment] = OrderedDict()
         self._held = 0
@@ -114,12 +113,14 @@ class Segments:
 
     def _extent(self, item: Object, at: int, end: int) -> tuple[int, int]:
         """What to fetch for a read of [at, end)."""
-        tail = max(0, item.nbytes - _TAIL)
-        if at >= tail:
+        tail = max(0, item.nbytes - self._least)
+        if not self._least:
+            start, stop = at, end
+        elif at >= tail:
             start, stop = tail, item.nbytes
         else:
             last, size = self._ahead.get(item.key, (-1, 0))
-            size = min(2 * size, _MOST_AHEAD) if last <= at <= last + size else _FIRST
+            size = min(2 * size, _MOST_AHEAD) if last <= at <= last + size else self._least
             start, stop = at, min(max(at + size, end), at + LARGEST, item.nbytes)
             self._ahead[item.key] = stop, stop - start
         start = max([start, *(each.end for each in self._of.get(item.key, ()) if each.end <= at)])

@@ -32,7 +32,7 @@ class Tree(FarGroup):
 
     def __init__(self, storage: Storage, root: str) -> None:
         self.storage, self.root = storage, root
-        self.segments = Segments(storage.fetch)
+        self.segments = Segments(storage.fetch, storage.least)
         self._folders: dict[str, Folder] = {}
         self._whole: list[str] = []
         self._files: dict[str, ObjectFile] = {}

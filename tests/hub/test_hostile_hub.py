@@ -170,7 +170,7 @@ def bound(monkeypatch: pytest.MonkeyPatch, most: int = 1 << 20) -> None:
     monkeypatch.setattr(bounds, "PATIENCE", 1.0)
     monkeypatch.setattr("ckptconv.hub.reading.MOST", most)
     monkeypatch.setattr("ckptconv.hub.fetch.MOST", most)
-    monkeypatch.setattr("ckptconv.hub.headers.MOST", most)
+    monkeypatch.setattr("ckptconv.hub.storage.MOST", most)
 
 
 def within_bounds(call: Callable[[], Ran]) -> Ran:

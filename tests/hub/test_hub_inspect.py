@@ -30,7 +30,8 @@ def of_the_folder(found: Inspection, folder: Path) -> Inspection:
     """What inspect says of the same model in a folder, but for where it lies."""
     local = inspect(folder)
     ranks = [
-        replace(rank, files=tuple(f"alice/tiny/{Path(f).name}" for f in rank.files)) for rank in local.ranks
+        replace(rank, files=tuple(f"hf://alice/tiny/{Path(f).name}" for f in rank.files))
+        for rank in local.ranks
     ]
     named = {"path": found.path, "root": found.root, "layout": found.layout, "next": found.next}
     assert found.next.command == "ckptconv verify alice/tiny"

@@ -31,6 +31,7 @@ class Memory:
     """`Storage` of a few objects; counts what it is asked."""
 
     address = Address("s3", "bucket", "")
+    least = 64 << 10
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -18,9 +18,9 @@ from ckptconv.backends.dcp.looks import MOST_RANGES, choose_samples, ranges_of
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.in_order import in_order
+from ckptconv.formats.open_file import opened
 from ckptconv.formats.same import same_bytes
 from ckptconv.formats.stretches import Stretches
-from ckptconv.formats.torch_zip import opened
 from ckptconv.tensors.boxes import Box, Chunk
 from ckptconv.tensors.checkpoint import starred
 from ckptconv.tensors.dtypes import itemsize

@@ -18,8 +18,9 @@ from ckptconv.backends.dcp.archive_file import Piece
 from ckptconv.backends.dcp.archives import read_archives
 from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, is_file_name, is_shape, whole_numbers
+from ckptconv.formats.open_file import opened
 from ckptconv.formats.stand_ins import Dtype, Inert, field_of, items
-from ckptconv.formats.torch_zip import opened, torch_zip_at
+from ckptconv.formats.torch_zip import torch_zip_at
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.checkpoint import RankFile, Skipped, StoredTensor

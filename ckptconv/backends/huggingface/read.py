@@ -69,10 +69,16 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     chosen = choose(folder)
     if chosen is None:
         raise CkptconvError("no model weights found here", where=folder, kind=Kind.NOT_A_CHECKPOINT)
+    return read_chosen(place, chosen)
+
+
+def read_chosen(place: Place, chosen: Chosen) -> Checkpoint:
+    """Read the headers of the files that `choose` found in a folder; see `read`."""
+    folder = place.folder
     skipped, notes = left_over(sizes_of(folder), chosen)
     files = list(in_order(lambda name: _opened(folder / name, folder), chosen.names))
-    return assemble(
-        folder, chosen, files, folder, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place))
+    return _assembled(
+        folder, chosen, files, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place))
     )
 
 
@@ -88,11 +94,11 @@ def read_file(path: Path, place: Place | None = None) -> Checkpoint:
     """
     chosen, folder = one_file(path), path.parent
     place = place or Place(folder, None, None)
-    return assemble(folder, chosen, [_opened(path, folder)], folder, place, notes=tuple(place.notes()))
+    return _assembled(folder, chosen, [_opened(path, folder)], place, notes=tuple(place.notes()))
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class _Opened:
     """The header of one file of weights.
 
     Args:
@@ -110,11 +116,10 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def assemble(
+def _assembled(
     root: Path,
     chosen: Chosen,
-    opened: Sequence[Opened],
-    small: Path,
+    opened: Sequence[_Opened],
     place: Place,
     skipped: tuple[Skipped, ...] = (),
     notes: tuple[str, ...] = (),
@@ -125,7 +130,6 @@ def assemble(
         root: the model's folder.
         chosen: which files they are, and what the index says.
         opened: their headers, in the order of `chosen`.
-        small: the folder with config.json and adapter_config.json.
         place: the step and role of the folder.
         skipped: what else the folder holds.
         notes: findings for the user.
@@ -145,7 +149,7 @@ def assemble(
     files = [RankFile(number, str(file.path), file.nbytes) for number, file in enumerate(opened)]
     if chosen.expected is not None:
         _check_index(root, chosen.expected, tensors)
-    has_config = (small / CONFIG).is_file()
+    has_config = (root / CONFIG).is_file()
     return Checkpoint(
         backend=NAME,
         layout=_layout(chosen, has_config and not chosen.is_state),
@@ -155,24 +159,24 @@ def assemble(
         tensors=tensors,
         step=place.step,
         role=place.role,
-        assets=small if has_config else _config_above(root, chosen),
+        assets=root if has_config else _config_above(root, chosen),
         skipped=skipped,
-        lora=Lora(read_table(small / ADAPTER_CONFIG), True) if chosen.is_adapter else Lora(),
+        lora=Lora(read_table(root / ADAPTER_CONFIG), True) if chosen.is_adapter else Lora(),
         notes=notes,
         is_sharded=IS_SHARDED,
         naming="hub" if chosen.is_adapter or (has_config and not chosen.is_state) else "transformers",
     )
 
 
-def _opened(path: Path, folder: Path) -> Opened:
+def _opened(path: Path, folder: Path) -> _Opened:
     """Read one file's header."""
     if not path.is_file():
         raise Incomplete("a shard named in the index is missing", where=folder, wanted=path.name)
     nbytes = path.stat().st_size
     if path.suffix == ".safetensors":
-        return Opened(path, nbytes, read_header(path)[0])
+        return _Opened(path, nbytes, read_header(path)[0])
     found = read_state_dict(path)
-    return Opened(path, nbytes, found.tensors, found.skipped, found.notes)
+    return _Opened(path, nbytes, found.tensors, found.skipped, found.notes)
 
 
 def _config_above(root: Path, chosen: Chosen) -> Path | None:

@@ -11,9 +11,9 @@ from ckptconv.backends.base import backend_of
 from ckptconv.commands.inspect.records import Evidence
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
+from ckptconv.formats.open_file import opened, read_at
 from ckptconv.formats.torch_zip import SUFFIXES as ZIP_SUFFIXES
-from ckptconv.formats.torch_zip import opened
-from ckptconv.formats.zip_directory import NotAZip, Window, read_at, read_directory
+from ckptconv.formats.zip_directory import NotAZip, Window, read_directory
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.far import size_of
 from ckptconv.tensors.stored_file import path_of

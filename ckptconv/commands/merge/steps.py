@@ -21,9 +21,10 @@ from ckptconv.backends.runs import StepFolder, mark_of, marked_number, run_of, s
 from ckptconv.commands.merge.run import Merged, merge
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
+from ckptconv.hub.source import located
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.work import tidy
-from ckptconv.storage import located, on_disk
+from ckptconv.storage import on_disk
 from ckptconv.tensors.file_state import fingerprint
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written
