@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptconv.errors import CkptconvError, Kind
 
 # Path("hf://a/b") drops one of the two slashes.
-_SCHEME = re.compile(r"^hf:/{1,2}(?!buckets/)")  # hf://buckets/… is an address of a store
+_SCHEME = re.compile(r"^hf:/{1,2}(?!/?buckets/)")  # hf://buckets/… is an address of a store
 # The address of a model's page or of one of its files, with or without https:// (Path drops a slash there too).
 _URL = re.compile(
     r"^(?:https?:/{1,2})?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?:models/)?(?P<name>[\w.-]+/[\w.-]+)"

@@ -79,7 +79,7 @@ class HubBucket:
     """A bucket on the Hub. Source: huggingface_hub, hf_api.py, list_bucket_tree and get_bucket_file_metadata.
 
     Args:
-        address: of the bucket, or of a place in it.
+        address: a place in the bucket.
 
     Raises:
         CkptconvError: the installed huggingface_hub does not know buckets.
@@ -121,7 +121,15 @@ class HubBucket:
 
     def _list(self, key: str, recursive: bool) -> Listed:
         """What is below a folder. The Hub takes the folder for the beginning of names, and `run` would find `run-2` too."""
-        step = lambda: list(api().list_bucket_tree(self._id, prefix=key or None, recursive=recursive))  # noqa: E731
+
+        def step() -> list[Any]:
+            from huggingface_hub.errors import EntryNotFoundError
+
+            try:
+                return list(api().list_bucket_tree(self._id, prefix=key or None, recursive=recursive))
+            except EntryNotFoundError:
+                return []
+
         found = [item for item in asked(self._name, step) if not key or item.path.startswith(f"{key}/")]
         files = [_object(item) for item in found if item.type == "file"]
         return Listed(files, [item.path for item in found if item.type != "file"])

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
-from . import transfer, xet
+from . import buckets, transfer, xet
 from .store import File, Pull, Refused, Repo, Store
 from .wire import Asked, Reply, as_json
 
@@ -173,6 +173,9 @@ ROUTES: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
     ("POST", f"/{_REPO}[.]git/info/lfs/objects/batch", transfer.lfs_batch),
     ("PUT", "/lfs/([0-9a-f]{64})", transfer.lfs_put),
     ("POST", "/lfs-verify", transfer.lfs_verify),
+    ("GET", f"/api/buckets/{_REPO}/tree(?:/(.+))?", buckets.tree),
+    ("POST", f"/api/buckets/{_REPO}/paths-info", buckets.paths_info),
+    ("GET|HEAD", f"/buckets/{_REPO}/resolve/(.+)", buckets.resolve),
     ("GET|HEAD", f"/{_REPO}/resolve/{_REV}/(.+)", transfer.resolve),
     ("GET|HEAD", "/storage/([0-9a-f]{64})", transfer.storage),
 )

@@ -129,6 +129,7 @@ class Store:
     def __init__(self, root: Path, users: Mapping[str, User]) -> None:
         self.users = dict(users)
         self.repos: dict[str, Repo] = {}
+        self.buckets: dict[str, dict[str, bytes]] = {}
         self.lfs = root / "lfs"
         self.cas = root / "cas"
         self.lfs.mkdir(parents=True)

@@ -101,7 +101,7 @@ def resolve(store: Store, asked: Asked, name: str, revision: str, path: str) -> 
     file = repo.file(revision, path)
     headers = {"ETag": f'"{file.etag}"', "X-Repo-Commit": at.oid, "Accept-Ranges": "bytes"}
     if file.data is not None:
-        return _part(asked, file.data, headers)
+        return part(asked, file.data, headers)
     headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": headers["ETag"]}
     xet_hash = xet.hashes(store.cas).get(file.sha256 or "")
     if xet_hash:
@@ -119,10 +119,10 @@ def storage(store: Store, asked: Asked, oid: str) -> Reply:
     path, xet_hash = store.large(oid), xet.hashes(store.cas).get(oid)
     if xet_hash and not path.exists():
         xet.fetch(store.cas, xet_hash, int(asked.query["size"]), path)
-    return _part(asked, path.read_bytes(), {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+    return part(asked, path.read_bytes(), {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
 
 
-def _part(asked: Asked, data: bytes, headers: dict[str, str]) -> Reply:
+def part(asked: Asked, data: bytes, headers: dict[str, str]) -> Reply:
     """All of it, or with `Range: bytes=A-B` these bytes; a HEAD gets no body."""
     if asked.method == "HEAD":
         return Reply(200, b"", headers, size=len(data))
