@@ -18,8 +18,8 @@ class SourceSpec:
 
     Args:
         path: a folder (run, step, role or model), a file of weights, either of them in an object store
-            ("s3://bucket/run", "gs://…", "az://…", "hf://buckets/…"), or a repository on the Hub: "org/name", "org/name@revision",
-            "hf://org/name". A path that exists wins over a repository of that name.
+            ("s3://bucket/run", "gs://…", "az://…", "hf://buckets/…"), or a repository on the Hub: "org/name",
+            "org/name@revision", "hf://org/name". A path that exists wins over a repository of that name.
         backend: the checkpoint's format, such as "fsdp"; detected when omitted.
         step: the step of a run; "latest" takes the step that the run marks as its latest, or the highest if none is
             marked. When omitted, the model in the run's own folder comes first, then the latest step.
