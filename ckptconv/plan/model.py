@@ -54,6 +54,7 @@ def plan_model(
         parts, base = align(stored.parts, base)
         stored = replace(stored, parts=parts)
     weights = own_weights(stored, config) if base is None else weights_of_base(stored, config, base, equal)
+    stated = lora.check_stated(stored.parts, stored.lora, weights.tensors.keys(), config or {})
     renamed = rename(weights, options)
     tied = (
         tie(renamed.tensors, renamed.config, equal) if base is None else Tied(renamed.tensors, renamed.config)
@@ -80,7 +81,7 @@ def plan_model(
         used=used_by([fill.source for fill in filled.values()], weights.shared),
         left=(*weights.left, *renamed.left, *tied.left, *placement.left_out, *plain.left, *twins),
         config=config,
-        notes=(*weights.notes, *renamed.notes, *tied.notes, *plain.notes, *repeated, *corrections),
+        notes=(*stated, *weights.notes, *renamed.notes, *tied.notes, *plain.notes, *repeated, *corrections),
         dtype_summary=typed.sentence,
         config_summary=added,
         rules=renamed.rules,

@@ -20,6 +20,7 @@ from ckptconv.tensors.view import View
 _REPLACED = "replaced by the adapter's copy of it"
 # PEFT's task types (peft/utils/peft_types.py, TaskType) -> the task in our facts, and its name for the user.
 _TASKS = {"SEQ_CLS": ("sequence", "sequence classification"), "TOKEN_CLS": ("token", "token classification")}
+_CLASSES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
 _HEADS = ("score.", "classifier.")
 
 
@@ -93,6 +94,7 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
     copies = {name: view for name, view in trained.items() if ".base_layer." in parts.origin[name]}
     tensors = {**task.tensors, **copies}  # the weights from which an adapted layer, and a tied head, started
     updated = {each.weight for each in parts.factors} | (trained.keys() - copies.keys() - twins.tied)
+    updated |= _heads_of_tokens(parts, task.config, equal)
     apart = Apart(tensors, fitted.config)
     if not task.head:  # a classifier's head is not tied to the embedding
         apart = take_apart(tensors, updated, fitted.config)
@@ -125,7 +127,7 @@ def _for_task(stored: Stored, originals: dict[str, View], config: dict[str, Any]
         CkptconvError: no class with such a head is known for the base model.
     """
     trained = stored.parts.trained
-    task, called = _TASKS.get(str(stored.lora.get("task_type")), ("", ""))
+    task, called = _TASKS.get(_task_type(stored.lora), ("", ""))
     head = tuple(name for name in trained if name.startswith(_HEADS))
     if not task or not head:
         return _ForTask(originals, config)
@@ -153,6 +155,15 @@ def _for_task(stored: Stored, originals: dict[str, View], config: dict[str, Any]
     )
 
 
+def _task_type(meta: Mapping[str, Any]) -> str:
+    """PEFT's task type. Without one, PEFT writes the class that was adapted (auto_mapping, peft/peft_model.py)."""
+    stated, mapping = meta.get("task_type"), meta.get("auto_mapping")
+    if stated is None and isinstance(mapping, dict):
+        adapted = str(mapping.get("base_model_class"))
+        return next((task for end, task in _CLASSES.items() if adapted.endswith(end)), "")
+    return str(stated)
+
+
 def _without_twins(parts: lora.Separated, config: dict[str, Any] | None, equal: Equal) -> _Untwinned:
     """Drop a head that has the same values as its embedding, since PEFT saves both although they are one tensor."""
     trained = {name: parts.weights[name] for name in parts.trained}
@@ -176,6 +187,20 @@ def _without_twins(parts: lora.Separated, config: dict[str, Any] | None, equal: 
         frozenset(twins.values()),
         tuple((head, trained[head], f"tied: equal to {embedding}") for head, embedding in twins.items()),
     )
+
+
+def _heads_of_tokens(parts: lora.Separated, config: dict[str, Any] | None, equal: Equal) -> set[str]:
+    """The tied heads of which other tokens were trained than of the embedding."""
+    tokens = {each.weight: each for each in parts.tokens}
+    found = set()
+    for tie in ties.ties(config, [*tokens, "lm_head.weight"]) if config and tokens else ():
+        head, embedding = tokens.get(tie.name), tokens.get(tie.repeats)
+        if head is None:
+            continue
+        alike = embedding is not None and head.indices == embedding.indices
+        if not (alike and embedding and same(head.rows[1], embedding.rows[1], equal)):
+            found.add(tie.name)
+    return found
 
 
 def _fitted(trained: Mapping[str, View], task: _ForTask) -> _Fitted:

@@ -21,6 +21,8 @@ _WORDS = re.compile(
 _TEMPLATE = re.compile(r"^(?:chat_template\.(?:jinja|json)|additional_chat_templates/[^/]+\.jinja)$")
 _PROCESSOR = re.compile(r"^(?:\w*processor_config\.json|video_preprocessor_config\.json)$")
 _CONFIG = "tokenizer_config.json"
+_MOST_ADDED = 4 << 20  # bytes of tokenizer.json that are read for its added tokens
+_ID = re.compile(r'"id":\s*([0-9]{1,9})')
 
 
 def tokenizer_files(folder: Path) -> list[str]:
@@ -51,6 +53,20 @@ def replaced_by(own: list[str], folder: Path, names: list[str]) -> list[str]:
     if any(_TEMPLATE.match(name) for name in own) or (_CONFIG in own and _has_template(folder / _CONFIG)):
         replaced |= {name for name in names if _TEMPLATE.match(name)}
     return [name for name in names if name in replaced]
+
+
+def added_ids(folder: Path) -> set[int]:
+    """The ids of the tokens that were added to a folder's tokenizer, by tokenizer.json; empty if there is none.
+
+    The list is before the vocabulary in the file (tokenizers/src/tokenizer/serialization.rs), so only its beginning is read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return set()
+    with path.open("rb") as file:
+        text = file.read(_MOST_ADDED).decode("utf-8", "replace")
+    listed = text.partition('"added_tokens"')[2].partition('"normalizer":')[0]
+    return {int(number) for number in _ID.findall(listed)}
 
 
 def _has_template(path: Path) -> bool:

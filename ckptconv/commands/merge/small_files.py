@@ -13,11 +13,12 @@ from ckptconv.copy.run import Copied
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.hub.names import cached_name, model_name
 from ckptconv.models import quantised
+from ckptconv.models.nested import text_of
 from ckptconv.plan import Plan, shards
 from ckptconv.plan.records import ADAPTER_FOLDER
 from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT, receipt
-from ckptconv.publish.tokenizer import replaced_by, tokenizer_files
+from ckptconv.publish.tokenizer import added_ids, replaced_by, tokenizer_files
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG, for_both
 
 _CARD, _GENERATION = "README.md", "generation_config.json"
@@ -76,7 +77,11 @@ def choose(
     replaced = replaced_by(mine, own, names) if own is not None else []
     copies = [(model, name, name) for name in names if name not in replaced] if model is not None else []
     copies += [(own, name, name) for name in mine] if own is not None else []
-    notes = [*_replaced(mine, replaced, own, model), *_modules(names, plan, model)]
+    notes = [
+        *_replaced(mine, replaced, own, model),
+        *_without_rows(own, model, plan),
+        *_modules(names, plan, model),
+    ]
     if f"{ADAPTER_FOLDER}/adapter_config.json" in plan.texts:
         chosen = {name: folder for folder, name, _ in copies}
         used = [name for folder in dict.fromkeys(chosen.values()) for name in tokenizer_files(folder)]
@@ -164,6 +169,20 @@ def _replaced(
         return []
     return [
         f"the tokenizer and chat template of the training replace those of the model's folder: {', '.join(changed)}"
+    ]
+
+
+def _without_rows(own: Path | None, model: Path | None, plan: Plan) -> list[str]:
+    """A note on tokens that the training added and for which the weights have no row."""
+    rows = text_of(plan.config or {}).get("vocab_size")
+    if own is None or model is None or type(rows) is not int:
+        return []
+    without = sorted(number for number in added_ids(own) - added_ids(model) if number >= rows)
+    if not without:
+        return []
+    return [
+        f"the training's tokenizer has {len(without)} added tokens (from id {without[0]:,}) for which the weights have no "
+        f"row: vocab_size is {rows:,}. Was the resized embedding saved?"
     ]
 
 

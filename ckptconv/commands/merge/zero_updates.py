@@ -17,7 +17,7 @@ _MOST_NAMED = 3
 
 
 def zero_updates(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A note that names the modules whose update is zero or mostly zero; it reads one factor of every module.
+    """A note that names the modules whose update is zero or mostly zero; it reads both factors of every module.
 
     Experts that no token reached and embedding columns of unused tokens stay zero in a good training, so only an
     expert or embedding without any value counts, and experts only where all modules are zero.
@@ -28,7 +28,7 @@ def zero_updates(checkpoint: Checkpoint) -> tuple[str, ...]:
     if not factors:
         return ()
     with Reader() as reader:
-        shares = [(each, _share_of_zeros(_begins_at_zero(each), reader)) for each in factors]
+        shares = [(each, _share_of_zeros(each, reader)) for each in factors]
     zero = [each.module for each, share in shares if share == 1]
     if len(zero) == len(factors):
         return (f"every LoRA update is zero ({len(zero)} modules): the merged model is equal to its base",)
@@ -45,10 +45,14 @@ def zero_updates(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (f"the LoRA update is zero or mostly zero in {len(mostly)} of {len(factors)} modules: {named}",)
 
 
-def _begins_at_zero(factors: lora.Factors) -> View:
-    return factors.a[1] if factors.embedding else factors.b[1]
+def _share_of_zeros(factors: lora.Factors, reader: Reader) -> float:
+    """The share of zeros in the factor that begins at zero; 1 if the other one is zero, as damage leaves it."""
+    first, other = factors.b[1], factors.a[1]
+    if factors.embedding:
+        first, other = other, first
+    return 1 if _zeros(other, reader) == 1 else _zeros(first, reader)
 
 
-def _share_of_zeros(view: View, reader: Reader) -> float:
+def _zeros(view: View, reader: Reader) -> float:
     values = read_numpy(view, reader)
     return 1 - np.count_nonzero(values) / values.size if values.size else 1.0

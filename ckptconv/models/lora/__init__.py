@@ -12,6 +12,7 @@ from ckptconv.models.lora.kinds import check_config, is_adapter_config
 from ckptconv.models.lora.names import Separated, is_of_an_adapter, may_be_factor, separate
 from ckptconv.models.lora.place import Placed, Placement, Rename, place, place_experts
 from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, scale, ways_of_stacks
+from ckptconv.models.lora.stated import check_stated
 from ckptconv.models.lora.tokens import Tokens, check_bounds
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "adapter_tensors",
     "check_bounds",
     "check_config",
+    "check_stated",
     "is_adapter_config",
     "is_fan_in_fan_out",
     "is_of_an_adapter",

@@ -8,6 +8,7 @@ from math import inf, sqrt
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.models import facts
 from ckptconv.models.lora.factors import Factors
 
 _TRANSPOSED = ("gpt_oss", "openai_privacy_filter")  # experts with is_transposed
@@ -73,8 +74,14 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parame
 
 
 def is_fan_in_fan_out(meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """True if weights are (in, out): PEFT's config says so, or the model type consists of Conv1D layers."""
-    return bool(meta.get("fan_in_fan_out")) or config.get("model_type") in _CONV1D
+    """True if weights are (in, out): the model type consists of Conv1D layers, or PEFT's config says so of other code.
+
+    PEFT looks at the module: it sets fan_in_fan_out itself for Conv1D, and unsets it for Linear (peft/tuners/lora/model.py).
+    """
+    if config.get("model_type") in _CONV1D:
+        return True
+    linear = "model_type" in config and facts.knows({"model_type": config["model_type"]})
+    return bool(meta.get("fan_in_fan_out")) and not linear
 
 
 def ways_of_stacks(meta: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[bool, ...]:
