@@ -69,7 +69,7 @@ def hash_stretches(
 def _hash(place: Stretch, buffer: memoryview, on_read: Callable[[int], None] | None) -> str:
     digests: list[bytes] = []
     left = place.nbytes
-    with open(place.file, "rb", buffering=0) as file:
+    with place.file.open("rb", buffering=0) as file:
         file.seek(place.start)
         while left or not digests:
             size, got = min(left, HASH_BLOCK), 0

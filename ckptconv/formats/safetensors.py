@@ -5,6 +5,8 @@ The safetensors README, "Format", defines it: eight bytes of header length, a JS
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ckptconv.formats.json import parse_json
 from ckptconv.formats.open_file import opened, read_at
 from ckptconv.tensors.dtypes import from_safetensors, itemsize, shape_from_safetensors
 from ckptconv.tensors.far import size_of
+from ckptconv.tensors.stored_file import far_of
 from ckptconv.tensors.view import Shape, View, stored
 
 LENGTH = 8  # bytes of the field that holds the header's length
@@ -156,8 +159,29 @@ def header_by_library(path: Path) -> tuple[dict[str, tuple[str, Shape]], dict[st
     from safetensors import safe_open
 
     tensors = {}
-    with safe_open(path, framework="numpy") as reader:
+    with _on_a_disk(path) as file, safe_open(file, framework="numpy") as reader:
         for name in reader.keys():  # noqa: SIM118 - not a dict
             part = reader.get_slice(name)
             tensors[name] = str(part.get_dtype()), tuple(part.get_shape())
         return tensors, reader.metadata() or {}
+
+
+@contextmanager
+def _on_a_disk(path: Path) -> Iterator[Path]:
+    """The file itself; for an object in a store a temporary file of its size with its header, and a hole for the data.
+
+    The library maps a file of a disk, and looks at the size and the header alone until a tensor is asked for.
+    """
+    far = far_of(path)
+    if far is None:
+        yield path
+        return
+    from tempfile import NamedTemporaryFile
+
+    with NamedTemporaryFile(suffix=path.suffix) as file:
+        first = far.read(0, LENGTH)
+        length = min(int.from_bytes(first, "little"), _MAX_HEADER)
+        file.write(first + far.read(LENGTH, length))
+        file.truncate(far.nbytes)
+        file.flush()
+        yield Path(file.name)

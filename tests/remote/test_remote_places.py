@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.helpers import FIXTURES, ROLE, cli, tensors
+from support.store.proxy import Proxy
 from support.store.server import Server
 
 import ckptconv
@@ -91,16 +92,96 @@ def test_verify_against_a_checkpoint_in_a_store(s3: Server, made: Made, tmp_path
     assert cli("verify", *words).code == 1
 
 
-@pytest.mark.parametrize("is_reference", [False, True])
-def test_a_model_folder_is_verified_on_a_disk(
-    s3: Server, made: Made, tmp_path: Path, is_reference: bool
+def without_places(text: str, *places: object) -> list[str]:
+    """The lines of a screen, without those that name a place or a time."""
+    lines = text.replace("\n    ", " ").splitlines()
+    return [line for line in lines if not any(str(place) in line for place in places) and " s " not in line]
+
+
+@pytest.fixture
+def model(made: Made, tmp_path: Path) -> Path:
+    """A model folder of several files, with its receipt."""
+    merge(made("fsdp2_w4"), tmp_path / "model", max_shard_size=20_000)
+    return tmp_path / "model"
+
+
+def test_verify_a_model_folder_in_a_store(s3: Server, model: Path) -> None:
+    """Alone it gives the screen of the same folder on a disk: headers by safetensors' reader, index, receipt, values."""
+    address = s3.put("verify", "model", model)
+    far, near = cli("verify", address), cli("verify", model)
+    assert far.code == near.code == 0, far.out + far.err
+    assert without_places(far.out, address) == without_places(near.out, model)
+    assert "hashes" in far.out
+
+
+@pytest.mark.parametrize(("one", "other"), [("far", "near"), ("near", "far"), ("far", "far")])
+def test_verify_of_two_model_folders_in_stores(
+    s3: Server, made: Made, model: Path, tmp_path: Path, one: str, other: str
 ) -> None:
-    merge(made("fsdp2_w4"), tmp_path / "model")
-    far = s3.put("verify", "model", tmp_path / "model")
-    ran = cli("verify", *([tmp_path / "model", "--against", far] if is_reference else [far]))
+    changed = shutil.copytree(model, tmp_path / "changed")
+    file = max(changed.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    places = {"near": model, "far": s3.put("verify", "whole", model)}
+    others = {"near": changed, "far": s3.put("verify", "changed", changed)}
+    assert cli("verify", places[one], "--against", places[other]).code == 0
+    ran = cli("verify", others[one], "--against", places[other])
+    assert ran.code == 1, ran.err
+    assert "its bytes are not those of the receipt's hash" in ran.out
+    run = s3.put("verify", "run-too", made("fsdp2_w4"))
+    assert cli("verify", places[one], "--against", run).code == 0
+    assert cli("verify", others[one], "--against", run).code == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data[:-100], "safetensors cannot open it"),
+        (lambda data: b"\xff" * 8 + data[8:], "safetensors cannot open it"),
+        (lambda data: data[:8] + b"!" + data[9:], "safetensors cannot open it"),
+        (lambda data: data[:4], "safetensors cannot open it"),
+    ],
+)
+def test_a_damaged_model_folder_in_a_store(
+    s3: Server, model: Path, damage: Callable[[bytes], bytes], says: str
+) -> None:
+    file = max(model.glob("*.safetensors"))
+    file.write_bytes(damage(file.read_bytes()))
+    far, near = cli("verify", s3.put("verify", "damaged", model)), cli("verify", model)
+    assert far.code == near.code == 1, far.err
+    assert says in far.out
+    assert says in near.out
+
+
+def test_verify_runs_no_model_from_a_store(s3: Server, model: Path) -> None:
+    ran = cli("verify", s3.put("verify", "logits", model), "--logits")
     assert ran.code == 2
-    assert "a model folder is verified on a disk" in ran.err
-    assert far in ran.err
+    assert "omit --logits" in ran.err
+
+
+def test_inspect_of_a_model_folder_reads_headers_alone(
+    proxy: Proxy, s3: Server, made: Made, tmp_path: Path
+) -> None:
+    """Beginnings of files only, although the weights are larger; and nothing of the tokenizer."""
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "large"
+    shutil.copytree(made("fsdp2_w4") / "hub", folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").write_text('{"model_type": "not-known", "architectures": ["NoSuchModel"]}')
+    for number in range(3):
+        save_file(
+            {f"x{number}": np.zeros(1 << 18, np.float32)},
+            folder / f"model-{number + 1:05}-of-00003.safetensors",
+        )
+    address = s3.put("places", "large", folder)
+    proxy.requests.clear()
+    assert cli("inspect", address).code == 0
+    reads = [request for request in proxy.requests if request.path.endswith(".safetensors")]
+    assert len(reads) == 3
+    assert {request.range for request in reads} == {"bytes=0-65535"}
+    assert not any("tokenizer" in request.path for request in proxy.requests)
 
 
 def test_verify_a_checkpoint_alone(s3: Server, made: Made) -> None:

@@ -196,7 +196,7 @@ def read_file(path: Path, found: Found) -> dict[str, Stretch]:
 
     try:
         theirs, metadata = header_by_library(path)
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:

@@ -113,8 +113,8 @@ def verify(
     say = teller(on_progress, "download")
     here = fetched(asked, say, bars)
     there = None if reference is None else fetched(reference, say, bars)
-    asked = _on_a_disk(asked, here)
-    reference = None if reference is None or there is None else _on_a_disk(reference, there)
+    asked = _shown(asked, here, logits)
+    reference = None if reference is None or there is None else _shown(reference, there, logits)
     if there is not None and is_model_folder(here.path):
         there = _with(there, backend, step, also)
     else:
@@ -215,19 +215,19 @@ def _differences(tasks: Sequence[values.Task], workers: int | None, meter: Meter
     )
 
 
-def _on_a_disk(asked: SourceSpec, found: SourceSpec) -> SourceSpec:
+def _shown(asked: SourceSpec, found: SourceSpec, logits: bool) -> SourceSpec:
     """The record to show for a side: the place in a store, or what the user wrote.
 
     Raises:
-        CkptconvError: it is a model folder in a store, whose files libraries open that need a disk.
+        CkptconvError: it is a model folder in a store, and the model is to be run.
     """
     if not isinstance(found.path, FarFolder):
         return asked
-    if is_model_folder(found.path):
+    if logits and is_model_folder(found.path):
         raise CkptconvError(
-            "a model folder is verified on a disk: safetensors and transformers open its files",
+            "--logits runs the model, and transformers opens the files of a model folder on a disk",
             where=found.path,
-            hint="copy it to a disk and name the copy; a trainer's checkpoint may stay in the store",
+            hint="copy it to a disk and name the copy, or omit --logits",
             kind=Kind.UNSUPPORTED,
         )
     return found
