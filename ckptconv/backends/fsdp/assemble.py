@@ -42,19 +42,20 @@ class Pieces:
         Raises:
             CkptconvError: the piece's shape, dtype or kind differs from those of the first piece.
         """
-        if self.pieces:
-            first = self.pieces[0]
+        ranks, pieces = self.ranks, self.pieces
+        if pieces:
+            first = pieces[0]
             is_like = piece.whole is first.whole or piece.whole[:2] == first.whole[:2]
             if not is_like or (piece.box is None) is not (first.box is None):
                 raise CkptconvError(
                     f"ranks disagree on {name}",
                     found=f"rank {rank}: {_brief(piece)}",
-                    wanted=f"as rank {self.ranks[0]}: {_brief(first)}",
+                    wanted=f"as rank {ranks[0]}: {_brief(first)}",
                     hint="the rank files are from different saves; copy all of one step again",
                 )
-        if not self.ranks or self.ranks[-1] != rank:
-            self.ranks.append(rank)
-        self.pieces.append(piece)
+        if not ranks or ranks[-1] != rank:
+            ranks.append(rank)
+        pieces.append(piece)
 
 
 class _Copies:

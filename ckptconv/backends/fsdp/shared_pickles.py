@@ -73,7 +73,7 @@ class RankPickles:
 
         Several ranks may get the same object with other coordinates, so use the result before the next call.
         """
-        places = list(_values(data, _COORDINATE, _COORDINATES))
+        places = _values(data, _COORDINATE, _COORDINATES)
         if not 0 < len(places) < 256:
             return safe_load(data, where)
         own = [span for name in _OWN for span in _values(data, name, _NUMBER)]
@@ -145,18 +145,17 @@ def _parts(record: Inert) -> Iterator[dict[Any, Any]]:
             yield part
 
 
-def _values(data: bytes, name: bytes, value: bytes) -> Iterator[_Span]:
-    """Yield the spans of a field's values. The pickle writes the field's name once and later refers to its memo index."""
+def _values(data: bytes, name: bytes, value: bytes) -> list[_Span]:
+    """Return the spans of a field's values. The pickle writes the field's name once and later refers to its memo index."""
     start = b"X" + len(name).to_bytes(4, "little") + name
     first = re.compile(re.escape(start) + b"(q.|r....)", re.DOTALL).search(data)
     if first is None:
-        return
-    if found := re.compile(value, re.DOTALL).match(data, first.end()):
-        yield found.span(found.lastindex or 0)
+        return []
     place = int.from_bytes(first[1][1:], "little")
     get = b"h" + bytes([place]) if place < 256 else b"j" + place.to_bytes(4, "little")
-    for found in re.compile(re.escape(get) + value, re.DOTALL).finditer(data, first.end()):
-        yield found.span(found.lastindex or 0)
+    here = re.compile(value, re.DOTALL).match(data, first.end())
+    later = re.compile(re.escape(get) + value, re.DOTALL).finditer(data, first.end())
+    return [found.span(found.lastindex or 0) for found in (*([here] if here else []), *later)]
 
 
 def _filled(
