@@ -87,15 +87,19 @@ def step_name(name: str, trainers: tuple[Trainer, ...]) -> StepName | None:
 
 def without_holes(pattern: str) -> str:
     """The pattern of a step's name as a regular expression without groups."""
-    return re.sub(r"\?P<\w+>", "?:", _compiled(pattern).pattern)
+    return re.sub(r"\?P<\w+>", "?:", _expression(pattern))
 
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(_expression(pattern), re.DOTALL)
+
+
+def _expression(pattern: str) -> str:
     """A pattern with holes as a regular expression. A hole is a number of up to 18 digits, and `*` is any text."""
     parts, end = [], 0
     for hole in _HOLE.finditer(pattern):
         parts.append(re.escape(pattern[end : hole.start()]))
         parts.append(rf"(?P<{hole[1]}>[0-9]{{1,18}})(?![0-9])" if hole[1] else ".*")
         end = hole.end()
-    return re.compile("^" + "".join(parts) + re.escape(pattern[end:]) + r"\Z", re.DOTALL)
+    return "^" + "".join(parts) + re.escape(pattern[end:]) + r"\Z"
