@@ -28,7 +28,7 @@ def main() -> None:
     _raise_limit_of_files()
     debug = bool(os.environ.get("CKPTCONV_DEBUG"))
     # Millions of small records and hardly a cycle: half of a large plan's time went to the collector.
-    gc.set_threshold(200_000, 20, 20)
+    gc.set_threshold(1_000_000, 50, 50)
     # numpy would start a thread a core for its products; we have a worker a core already.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

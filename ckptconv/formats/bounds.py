@@ -55,6 +55,11 @@ def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
     )
 
 
+def is_range(start: Any, length: Any) -> bool:
+    """Return True for two integers, each from 0 to 2^63 - 1."""
+    return type(start) is int and type(length) is int and 0 <= start < _LARGEST and 0 <= length < _LARGEST
+
+
 def whole_numbers(value: Any, what: str, where: object = None) -> tuple[int, ...]:
     """Return a shape, strides or offsets as a tuple.
 

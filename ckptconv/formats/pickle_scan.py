@@ -6,12 +6,14 @@ memo indices and the width of numbers before anything is loaded. Opcodes: CPytho
 
 from __future__ import annotations
 
+import re
+
 from ckptconv.errors import CkptconvError, Kind
 
 _WIDEST = 255  # bytes of a number; torch writes at most 8, and a random state has 16
 _LONGEST = 1000  # characters of a number that is written as text
 
-_STOP, _TEXT, _LONG = b".X\x8a"
+_STOP, _TEXT, _LONG, _SHORT = b".X\x8a\x8c"
 _TUPLES = b"t\x85\x86\x87\x91"  # tuples and frozen sets nest, and their hash is that of their items
 # Opcode -> the bytes of its argument.
 _FIXED = {
@@ -35,19 +37,38 @@ _LONG_PUT, _TEXT_PUT = b"rp"
 _LENGTHS = bytes(1 + _FIXED[op] if op in _FIXED and op not in (_STOP, _LONG_PUT) else 0 for op in range(256))
 
 
+def _run() -> re.Pattern[bytes]:
+    """Return what matches such opcodes, and numbers of up to 8 bytes, in a row. Its bounds limit the memory of a match."""
+    numbers = b"|".join(b"\\x%02x.{%d}" % (size, size) for size in range(1, 9))
+    kinds = [re.escape(bytes([_LONG])) + b"(?:" + numbers + b")"]
+    for length in sorted(set(_LENGTHS) - {0}):
+        ops = b"".join(re.escape(bytes([op])) for op in range(256) if _LENGTHS[op] == length)
+        kinds.append(b"[" + ops + b"]" + (b"{1,256}" if length == 1 else b".{%d}" % (length - 1)))
+    return re.compile(b"(?:" + b"|".join(kinds) + b"){1,256}", re.DOTALL)
+
+
+_RUN = _run()
+
+
 def check_pickle(data: bytes) -> None:
     """Check every opcode up to STOP.
 
     Raises:
         CkptconvError: an opcode does not exist, the pickle is cut off, or it asks for too much memory.
     """
-    at, end, lengths = 0, len(data), _LENGTHS
+    at, end, lengths, run = 0, len(data), _LENGTHS, _RUN.match
     while at < end:
+        if found := run(data, at):
+            at = found.end()
+            if at >= end:
+                break
         op = data[at]
         length = lengths[op]
-        if length:
+        if length:  # its argument is cut off, or the run was longer than one match
             at += length
-        elif op == _TEXT and at + 4 < end:  # every other opcode of some pickles, so it is looked at here
+        elif op == _SHORT and at + 1 < end:  # texts end most runs, so they are looked at here
+            at += 2 + data[at + 1]
+        elif op == _TEXT and at + 4 < end:
             at += 5 + (data[at + 1] | data[at + 2] << 8 | data[at + 3] << 16 | data[at + 4] << 24)
         elif op == _LONG and at + 1 < end:  # of at most 255 bytes
             at += 2 + data[at + 1]

@@ -10,84 +10,16 @@ torch/distributed/device_mesh.py, torch/distributed/_shard/sharded_tensor/ (torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import whole_numbers
+from ckptconv.formats.inert import Fields, Inert, check_few
 from ckptconv.tensors.dtypes import from_storage, known
 
-_MOST_ARGS = 255  # of a call: arguments are copied, and a pickle can pass one object a million times
 _LONGEST_NAME = 1000
-
-
-class Inert:
-    """An object of a class that is never imported: `kind` is "module.Class", the other fields hold what was pickled."""
-
-    kind = ""
-    __slots__ = ("args", "items", "state")
-    args: tuple[Any, ...]
-    state: Any
-    items: list[Any]
-
-    def __new__(cls, *args: Any, **named: Any) -> Inert:
-        if args or named:
-            _check_few(len(args) + len(named))
-        self = object.__new__(cls)
-        self.args, self.state, self.items = args, {}, []
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def append(self, item: Any) -> None:
-        self.items.append(item)
-
-    def extend(self, items: Any) -> None:
-        self.items.extend(items)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
-
-    def __hash__(self) -> int:  # a pickle may use the object as a key
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a field of the state; for a class with slots, pickle writes the state as a pair of dicts (dict, slots)."""
-        state = self.state
-        if type(state) is dict:
-            return state.get(name, default)
-        for part in state if isinstance(state, tuple) else (state,):
-            if isinstance(part, dict) and name in part:
-                return part[name]
-        return default
-
-    def __repr__(self) -> str:
-        return f"<{self.kind}>"
-
-
-def field_of(record: Any, name: str) -> Any:
-    """Return a field of a pickled object, or None if the record is not an object or lacks the field."""
-    return record.get(name) if isinstance(record, Inert) else None
-
-
-def items(value: Any) -> Sequence[Any]:
-    """Return the items of a pickled list or tuple, or an empty tuple for None.
-
-    Raises:
-        CkptconvError: the value has another type.
-    """
-    if value is None:
-        return ()
-    if not isinstance(value, list | tuple):
-        raise CkptconvError(
-            "a pickle has another type where a list is expected", found=value, kind=Kind.DAMAGED
-        )
-    return value
 
 
 class PlainDict(dict):  # type: ignore[type-arg]
@@ -149,16 +81,11 @@ class Emulated:
         self._function = function
 
     def __call__(self, *args: Any) -> Any:
-        _check_few(len(args))
+        check_few(len(args))
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
         raise CkptconvError("a pickle tries to change a function", kind=Kind.DAMAGED)
-
-
-def _check_few(count: int) -> None:
-    if count > _MOST_ARGS:
-        raise CkptconvError("a pickle passes too many arguments to a call", found=count, kind=Kind.DAMAGED)
 
 
 def _rebuild_tensor(
@@ -215,7 +142,7 @@ def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     if function is _WRAPPER:
         parts = state if isinstance(state, tuple) else (state,)  # a (dict, slots) pair: DTensor has slots
         tables = [part for part in parts if isinstance(part, dict)]
-        _check_few(sum(map(len, tables)))
+        check_few(sum(map(len, tables)))
         fields = {key: value for table in tables for key, value in table.items()}
         return WrapperRecord(str(getattr(kind, "kind", type(kind).__name__)), fields, state)
     if isinstance(function, Emulated):
@@ -223,11 +150,19 @@ def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     return Inert(function, kind, args, state)
 
 
-def _size(values: Any = ()) -> tuple[int, ...]:
-    try:
-        return _remembered_size(values)
-    except TypeError:  # a list is not hashable
-        return whole_numbers(values, "a torch.Size")
+class _Size(Emulated):
+    """Stand-in for torch.Size, which a large pickle calls hundreds of thousands of times."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(_remembered_size)
+
+    def __call__(self, values: Any = ()) -> tuple[int, ...]:  # type: ignore[override]
+        try:
+            return _remembered_size(values)
+        except TypeError:  # a list is not hashable
+            return whole_numbers(values, "a torch.Size")
 
 
 @lru_cache(maxsize=4096)  # a hundred thousand parts have the same few sizes, and nearly the same offsets
@@ -264,7 +199,7 @@ _WRAPPER = Emulated(_wrapper)
 _CALLS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): PlainDict,
     ("collections", "defaultdict"): Emulated(lambda *_: PlainDict()),
-    ("torch", "Size"): Emulated(_size),
+    ("torch", "Size"): _Size(),
     ("torch._utils", "_rebuild_tensor_v2"): Emulated(_rebuild_tensor),
     ("torch._utils", "_rebuild_tensor_v3"): Emulated(_rebuild_tensor_of_bytes),
     ("torch._utils", "_rebuild_parameter"): Emulated(_rebuild_parameter),
@@ -320,6 +255,15 @@ for _module in ("torch.distributed.tensor.placement_types", "torch.distributed._
     _KINDS[_module, "Shard"] = "Shard"
 _KINDS["torch.distributed._shard.sharded_tensor.shard", "Shard"] = "LocalShard"
 
+# torch/distributed/checkpoint: metadata.py, planner.py and filesystem.py.
+_FIELDS = {
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.planner", "WriteItem"),
+    ("torch.distributed.checkpoint.planner", "TensorWriteData"),
+}
+
 
 @lru_cache(maxsize=4096)
 def stand_in(module: str, name: str) -> Any:
@@ -330,5 +274,7 @@ def stand_in(module: str, name: str) -> Any:
         dtype = from_storage(name) or (name if known(name) else None)
         if dtype:
             return Dtype(dtype)
+    if (module, name) in _FIELDS:
+        return type("Fields", (Fields,), {})
     kind = _KINDS.get((module, name), f"{module}.{name}")
     return type("Inert", (Inert,), {"kind": kind, "__slots__": ()})

@@ -54,6 +54,11 @@ class Pattern:
         found = self._regex.fullmatch(name)
         return found.groupdict() if found else None
 
+    def spans(self, name: str) -> dict[str, tuple[int, int]] | None:
+        """Return where in a name the text of each hole begins and ends, or None if the name does not match."""
+        found = self._regex.fullmatch(name)
+        return {hole: found.span(hole) for hole in found.groupdict()} if found else None
+
     def fill(self, holes: Mapping[str, str | int]) -> str:
         """Return the name with its holes filled."""
         return self.text.format(**holes)

@@ -5,7 +5,6 @@ Names that differ only in their numbers share one look-up.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -17,13 +16,13 @@ from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.nested import text_of
 from ckptconv.models.pieces import Piece, Pieces
 from ckptconv.models.rules import Layout, to_hub_layout, to_trained_layout
+from ckptconv.tensors.names import number_spans, numbered_parts
 from ckptconv.tensors.view import View, narrow
 
 T = TypeVar("T")
 F = TypeVar("F")
 # What a table raises where config.json has text, a list or 0 in the place of a number.
 _NO_NUMBERS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _Place = tuple[
     int, tuple[int, ...]
 ]  # (index among the rule's trained names, the gathered numbers in the name)
@@ -103,21 +102,22 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
     family = family.variant_for(tensors.keys())
     made: dict[str, Named[T]] = {}
     left_out: list[tuple[str, T, str]] = []
-    counts: dict[str, int] = {}
+    counts: dict[int, list[Any]] = {}  # of a rule: itself, and how many tensors it took
     numbers: dict[str, None] = {}  # of MTP layers, as the Hub numbers them
     notes: dict[str, None] = {}
     known: dict[int, tuple[Layout, ...]] = {}  # a rule's layout changes, which are the same for every layer
     for group in _collect(family, tensors):
         rule = group.rule
-        counts[rule.text] = counts.get(rule.text, 0) + len(group.found)
-        sources = tuple(name for name, _ in _in_order(group))
+        counts.setdefault(id(rule), [rule, 0])[1] += len(group.found)
+        stored = _in_order(group)
+        sources = tuple([name for name, _ in stored])
         if rule.reason:
             left_out += [(name, value, rule.reason) for name, value in group.found.values()]
             continue
         holes = _shift(group.holes, config, 1) or {}
         numbers |= {holes[hole]: None for hole in ("mtp",) if hole in holes}
-        names, pieces, without_name = _apply(group, holes, config, known)
-        if rule.if_cut and any(_is_cut(value) for _, value in group.found.values()):
+        names, pieces, without_name = _apply(group, stored, holes, config, known)
+        if rule.if_cut and any(_is_cut(value) for _, value in stored):
             notes[rule.if_cut] = None
         if rule.note:
             notes[rule.note] = None
@@ -128,7 +128,7 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
                     f"two stored tensors become {name}", found=f"{sources[0]}, {made[name].sources[0]}"
                 )
             made[name] = Named(piece.value, piece.shape, sources, rule.added)
-    rules = [f"{text} ({count:,})" for text, count in counts.items()]
+    rules = [f"{rule.text} ({count:,})" for rule, count in counts.values()]
     copies = {copy.fill({"mtp": n}): of for n in numbers for copy, of in family.copies if of in made}
     return Renamed(made, [f"{family.name} in {whose}'s names", *rules], left_out, copies, list(notes))
 
@@ -168,19 +168,46 @@ def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Names that differ only in numbers, and the rule for all of them.
+
+    number: the index of the rule in the family.
+    place: the index of the pattern in the rule.
+    slots: each hole of the pattern with its text, or with the index of the number that fills it; None if that does not
+        follow from the first name, so that every name has to be matched.
+    """
+
+    rule: Rule
+    number: int
+    place: int
+    slots: tuple[tuple[str, str | int], ...] | None
+
+
+def _kind_of(family: Family, name: str) -> _Kind:
+    rule, number, place = _rule_for(family, name)
+    spans = rule.trained.names[place].spans(name) or {}
+    numbers = {span: index for index, span in enumerate(number_spans(name))}
+    slots = tuple((hole, numbers.get(span, name[slice(*span)])) for hole, span in spans.items())
+    is_plain = sorted(slot for _, slot in slots if isinstance(slot, int)) == list(range(len(numbers)))
+    return _Kind(rule, number, place, slots if is_plain else None)
+
+
 def _collect(family: Family, tensors: Mapping[str, T]) -> list[_Group[T]]:
     groups: dict[tuple[object, ...], _Group[T]] = {}
-    by_kind: dict[str, tuple[Rule, int, int]] = {}
+    by_kind: dict[str, _Kind] = {}
     for name, value in tensors.items():
-        kind = _NUMBER.sub("0", name)
-        if kind not in by_kind:
-            by_kind[kind] = _rule_for(family, name)
-        rule, number, place = by_kind[kind]
-        holes = rule.trained.names[place].match(name)
-        if holes is None:  # a pattern with a number of its own
+        text, numbers = numbered_parts(name)
+        kind = by_kind.get(text)
+        if kind is None:
+            kind = by_kind[text] = _kind_of(family, name)
+        rule, number, place = kind.rule, kind.number, kind.place
+        if kind.slots is not None:
+            holes = {hole: numbers[slot] if type(slot) is int else str(slot) for hole, slot in kind.slots}
+        else:
             rule, number, place = _rule_for(family, name)
             holes = rule.trained.names[place].match(name) or {}
-        gathered = tuple(int(holes.pop(hole)) for hole in rule.gathered if hole in holes)
+        gathered = tuple([int(holes.pop(hole)) for hole in rule.gathered if hole in holes])
         key = (number, *holes.values()) if rule.hub.text else (number,)
         group = groups.get(key)
         if group is None:
@@ -215,13 +242,17 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
 
 
 def _apply(
-    group: _Group[T], holes: dict[str, str], config: Config, known: dict[int, tuple[Layout, ...]]
+    group: _Group[T],
+    stored: list[tuple[str, T]],
+    holes: dict[str, str],
+    config: Config,
+    known: dict[int, tuple[Layout, ...]],
 ) -> tuple[list[str], Pieces[T], list[tuple[str, T, str]]]:
     """Return the Hub's names, their tensors, and what the Hub has no name for: (stored name, part, reason).
 
-    `holes` has the Hub's layer numbers.
+    `stored` has the group's tensors in order, `holes` the Hub's layer numbers.
     """
-    rule, stored = group.rule, _in_order(group)
+    rule = group.rule
     first, _ = stored[0]
     pieces: Pieces[T] = [Piece.of(value) for _, value in stored]
     without_name: list[tuple[str, T, str]] = []

@@ -15,12 +15,13 @@ from math import prod
 
 from ckptconv.compute import Source, views_of
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.boxes import Chunk
+from ckptconv.tensors.boxes import Shape
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import View
 
 _PRIME = (1 << 61) - 1
-_Place = tuple[str, int, tuple[tuple[int, int], ...], int]  # file, start, (size, stride)s, item
+_Dims = tuple[tuple[int, int], ...]  # (size, stride) of each
+_Place = tuple[str, int, _Dims, int]  # file, start, dims, item
 
 
 def used_by(sources: Iterable[Source], shared: Collection[Source] = ()) -> tuple[View, ...]:
@@ -71,29 +72,35 @@ def check_balance(stored: Iterable[View], used: Iterable[View], dropped: Iterabl
         for view in side:
             views[id(view)] = view
             counts[id(view)] -= 1
-    left: Counter[_Place] = Counter()
+    left: dict[_Place, int] = {}
+    known: dict[
+        tuple[Shape, Shape], _Dims
+    ] = {}  # there are few: equal shards have the same sizes and strides
     for key, count in counts.items():
         if count:
             view = views[key]
             item = itemsize(view.dtype)
-            for chunk in view.chunks:
-                left[_place(chunk, item)] += count
+            for _, sizes, file, start, strides in view.chunks:
+                dims = known.get((sizes, strides))
+                if dims is None:
+                    dims = known[sizes, strides] = _dims(sizes, strides)
+                place = (file, start, dims, item)
+                left[place] = left.get(place, 0) + count
     _check_residue({place: count for place, count in left.items() if count})
     return total
 
 
-def _place(chunk: Chunk, item: int) -> _Place:
-    dims = tuple(sorted((s, st) for s, st in zip(chunk.sizes, chunk.strides, strict=True) if s != 1))
-    return (chunk.file, chunk.start, dims, item)
+def _dims(sizes: Shape, strides: Shape) -> _Dims:
+    return tuple(sorted((size, stride) for size, stride in zip(sizes, strides, strict=True) if size != 1))
 
 
 def _check_residue(left: dict[_Place, int]) -> None:
     x = secrets.randbelow(_PRIME - 2) + 2
     sums: dict[tuple[str, int], int] = {}
     counts: dict[tuple[str, int], int] = {}
-    boxes: dict[tuple[tuple[int, int], ...], tuple[int, int]] = {}
+    boxes: dict[_Dims, tuple[int, int]] = {}
     for (file, start, dims, item), count in left.items():
-        if dims not in boxes:  # there are few: equal shards have the same sizes and strides
+        if dims not in boxes:
             boxes[dims] = _box(x, dims)
         value, elements = boxes[dims]
         value = value * pow(x, start, _PRIME)
@@ -119,7 +126,7 @@ def _check_residue(left: dict[_Place, int]) -> None:
             )
 
 
-def _box(x: int, dims: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+def _box(x: int, dims: _Dims) -> tuple[int, int]:
     """The sum of x^position over a box that begins at 0, and its number of elements."""
     value = 1
     for size, stride in dims:

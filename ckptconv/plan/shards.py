@@ -77,13 +77,14 @@ def shards(
         CkptconvError: the size is not valid.
     """
     limit = in_bytes(max_shard_size)
-    if tensors and sum(tensor.nbytes for tensor in tensors.values()) <= limit:
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    if tensors and sum(sizes.values()) <= limit:
         return (out_file(f"{stem}.safetensors", tensors),)
     from huggingface_hub import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
-        dict(tensors),
-        get_storage_size=lambda tensor: tensor.nbytes,
+        sizes,
+        get_storage_size=lambda size: size,
         filename_pattern=f"{stem}{{suffix}}.safetensors",
         max_shard_size=limit,
     )
@@ -118,13 +119,13 @@ def out_file(name: str, tensors: Mapping[str, Laid]) -> OutFile:
     at, relative = 0, {}
     for tensor_name in order:
         tensor = tensors[tensor_name]
+        end = at + tensor.nbytes
         header[tensor_name.removeprefix(f"{folder}/") if folder else tensor_name] = {
             "dtype": to_safetensors(tensor.dtype),
             "shape": list(shape_in_safetensors(tensor.dtype, tensor.shape)),
-            "data_offsets": [at, at + tensor.nbytes],
+            "data_offsets": [at, end],
         }
-        relative[tensor_name] = at
-        at += tensor.nbytes
+        relative[tensor_name], at = at, end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     begin = 8 + len(text)

@@ -22,7 +22,7 @@ from support.torch_files import (
 
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.crcs import check_crcs
-from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.inert import Inert
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.read.reader import read_numpy, same_place
 from ckptconv.tensors.dtypes import known

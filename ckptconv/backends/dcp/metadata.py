@@ -17,9 +17,10 @@ from typing import Any
 from ckptconv.backends.dcp.archive_file import Piece
 from ckptconv.backends.dcp.archives import read_archives
 from ckptconv.errors import CkptconvError, Kind, brief
-from ckptconv.formats.bounds import check_name, is_file_name, is_shape, whole_numbers
+from ckptconv.formats.bounds import check_name, is_file_name, is_range, whole_numbers
+from ckptconv.formats.inert import Inert, fields_of, items
 from ckptconv.formats.open_file import opened
-from ckptconv.formats.stand_ins import Dtype, Inert, field_of, items
+from ckptconv.formats.stand_ins import Dtype
 from ckptconv.formats.torch_zip import torch_zip_at
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.tensors.boxes import Chunk
@@ -187,13 +188,13 @@ def _infos(
     metadata = folder / METADATA
     names, files, numbers = set[str](), set[str](), _Numbers()
     for index, info in places.items():
-        name, offset = field_of(index, "fqn"), field_of(index, "offset")
-        file, start, length = (
-            field_of(info, "relative_path"),
-            field_of(info, "offset"),
-            field_of(info, "length"),
-        )
-        if field_of(info, "transform_descriptors"):
+        of, part = fields_of(info), fields_of(index)
+        name: Any = part.get("fqn")
+        offset = part.get("offset")
+        file: Any = of.get("relative_path")
+        start: Any = of.get("offset")
+        length: Any = of.get("length")
+        if of.get("transform_descriptors"):
             raise CkptconvError(
                 f"{brief(name)} is stored compressed",
                 where=folder,
@@ -201,7 +202,7 @@ def _infos(
                 kind=Kind.UNSUPPORTED,
             )
         known = type(file) is str and file in files
-        if not (known or is_file_name(file)) or not is_shape((start, length)):
+        if not (known or is_file_name(file)) or not is_range(start, length):
             raise CkptconvError(
                 "the metadata refers to a file or range outside the checkpoint",
                 where=folder,
@@ -233,8 +234,8 @@ def _pieces(name: str, entry: Any, infos: dict[Any, _Info], numbers: _Numbers) -
         return
     dtype, what = dtype_of(entry), f"a part of {name}"
     for chunk in items(entry.get("chunks")):
-        offsets = numbers.of(field_of(chunk, "offsets"), what)
-        sizes = numbers.of(field_of(chunk, "sizes"), what)
+        of = fields_of(chunk)
+        offsets, sizes = numbers.of(of.get("offsets"), what), numbers.of(of.get("sizes"), what)
         info = infos.get((name, offsets)) or infos.get((name, None))
         if info is None:
             raise CkptconvError(f"the metadata does not locate the part of {name} at {list(offsets)}")

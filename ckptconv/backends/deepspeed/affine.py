@@ -16,7 +16,7 @@ from typing import Any
 from ckptconv.backends.deepspeed.files import table
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.bounds import whole_numbers
-from ckptconv.formats.stand_ins import items
+from ckptconv.formats.inert import items
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.boxes import Box, Shape
 from ckptconv.tensors.checkpoint import StoredTensor

@@ -15,7 +15,7 @@ from typing import Any
 from ckptconv.backends.deepspeed.affine import Layout
 from ckptconv.backends.deepspeed.files import table
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.stand_ins import items
+from ckptconv.formats.inert import items
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.boxes import Box, Shape
 

@@ -18,7 +18,8 @@ from ckptconv.backends.deepspeed.files import Files, table
 from ckptconv.backends.deepspeed.flat import Partition, Shapes, by_parameter, one_group
 from ckptconv.backends.deepspeed.model import ModelFiles
 from ckptconv.errors import CkptconvError, Incomplete, Kind
-from ckptconv.formats.stand_ins import TensorRecord, items
+from ckptconv.formats.inert import items
+from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.tensors.view import View, cat, unflatten
 

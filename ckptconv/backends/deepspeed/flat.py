@@ -14,7 +14,8 @@ from math import ceil, prod
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.stand_ins import TensorRecord, field_of, items
+from ckptconv.formats.inert import field_of, items
+from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.view import View, cat, narrow, unflatten

@@ -14,7 +14,7 @@ from ckptconv.backends.deepspeed.one_save import steps_of
 from ckptconv.backends.deepspeed.universal import Universal, universal
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.inert import Inert
 from ckptconv.formats.torch_zip import Load, TorchZip, open_torch_zips
 from ckptconv.tensors.view import View
 

@@ -16,7 +16,8 @@ from ckptconv.backends.deepspeed.files import shapes_of, table
 from ckptconv.backends.deepspeed.flat import Shapes, whole
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name
-from ckptconv.formats.stand_ins import TensorRecord, items
+from ckptconv.formats.inert import items
+from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import View

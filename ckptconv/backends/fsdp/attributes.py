@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind, brief
-from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.inert import Inert
 
 _KNOWN = {
     "DeviceMesh": frozenset(

@@ -8,7 +8,8 @@ from ckptconv.backends.fsdp.attributes import require_known
 from ckptconv.backends.fsdp.sharding import PLACEMENTS, Placement
 from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import whole_numbers
-from ckptconv.formats.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord, field_of, items
+from ckptconv.formats.inert import Inert, field_of, items
+from ckptconv.formats.stand_ins import Dtype, TensorRecord, WrapperRecord
 
 
 class Cut(NamedTuple):

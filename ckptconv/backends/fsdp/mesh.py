@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 from ckptconv.backends.fsdp.attributes import require_known
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import MOST_DIMS, MOST_RANKS, check_name, whole_numbers
-from ckptconv.formats.stand_ins import Inert, TensorRecord, items
+from ckptconv.formats.inert import Inert, items
+from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.view import contiguous_strides

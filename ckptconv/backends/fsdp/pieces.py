@@ -15,7 +15,8 @@ from ckptconv.backends.fsdp.sharding import local_box
 from ckptconv.backends.fsdp.shared_pickles import RankPickles
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name, whole_numbers
-from ckptconv.formats.stand_ins import Dtype, Inert, TensorRecord, WrapperRecord, field_of, items
+from ckptconv.formats.inert import Inert, field_of, items
+from ckptconv.formats.stand_ins import Dtype, TensorRecord, WrapperRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zips
 from ckptconv.formats.zip_forms import Form, Forms
 from ckptconv.tensors.boxes import Box, Chunk

@@ -14,7 +14,8 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ckptconv.formats.stand_ins import Inert, WrapperRecord
+from ckptconv.formats.inert import Inert
+from ckptconv.formats.stand_ins import WrapperRecord
 from ckptconv.formats.torch_zip import Load
 from ckptconv.formats.unpickle import safe_load
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind, brief, listed
 from ckptconv.formats.bounds import check_name
-from ckptconv.formats.stand_ins import Inert, Storage, TensorRecord, WrapperRecord
+from ckptconv.formats.inert import Inert
+from ckptconv.formats.stand_ins import Storage, TensorRecord, WrapperRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
 from ckptconv.tensors.checkpoint import Skipped
 from ckptconv.tensors.view import View

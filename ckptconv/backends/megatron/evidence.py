@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptconv.backends.base import Fact
 from ckptconv.errors import CkptconvError
-from ckptconv.formats.stand_ins import Inert
+from ckptconv.formats.inert import Inert
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.stored_file import path_of

@@ -12,7 +12,8 @@ import re
 from ckptconv.backends.dcp.metadata import DcpMetadata
 from ckptconv.tensors.checkpoint import Mesh
 
-_RNG = re.compile(r"^rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)$")
+_STATE = "rng_state/"
+_RNG = re.compile(rf"^{_STATE}shard_(\d+)\.(\d+)_(\d+)\.(\d+)$")
 _FILE = re.compile(r"^__(\d+)_\d+\.distcp$")
 Coordinate = tuple[tuple[str, int], ...]
 
@@ -28,16 +29,16 @@ def ranks_of(metadata: DcpMetadata) -> tuple[Mesh | None, dict[int, Coordinate]]
     """
     owners: dict[tuple[int, int], int] = {}
     sizes = (0, 0)
+    files: set[str] = set()
     for (name, _), (file, _, _) in metadata.infos.items():
-        if (found := _RNG.match(name)) and (written := _FILE.match(file)):
+        files.add(file)
+        if name.startswith(_STATE) and (found := _RNG.match(name)) and (written := _FILE.match(file)):
             pp, tp, *whole = map(int, found.groups())
             owners[pp, tp], sizes = int(written[1]), (whole[0], whole[1])
     if not owners or not all(sizes):
         return None, {}
     stages, parts = sizes
-    world = 1 + max(
-        int(written[1]) for file, _, _ in metadata.infos.values() if (written := _FILE.match(file))
-    )
+    world = 1 + max(int(written[1]) for file in files if (written := _FILE.match(file)))
     mesh = Mesh((parts, stages), ("tp", "pp"))
     each, left = divmod(world, stages)
     usual = not left and not each % parts

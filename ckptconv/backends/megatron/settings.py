@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from ckptconv.backends.megatron.nemo import MODEL
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.inert import Inert
 from ckptconv.formats.json import read_table, settings_text
-from ckptconv.formats.stand_ins import Inert
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import TrainerSettings
 

@@ -18,6 +18,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.lora.factors import Factors, NamedView, paired
 from ckptconv.models.lora.kinds import check_name, is_adapter_config
 from ckptconv.models.lora.tokens import Tokens, rows_of_tokens
+from ckptconv.tensors.names import numbered_parts
 from ckptconv.tensors.view import View
 
 PREFIX = "base_model.model."
@@ -112,8 +113,15 @@ def separate(
         CkptconvError: there are several adapters, only one of A and B, or an adapter that is not LoRA.
     """
     meta, found = meta or {}, _Sorted()
+    plain: set[str] = set()  # kinds of names that are no adapter's
     for name, view in tensors.items():
+        kind, _ = numbered_parts(name)
+        if kind in plain and name not in found.weights:
+            found.weights[name] = (name, view)
+            continue
         _sort(name, view, found)
+        if name in found.weights:
+            plain.add(kind)
     if len(found.adapters) > 1:
         raise CkptconvError(
             "more than one adapter is stored",
