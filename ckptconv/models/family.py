@@ -58,10 +58,13 @@ class Rule:
 
         Args:
             config: the model's config.json.
-            holes: the text of each hole in the name; a rule with `of_layer` uses the layer's number.
+            holes: the text of each hole in the trainer's name; a rule with `of_layer` uses the layer's number. That of
+                an MTP layer continues after the last layer's.
         """
-        if self.of_layer is not None and "layer" in holes:
-            config = self.of_layer(text_of(config), int(holes["layer"]))
+        if self.of_layer is not None and ("layer" in holes or "mtp" in holes):
+            text = text_of(config)
+            after = 0 if "layer" in holes else int(text["num_hidden_layers"])
+            config = self.of_layer(text, after + int(holes["layer" if "layer" in holes else "mtp"]))
         return self.layouts(config)
 
     @cached_property

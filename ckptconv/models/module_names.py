@@ -49,6 +49,11 @@ def form(tensors: Mapping[str, T], config: Config) -> str:
     return "hub"
 
 
+def is_one_way(config: Config) -> bool:
+    """Return True for a model type whose module names cannot be derived from its Hub names."""
+    return config.get("model_type") in _ONE_WAY
+
+
 def to_module(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
     """The tensors as the module of the config's class holds them.
 
@@ -59,7 +64,7 @@ def to_module(tensors: Mapping[str, T], config: Config) -> Renamed[T]:
     Raises:
         CkptconvError: a part of a fused tensor is missing, or the module's names cannot be derived.
     """
-    if config.get("model_type") in _ONE_WAY:
+    if is_one_way(config):
         raise CkptconvError(
             f"the module's names of {config['model_type']} cannot be derived from its Hub names",
             hint=_HINT,

@@ -84,6 +84,13 @@ def examined(
             f"its tensors was made with another one than {inside!r}"
         )
         return Misfit()
+    if module_names.is_one_way(dict(config)) and _all_layers_foreign(misfit, shapes):
+        check_fit(config, shapes, where)
+        notes.append(
+            f"names and shapes were not checked: the tensors have the published names of {skeleton.architecture}, "
+            "and ckptconv has only those of transformers' class"
+        )
+        return Misfit()
     if _has_own_code(config, skeleton.architecture):
         notes.append(
             f"the tensors are not those of transformers' {skeleton.architecture} (the repository's own code was not run): "
@@ -91,6 +98,12 @@ def examined(
         )
         return Misfit()
     return misfit
+
+
+def _all_layers_foreign(misfit: Misfit, shapes: Mapping[str, Shape]) -> bool:
+    """True if there are layers, and the class has no tensor of any of them."""
+    foreign, layers = set(misfit.foreign), [name for name in shapes if "layers." in name]
+    return bool(layers) and foreign.issuperset(layers)
 
 
 def unknown_class(config: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "num_nextn_predict_layers": 2,
         "mtp_hybrid_override_pattern": "*E",
         "moe_num_experts": 3,
+        "num_attention_groups": groups,
         "layer_types": ["sliding_attention", "full_attention"] * 4,
         "v_head_dim": value,
         "hybrid_layer_pattern": [0, 1, 0, 1],

@@ -178,12 +178,13 @@ def _keys(*keys: str) -> Callable[[Config], Numbers]:
 
 
 def _groups(config: Config) -> Numbers:
-    return _keys("num_key_value_heads")(config) or _keys("num_attention_heads")(config)
+    stated = _keys("num_key_value_heads", "multi_query_group_num", "num_attention_groups")(config)
+    return stated or _keys("num_attention_heads")(config)
 
 
 def _head_dim(config: Config) -> Numbers:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if stated := _keys("head_dim")(config):
+    if stated := _keys("head_dim", "kv_channels")(config):
         return stated
     if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
         return (("hidden_size / num_attention_heads", hidden // heads),)
@@ -224,7 +225,7 @@ def _rotates_in_part(values: Values, config: Config) -> bool:
 
 
 _SETTINGS = (
-    _Setting(("num_layers",), _keys("num_hidden_layers")),
+    _Setting(("num_layers",), _keys("num_hidden_layers", "num_layers")),
     _Setting(("hidden_size",), _keys("hidden_size")),
     _Setting(("num_attention_heads",), _keys("num_attention_heads")),
     _Setting(("num_query_groups",), _groups, _has_groups),

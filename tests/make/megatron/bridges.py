@@ -40,6 +40,10 @@ def unwrapped(model: Any) -> Any:
 def load(case: Any) -> Loaded:
     """Loads ./hf by the case's bridge."""
     tiny.register_unknown()
+    if case.bridge == "nemo":
+        from nemo2 import by_nemo
+
+        return by_nemo(case)
     return {"mbridge": by_mbridge, "megatron_bridge": by_megatron_bridge, "mcore_bridge": by_mcore_bridge}[
         case.bridge
     ](case)
@@ -167,7 +171,7 @@ def by_megatron_bridge(case: Any) -> Loaded:
         provider.q_lora_rank = bridge.hf_pretrained.config.q_lora_rank
     if mtp := getattr(bridge.hf_pretrained.config, "num_nextn_predict_layers", 0):
         provider.mtp_num_layers = mtp
-    if case.family == "minimax_m3_vl":  # its default asks for a package of kernels
+    if case.family in ("minimax_m3_vl", "deepseek_v4"):  # their default asks for a package of kernels
         provider.moe_token_dispatcher_type = "alltoall"
     provider.finalize()
     if case.lora:

@@ -7,6 +7,7 @@ from typing import Any
 
 # Releases on PyPI know fewer models than the repositories do: github.com/OWNER/NAME -> the commit.
 SOURCES = {"NVIDIA-NeMo/Megatron-Bridge": "067f987df03b", "NVIDIA/Megatron-LM": "d98e8a64ddf3"}
+DEV = {"NVIDIA/Megatron-LM": "d48bd6be0a85"}  # of its branch dev, which has attention that main has not
 SINGLETON = {"singleton_local_shards": True}
 
 
@@ -31,10 +32,11 @@ class Case:
     metadata: dict[str, Any] = field(default_factory=dict)  # what sharded_state_dict is given
     core: str = "0.16.1"
     lora: tuple[str, ...] = ()  # Megatron's names of the layers with adapters
-    bridge: str = "mbridge"  # or megatron_bridge, mcore_bridge
+    bridge: str = "mbridge"  # or megatron_bridge, mcore_bridge, nemo
     new: bool = False  # with transformers 5, for models that older releases do not have
     environment: dict[str, str] = field(default_factory=dict)
     source: bool = False  # by the projects' repositories, at the commits in SOURCES
+    dev: bool = False  # with Megatron-LM at the commit in DEV
 
     @property
     def world(self) -> int:
@@ -528,7 +530,7 @@ CASES: dict[str, Case] = {
             ("mimo_v2_flash", "heads by layer, sinks, two MTP layers", {"tp": 2, "ep": 2}),
             ("bailing_moe_v2", "query_key_value: all q, all k, all v", {"tp": 2, "ep": 2}),
             ("sarvam_moe", "query_key_value: all q, all k, all v", {"tp": 2, "ep": 2}),
-            ("sarvam_mla", "MLA without q-LoRA", {"tp": 2, "ep": 2}),
+            ("sarvam_mla", "MLA without q-LoRA", {"tp": 2, "ep": 2, "dev": True}),
             ("qwen3_5_text", "native delta net", {"tp": 2}),
             ("qwen3_5_moe_text", "native delta net, experts in one tensor", {"tp": 2, "ep": 2}),
             ("qwen2_audio", "Qwen2 inside", {"tp": 2}),
@@ -536,9 +538,10 @@ CASES: dict[str, Case] = {
             ("gemma4_text_moe", "keys as values, experts beside an MLP", {"tp": 2, "ep": 2}),
             ("gemma4", "Gemma 4 inside", {"tp": 2, "ep": 2}),
             ("minimax_m3_vl", "indexers beside the language model", {"tp": 2, "ep": 2}),
-            ("deepseek_v4", "hyper-connections, compressed attention", {"tp": 2, "ep": 2}),
+            ("deepseek_v4", "hyper-connections, compressed attention", {"ep": 2, "ranks": 2, "dev": True}),
             ("ernie4_5_vl_moe", "two groups of experts", {"tp": 2, "ep": 2}),
             ("exaone4_5", "a tower of Megatron-Core's layers", {"tp": 2}),
+            ("step3p5", "gates by head, heads by layer, an MTP layer", {"ep": 2, "ranks": 2, "dev": True}),
         )
     },
     "nemotron_h_mtp_mb": Case(
@@ -569,7 +572,6 @@ CASES: dict[str, Case] = {
             ("llama4_text", "experts in one transposed tensor", {"tp": 2, "ep": 2}),
             ("qwen3_asr", "Qwen3 inside", {"tp": 2, "pad": 4}),
             ("gemma4", "Gemma 4 inside", {"tp": 2, "ep": 2}),
-            ("deepseek_v4", "hyper-connections, compressed attention", {"tp": 2, "ep": 2}),
         )
     },
     "glm_moe_dsa_mlm_legacy": Case(
@@ -610,4 +612,13 @@ CASES: dict[str, Case] = {
         new=True,
         source=True,
     ),
+    **{
+        f"{name}_nemo": Case(name, shows, "mlm", tp=2, pp=2, bridge="nemo", pad=4)
+        for name, shows in (
+            ("phi3", "qkv_proj and gate_up_proj in one tensor each"),
+            ("starcoder2", "biases, LayerNorm, no gate"),
+            ("baichuan", "W_pack"),
+            ("chatglm", "query_key_value with biases, dense_h_to_4h"),
+        )
+    },
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 import check
 import tiny
-from cases import CASES, SOURCES, Case
+from cases import CASES, DEV, SOURCES, Case
 from newest import NEW
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +25,12 @@ from pack import pack  # noqa: E402
 
 FIXTURES = HERE.parents[1] / "fixtures/megatron"
 PACKAGES = ("torch", "transformers", "safetensors")
-BRIDGES = {"mbridge": "mbridge", "megatron_bridge": "megatron-bridge", "mcore_bridge": "mcore-bridge"}
+BRIDGES = {
+    "mbridge": "mbridge",
+    "megatron_bridge": "megatron-bridge",
+    "mcore_bridge": "mcore-bridge",
+    "nemo": "nemo_toolkit",
+}
 
 
 def make(name: str, case: Case, options: argparse.Namespace) -> str:
@@ -81,11 +86,16 @@ def launch(name: str, case: Case, folder: Path, options: argparse.Namespace) -> 
     if case.source:
         if options.sources is None:
             return "needs --sources: a folder with the repositories Megatron-Bridge and Megatron-LM"
-        paths += [str(options.sources.resolve() / each) for each in ("Megatron-Bridge/src", "Megatron-LM")]
+        core = "Megatron-LM-dev" if case.dev else "Megatron-LM"
+        paths += [str(options.sources.resolve() / each) for each in ("Megatron-Bridge/src", core)]
     elif case.core != version("megatron-core"):
         if options.old_core is None:
             return f"needs --old-core: a folder with megatron-core {case.core}"
         paths.insert(0, str(options.old_core.resolve()))
+    if case.bridge == "nemo":
+        if options.nemo is None:
+            return "needs --nemo: pip's --target folder of nemo_toolkit, without its dependencies"
+        paths.append(str(options.nemo.resolve()))
     if case.new:
         paths.insert(0, str(options.transformers5.resolve()))
     environment = (
@@ -119,7 +129,7 @@ def about(name: str, case: Case) -> dict[str, Any]:
         "megatron-core": case.core
     }
     if case.source:
-        versions = {each: version(each) for each in PACKAGES} | SOURCES
+        versions = {each: version(each) for each in PACKAGES} | SOURCES | (DEV if case.dev else {})
     return {
         "command": f"python tests/make/megatron/make.py {name}",
         "shows": case.shows,
@@ -161,9 +171,11 @@ def main() -> None:
     parser.add_argument(
         "--sources", type=Path, help="a folder with Megatron-Bridge and Megatron-LM at SOURCES"
     )
+    parser.add_argument("--nemo", type=Path, help="pip's --target folder of nemo_toolkit")
     parser.add_argument("--out", type=Path, default=FIXTURES)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    sys.path += [str(options.nemo.resolve())] if options.nemo else []  # for its version
     failed = 0
     for name in options.case or CASES:
         line = make(name, CASES[name], options)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import families
+import torch
 from families import (
     DELTA,
     DOTS,
@@ -247,6 +249,80 @@ def in_float32(*ends: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {n: t.float() if n.endswith(ends) else t for n, t in tensors.items()}
 
 
+STEP = {
+    "model_type": "step3p5",
+    "architectures": ["Step3p5ForCausalLM"],
+    "torch_dtype": "bfloat16",
+    "vocab_size": 90,
+    "hidden_size": 22,
+    "intermediate_size": 42,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_attention_groups": 2,
+    "head_dim": 8,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "attention_other_setting": {
+        "attention_type": "sliding_attention",
+        "num_attention_heads": 4,
+        "num_attention_groups": 4,
+        "head_dim": 8,
+    },
+    "use_head_wise_attn_gate": True,
+    "use_qk_norm": True,
+    "sliding_window": 9,
+    "moe_layers_enum": "1,2",
+    "moe_num_experts": 4,
+    "moe_top_k": 2,
+    "moe_intermediate_size": 10,
+    "share_expert_dim": 14,
+    "use_moe_router_bias": True,
+    "moe_router_activation": "sigmoid",
+    "moe_router_scaling_factor": 3.0,
+    "norm_expert_weight": True,
+    "zero_centered": True,
+    "num_nextn_predict_layers": 1,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+
+
+def step_tensors(_: Tensors) -> Tensors:
+    """Step-3.5's tensors by their published names, which no class of transformers has."""
+    hidden, dim, experts, inner = 22, 8, 4, 10
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (90, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (90, hidden),
+    }
+
+    def mlp(name: str, width: int) -> None:
+        for part, shape in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
+            shapes[f"{name}.{part}_proj.weight"] = shape
+
+    for number in range(4):
+        layer, heads, groups = f"model.layers.{number}.", *((6, 2), (4, 4))[number % 2]
+        shapes |= {
+            f"{layer}{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")
+        }
+        rows = {"q": heads * dim, "k": groups * dim, "v": groups * dim, "g": heads}
+        shapes |= {f"{layer}self_attn.{name}_proj.weight": (size, hidden) for name, size in rows.items()}
+        shapes |= {f"{layer}self_attn.{name}_norm.weight": (dim,) for name in "qk"}
+        shapes[f"{layer}self_attn.o_proj.weight"] = hidden, heads * dim
+        if number in (0, 3):
+            mlp(f"{layer}mlp", 42)
+        else:
+            mlp(f"{layer}share_expert", 14)
+            shapes |= {f"{layer}moe.gate.weight": (experts, hidden), f"{layer}moe.router_bias": (experts,)}
+            shapes |= {f"{layer}moe.{n}_proj.weight": (experts, inner, hidden) for n in ("gate", "up")}
+            shapes[f"{layer}moe.down_proj.weight"] = experts, hidden, inner
+    mtp = "model.layers.3."
+    shapes |= {f"{mtp}{n}.weight": (hidden,) for n in ("enorm", "hnorm", "transformer.shared_head.norm")}
+    shapes[f"{mtp}eh_proj.weight"] = hidden, 2 * hidden
+    return in_float32("router_bias")({name: values_of(name, shape) for name, shape in shapes.items()})
+
+
 MCORE = {
     "bailing_hybrid": New(
         "bailing_hybrid",
@@ -330,6 +406,72 @@ def with_latent_layer(tensors: Tensors) -> Tensors:
     return made | {name: values_of(name, shape) for name, shape in shapes.items()}
 
 
+CHATGLM = {
+    "model_type": "chatglm",
+    "architectures": ["ChatGLMModel"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration"},
+    "num_layers": 2,
+    "hidden_size": 26,
+    "ffn_hidden_size": 42,
+    "num_attention_heads": 6,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "kv_channels": 8,
+    "padded_vocab_size": 90,
+    "seq_length": 64,
+    "layernorm_epsilon": 1e-5,
+    "rmsnorm": True,
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def chatglm_tensors(tensors: Tensors) -> Tensors:
+    """ChatGLM's names and joined tensors, of Qwen2's."""
+    for what in ("weight", "bias"):
+        old, new = f"self_attn.{{}}_proj.{what}", f"self_attention.query_key_value.{what}"
+        tensors = joined(f"model.layers.LAYER.{old}", f"model.layers.LAYER.{new}")(tensors)
+    made = {}
+    for name, tensor in tensors.items():
+        if name.endswith("gate_proj.weight"):
+            up = tensors[name.replace("gate", "up")]
+            made[name.replace("gate_proj", "dense_h_to_4h")] = torch.cat((tensor, up))
+        elif not name.endswith("up_proj.weight"):
+            made[name] = tensor
+    return renamed(
+        (r"^model\.embed_tokens", "transformer.embedding.word_embeddings"),
+        (r"^model\.norm", "transformer.encoder.final_layernorm"),
+        (r"^lm_head", "transformer.output_layer"),
+        (r"^model\.layers", "transformer.encoder.layers"),
+        (r"self_attn\.o_proj", "self_attention.dense"),
+        (r"down_proj", "dense_4h_to_h"),
+    )(made)
+
+
+PLAIN = {"head_dim": 8, "num_hidden_layers": 2, "vocab_size": 90}
+NEMO = {
+    "phi3": New("phi3", PLAIN | {"hidden_size": 48}),
+    "starcoder2": New("starcoder2", PLAIN | {"hidden_size": 48, "use_bias": True, "norm_epsilon": 1e-5}),
+    "baichuan": New(
+        "baichuan",
+        PLAIN | {"hidden_size": 48, "num_key_value_heads": 6},
+        like="llama",
+        architecture="BaichuanForCausalLM",
+        finish=joined(
+            "model.layers.LAYER.self_attn.{}_proj.weight", "model.layers.LAYER.self_attn.W_pack.weight"
+        ),
+    ),
+    "chatglm": New(
+        "chatglm",
+        PLAIN,
+        like="qwen2",
+        architecture="ChatGLMModel",
+        finish=chatglm_tensors,
+        files={"config.json": json.dumps(CHATGLM, indent=2) + "\n"},
+    ),
+}
 DECI = {
     "block_configs": [
         {
@@ -350,6 +492,7 @@ AUDIO = {
 NEW: dict[str, New] = (
     families.NEW
     | MCORE
+    | NEMO
     | {
         "exaone4": New(
             "exaone4",
@@ -454,7 +597,24 @@ NEW: dict[str, New] = (
             finish=in_float32("block_sparse_moe.gate.weight", "patch_embedding.weight"),
             auto="AutoModelForImageTextToText",
         ),
-        "deepseek_v4": New("deepseek_v4", DEEPSEEK_V4),
+        "deepseek_v4": New(
+            "deepseek_v4",
+            DEEPSEEK_V4,
+            finish=then(
+                renamed(  # transformers 5.23 writes the published names only in part
+                    (r"^model\.hc_head\.", ""),
+                    (r"^hc_", "hc_head_"),
+                    (r"^model\.embed_tokens", "embed"),
+                    (r"^model\.", ""),
+                    (r"\.attn\.norm\.", ".attn.kv_norm."),
+                ),
+                in_float32("_fn", "_base", "_scale", ".attn_sink", ".ape", "gate.bias"),
+                lambda tensors: {
+                    name: (torch.arange(t.numel()) * 7 % 4).int().reshape(t.shape) if "tid2eid" in name else t
+                    for name, t in tensors.items()
+                },
+            ),
+        ),
         "ernie4_5_vl_moe": New(
             "ernie4_5_vl_moe",
             {
@@ -484,6 +644,13 @@ NEW: dict[str, New] = (
                 },
             },
             auto="AutoModelForImageTextToText",
+        ),
+        "step3p5": New(
+            "step3p5",
+            {},
+            like="qwen3",
+            finish=step_tensors,
+            files={"config.json": json.dumps(STEP, indent=2)},
         ),
         "qwen2_audio": New(
             "qwen2_audio",

@@ -6,5 +6,6 @@ from ckptconv.models.megatron.tables.deepseek_v4 import DEEPSEEK_V4
 from ckptconv.models.megatron.tables.ernie_vl import ERNIE_VL
 from ckptconv.models.megatron.tables.gpt_oss import GPT_OSS
 from ckptconv.models.megatron.tables.mimo import MIMO
+from ckptconv.models.megatron.tables.step import STEP
 
-FAMILIES: dict[str, Listed] = {**TEXT, **DEEPSEEK_V4, **ERNIE_VL, **GPT_OSS, **MIMO, **COMPOSED}
+FAMILIES: dict[str, Listed] = {**TEXT, **DEEPSEEK_V4, **ERNIE_VL, **GPT_OSS, **MIMO, **STEP, **COMPOSED}

@@ -18,6 +18,7 @@ from ckptconv.models.megatron.tables.latent import LATENT_ATTENTION
 from ckptconv.models.megatron.tables.mamba import MAMBA
 from ckptconv.models.megatron.tables.moe import GLM4_MOE, LLAMA4, MINIMAX_M3, MOE, QWEN3_MOE
 from ckptconv.models.megatron.tables.parts import experts, stacked_experts
+from ckptconv.models.megatron.tables.step import STEP3P5
 from ckptconv.models.megatron.tables.towers import (
     EXAONE_TOWER,
     QWEN2_5_MCORE_TOWER,
@@ -125,6 +126,7 @@ QWEN3_ASR = around("Qwen3-ASR", THINKER, THINKER_HEAD, *in_thinker("audio_tower"
 GLMV = around("GLM-V", INSIDE, "lm_head.", *GLM_FORMS)
 MISTRAL3 = around("Mistral 3", OWN, OWN_HEAD, *as_named("vision_tower", "multi_modal_projector"))
 
+STEP_FORM = under({f"{module}.": f"{module}." for module in ("vision_model", "vit_large_projector")})
 MINIMAX_M3_FORM = (
     *under(
         {
@@ -236,9 +238,14 @@ COMPOSED = {
             "Gemma 4",
             INSIDE,
             "lm_head.",
-            *in_model("vision_tower", "embed_vision", "audio_tower", "Megatron-Bridge"),
+            *in_model("vision_tower", "embed_vision", "audio_tower", "embed_audio"),
         ),
-        "Megatron-Bridge, gemma_vl/gemma4_vl_bridge.py",
+        "Megatron-Bridge",
+    ),
+    "step3p7": by_source(
+        "Step-3.7",
+        around("Step-3.7", "model.", "lm_head.", STEP_FORM, language=STEP3P5),
+        "Megatron-Bridge, stepfun/step37_bridge.py",
     ),
     "exaone4_5": proven(
         "Exaone 4.5",

@@ -8,7 +8,7 @@ core/transformer/experimental_attention_variant/csa.py.
 from __future__ import annotations
 
 from ckptconv.models.family import Changed, Family, GateUp, Rule, Same, Vocab
-from ckptconv.models.megatron.listed import by_source
+from ckptconv.models.megatron.listed import proven
 from ckptconv.models.megatron.tables.parts import L
 from ckptconv.models.rules import Cut, Turned
 
@@ -87,5 +87,5 @@ TABLE = Family(
     + layer("mtp.layers.{index}.transformer_layer.", "mtp.{index}."),
 )
 DEEPSEEK_V4 = {
-    "deepseek_v4": by_source("DeepSeek-V4", TABLE, "Megatron-Bridge, deepseek/deepseek_v4_bridge.py"),
+    "deepseek_v4": proven("DeepSeek-V4", TABLE, "Megatron-Bridge"),
 }

@@ -100,9 +100,9 @@ DENSE = {
     ),
     "ministral3": by_source("Ministral 3 (text)", LLAMA, "Megatron-Bridge, ministral3/ministral3_bridge.py"),
     "exaone4": proven("Exaone 4", EXAONE4, "Megatron-Bridge"),
-    "phi3": by_source("Phi-3", PHI3, "NeMo 2, gpt/model/phi3mini.py"),
-    "starcoder2": by_source("StarCoder2", STARCODER2, "NeMo 2, gpt/model/starcoder2.py"),
-    "baichuan": by_source("Baichuan", BAICHUAN, "NeMo 2, gpt/model/baichuan.py"),
-    "chatglm": by_source("ChatGLM", CHATGLM, "NeMo 2, gpt/model/chatglm.py"),
+    "phi3": proven("Phi-3", PHI3, "NeMo 2"),
+    "starcoder2": proven("StarCoder2", STARCODER2, "NeMo 2"),
+    "baichuan": proven("Baichuan", BAICHUAN, "NeMo 2"),
+    "chatglm": proven("ChatGLM", CHATGLM, "NeMo 2"),
     "internlm2": by_source("InternLM2", INTERNLM2, "mcore-bridge, model/mm_gpts/internvl.py"),
 }

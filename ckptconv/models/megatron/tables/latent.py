@@ -71,6 +71,6 @@ LATENT_ATTENTION = {
     "glm4_moe_lite": proven("GLM-4.7-Flash", DEEPSEEK, "mcore-bridge"),
     "glm_moe_dsa": proven("GLM-5", SPARSE, "mcore-bridge"),
     "deepseek_v32": proven("DeepSeek-V3.2", SPARSE, "mcore-bridge"),
-    "sarvam_mla": by_source("Sarvam MLA", DEEPSEEK, "Megatron-Bridge, sarvam/sarvam_mla_bridge.py"),
+    "sarvam_mla": proven("Sarvam MLA", DEEPSEEK, "Megatron-Bridge"),
     "joyai_llm_flash": by_source("JoyAI-LLM-Flash", DEEPSEEK, "miles, miles_plugins/mbridge"),
 }
