@@ -106,8 +106,11 @@ class Composed:
         )
 
     def _hub(self, name: str) -> str:
-        """Return this model's Hub name for one of the language model; a value head and MTP's own names stay."""
-        for old, new in (("model.", self.body), ("lm_head.", self.head)):
+        """Return this model's Hub name for one of the language model; a value head and MTP's own names stay.
+
+        Nemotron-H's own `model.` is `backbone.`.
+        """
+        for old, new in (("model.", self.body), ("backbone.", self.body), ("lm_head.", self.head)):
             if name.startswith(old):
                 return new + name.removeprefix(old)
         return name

@@ -219,11 +219,17 @@ def by_mcore_bridge(case: Any) -> Loaded:
     from mcore_bridge.model import register
     from mcore_bridge.utils import torch_utils
     from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     register.MODEL_MAPPING["gpt"].model_types.append("seed_oss")  # Llama's layers, which it does not list
+    register.MODEL_MAPPING["glm4v"].model_types.append("glm46v")  # GLM-4V under another name
     torch_utils.get_cache_dir = tempfile.gettempdir  # modelscope is a stand-in
     if case.family == "internvl_chat":
         transformers.AutoTokenizer.from_pretrained = lambda *args, **kwargs: None  # loaded, and not used here
+    if case.family == "ovis2_5":  # its tower is of the published code, too
+        tower = get_class_from_dynamic_module("modeling_tower.MoonVitPretrainedModel", HF)
+        tower.device = torch.device("cpu")
+        transformers.AutoModel.from_config = lambda config: tower(config).bfloat16()
     hf_config = AutoConfig.from_pretrained(HF)
     vocab = text_of(hf_config).vocab_size
     values = hf_to_mcore_config(hf_config) | sizes(case) | ON_CPU

@@ -516,6 +516,10 @@ CASES: dict[str, Case] = {
     ),
     "kimi_vl_mcb": Case("kimi_vl", "DeepSeek-V3 inside", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
     "kimi_k25_mcb": Case("kimi_k25", "Kimi-K2 inside", "mlm", tp=2, ep=2, bridge="mcore_bridge"),
+    "ovis2_5_mcb": Case("ovis2_5", "Qwen3 inside", "mlm", tp=2, bridge="mcore_bridge", pad=4),
+    "llava_onevision1_5_mcb": Case(
+        "llava_onevision1_5", "Qwen3 inside", "mlm", tp=2, bridge="mcore_bridge", pad=4
+    ),
     "internvl_chat_mcb": Case("internvl_chat", "Qwen2 inside", "mlm", tp=2, bridge="mcore_bridge", pad=4),
     "nemotron_mlm_legacy": Case(
         "nemotron", "rank files of an MLP without a gate", "mlm_legacy", tp=2, bridge="megatron_bridge"
@@ -534,6 +538,7 @@ CASES: dict[str, Case] = {
             ("qwen3_5_text", "native delta net", {"tp": 2}),
             ("qwen3_5_moe_text", "native delta net, experts in one tensor", {"tp": 2, "ep": 2}),
             ("qwen2_audio", "Qwen2 inside", {"tp": 2}),
+            ("nemotron-nas", "layers without attention or MLP, KV heads and widths by layer", {"tp": 1}),
             ("gemma4_text", "two sizes of heads, shared keys, per-layer embeddings", {"tp": 2}),
             ("gemma4_text_moe", "keys as values, experts beside an MLP", {"tp": 2, "ep": 2}),
             ("gemma4", "Gemma 4 inside", {"tp": 2, "ep": 2}),
@@ -569,9 +574,6 @@ CASES: dict[str, Case] = {
         for name, shows, sizes in (
             ("bailing_hybrid", "lightning attention, then latent attention", {"tp": 2, "ep": 2}),
             ("glm46v", "GLM-4V's language model inside", {"pp": 2, "pad": 2}),
-            ("llama4_text", "experts in one transposed tensor", {"tp": 2, "ep": 2}),
-            ("qwen3_asr", "Qwen3 inside", {"tp": 2, "pad": 4}),
-            ("gemma4", "Gemma 4 inside", {"tp": 2, "ep": 2}),
         )
     },
     "glm_moe_dsa_mlm_legacy": Case(

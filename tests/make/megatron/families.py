@@ -53,8 +53,8 @@ class New:
 
     values: of its config, over tiny.TEXT. auto: the class. finish: changes the tensors into the published ones.
     inner: the part of the config that the class takes; its tensors have that part's name before theirs.
-    outer: for models whose code is not in transformers: the part of the config that is the language model's; its tensors
-        have `language_model.` before their names. extra: shapes of the other modules' tensors.
+    outer: for models whose code is not in transformers: the part of the config that is the language model's.
+    prefix: what its tensors have before their names. extra: shapes of the other modules' tensors.
     files: further files of the folder, such as the code that a bridge loads from it.
     without: keys of tiny.TEXT that the model's config does not have.
     """
@@ -66,6 +66,7 @@ class New:
     auto: str = "AutoModelForCausalLM"
     inner: str = ""
     outer: str = ""
+    prefix: str = "language_model."
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
     finish: Callable[[Tensors], Tensors] = lambda tensors: tensors
     files: dict[str, str] = field(default_factory=dict)

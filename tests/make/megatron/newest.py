@@ -450,6 +450,46 @@ def chatglm_tensors(tensors: Tensors) -> Tensors:
     )(made)
 
 
+OVIS = '''"""Stands in for the code of the published repository."""
+
+from torch import nn
+
+INDICATOR_IDS = [-301, -302, -303, -304]
+VisualEmbedding = nn.Embedding
+
+
+class VisualTokenizer(nn.Module):
+    def __init__(self, vit, visual_vocab_size, image_processor_name_or_path):
+        super().__init__()
+        self.vit = vit
+        self.head = nn.Linear(12, visual_vocab_size - len(INDICATOR_IDS), bias=False)
+'''
+RICE = families.STAND_IN + "\n\nRiceTransformerPretrainedModel = MoonVitPretrainedModel\n"
+QWEN3 = TEXT | {"model_type": "qwen3", "head_dim": 8, "num_hidden_layers": 2}
+AROUND = {
+    "ovis2_5": New(
+        "ovis2_5",
+        {"llm_config": QWEN3, "vit_config": {"hidden_size": 12}, "visual_vocab_size": 18, "hidden_size": 26},
+        architecture="Ovis2_5",
+        outer="llm_config",
+        prefix="llm.",
+        files={"modeling_ovis2_5.py": OVIS, "modeling_tower.py": families.STAND_IN},
+        extra={
+            **{name.replace("vision_tower", "visual_tokenizer.vit"): s for name, s in families.TOWER.items()},
+            "visual_tokenizer.head.weight": (14, 12),
+            "vte.weight": (18, 26),
+        },
+    ),
+    "llava_onevision1_5": New(
+        "llava_onevision1_5",
+        {"text_config": QWEN3},
+        architecture="LLaVAOneVision1_5_ForConditionalGeneration",
+        outer="text_config",
+        prefix="",
+        files={"modeling_llavaonevision1_5.py": RICE},
+        extra={name.replace("vision_tower", "visual"): shape for name, shape in families.TOWER.items()},
+    ),
+}
 PLAIN = {"head_dim": 8, "num_hidden_layers": 2, "vocab_size": 90}
 NEMO = {
     "phi3": New("phi3", PLAIN | {"hidden_size": 48}),
@@ -472,14 +512,45 @@ NEMO = {
         files={"config.json": json.dumps(CHATGLM, indent=2) + "\n"},
     ),
 }
-DECI = {
-    "block_configs": [
-        {
-            "attention": {"n_heads_in_group": 3, "no_op": False, "replace_with_linear": False},
-            "ffn": {"ffn_mult": 1.5, "no_op": False, "replace_with_linear": False},
-        },
-    ]
-}
+
+
+def block(queries: int | None, mult: float | None) -> dict[str, dict[str, object]]:
+    """A layer of Nemotron-NAS. queries: per KV head, None for no attention. mult: of its MLP's width, None for no MLP."""
+    linear = {"replace_with_linear": False}
+    return {
+        "attention": {"n_heads_in_group": queries, "no_op": queries is None} | linear,
+        "ffn": {"ffn_mult": mult, "no_op": mult is None} | linear,
+    }
+
+
+NAS_BLOCKS = [block(3, 1.5), block(None, 1.5), block(2, 20.0), block(6, None)]
+
+
+def nas_tensors(tensors: Tensors) -> Tensors:
+    """Llama's tensors with each layer's own number of KV heads and width, and without what a layer does not have."""
+    made = {name: tensor for name, tensor in tensors.items() if ".layers." not in name}
+    hidden, heads, dim = 24, 6, 4
+    for number, one in enumerate(NAS_BLOCKS):
+        layer, queries, mult = (
+            f"model.layers.{number}.",
+            one["attention"]["n_heads_in_group"],
+            one["ffn"]["ffn_mult"],
+        )
+        shapes: dict[str, tuple[int, ...]] = {}
+        if isinstance(queries, int):
+            rows = heads // queries * dim
+            shapes |= {"input_layernorm": (hidden,), "self_attn.o_proj": (hidden, heads * dim)}
+            shapes |= {"self_attn.q_proj": (heads * dim, hidden)}
+            shapes |= {f"self_attn.{name}_proj": (rows, hidden) for name in "kv"}
+        if isinstance(mult, float):
+            width = -(-int(2 * mult * hidden / 3) // 256) * 256
+            shapes |= {"post_attention_layernorm": (hidden,), "mlp.down_proj": (hidden, width)}
+            shapes |= {f"mlp.{name}_proj": (width, hidden) for name in ("gate", "up")}
+        names = {f"{layer}{name}.weight": shape for name, shape in shapes.items()}
+        made |= {name: values_of(name, shape) for name, shape in names.items()}
+    return made
+
+
 AUDIO = {
     "d_model": 12,
     "encoder_layers": 1,
@@ -493,6 +564,7 @@ NEW: dict[str, New] = (
     families.NEW
     | MCORE
     | NEMO
+    | AROUND
     | {
         "exaone4": New(
             "exaone4",
@@ -618,6 +690,7 @@ NEW: dict[str, New] = (
         "ernie4_5_vl_moe": New(
             "ernie4_5_vl_moe",
             {
+                "tie_word_embeddings": True,
                 "text_config": TEXT
                 | {
                     "vocab_size": 90,
@@ -651,6 +724,19 @@ NEW: dict[str, New] = (
             like="qwen3",
             finish=step_tensors,
             files={"config.json": json.dumps(STEP, indent=2)},
+        ),
+        "nemotron-nas": New(
+            "nemotron-nas",
+            {
+                "hidden_size": 24,
+                "head_dim": 4,
+                "num_hidden_layers": len(NAS_BLOCKS),
+                "vocab_size": 90,
+                "block_configs": NAS_BLOCKS,
+            },
+            like="llama",
+            architecture="DeciLMForCausalLM",
+            finish=nas_tensors,
         ),
         "qwen2_audio": New(
             "qwen2_audio",

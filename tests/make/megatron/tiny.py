@@ -422,7 +422,7 @@ def make_around(new: families.New, folder: Path) -> None:
     outer = {"model_type": new.model_type, "architectures": [new.architecture], "tie_word_embeddings": False}
     whole = outer | {"vision_config": {}, "dtype": "bfloat16"} | new.values | {new.outer: inner}
     (folder / "config.json").write_text(json.dumps(whole, indent=2) + "\n")
-    tensors = {f"language_model.{n}": t for n, t in load_file(folder / "model.safetensors").items()}
+    tensors = {f"{new.prefix}{n}": t for n, t in load_file(folder / "model.safetensors").items()}
     tensors |= {name: families.values_of(name, shape) for name, shape in new.extra.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for name, content in new.files.items():

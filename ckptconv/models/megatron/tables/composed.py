@@ -24,6 +24,7 @@ from ckptconv.models.megatron.tables.towers import (
     QWEN2_5_MCORE_TOWER,
     QWEN3_MCORE_TOWER,
     SIGLIP,
+    nemotron_modules,
     tower,
 )
 from ckptconv.models.rules import Swap
@@ -137,6 +138,17 @@ MINIMAX_M3_FORM = (
     Same("lightning_indexers.{layer}.{part}.weight", OWN + "layers.{layer}.self_attn.index_{part}.weight"),
 )
 
+NEMOTRON_VL = around(
+    "Nemotron VL",
+    "language_model.backbone.",
+    OWN_HEAD,
+    nemotron_modules("llava_model."),
+    nemotron_modules(""),
+    prefixes=("llava_model.language_model.", "language_model."),
+)
+
+LLAVA_ONEVISION = around("LLaVA-OneVision 1.5", "model.", "lm_head.", *as_named("visual"))
+
 COMPOSED = {
     "qwen2_vl": proven(
         "Qwen2-VL", around("Qwen2-VL", "model.", "lm_head.", QWEN_FORM, language=LLAMA), "mcore-bridge"
@@ -217,10 +229,9 @@ COMPOSED = {
         around("Ovis 2.5", "llm.model.", "llm.lm_head.", *as_named("visual_tokenizer", "vte")),
         "mcore-bridge, model/mm_gpts/qwen.py",
     ),
-    "llava_onevision1_5": by_source(
-        "LLaVA-OneVision 1.5",
-        around("LLaVA-OneVision 1.5", INSIDE, "lm_head.", *in_model("visual")),
-        "mcore-bridge, model/mm_gpts/llava.py",
+    **dict.fromkeys(
+        ("llava_onevision1_5", "llavaonevision1_5"),  # mcore-bridge's name, and the published one
+        proven("LLaVA-OneVision 1.5", LLAVA_ONEVISION, "mcore-bridge"),
     ),
     "minicpmv4_6": proven(
         "MiniCPM-V 4.6",
@@ -246,6 +257,13 @@ COMPOSED = {
         "Step-3.7",
         around("Step-3.7", "model.", "lm_head.", STEP_FORM, language=STEP3P5),
         "Megatron-Bridge, stepfun/step37_bridge.py",
+    ),
+    "NemotronH_Nano_VL_V2": by_source(
+        "Nemotron Nano VL", NEMOTRON_VL, "Megatron-Bridge, nemotron_vl/nemotron_vl_bridge.py"
+    ),
+    **dict.fromkeys(
+        ("NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Super_Omni_Reasoning_V3"),
+        by_source("Nemotron Omni", NEMOTRON_VL, "Megatron-Bridge, nemotron_omni/nemotron_omni_bridge.py"),
     ),
     "exaone4_5": proven(
         "Exaone 4.5",

@@ -103,3 +103,45 @@ EXAONE_TOWER = (
     Same(V + "merger.linear_fc1.{what}", "model.visual.merger.mlp.0.{what}"),
     Same(V + "merger.linear_fc2.{what}", "model.visual.merger.mlp.2.{what}"),
 )
+
+
+RADIO_HEADS, RADIO_HIDDEN = 16, 1280  # of the published ViT-H, which the models' configs do not state
+
+
+def radio_qkv(config: Config) -> tuple[Ungrouped]:
+    """Return the layout of RADIO's QKV; see `vision_qkv`."""
+    vision = config.get("vision_config") or {}
+    heads = int(vision.get("num_heads") or RADIO_HEADS)
+    dim = int(vision.get("hidden_size") or RADIO_HIDDEN) // heads
+    return (Ungrouped(heads, (dim, dim, dim)),)
+
+
+def nemotron_modules(prefix: str) -> tuple[Rule, ...]:
+    """Return the lines of what Nemotron VL and Omni have around the language model. prefix: Megatron's, of all of it.
+
+    The tower is RADIO, built of Megatron-Core's layers. Source: Megatron-Bridge, nemotron_vl/nemotron_vl_bridge.py and
+    nemotron_omni/nemotron_omni_bridge.py.
+    """
+    tower, hub = f"{prefix}vision_model.", "vision_model.radio_model.model."
+    block, patches = f"{hub}blocks.{{layer}}.", f"{hub}patch_generator."
+    qkv = Pattern(tower + L + "self_attention.linear_qkv.{what}"), Pattern(block + "attn.qkv.{what}")
+    vision, sound = f"{prefix}vision_projection.encoder.", f"{prefix}sound_projection.encoder."
+    return (
+        Same(tower + "class_token", patches + "cls_token.token"),
+        Same(tower + "position_embeddings", patches + "pos_embed"),
+        Same(tower + "embedder.weight", patches + "embedder.weight"),
+        Same(tower + "video_embedder.weight", patches + "video_embedder.weight"),
+        Same(tower + L + "self_attention.linear_qkv.layer_norm_{what}", block + "norm1.{what}"),
+        Rule(*qkv, radio_qkv),
+        Same(tower + L + "self_attention.linear_proj.{what}", block + "attn.proj.{what}"),
+        Same(tower + L + "mlp.linear_fc1.layer_norm_{what}", block + "norm2.{what}"),
+        Up(tower + L + "mlp.linear_fc1.{what}", block + "mlp.fc1.{what}"),
+        Same(tower + L + "mlp.linear_fc2.{what}", block + "mlp.fc2.{what}"),
+        Same(vision + "linear_fc1.layer_norm_weight", "mlp1.0.weight"),
+        Up(vision + "linear_fc1.weight", "mlp1.1.weight"),
+        Same(vision + "linear_fc2.weight", "mlp1.3.weight"),
+        Same(sound + "linear_fc1.layer_norm_weight", "sound_projection.norm.weight"),
+        Up(sound + "linear_fc1.weight", "sound_projection.linear1.weight"),
+        Same(sound + "linear_fc2.weight", "sound_projection.linear2.weight"),
+        Same(f"{prefix}sound_model.encoder.{{rest}}", "sound_encoder.encoder.{rest}"),
+    )
