@@ -189,7 +189,7 @@ COMPOSED = {
     ),
     "glm4v": proven("GLM-4.1V", GLMV, "mcore-bridge"),
     "glm4v_moe": proven("GLM-4.5V / GLM-4.6V", GLMV, "mcore-bridge"),
-    "glm46v": by_source("GLM-4.6V-Flash", GLMV, "mcore-bridge, model/mm_gpts/glm.py"),
+    "glm46v": proven("GLM-4.6V-Flash", GLMV, "mcore-bridge"),
     "internvl_chat": proven(
         "InternVL 2.5 / 3 / 3.5",
         around("InternVL", OWN, OWN_HEAD, *as_named("vision_model", "mlp1")),
