@@ -37,6 +37,7 @@ class Trainer:
         below: folders of a run that hold its steps: paths relative to it, in which `*` is any text of one name.
         roles: names of role folders inside a step, and which of them is the trained model.
         not_assets: files and folders that lie next to a model and are not part of it, as shell patterns (`fnmatch`).
+        one_file: steps that are one file of torch.save instead of a folder, as shell patterns.
         counters: (file of torch.save, key) in a step folder that hold its step, for names without a number.
         saving: files that are there only while a step is written, as shell patterns; `{folder}` is the step's name.
     """
@@ -48,6 +49,7 @@ class Trainer:
     below: tuple[str, ...] = ()
     roles: Mapping[str, Rank] = field(default_factory=dict)
     not_assets: tuple[str, ...] = ()
+    one_file: tuple[str, ...] = ()
     counters: tuple[tuple[str, str], ...] = ()
     saving: tuple[str, ...] = ()
 

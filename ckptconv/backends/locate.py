@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends.base import Backend
+from ckptconv.backends.registry import step_named
 from ckptconv.backends.runs import (
     Place,
     choose,
@@ -77,11 +78,17 @@ def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) ->
 
 
 def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> Located | None:
-    """The trained model in a run whose role folders hold the steps: RUN/ROLE/STEP/.
+    """The trained model in a run whose role folders hold the steps, or one model: RUN/ROLE/STEP/, RUN/ROLE/NAME/.
 
-    Sources: OpenRLHF, openrlhf/trainer/ppo_trainer.py; AReaL, areal/utils/saver.py.
+    Sources: OpenRLHF, openrlhf/trainer/ppo_trainer.py; AReaL, areal/utils/saver.py (`recover_checkpoint`).
     """
-    roles = [p for p in map(path.joinpath, filter(is_role, names_in(path))) if p.is_dir() and step_folders(p)]
+
+    def holds(role: Path) -> bool:
+        return bool(step_folders(role)) or (
+            not _claim(role, backends) and bool(_role_in(role, backends, None))
+        )
+
+    roles = [p for p in map(path.joinpath, filter(is_role, names_in(path))) if p.is_dir() and holds(p)]
     if not roles:
         return None
     first, *others = sorted(roles, key=lambda role: (role_rank(role.name), role.name))
@@ -93,7 +100,8 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
         return None
     backend, place = found
     names = tuple(role.name for role in others)
-    return backend, replace(place, role=place.role or first.name, others=(*place.others, *names))
+    role = place.role if place.role and is_role(place.role) else first.name
+    return backend, replace(place, role=role, others=(*place.others, *names))
 
 
 def _claim(folder: Path, backends: Sequence[Backend]) -> Backend | None:
@@ -122,4 +130,5 @@ def _role_in(
     equal = [path for path, other in others if order((path, other)) == order((role, backend))]
     if equal:
         raise several("models", [role, *equal], step)
-    return backend, Place(role, number, role.name, tuple(path.name for path, _ in others), remarks=remarks)
+    name = None if step_named(role.name) else role.name  # verl's torchtitan engine: global_step_N/step-N/
+    return backend, Place(role, number, name, tuple(path.name for path, _ in others), remarks=remarks)

@@ -52,6 +52,17 @@ def _others_pattern() -> re.Pattern[str]:
     return re.compile("|".join(map(translate, globs)) or "(?!)")
 
 
+@cache
+def _one_file_pattern() -> re.Pattern[str]:
+    globs = dict.fromkeys(glob for trainer in trainers() for glob in trainer.one_file)
+    return re.compile("|".join(map(translate, globs)) or "(?!)")
+
+
+def is_one_file(name: str) -> bool:
+    """True for a file that is a whole step by some trainer's convention, such as Lightning's "epoch=1-step=9.ckpt"."""
+    return _one_file_pattern().match(name) is not None
+
+
 def step_named(name: str) -> StepName | None:
     """The step that a folder's name states by some trainer's convention, or None."""
     if len(name) > _LONGEST or _steps_pattern().match(name) is None:

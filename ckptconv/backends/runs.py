@@ -22,6 +22,7 @@ from ckptconv.tensors.source_spec import Step
 _NUMBER = re.compile(r"^[0-9]{1,18}$")
 _NAME = re.compile(r"^(?!\.)[\w.=+-]{1,200}$")  # a folder's name in a mark
 _SHOWN = 8  # names in a message
+_LONGEST_MARK = 4096  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +126,25 @@ def _named_by_marks(run: Path, known: Collection[str]) -> list[StepFolder]:
 
 
 def _text_of(mark: Path) -> str:
-    """What a mark holds: a step's number or the name of its folder; of a path, its last part."""
-    if mark.is_symlink() and mark.is_dir():
+    """What a mark holds: a step's number or the name of its folder; of a path, its last part.
+
+    A copy of a run may hold the step itself in place of a link to it; a file of that size is not read.
+    """
+    if _is_link_to_step(mark):
         return mark.readlink().name
+    if not mark.is_file() or mark.stat().st_size > _LONGEST_MARK:
+        return ""
     return settings_text(mark).strip().rstrip("/").rpartition("/")[2]
 
 
+def _is_link_to_step(mark: Path) -> bool:
+    """True for a mark that is a link to a step's folder or to a step's one file, also where that is gone."""
+    return mark.is_symlink() and (mark.is_dir() or registry.is_one_file(mark.readlink().name))
+
+
 def _is_file_of_a_step(path: Path) -> bool:
-    """True for a whole checkpoint in one file of torch.save, as Lightning writes it without sharding."""
-    return path.suffix == ".ckpt" and path.is_file()
+    """True for a whole checkpoint in one file of torch.save, as Lightning and Composer write it without sharding."""
+    return registry.is_one_file(path.name) and path.is_file()
 
 
 def steps_of(run: Path) -> dict[int, Path]:
@@ -151,7 +162,7 @@ def run_of(path: Path) -> Path:
     if step_folders(path):
         return path
     names = dict.fromkeys(name for trainer in registry.trainers() for name in trainer.below)
-    found = (folder for name in names for folder in sorted(path.glob(name)))
+    found = dict.fromkeys(folder for name in names for folder in sorted(path.glob(name)))
     below = [folder for folder in found if folder.is_dir() and step_folders(folder)]
     if len(below) > 1:
         raise several("folders of steps", below, path)
@@ -196,8 +207,9 @@ def choose(run: Path, wanted: Step | None) -> tuple[StepFolder, tuple[str, ...]]
 
 
 def mark_of(run: Path) -> Path | None:
-    """The file that names the run's latest step, or None. A link to a step's folder does not count."""
-    return next((run / name for name in _marks() if (run / name).is_file()), None)
+    """The file that names the run's latest step, or None. A link to a step does not count."""
+    marks = (run / name for name in _marks())
+    return next((mark for mark in marks if mark.is_file() and not _is_link_to_step(mark)), None)
 
 
 def marked_number(run: Path) -> int | None:

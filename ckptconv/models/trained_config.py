@@ -28,6 +28,7 @@ _KEYS = (
     *("num_key_value_heads", "rms_norm_eps", "hidden_act", "sliding_window", "layer_types", "no_rope_layers"),
     *("num_experts", "num_experts_per_tok", "norm_topk_prob"),
 )
+_KEPT = "huggingface_config"  # a trainer keeps the Hugging Face config itself (backends/composer.py)
 _ROPE = ("rope_theta", "rope_type", "factor")
 
 
@@ -40,6 +41,10 @@ class Made(NamedTuple):
 
 def made_config(checkpoint: Checkpoint) -> Made | None:
     """Return the config of the model that the trainer describes; None where it does not say enough."""
+    for trainer in checkpoint.trainer:
+        kept = trainer.values.get(_KEPT)
+        if isinstance(kept, dict):
+            return Made(dict(kept), trainer.where)
     make = _maker(checkpoint.naming) if checkpoint.trainer else None
     if make is None:
         return None

@@ -31,7 +31,8 @@ def test_inspect_reads_it_and_finds_the_config(made: Made, variant: str) -> None
     found = inspect(made(variant) / "run")
     assert found.config["architectures"]
     assert found.world_size == int(variant[-1])
-    assert any("how many ranks" in note for note in found.notes)
+    unsure = any("how many ranks" in note for note in found.notes)
+    assert unsure == (variant != "dcp_automodel_w2")  # its optimizer states the whole shapes
 
 
 def test_shards_are_read_and_not_the_model_consolidated_from_them(made: Made) -> None:

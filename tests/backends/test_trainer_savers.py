@@ -1,4 +1,4 @@
-"""Checkpoints that prime-rl's, SkyRL's and ColossalAI's own savers wrote (tests/make/savers.py), bit for bit."""
+"""Checkpoints that prime-rl's, SkyRL's and ColossalAI's own savers wrote (tests/make/savers), bit for bit."""
 
 from __future__ import annotations
 

@@ -55,6 +55,7 @@ TRAINERS = (
         ),
         newest=("last.ckpt", "last-v{version}.ckpt"),
         counters=(("meta.pt", "global_step"), ("meta.pt", "step")),
+        one_file=("*.ckpt",),
         below=("checkpoints", "version_*/checkpoints", "lightning_logs/version_*/checkpoints"),
         not_assets=("lightning_logs", "hparams.yaml"),
     ),
@@ -62,5 +63,16 @@ TRAINERS = (
         name="torchtune", steps=("dist_epoch_{step}", "epoch_{step}")
     ),  # torchtune/training/checkpointing/_checkpointer.py
     Trainer(name="OLMo-core", steps=("step{step}",), not_assets=("train",)),  # olmo_core/train/checkpoint.py
-    Trainer(name="Composer", steps=("ep{epoch}-ba{step}",)),  # composer/callbacks/checkpoint_saver.py
+    Trainer(  # composer/callbacks/checkpoint_saver.py; without sharding, rank 0 writes one file
+        name="Composer",
+        steps=("ep{epoch}-ba{step}", "ep{epoch}-ba{step}-rank{rank}.pt"),
+        marks=("latest-rank0.pt", "latest-rank0.pt.symlink"),
+        one_file=("ep*-ba*-rank*.pt",),
+    ),
+    Trainer(  # xtuner/v1/train/trainer.py, _get_checkpoint_path and exp_dir: WORK_DIR/TIME/checkpoints/
+        name="XTuner",
+        steps=("ckpt-step-{step}", "snapshot-step-{step}"),
+        below=("checkpoints", "20*/checkpoints"),
+        not_assets=("train_state.json", "trainer_config.json", "hf-*", "dataloader", "lr_scheduler"),
+    ),
 )

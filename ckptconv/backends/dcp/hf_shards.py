@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.dcp.homes import assets_of, check_finished, home_of, optimizers_beside
+from ckptconv.backends.dcp.whole_shapes import are_whole
 from ckptconv.backends.huggingface.weight_files import RANK_SHARD
 from ckptconv.backends.runs import Place
 from ckptconv.backends.saved_at import apart
@@ -37,6 +38,7 @@ IS_SHARDED = True
 saved_by = unknown_writer
 _INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 _SHARDED = "sharded"  # the writer's folder for shards that it consolidates afterwards
+_CONSOLIDATED = "consolidated"  # NeMo-Automodel (components/checkpoint/checkpointing.py, save_model)
 _MAP = ".hf_metadata/fqn_to_file_index_mapping.json"  # NeMo-Automodel (components/checkpoint/addons.py)
 
 _Part = tuple[tuple[int, ...], View]
@@ -77,15 +79,18 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
             parts.setdefault(name, []).append(part)
     ranks = len({file.rank for file in files})
     tensors = {name: _whole(name, found, home) for name, found in parts.items()}
-    consolidated = tuple(_check_consolidated(top, tensors)) if top != home else ()
+    copy = top if top != home else home / _CONSOLIDATED
+    consolidated = tuple(_check_consolidated(copy, tensors, home))
+    is_whole = are_whole(home, tensors) or bool(consolidated)
     notes = [*place.notes(), *apart([path_of(file.path) for file in files]), *_unnamed(home, parts)]
-    if not consolidated:
+    if not is_whole:
         notes.append(
             f"{ranks} ranks' shards are here; the files do not say how many ranks saved, so compare with your run"
         )
     return Checkpoint(
         backend=NAME,
-        layout="safetensors shards of ranks (HuggingFaceStorageWriter)",
+        layout="safetensors shards of ranks (HuggingFaceStorageWriter)"
+        + (", saved by NeMo-Automodel" if (home / _MAP).is_file() else ""),
         root=home,
         world_size=ranks,
         files=tuple(files),
@@ -107,8 +112,8 @@ def _own(folder: Path) -> bool:
     return folder.is_dir() and any(RANK_SHARD.match(path.name) for path in folder.glob("shard-*.safetensors"))
 
 
-def _check_consolidated(folder: Path, tensors: dict[str, StoredTensor]) -> Iterator[Skipped]:
-    """Yield torch's consolidated files with their sizes; their headers must have the shards' names and shapes."""
+def _check_consolidated(folder: Path, tensors: dict[str, StoredTensor], home: Path) -> Iterator[Skipped]:
+    """Yield the files that torch or NeMo-Automodel consolidated; their headers must have the shards' names and shapes."""
     nbytes = 0
     for path in sorted(folder.glob("*.safetensors")):
         nbytes += path.stat().st_size
@@ -120,7 +125,7 @@ def _check_consolidated(folder: Path, tensors: dict[str, StoredTensor]) -> Itera
                     where=path,
                     found="no such tensor" if part is None else f"{list(part.view.shape)} in the shards",
                     wanted=str(list(view.shape)),
-                    hint=f"copy the missing shards to {_SHARDED}/, or move away what is of another save",
+                    hint=f"copy the missing shards to {home.name}/, or move away what is of another save",
                 )
     if nbytes:
         yield Skipped("consolidated *.safetensors", nbytes, "made from the shards, which are read")

@@ -3,6 +3,7 @@
 accelerate: STEP/pytorch_model_fsdp_N/ beside STEP/optimizer_N/ (accelerate/utils/fsdp_utils.py, save_fsdp_model);
 NeMo-Automodel: STEP/model/ beside STEP/optim/ (components/checkpoint/checkpointing.py, save_model);
 OLMo-core: stepN/model_and_optim/ beside stepN/config.json (train/checkpoint.py, Checkpointer.save);
+XTuner: ckpt-step-N/weights/, with its exports beside checkpoints/ (xtuner/v1/train/trainer.py, hf-latest is a link);
 NeMo-RL: STEP/policy/weights/ (utils/native_checkpoint.py) or STEP/policy/weights/model/ (models/automodel/checkpoint.py).
 """
 
@@ -13,15 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ckptconv.errors import CkptconvError, Incomplete
+from ckptconv.errors import Incomplete
 from ckptconv.formats.json import read_table
-from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import Skipped, TrainerSettings
 
 _ACCELERATE = "pytorch_model_fsdp_"
 _HOMES = ("", f"{_ACCELERATE}0", "model", "weights", "weights/model", "model_and_optim")
 _OPTIMIZER = re.compile(r"^optim(?:izer)?s?(?:_\d+)?$")
-_ASSETS = ("", "huggingface", "hf", "tokenizer", ".hf_metadata", "hf_assets")
+_ASSETS = ("", "huggingface", "hf", "tokenizer", ".hf_metadata", "hf_assets", "hf-latest")
 _UNFINISHED = (
     ".incomplete"  # NeMo-Automodel's mark on a step while it is written (components/checkpoint/utils.py)
 )
@@ -70,23 +70,6 @@ def experiment_of(home: Path) -> TrainerSettings | None:
     return TrainerSettings(values, str(path)) if (values := _experiment(path)) else None
 
 
-def check_step(home: Path, step: int | None) -> None:
-    """Raise CkptconvError if OLMo-core's trainer state is of another step than the folder's name says."""
-    path = home.parent / "train" / "rank0.pt"  # olmo_core/train/checkpoint.py, Checkpointer.save
-    if step is None or not path.is_file():
-        return
-    root = open_torch_zip(str(path)).root
-    found = root.get("global_step") if isinstance(root, dict) else None
-    if type(found) is int and found != step:
-        raise CkptconvError(
-            "the trainer's state is of another step than its folder's name says",
-            where=path,
-            found=f"global_step {found}",
-            wanted=str(step),
-            hint=f"copy the step's files again, or rename the folder to step{found} if it was renamed",
-        )
-
-
 def _experiment(path: Path) -> dict[str, Any]:
     """Return the content of a config.json that OLMo-core wrote (olmo_core/train/callbacks/config_saver.py); else {}."""
     values = read_table(path)
@@ -105,11 +88,16 @@ def other_models(home: Path) -> Iterator[str]:
 
 def optimizers_beside(home: Path) -> Iterator[Skipped]:
     """Yield the optimizers' folders next to a model's folder, with their sizes. Their files are not read."""
-    if home.name in (Path(name).name for name in _HOMES):
-        for folder in sorted(home.parent.iterdir()):
-            if folder.is_dir() and _OPTIMIZER.match(folder.name):
-                nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                yield Skipped(f"{folder.name}/", nbytes, "optimizer")
+    for folder in optimizer_folders(home):
+        nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        yield Skipped(f"{folder.name}/", nbytes, "optimizer")
+
+
+def optimizer_folders(home: Path) -> list[Path]:
+    """Return the optimizers' folders next to a model's folder."""
+    if home.name not in (Path(name).name for name in _HOMES):
+        return []
+    return [path for path in sorted(home.parent.iterdir()) if path.is_dir() and _OPTIMIZER.match(path.name)]
 
 
 def by_accelerate(home: Path) -> bool:

@@ -155,6 +155,28 @@ def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
         return torch_zip_at(str(file), handle, *info[1:]).root
 
 
+def read_nested(metadata: DcpMetadata, keys: tuple[str, ...], also: Sequence[Path]) -> dict[str, Any]:
+    """Read a dict of plain values, each of which is an entry of its own, as stand-ins.
+
+    Args:
+        metadata: from `read_metadata`.
+        keys: the keys that lead to the dict.
+        also: further folders that hold some of the files.
+
+    Returns:
+        The dict; {} if no entry is below the keys. Empty dicts in it have no entry, and are lost.
+    """
+    found: dict[Any, Any] = {}
+    for name, path in metadata.paths.items():
+        if path[: len(keys)] == keys and len(path) > len(keys):
+            into = found
+            *above, last = path[len(keys) :]
+            for key in above:
+                into = into.setdefault(key, {})
+            into[last] = read_object(metadata, name, also)
+    return found
+
+
 def dtype_of(entry: Any) -> str | None:
     """Return the dtype of a TensorStorageMetadata: the first item of the tuple as which its TensorProperties are pickled."""
     properties = entry.get("properties") if isinstance(entry, Inert) else None

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckptconv.backends import composer
 from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.dcp.homes import (
     assets_of,
-    by_accelerate,
     check_finished,
-    check_step,
     experiment_of,
     home_of,
     optimizers_beside,
     other_models,
 )
-from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
+from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_nested, read_tensors
 from ckptconv.backends.dcp.names import choose_model
+from ckptconv.backends.dcp.writers import check_step, writer_of
 from ckptconv.backends.runs import Place
 from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete, Kind
@@ -62,15 +62,15 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     chosen = choose_model(metadata.paths, {name: metadata.shape(name) for name in metadata.table}, home)
     files = read_tensors(metadata, others, chosen.why_not.get, place.elements)
     experiment = experiment_of(home)
-    if experiment is not None:
-        check_step(home, place.step)
+    check_step(home, place.step)
+    writer = writer_of(home, metadata.paths.values())
+    kept = composer.settings(read_nested(metadata, composer.CONFIG, others), str(home / METADATA))
     beside = tuple(
         f"not read: {name} in the same folder (pass its folder to convert it)" for name in other_models(home)
     )
     return Checkpoint(
         backend=NAME,
-        layout="torch distributed checkpoint (DCP)"
-        + (", saved by accelerate" if by_accelerate(home) else ""),
+        layout="torch distributed checkpoint (DCP)" + (f", saved by {writer}" if writer else ""),
         root=home,
         world_size=files.world_size,
         files=files.files,
@@ -82,7 +82,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         lora=Lora(_lora(home)),
         notes=(*place.notes(), *beside, *chosen.notes, *apart(files.paths, home / METADATA)),
         naming="transformers",
-        trainer=(experiment,) if experiment is not None else (),
+        trainer=(experiment,) if experiment is not None else kept,
     )
 
 

@@ -23,12 +23,13 @@ from ckptconv.backends.huggingface.weight_files import (
     one_file,
     sizes_of,
 )
-from ckptconv.backends.runs import Place
+from ckptconv.backends.registry import is_one_file
+from ckptconv.backends.runs import Place, step_of
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.in_order import in_order
 from ckptconv.formats.json import read_table
 from ckptconv.formats.safetensors import read_header
-from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
+from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor, TrainerSettings
 from ckptconv.tensors.view import View
 
 NAME = "huggingface"
@@ -40,8 +41,8 @@ _TRAINER_STATE = "trainer_state.json"
 
 def is_mine(folder: Path) -> bool:
     """True for a folder that holds a model's weights under the names that transformers, PEFT or accelerate give."""
-    if folder.is_file():  # a step of Lightning's without sharding
-        return folder.suffix == ".ckpt"
+    if folder.is_file():  # a step of Lightning's or Composer's without sharding
+        return is_one_file(folder.name)
     try:
         return choose(folder) is not None
     except CkptconvError:
@@ -93,7 +94,8 @@ def read_file(path: Path, place: Place | None = None) -> Checkpoint:
         CkptconvError: the file is one of a set, or violates its format.
     """
     chosen, folder = one_file(path), path.parent
-    place = place or Place(folder, None, None)
+    own = step_of(path) if is_one_file(path.name) else None
+    place = place or Place(folder, own.number if own else None, None)
     return _assembled(folder, chosen, [_opened(path, folder)], place, notes=tuple(place.notes()))
 
 
@@ -107,6 +109,8 @@ class _Opened:
         tensors: its tensors.
         skipped: what else it holds.
         notes: findings for the user.
+        trainer: what the trainer wrote about the model.
+        writer: the trainer's name, or "".
     """
 
     path: Path
@@ -114,6 +118,8 @@ class _Opened:
     tensors: Mapping[str, View]
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    trainer: tuple[TrainerSettings, ...] = ()
+    writer: str = ""
 
 
 def _assembled(
@@ -152,7 +158,7 @@ def _assembled(
     has_config = (root / CONFIG).is_file()
     return Checkpoint(
         backend=NAME,
-        layout=_layout(chosen, has_config and not chosen.is_state),
+        layout=_layout(chosen, has_config and not chosen.is_state) + _saved_by(opened),
         root=root,
         world_size=len(files),
         files=tuple(files),
@@ -163,6 +169,7 @@ def _assembled(
         skipped=skipped,
         lora=Lora(read_table(root / ADAPTER_CONFIG), True) if chosen.is_adapter else Lora(),
         notes=notes,
+        trainer=tuple(settings for file in opened for settings in file.trainer),
         is_sharded=IS_SHARDED,
         naming="hub" if chosen.is_adapter or (has_config and not chosen.is_state) else "transformers",
     )
@@ -176,7 +183,7 @@ def _opened(path: Path, folder: Path) -> _Opened:
     if path.suffix == ".safetensors":
         return _Opened(path, nbytes, read_header(path)[0])
     found = read_state_dict(path)
-    return _Opened(path, nbytes, found.tensors, found.skipped, found.notes)
+    return _Opened(path, nbytes, found.tensors, found.skipped, found.notes, found.trainer, found.writer)
 
 
 def _config_above(root: Path, chosen: Chosen) -> Path | None:
@@ -192,6 +199,11 @@ def _layout(chosen: Chosen, has_config: bool) -> str:
     if not has_config:
         return f"whole state dict, {'safetensors' if safe else 'torch.save'}"
     return "Hugging Face model folder" if safe else "Hugging Face model folder, torch.save files"
+
+
+def _saved_by(opened: Sequence[_Opened]) -> str:
+    """The trainer's name, for the format in words."""
+    return next((f", saved by {file.writer}" for file in opened if file.writer), "")
 
 
 def _unfinished(place: Place) -> tuple[str, ...]:

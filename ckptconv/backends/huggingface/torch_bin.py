@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptconv.backends import composer
 from ckptconv.errors import CkptconvError, Kind, brief, listed
 from ckptconv.formats.bounds import check_name
 from ckptconv.formats.inert import Inert
 from ckptconv.formats.stand_ins import Storage, TensorRecord, WrapperRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zip
-from ckptconv.tensors.checkpoint import Skipped
+from ckptconv.tensors.checkpoint import Skipped, TrainerSettings
 from ckptconv.tensors.view import View
 
 # The keys under which trainers store a model's state dict in a file that holds more.
-_KEYS = ("state_dict", "model", "module", "model_state_dict", "model_state")
+_KEYS = ("state_dict", "model", "module", "model_state_dict", "model_state", "state")
 _DEEPEST = 3  # dicts in dicts that are searched
 
 
@@ -32,11 +33,15 @@ class StateDict:
         tensors: the tensors by name.
         skipped: what else the file holds.
         notes: findings for the user.
+        trainer: what the trainer wrote about the model.
+        writer: the trainer's name, or "".
     """
 
     tensors: dict[str, View]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    trainer: tuple[TrainerSettings, ...] = ()
+    writer: str = ""
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -68,7 +73,9 @@ def read_state_dict(path: Path) -> StateDict:
     unread = [brief(name) for name in (*rest, *others)]
     if unread:
         notes.append(f"{path.name} has other entries that are not read: {listed(unread, 8)}")
-    return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(notes))
+    kept = composer.settings(composer.config_in(file.root), str(path))
+    writer = "Composer" if kept else ""
+    return StateDict(tensors, tuple(_skipped(file, used, path.name)), tuple(notes), kept, writer)
 
 
 def _find(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptconv.backends.registry import is_one_file
 from ckptconv.errors import CkptconvError, Incomplete, Kind, listed
 from ckptconv.formats.bounds import check_name, check_ranks, is_file_name
 from ckptconv.formats.json import read_table
@@ -154,7 +155,7 @@ def one_file(path: Path) -> Chosen:
             hint="name the checkpoint's folder",
             kind=Kind.NOT_A_CHECKPOINT,
         )
-    return Chosen((path.name,), is_state=path.name in _FULL or path.suffix == ".ckpt")
+    return Chosen((path.name,), is_state=path.name in _FULL or is_one_file(path.name))
 
 
 def _one(folder: Path, name: str, names: Collection[str]) -> Chosen:

@@ -128,7 +128,8 @@ def open_side(
     """
     checkpoint = open_checkpoint(source)
     folder = beside.config if beside.config is not None else checkpoint.assets
-    if not checkpoint.is_sharded and (folder is None or _is_safetensors(checkpoint)):
+    is_described = folder is not None or bool(checkpoint.trainer)
+    if not checkpoint.is_sharded and (not is_described or _is_safetensors(checkpoint)):
         found = assets.read_config(folder) if folder is not None else None
         tensors = {name: _as_it_is(name, tensor.view) for name, tensor in checkpoint.tensors.items()}
         adapter = checkpoint.lora.settings

@@ -1,13 +1,19 @@
-r"""Checkpoints that other trainers' own savers write on CPUs over gloo: prime-rl, SkyRL and ColossalAI.
+r"""Checkpoints that other trainers' own savers write on CPUs over gloo.
 
-    CHECKOUT=DIR python -m torch.distributed.run --standalone --nproc-per-node 2 tests/make/savers.py CASE OUT
+    cd EMPTY && CHECKOUT=DIR python -m torch.distributed.run --standalone --nproc-per-node N tests/make/savers/make.py CASE .
 
-    prime_rl      PrimeIntellect-ai/prime-rl at 559b44772: CheckpointManager.save
-    skyrl         NovaSky-AI/SkyRL at a9564572e: FSDPStrategy.save_checkpoint
-    colossalai    colossalai 0.5.0 from PyPI: Booster.save_model(shard=True)
+    prime_rl          PrimeIntellect-ai/prime-rl at 559b44772: CheckpointManager.save
+    skyrl             NovaSky-AI/SkyRL at a9564572e: FSDPStrategy.save_checkpoint
+    colossalai        colossalai 0.5.0 from PyPI: Booster.save_model(shard=True)
+    composer_sharded, composer_full, composer_plain    mosaicml 0.32.1 from PyPI (write_composer.py)
+    areal             inclusionAI/AReaL at 4aef98d8d (write_areal.py)
+    xtuner_dense, xtuner_moe_EP_ETP                    InternLM/xtuner at b934f4620 (write_xtuner.py)
+    verl_automodel, verl_torchtitan                    verl-project/verl at 1dda039b9 (write_verl.py)
+    torchtune_hf      torchtune 0.6.1 from PyPI, N = 1 (write_torchtune.py)
 
-CHECKOUT is the trainer's repository. Packages that only its other parts use are replaced by empty modules. The model is a
-tiny Qwen3 after one step of AdamW; OUT/run is the trainer's folder, OUT/truth.safetensors what the runtime held.
+CHECKOUT is the trainer's repository. Packages that only its other parts use are replaced by empty modules (MISSING). The
+model is a tiny Qwen3 or Llama, or one of the trainer's own; ./run is the trainer's folder, ./truth.safetensors what the
+runtime held.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import os
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import MagicMock
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -33,7 +39,32 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 STEP = 7
-MISSING = {"pydantic_config", "dion", "wandb", "loguru", "skyrl_gym", "flash_attn", "jaxtyping"}
+MISSING = {
+    "pydantic_config",
+    "dion",
+    "wandb",
+    "loguru",
+    "skyrl_gym",
+    "flash_attn",
+    "jaxtyping",
+    "torchvision",
+    "ray",
+}
+MISSING |= {
+    "lark",
+    "aiofiles",
+    "werkzeug",
+    "orjson",
+    "tenacity",
+    "httpx",
+    "openai",
+    "numba",
+    "uvloop",
+    "flask",
+    "hydra",
+    "codetiming",
+    "tensordict",
+}
 
 
 class Empty:
@@ -52,21 +83,21 @@ class Empty:
         pass
 
 
-def tiny() -> Any:
-    """Qwen3 with dims that differ and do not divide by the ranks; values that count up."""
-    config = transformers.Qwen3Config(
+def tiny(kind: str = "Qwen3") -> Any:
+    """Qwen3 or Llama with dims that differ and do not divide by the ranks; values that count up."""
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=131,
-        hidden_size=23,
+        hidden_size=23 if kind == "Qwen3" else 36,
         intermediate_size=37,
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
-        head_dim=10,
+        head_dim=10 if kind == "Qwen3" else 6,
         max_position_embeddings=64,
         tie_word_embeddings=False,
-        architectures=["Qwen3ForCausalLM"],
+        architectures=[f"{kind}ForCausalLM"],
     )
-    model, at = transformers.Qwen3ForCausalLM(config), 0
+    model, at = getattr(transformers, f"{kind}ForCausalLM")(config), 0
     with torch.no_grad():
         for param in model.parameters():
             steps = torch.arange(at, at + param.numel()) * 37 % 251
@@ -144,27 +175,72 @@ def colossalai(run: Path) -> Any:
     return model
 
 
+def with_model(case: str, run: Path) -> Any:
+    """The cases in which a saver gets a model of transformers; returns the model, whose state dict is the truth."""
+    if case.startswith("composer_"):
+        from write_composer import composer
+
+        return composer(run, tiny(), case.removeprefix("composer_"))
+    if case == "torchtune_hf":
+        from write_torchtune import torchtune_hf
+
+        return torchtune_hf(run, tiny("Llama"))
+    sys.path.insert(0, os.environ["CHECKOUT"])
+    model = sharded(tiny())
+    optimizer = stepped(model)
+    if case == "areal":
+        from write_areal import areal
+
+        areal(run, model, optimizer)
+    else:
+        from write_verl import automodel
+
+        automodel(run, model, optimizer, STEP)
+    return model
+
+
+def finish(case: str, out: Path) -> NoReturn:
+    """Write the versions, and leave at once: some trainers' threads and groups do not end."""
+    if dist.get_rank() == 0:
+        world = dist.get_world_size()
+        about = {
+            "case": case,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "world": world,
+        }
+        (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    dist.barrier()
+    os._exit(0)
+
+
 def main() -> None:
     case, out = sys.argv[1], Path(sys.argv[2])
     sys.meta_path.append(Empty())  # type: ignore[arg-type]
     dist.init_process_group("gloo")
     (out / "run").mkdir(parents=True, exist_ok=True)
-    model = {"prime_rl": prime_rl, "skyrl": skyrl, "colossalai": colossalai}[case](out / "run")
+    cases = {"prime_rl": prime_rl, "skyrl": skyrl, "colossalai": colossalai}
+    if case.startswith("xtuner_"):
+        sys.path.insert(0, os.environ["CHECKOUT"])
+        from write_xtuner import xtuner
+
+        kind, *cut = case.removeprefix("xtuner_").split("_")
+        xtuner(out / "run", kind, *map(int, cut))
+        finish(case, out)
+    if case == "verl_torchtitan":
+        sys.path.insert(0, os.environ["CHECKOUT"])
+        from write_verl import torchtitan
+
+        torchtitan(out / "run")
+        finish(case, out)
+    model = cases[case](out / "run") if case in cases else with_model(case, out / "run")
     full = {
         name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().clone().contiguous()
         for name, value in model.state_dict().items()
     }
     if dist.get_rank() == 0:
         save_file(full, out / "truth.safetensors")
-        about = {
-            "case": case,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "world": 2,
-        }
-        (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
-    dist.barrier()
-    os._exit(0)
+    finish(case, out)
 
 
 if __name__ == "__main__":
