@@ -90,7 +90,7 @@ def test_a_file_system_that_wants_it_otherwise_gets_it_through_the_cache(
 ) -> None:
     """EINVAL at once, or after a part of a block."""
     real = os.pwrite
-    opened = OutputFile.__init__
+    opened = output_file._open_direct
 
     def picky(handle: int, view: memoryview, offset: int) -> int:
         if handle in direct:
@@ -101,13 +101,14 @@ def test_a_file_system_that_wants_it_otherwise_gets_it_through_the_cache(
 
     direct: set[int] = set()
 
-    def open_both(self: OutputFile, path: Path, header: bytes, nbytes: int) -> None:
-        opened(self, path, header, nbytes)
-        if self._direct is None:  # a file system without it: an ordinary handle in its place
-            self._direct = os.open(path, os.O_WRONLY)
-        direct.add(self._direct)
+    def open_direct(path: Path) -> int:
+        handle = opened(path)
+        if handle is None:  # a file system without it: an ordinary handle in its place
+            handle = os.open(path, os.O_WRONLY)
+        direct.add(handle)
+        return handle
 
-    monkeypatch.setattr(OutputFile, "__init__", open_both)
+    monkeypatch.setattr(output_file, "_open_direct", open_direct)
     monkeypatch.setattr(os, "pwrite", picky)
     write(tmp_path / "file", data)
     monkeypatch.undo()
