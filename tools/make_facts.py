@@ -52,7 +52,20 @@ def generate() -> dict[str, Any]:
         "classes": classes,
         "tasks": dict(sorted(tasks.items())),
         "tied_by_default": _tied_by_default(),
+        "tied_by_top_level": _tied_by_top_level(),
         "model_types": sorted(CONFIG_MAPPING_NAMES),
+        "layer_kinds": _layer_kinds(),
+    }
+
+
+def _layer_kinds() -> dict[str, Any]:
+    """The kinds of layers that every config may list, and the former names that transformers replaces."""
+    from transformers import configuration_utils
+
+    return {
+        "layer_types": list(configuration_utils.ALLOWED_ATTN_LAYER_TYPES),
+        "mlp_layer_types": list(configuration_utils.ALLOWED_MLP_LAYER_TYPES),
+        "former": dict(configuration_utils._LEGACY_LAYER_TYPE_REMAP),
     }
 
 
@@ -102,6 +115,34 @@ def _tied_by_default() -> list[str]:
         if getattr(config, "tie_word_embeddings", False):
             found.append(model_type)
     return sorted(found)
+
+
+def _tied_by_top_level() -> list[str]:
+    """Classes around a language model whose head is tied by the top level's tie_word_embeddings, whatever is inside."""
+    import torch
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    from tools.make_table import _CONFIG_ARGUMENTS
+
+    found = []
+    for task in ("image_text", "multimodal"):
+        for name in getattr(modeling_auto, _TASKS[task]).values():
+            try:
+                cls = getattr(transformers, name)
+                config = cls.config_class(**_CONFIG_ARGUMENTS.get(cls.config_class.__name__, {})).to_dict()
+                tied = []
+                for outer in (False, True):
+                    config["tie_word_embeddings"] = outer
+                    config["text_config"]["tie_word_embeddings"] = not outer
+                    with torch.device("meta"):
+                        model = cls._from_config(cls.config_class.from_dict(config))
+                    tied.append(any("head" in key for key in model.all_tied_weights_keys or ()))
+            except Exception:  # a class without a text_config, or whose default config is not a model
+                continue
+            if tied == [False, True]:
+                found.append(name)
+    return sorted(set(found))
 
 
 def _modeling_modules() -> list[str]:

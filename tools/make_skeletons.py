@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parents[1] / "ckptconv/models/skeletons.zip"
-_SECONDS = 150  # for one class; a config class with hundreds of keys takes longest
+_SECONDS = 600  # for one class; a config class with hundreds of keys takes longest
 _NAMED_BY_CONFIG = ("xmod",)  # names with the languages that the config lists
 _WHOLE = re.compile(
     r"(Model|For[A-Z]\w+|LMHeadModel|WithLMHead|DoubleHeadsModel)$"
@@ -37,41 +37,44 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--no-builds", action="store_true", help="use the builds that the cache has")
+    parser.add_argument("--only", nargs="+", metavar="PACKAGE", help="keep the others' part of the archive")
     arguments = parser.parse_args()
     cache = arguments.cache or Path(tempfile.mkdtemp())
+    only = frozenset(arguments.only or ())
     steps = (derive,) if arguments.no_builds else (build, derive)
     for step in steps:
         with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-            pool.starmap(step, [(job, arguments.jobs, cache) for job in range(arguments.jobs)])
-    pack(cache)
+            pool.starmap(step, [(job, arguments.jobs, cache, only) for job in range(arguments.jobs)])
+    pack(cache, only)
 
 
-def build(job: int, jobs: int, cache: Path) -> None:
+def build(job: int, jobs: int, cache: Path, only: frozenset[str]) -> None:
     """Build the classes of one job. Classes with one config class are in one job: keys without effect are tried once."""
     import zlib
 
-    import make_table
     from skeletons.builds import Builder, aliases
 
     _quiet()
     cache.mkdir(exist_ok=True, parents=True)
     listed = _in_auto_maps()
-    for cls in sorted(make_table._model_classes(), key=_rank):
-        name, config_class = cls.__name__, cls.config_class.__name__
+    for name, (package, cls, made_from) in sorted(_classes().items(), key=_rank):
+        config_class = made_from.__name__
         kept, keys = cache / f"{name}.pkl", cache / f"_eff_{config_class}.pkl"
-        if zlib.crc32(config_class.encode()) % jobs != job or not (name in listed or _WHOLE.search(name)):
+        if zlib.crc32(config_class.encode()) % jobs != job or (only and package not in only):
+            continue
+        if not (cls.__name__ in listed or _WHOLE.search(name)):
             continue
         if kept.exists():
             builds = pickle.loads(kept.read_bytes())[2]
             if builds[0].config["transformers_version"] == version("transformers"):
                 continue
-            if Builder(cls).is_still(builds[0]):
+            if Builder(cls, made_from).is_still(builds[0]):
                 continue
             print(f"{name}: another model than in {builds[0].config['transformers_version']}", flush=True)
             kept.with_suffix(".json").unlink(missing_ok=True)
             keys.unlink(missing_ok=True)
         known = pickle.loads(keys.read_bytes()) if keys.exists() else None
-        builder = Builder(cls)
+        builder = Builder(cls, made_from)
         signal.signal(signal.SIGALRM, _too_long)
         signal.alarm(_SECONDS)
         try:
@@ -87,13 +90,13 @@ def build(job: int, jobs: int, cache: Path) -> None:
         if known is None:
             keys.write_bytes(pickle.dumps(effective))
         ignored = list(getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ())
-        package, prefix = cls.__module__.split(".")[2], getattr(cls, "base_model_prefix", "") or ""
+        prefix = getattr(cls, "base_model_prefix", "") or ""
         kept.write_bytes(
             pickle.dumps((package, name, builder.builds, builder.optional, found, ignored, prefix))
         )
 
 
-def derive(job: int, jobs: int, cache: Path) -> None:
+def derive(job: int, jobs: int, cache: Path, only: frozenset[str]) -> None:
     """Skeletons from the builds of one job's classes, each in a file of its own; what is there already stays."""
     import zlib
 
@@ -103,17 +106,19 @@ def derive(job: int, jobs: int, cache: Path) -> None:
 
     _quiet()
     gc.disable()  # builds are many small tuples without circles
-    classes = {cls.__name__: cls for cls in make_table._model_classes()}
+    classes = _classes()
     for file in sorted(cache.glob("[!_]*.pkl")):
         made = file.with_suffix(".json")
         if zlib.crc32(file.name.encode()) % jobs != job or made.exists():
             continue
         package, name, builds, optional, aliases, ignored, prefix = pickle.loads(file.read_bytes())
-        config_class = classes[name].config_class
+        if only and package not in only:
+            continue
+        config_class = classes[name][2]
         arguments = make_table._CONFIG_ARGUMENTS.get(config_class.__name__, {})
         defaults = _plain(config_class(**arguments).to_dict())
         try:
-            record = skeleton(builds, optional, ignored, prefix, defaults)
+            record = skeleton(builds, optional, ignored, prefix, defaults, package)
         except (RuntimeError, KeyError, IndexError) as error:  # names that no pattern covers
             print(f"{name}: {error!r}", file=sys.stderr, flush=True)
             continue
@@ -121,20 +126,30 @@ def derive(job: int, jobs: int, cache: Path) -> None:
         made.write_text(json.dumps({"package": package, "record": record}))
 
 
-def pack(cache: Path) -> None:
-    """The archive, with one member per package."""
+def pack(cache: Path, only: frozenset[str] = frozenset()) -> None:
+    """The archive, with one member per package; those of other packages than `only` stay as they are."""
     packages: dict[str, dict[str, Any]] = defaultdict(dict)
     for file in sorted(cache.glob("[!_]*.json")):
         made = json.loads(file.read_text())
         if made["package"] in _NAMED_BY_CONFIG:
             continue
-        packages[made["package"]][file.stem] = made["record"]
+        if not only or made["package"] in only:
+            packages[made["package"]][file.stem] = made["record"]
+    kept = _kept(only) if only else {}
     with zipfile.ZipFile(OUT, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        listed = {name: package for package in sorted(packages) for name in sorted(packages[package])}
+        parts = kept | {package: _shared(records) for package, records in packages.items()}
+        listed = {name: package for package in sorted(parts) for name in sorted(parts[package]["classes"])}
         _write(archive, "classes.json", {"transformers": version("transformers"), "classes": listed})
-        for package, records in sorted(packages.items()):
-            _write(archive, f"{package}.json", _shared(records))
+        for package, data in sorted(parts.items()):
+            _write(archive, f"{package}.json", data)
     print(f"{OUT.name}: {len(listed):,} classes, {OUT.stat().st_size:,} bytes")
+
+
+def _kept(only: frozenset[str]) -> dict[str, Any]:
+    """The data of the packages in the archive that are not made anew."""
+    with zipfile.ZipFile(OUT) as archive:
+        names = [name.removesuffix(".json") for name in archive.namelist() if name != "classes.json"]
+        return {name: json.loads(archive.read(f"{name}.json")) for name in names if name not in only}
 
 
 def _shared(records: dict[str, Any]) -> dict[str, Any]:
@@ -162,9 +177,35 @@ def _write(archive: zipfile.ZipFile, name: str, data: Any) -> None:
     archive.writestr(info, json.dumps(data, separators=(",", ":"), sort_keys=True), compresslevel=9)
 
 
-def _rank(cls: Any) -> tuple[int, str]:
+def _classes() -> dict[str, tuple[str, Any, Any]]:
+    """The name of each class -> its package, the class, and its config's class; "type:Class" for a borrowed class."""
+    import make_table
+    import transformers
+    from skeletons.shown import BORROWED
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        MODEL_MAPPING_NAMES,
+    )
+
+    found = {
+        cls.__name__: (cls.__module__.split(".")[2], cls, cls.config_class)
+        for cls in make_table._model_classes()
+    }
+    for kind in BORROWED:
+        for names in (
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
+        ):  # fmt: skip
+            if kind in names:
+                cls = getattr(transformers, names[kind])
+                found[f"{kind}:{cls.__name__}"] = (kind, cls, CONFIG_MAPPING[kind])
+    return found
+
+
+def _rank(named: tuple[str, Any]) -> tuple[int, str]:
     """Whole models with a head first: their keys are those of the others. Then bare models, then other heads."""
-    name = cls.__name__
+    name = named[0]
     heads = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
     classifiers = ("ForSequenceClassification", "ForTokenClassification")
     order = (heads, ("Model",), classifiers)

@@ -27,6 +27,31 @@ def tied_names(architecture: str) -> dict[str, str]:
     return dict(_class(architecture).get("tied", ()))
 
 
+def layer_kinds(key: str) -> list[str]:
+    """The kinds of layers that transformers accepts in `layer_types` or `mlp_layer_types`, under its names of today."""
+    kinds: list[str] = _facts()["layer_kinds"][key]
+    return kinds
+
+
+def knows_layer_kind(key: str, kind: str) -> bool:
+    """Whether transformers, the shipped facts' version or the installed one, accepts a kind of layer under a key."""
+    from ckptconv.models import installed  # imports transformers if it has to
+
+    return kind_today(kind) in layer_kinds(key) or kind in installed.layer_kinds(
+        key, _facts()["transformers"]
+    )
+
+
+def is_tied_by_the_top_level(architecture: str) -> bool:
+    """Whether a class with a language model inside ties its head by the top level's tie_word_embeddings alone."""
+    return architecture in _facts()["tied_by_top_level"]
+
+
+def kind_today(kind: Any) -> Any:
+    """The name by which transformers calls a kind of layer today: "mamba" became "linear_attention"."""
+    return _facts()["layer_kinds"]["former"].get(kind, kind) if isinstance(kind, str) else kind
+
+
 def says_tied(config: dict[str, Any]) -> bool:
     """Whether the model's embeddings are tied: tie_word_embeddings, or the class's default if the config omits it."""
     for part in parts_of(config):

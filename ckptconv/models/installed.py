@@ -57,6 +57,22 @@ def mapping_of(config: Config) -> Mapping | None:
     return _mapping(str(config.get("model_type")), name, json.dumps(config, sort_keys=True, default=str))
 
 
+def layer_kinds(key: str, known: str) -> list[str]:
+    """The kinds of layers that the installed transformers accepts in `layer_types` or `mlp_layer_types`.
+
+    Args:
+        key: one of the two.
+        known: a version of transformers whose kinds the caller knows; [] if it is the installed one.
+    """
+    if installed_version() in (None, known):
+        return []
+    from transformers import configuration_utils
+
+    name = "ALLOWED_MLP_LAYER_TYPES" if key == "mlp_layer_types" else "ALLOWED_ATTN_LAYER_TYPES"
+    every = getattr(configuration_utils, "ALLOWED_LAYER_TYPES", ())  # older versions have one list
+    return list(getattr(configuration_utils, name, every))
+
+
 def lists(kind: str) -> bool:
     """Whether the installed transformers lists a model type; read from its sources, since an import takes seconds."""
     found = find_spec("transformers")

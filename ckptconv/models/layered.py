@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind, listed
-from ckptconv.models.skeleton import Member, Skeleton, Values, skeleton_of
+from ckptconv.models.skeleton import Member, Skeleton, skeleton_of
+from ckptconv.models.values import Values
 from ckptconv.tensors.view import Shape
 
 NAMING = "pipeline"

@@ -8,26 +8,21 @@ on which key. The archive has one file per model package, so that a class is rea
 from __future__ import annotations
 
 import json
+import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from ckptconv.models import facts
-from ckptconv.models.nested import text_of
 
 _DATA = Path(__file__).with_name("skeletons.zip")
 _LISTED = "classes.json"
+_EXPERT = re.compile(r"(?<=\.)expert_(?=\d+\.)")
 Numbers = tuple[int, ...]  # the numbers in a name, in order
-
-# Model types whose tensors the skeleton of their class does not describe: two use another type's class under Hub names of
-# their own, and MiniMax-M3's was built without dense layers. Of the others the sparse layers, the layers of a decoder of
-# another depth, or a size that a list of the config states do not follow the rule that their small builds showed.
-_OTHER_FORMS = (
-    "exaone", "longt5", "minimax_m3_vl", "nllb-moe", "rf_detr", "sapiens2", "sarvam_moe", "switch_transformers", "umt5",
-)  # fmt: skip
+KeyPath = tuple[str, ...]  # a key of config.json, with the parts that lead to it
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,10 @@ class Member:
     Args:
         pattern: the pattern; one that ends in `.**` stands for a whole stack.
         kind: "tied" if a tied model omits it, "optional" if transformers does not need it, else "".
-        dims: an expression over the config for each dim; None for a dim that is not certain.
+        dims: an expression over the config for each dim; None for a dim that is not certain. An expression is a list of
+            [factor, features, divisors], whose products are added; a feature is ["v", path] for a number, "len", "sum"
+            or "last" of a list, "item" for the element of a list at the layer's number, and "layer" for a number that
+            the layer's own per_layer_config may replace. {"cases": [[condition, expression], ...]} is the first that holds.
     """
 
     pattern: str
@@ -51,8 +49,12 @@ class Group:
 
     Args:
         stack: the index of their stack.
-        when: "always", "sometimes", ["if", key], ["list", key, {value: present}] for a list with a value per layer,
-            ["in", key, present] for a list of layers, or ["from", key, present] for the layers from a number on.
+        when: "always", "sometimes", ["may", condition, condition] for where they must be and where they may be, or a
+            condition: ["if", key], ["stated", key], ["text", key, start of its value], ["list", key, {value: present}]
+            for a list with a value per layer, ["in", key, present] for a list of layers, ["from", key, present] for the
+            layers from a number on, ["before", expression], ["step", key, rest] for each layer that leaves this rest
+            when it is divided by the key, ["at", place, number] for one number of the name, ["outer", condition] for the
+            module around it, and "not", "all" and "any".
         members: the members.
     """
 
@@ -97,8 +99,8 @@ class Skeleton:
     stacks: tuple[Stack, ...]
     groups: tuple[Group, ...]
     slots: tuple[tuple[int, ...], ...]
-    keys: Mapping[tuple[str, ...], tuple[Any, Any, bool]]
-    aliases: Mapping[tuple[str, ...], tuple[str, ...]]
+    keys: Mapping[KeyPath, tuple[Any, Any, bool]]
+    aliases: Mapping[KeyPath, tuple[str, ...]]
 
     @cached_property
     def by_star(self) -> dict[str, list[tuple[Member, tuple[int | None, ...]]]]:
@@ -115,27 +117,27 @@ class Skeleton:
         return found
 
 
-def _is_another_gemma4(config: Mapping[str, Any]) -> bool:
-    """Return whether a Gemma 4 shares keys between layers, has experts, or lacks per-layer embeddings."""
-    if not str(config.get("model_type")).startswith("gemma4"):
-        return False
-    text = text_of(config)
-    plain = text.get("hidden_size_per_layer_input", True) and not text.get("num_kv_shared_layers")
-    return bool(not plain or text.get("enable_moe_block"))
+def numbers_apart(name: str) -> str:
+    """The name with the numbers of `experts.expert_3` between dots, as skeletons have them: `experts.expert_.3`."""
+    return _EXPERT.sub("expert_.", name) if "expert_" in name else name
+
+
+def numbers_joined(name: str) -> str:
+    """The reverse of `numbers_apart`."""
+    return name.replace(".expert_.", ".expert_")
 
 
 def skeleton_of(config: Mapping[str, Any]) -> Skeleton | None:
     """The skeleton of the class that a config names; None if it is not a class of transformers."""
-    if config.get("model_type") in _OTHER_FORMS or _is_another_gemma4(config):
-        return None
     named = facts.named_architectures(config)
     name = named[0] if named else facts.default_architecture(dict(config))
-    return load(name) if name else None
+    borrowed = f"{config.get('model_type')}:{name}"  # another type's class under this type's config and names
+    return load(borrowed if package_of(borrowed) else name) if name else None
 
 
 @lru_cache(maxsize=4)
 def load(architecture: str) -> Skeleton | None:
-    """The skeleton of the class of this name; None if there is none."""
+    """The skeleton of the class of this name, or of "type:Class" for a class that another type borrows; None."""
     package = package_of(architecture)
     if package is None or not _DATA.is_file():
         return None
@@ -167,7 +169,7 @@ def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
     """The skeleton of one class, from the data of its package."""
     record = data["classes"][architecture]
     exprs = data["exprs"]
-    aliases: dict[tuple[str, ...], tuple[str, ...]] = {}
+    aliases: dict[KeyPath, tuple[str, ...]] = {}
     for path, other in record["aliases"]:
         aliases[tuple(path)] = (*aliases.get(tuple(path), ()), other)
 
@@ -175,7 +177,7 @@ def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
         return exprs[index] if index >= 0 else None
 
     return Skeleton(
-        architecture,
+        architecture.rpartition(":")[2],
         record["prefix"],
         tuple(record["ignored"]),
         tuple(Stack(context, expression(count), form) for context, count, form in record["stacks"]),
@@ -190,104 +192,3 @@ def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
         },
         aliases,
     )
-
-
-class Values:
-    """The values of a skeleton's keys in a config.json, including defaults and derived values.
-
-    Args:
-        skeleton: the class.
-        config: the parsed config.json.
-    """
-
-    def __init__(self, skeleton: Skeleton, config: Mapping[str, Any]) -> None:
-        self._skeleton, self._config = skeleton, config
-
-    def of(self, path: tuple[str, ...], depth: int = 0, *, stated: bool = False) -> Any:
-        """The value of a key; None if it is not certain.
-
-        Args:
-            path: the key, with the parts of the config that lead to it.
-            depth: the number of derived values that were computed to get here, which is bounded.
-            stated: ignore the class's default.
-        """
-        default, derived, follows = self._skeleton.keys.get(path, (None, None, True))
-        names = (path[-1], *self._skeleton.aliases.get(path, ()))
-        for part in self._parts(path[:-1]):
-            for name in names:
-                if part.get(name) is not None:
-                    return part[name]
-        if follows:
-            return self.number(derived, depth + 1) if derived and depth < 3 else None
-        return None if stated else default
-
-    def stated(self, path: tuple[str, ...]) -> dict[str, Any]:
-        """Each name under which the config states a key -> its value there, without null."""
-        names = (path[-1], *self._skeleton.aliases.get(path, ()))
-        return {
-            name: part[name]
-            for part in self._parts(path[:-1])
-            for name in names
-            if part.get(name) is not None
-        }
-
-    def switched(self, path: tuple[str, ...]) -> bool | None:
-        """Whether a key is on: true, or a number other than 0. null is off. None if it is not certain."""
-        names = (path[-1], *self._skeleton.aliases.get(path, ()))
-        held = [part[name] for part in self._parts(path[:-1]) for name in names if name in part]
-        value = held[0] if held else self.of(path)
-        if held and value is None:
-            return False
-        return bool(value) if isinstance(value, bool | int) else None
-
-    def _parts(self, path: Iterable[str]) -> list[Mapping[str, Any]]:
-        """The part of the config that a path leads to, or []. Older configs have the text model's keys at the top level."""
-        part: Any = self._config
-        for key in path:
-            inner = part.get(key)
-            if isinstance(inner, dict):
-                part = inner
-            elif key != "text_config":
-                return []
-        return [part]
-
-    def number(self, expression: Any, depth: int = 0) -> int | None:
-        """The value of an expression, which is a sum of products of keys; None if a key is not a number."""
-        total = 0
-        if expression is None:
-            return None
-        for factor, tops, bottoms in expression:
-            part: Any = factor
-            for kind, path in tops:
-                value = self._feature(kind, tuple(path), depth)
-                if value is None:
-                    return None
-                part *= value
-            for kind, path in bottoms:
-                value = self._feature(kind, tuple(path), depth)
-                if not value:
-                    return None
-                part //= value
-            total += part
-        return int(total)
-
-    def _feature(self, kind: str, path: tuple[str, ...], depth: int) -> int | float | None:
-        value = self.of(path, depth, stated=True)
-        if kind == "v":
-            return value if type(value) in (int, float) and abs(value) < 1 << 63 else None  # not inf, not NaN
-        if not isinstance(value, list | dict):
-            return None
-        if kind == "len":
-            return len(value)
-        if not isinstance(value, list) or not value or not all(type(v) is int for v in value):
-            return None
-        return sum(value) if kind == "sum" else value[-1]
-
-    def text(self, expression: Any) -> str:
-        """An expression as text for the user, in the config's names."""
-        parts = []
-        for factor, tops, bottoms in expression:
-            names = [path[-1] if kind == "v" else f"{kind} of {path[-1]}" for kind, path in tops]
-            product = " × ".join(([str(factor)] if factor != 1 or not names else []) + names)
-            parts.append(product + "".join(f" / {path[-1]}" for _, path in bottoms))
-        return " + ".join(parts)

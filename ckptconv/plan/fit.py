@@ -13,8 +13,10 @@ from ckptconv.models import deepspeed_moe, facts, hub_names, module_names, mtp, 
 from ckptconv.models.config import check_fit
 from ckptconv.models.nested import other_inside
 from ckptconv.models.quantised_names import is_quantisers, other_blocks, plainly
-from ckptconv.models.skeleton import Member, Numbers, Skeleton, Values, skeleton_of
+from ckptconv.models.skeleton import Member, Numbers, Skeleton, numbers_apart, skeleton_of
+from ckptconv.models.values import Values, differs_by_layer
 from ckptconv.plan.misfit import Misfit, refusal, shown
+from ckptconv.plan.runnable import require_runnable
 from ckptconv.plan.stated import require_consistent
 from ckptconv.plan.whole import Whole
 from ckptconv.tensors.view import Shape, stored
@@ -76,6 +78,8 @@ def examined(
         )
     if not misfit:
         require_consistent(skeleton, config, where, notes)
+        if not _has_own_code(config, skeleton.architecture):
+            require_runnable(skeleton, config, shapes, where, notes)
         return misfit
     if inside := other_inside(config):
         check_fit(config, shapes, where)
@@ -230,8 +234,9 @@ def _compared(
     for name, shape in shapes.items():
         if mtp_layers.search(name):
             continue
-        numbers = tuple(map(int, _NUMBER.findall(name)))
-        member = _member(skeleton, _NUMBER.sub("*", name), numbers)
+        parted = numbers_apart(name)
+        numbers = tuple(map(int, _NUMBER.findall(parted)))
+        member = _member(skeleton, _NUMBER.sub("*", parted), numbers)
         if member is None:
             if not (_BESIDE.search(name) or ignored.search(name)):
                 found.foreign.append(name)
@@ -240,9 +245,12 @@ def _compared(
         present.setdefault(pattern, set()).add(member[1])
         if sized is not None and name not in sized:
             continue
-        if pattern not in sizes:
-            sizes[pattern] = tuple(values.number(each) for each in member[0].dims)
-        _compare_dims(name, shape, member[0], sizes[pattern], values, found)
+        wanted = sizes.get(pattern)
+        if wanted is None:
+            wanted = tuple(values.number(each, member[1]) for each in member[0].dims)
+            if not any(map(differs_by_layer, member[0].dims)):
+                sizes[pattern] = wanted
+        _compare_dims(name, shape, member, wanted, values, found)
     Whole(skeleton, values, present, _may_be_tied(config), found, "score.weight" in shapes).check()
     return found
 
@@ -262,13 +270,21 @@ def _member(skeleton: Skeleton, star: str, numbers: Numbers) -> tuple[Member, Nu
 
 
 def _compare_dims(
-    name: str, shape: Shape, member: Member, wanted: tuple[int | None, ...], values: Values, found: Misfit
+    name: str,
+    shape: Shape,
+    member: tuple[Member, Numbers],
+    wanted: tuple[int | None, ...],
+    values: Values,
+    found: Misfit,
 ) -> None:
     if len(wanted) != len(shape):
         return
     for dim, (size, stated) in enumerate(zip(shape, wanted, strict=True)):
-        if stated is not None and size != stated and not _is_heads(name, size, member.dims[dim], values):
-            found.wrong.append((name, values.text(member.dims[dim]), stated, size))
+        if stated is None or size == stated:
+            continue
+        expression = values.chosen(member[0].dims[dim], member[1])
+        if not _is_heads(name, size, expression, values):
+            found.wrong.append((name, values.text(expression, member[1]), stated, size))
             return
 
 

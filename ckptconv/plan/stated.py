@@ -9,7 +9,8 @@ from typing import Any
 from ckptconv.errors import Kind
 from ckptconv.models import facts, mtp
 from ckptconv.models.nested import KEYS, text_of
-from ckptconv.models.skeleton import Skeleton, Values, package_of
+from ckptconv.models.skeleton import Skeleton, package_of
+from ckptconv.models.values import Values
 from ckptconv.plan.misfit import NotTheModel
 
 _Path = tuple[str, ...]
@@ -23,8 +24,9 @@ _PER_TOKEN = (
 # Sizes of a language model that older configs have at the top level. transformers reads the nested ones where there are any.
 _SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "num_experts", "num_local_experts",
+    "num_experts", "num_local_experts", "vocab_size",
 )  # fmt: skip
+_PADDED = 64  # rows; PaliGemma and LLaVA state the tokens at the top level, and the embedding's rows inside
 
 
 def require_consistent(skeleton: Skeleton, config: Mapping[str, Any], where: Path, notes: list[str]) -> None:
@@ -117,6 +119,8 @@ def _at_two_levels(skeleton: Skeleton, config: Mapping[str, Any]) -> list[str]:
             continue
         for key in _SIZES:
             outer, own = config.get(key), inner.get(key)
+            if key == "vocab_size" and type(outer) is int and type(own) is int and 0 < own - outer <= _PADDED:
+                continue
             if type(outer) is int and type(own) is int and outer != own and (key,) not in skeleton.keys:
                 found.append(
                     f"config.json states {key} {outer} and {part}.{key} {own}: transformers 5 reads the second"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from ckptconv.models.skeleton import Group, Numbers, Skeleton, Stack, Values
+from ckptconv.models.skeleton import Group, Numbers, Skeleton, Stack, numbers_joined
+from ckptconv.models.values import Values
 from ckptconv.plan.misfit import Misfit
 
 # A critic of verl or Megatron has a score without the bias that transformers gives it, which begins at zero.
@@ -66,12 +68,12 @@ class Whole:
             end = max(held) + 1
             # Up to the highest that is there: the config may state any number.
             self._found.missing += [
-                f"{here}.{n} (all of it)" for n in range(min(wanted, end)) if n not in held
+                numbers_joined(f"{here}.{n} (all of it)") for n in range(min(wanted, end)) if n not in held
             ]
             if end < wanted:
                 self._found.wrong.append((here, key or "the others'", wanted, end))
             elif end > wanted:
-                self._found.wrong.append((f"{here}.{end - 1}", key, wanted, end))
+                self._found.wrong.append((numbers_joined(f"{here}.{end - 1}"), key, wanted, end))
 
     def _check_group(self, group: Group) -> None:
         stack = self._skeleton.stacks[group.stack]
@@ -101,27 +103,16 @@ class Whole:
             return everywhere, ""
         if group.when == "sometimes":
             return anywhere, ""
-        kind, path, *rest = group.when
-        stated = self._values.of(tuple(path))
-        if kind == "if":
-            on = self._values.switched(tuple(path))
-            if on is None:
-                return anywhere, ""
-            return (everywhere, "") if on else (set(), f"{path[-1]} is {json_text(stated)}")
-        if kind == "in":
-            if not isinstance(stated, list):
-                return anywhere, ""
-            return {n for n in everywhere if (n[-1] in stated) is rest[0]}, f"by {path[-1]}"
-        if kind == "from":
-            if type(stated) is not int:
-                return anywhere, ""
-            return {n for n in everywhere if (n[-1] >= stated) is rest[0]}, f"by {path[-1]} {stated}"
-        choices: dict[str, bool] = rest[0]
-        if not isinstance(stated, list) or any(str(value) not in choices for value in stated):
-            return anywhere, ""
-        if any(numbers[-1] >= len(stated) for numbers in everywhere):
-            return anywhere, ""
-        return {n for n in everywhere if choices[str(stated[n[-1]])]}, f"by {path[-1]}"
+        needed, allowed = group.when[1:] if group.when[0] == "may" else (group.when, False)
+        wanted = set()
+        for numbers in everywhere:
+            holds = self._values.holds(needed, numbers)
+            if holds or (numbers in anywhere and (holds is None or self._may(allowed, numbers))):
+                wanted.add(numbers)
+        return wanted, self._values.reason(needed)
+
+    def _may(self, allowed: Any, numbers: Numbers) -> bool:
+        return allowed is not False and self._values.holds(allowed, numbers) is not False
 
     def _check_slots(self) -> None:
         for ids in self._skeleton.slots:
@@ -135,14 +126,11 @@ class Whole:
                 self._found.missing.append(" or ".join(names))
 
 
-def json_text(value: object) -> str:
-    """true, false or a number, as config.json has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _filled(pattern: str, numbers: Numbers) -> str:
     """A pattern with its stars filled; a whole stack is shown with one star."""
     left = iter(numbers)
-    return ".".join(
-        str(next(left)) if part == "*" else "*" if part == "**" else part for part in pattern.split(".")
+    return numbers_joined(
+        ".".join(
+            str(next(left)) if part == "*" else "*" if part == "**" else part for part in pattern.split(".")
+        )
     )

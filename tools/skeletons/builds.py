@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from make_table import _CONFIG_ARGUMENTS
 
 from ckptconv.models.hub_names import to_hub
+from ckptconv.models.skeleton import numbers_apart
+from skeletons.shown import shown
 
 Path = tuple[str, ...]
 _COUNTS = re.compile(r"layer|depth|block|stage|expert", re.I)
@@ -31,30 +34,69 @@ class Build:
         shapes: Shapes by Hub name.
         tied: Hub names that repeat another tensor, for this config.
         changed: The key that differs from the first build.
+        stated: Other keys that differ from it, for a config that skeletons.shown declares.
     """
 
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     tied: set[str]
     changed: Path = ()
+    stated: frozenset[Path] = frozenset()
 
 
 @dataclass
 class Builder:
-    """All builds of one class."""
+    """All builds of one class.
+
+    Args:
+        cls: The class.
+        config_class: The class of its config, where that is another model type's.
+    """
 
     cls: Any
+    config_class: Any = None
     base: dict[str, Any] = field(default_factory=dict)
     builds: list[Build] = field(default_factory=list)
     optional: set[str] = field(default_factory=set)
     parts: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.config_class = self.config_class or self.cls.config_class
+
     def run(self, only: Callable[[Path], bool]) -> set[Path]:
-        """Build with every key changed in turn for which `only` is true; returns the keys that changed something."""
-        self.base = copy.deepcopy(_CONFIG_ARGUMENTS.get(self.cls.config_class.__name__, {}))
-        config = self._config({})
-        self._shrink(config)
-        first = self._build({}, ())
+        """Build with every key changed in turn for which `only` is true; returns the keys that changed something.
+
+        The same is done on top of each config that skeletons.shown declares.
+        """
+        self.base = copy.deepcopy(_CONFIG_ARGUMENTS.get(self.config_class.__name__, {}))
+        self._shrink(self._config({}))
+        effective = self._run(only, frozenset())
+        for change in self._bases():
+            before = copy.deepcopy(self.base)
+            _merge(self.base, change)
+            effective |= self._run(only, frozenset(_paths(change)))
+            self.base = before
+        return effective
+
+    def _bases(self) -> list[dict[str, Any]]:
+        """The declared changes that concern this class's config."""
+        config = self._config({}).to_dict()
+        inner = isinstance(config.get("text_config"), dict)
+        bases = shown(self.config_class.__module__.split(".")[2]).bases
+        text = config["text_config"] if inner else config
+        model_type = {"model_type": text["model_type"]} if inner and text.get("model_type") else {}
+        return [
+            {"text_config": model_type | base} if inner else base
+            for base in bases
+            if next(iter(base)) in text
+        ]
+
+    def _run(self, only: Callable[[Path], bool], stated: frozenset[Path]) -> set[Path]:
+        """The builds on top of one config, which states other values under some keys than the first one."""
+        first = self._build({}, (), stated)
+        if first is None and stated:
+            print(f"{self.cls.__name__}: {sorted(stated)} builds no model", file=sys.stderr, flush=True)
+            return set()
         assert first is not None, "the default config builds no model"
         self.builds.append(first)
         effective = set()
@@ -63,7 +105,7 @@ class Builder:
             if not only(path):
                 continue
             for candidate in self._candidates(path, value):
-                build = self._build(_nested(config, path, candidate), path)
+                build = self._build(_nested(config, path, candidate), path, stated)
                 if build is None:
                     continue
                 self.builds.append(build)
@@ -79,7 +121,7 @@ class Builder:
         together: dict[str, Any] = {}
         for path, _ in switches:
             _merge(together, _nested(config, path, True))
-        if len(switches) > 1 and (build := self._build(together, ("*",))):
+        if len(switches) > 1 and (build := self._build(together, ("*",), stated)):
             self.builds.append(build)
         return effective
 
@@ -148,9 +190,11 @@ class Builder:
     def _config(self, change: dict[str, Any]) -> Any:
         arguments = copy.deepcopy(self.base)
         _merge(arguments, copy.deepcopy(change))
-        return self.cls.config_class(**arguments)
+        return self.config_class(**arguments)
 
-    def _build(self, change: dict[str, Any], changed: Path) -> Build | None:
+    def _build(
+        self, change: dict[str, Any], changed: Path, stated: frozenset[Path] = frozenset()
+    ) -> Build | None:
         import torch
         from transformers.initialization import no_init_weights
 
@@ -167,7 +211,7 @@ class Builder:
         except Exception:  # a config that is no model; each class says so in its own way
             return None
         ties = set(getattr(model, "all_tied_weights_keys", None) or {})
-        found = dict(renamed.tensors.items())
+        found = {numbers_apart(name): named for name, named in renamed.tensors.items()}
         tied = {name for name, named in found.items() if ties & set(named.sources)}
         patterns = [
             re.compile(pattern)
@@ -175,7 +219,7 @@ class Builder:
             for pattern in getattr(model, key, None) or ()
         ]
         self.optional |= {name for name in found if any(pattern.search(name) for pattern in patterns)}
-        return Build(data, {name: tuple(named.shape) for name, named in found.items()}, tied, changed)
+        return Build(data, {name: tuple(named.shape) for name, named in found.items()}, tied, changed, stated)
 
 
 def aliases(config: Any, prefix: Path = ()) -> Iterator[tuple[Path, str]]:
@@ -240,6 +284,14 @@ def _merge(into: dict[str, Any], change: dict[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
+
+
+def _paths(change: dict[str, Any], prefix: Path = ()) -> Iterator[Path]:
+    for key, value in change.items():
+        if isinstance(value, dict):
+            yield from _paths(value, (*prefix, key))
+        else:
+            yield (*prefix, key)
 
 
 def _plain(value: Any) -> Any:
