@@ -55,6 +55,7 @@ def generate() -> dict[str, Any]:
         "tied_by_top_level": _tied_by_top_level(),
         "model_types": sorted(CONFIG_MAPPING_NAMES),
         "layer_kinds": _layer_kinds(),
+        "parts": _any_parts(),
     }
 
 
@@ -143,6 +144,28 @@ def _tied_by_top_level() -> list[str]:
             if tied == [False, True]:
                 found.append(name)
     return sorted(set(found))
+
+
+def _any_parts() -> dict[str, dict[str, str]]:
+    """Model type -> each part of its config that may be any model's -> the model type that it is by default."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    from tools.make_table import _CONFIG_ARGUMENTS
+
+    found: dict[str, dict[str, str]] = {}
+    for model_type in CONFIG_MAPPING_NAMES:
+        try:
+            config_class = CONFIG_MAPPING[model_type]
+            config = config_class(**_CONFIG_ARGUMENTS.get(config_class.__name__, {}))
+        except Exception:  # a config that needs arguments, or an optional dependency
+            continue
+        for key, spec in getattr(config_class, "sub_configs_defaults", {}).items():
+            if key == "text_config" or getattr(spec, "config_class", None).__name__ != "AutoConfig":
+                continue
+            kind = getattr(getattr(config, key, None), "model_type", None) or spec.model_type
+            if kind:
+                found.setdefault(model_type, {})[key] = kind
+    return found
 
 
 def _modeling_modules() -> list[str]:

@@ -42,6 +42,16 @@ def knows_layer_kind(key: str, kind: str) -> bool:
     )
 
 
+def other_part(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The (key, model type) of a part that may be any model's and is not the class's default one, such as a backbone."""
+    for key, usual in _facts()["parts"].get(str(config.get("model_type")), {}).items():
+        part = config.get(key)
+        kind = part.get("model_type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind != usual:
+            return key, kind
+    return None
+
+
 def is_tied_by_the_top_level(architecture: str) -> bool:
     """Whether a class with a language model inside ties its head by the top level's tie_word_embeddings alone."""
     return architecture in _facts()["tied_by_top_level"]

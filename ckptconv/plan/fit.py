@@ -81,11 +81,15 @@ def examined(
         if not _has_own_code(config, skeleton.architecture):
             require_runnable(skeleton, config, shapes, where, notes)
         return misfit
-    if inside := other_inside(config):
+    inside, part = other_inside(config), facts.other_part(config)
+    if inside or part:
         check_fit(config, shapes, where)
+        takes, kind = (
+            ("language model", inside) if inside or part is None else (f"model as {part[0]}", part[1])
+        )
         notes.append(
-            f"names and shapes were not checked: {skeleton.architecture} takes any language model, and ckptconv's list of "
-            f"its tensors was made with another one than {inside!r}"
+            f"names and shapes were not checked: {skeleton.architecture} takes any {takes}, and ckptconv's list of its "
+            f"tensors was made with another one than {kind!r}"
         )
         return Misfit()
     if module_names.is_one_way(dict(config)) and _all_layers_foreign(misfit, shapes):

@@ -15,9 +15,6 @@ from ckptconv.plan.misfit import NotTheModel
 
 _KINDS = ("layer_types", "mlp_layer_types")
 _SLIDING = "sliding_attention"
-_ROTARY = ("rope_theta", "rope_parameters", "rope_scaling")
-# Of a head's width only a part is rotated where one of these is stated.
-_PARTLY = ("partial_rotary_factor", "rotary_dim", "rotary_pct", "qk_rope_head_dim")
 _CORRECT = "correct config.json, or name the right model's folder with --config DIR"
 
 
@@ -39,8 +36,6 @@ def require_runnable(
     for path in skeleton.keys:
         if path[-1] == "num_key_value_heads":
             _require_whole_groups(values, path, where)
-        elif path[-1] == "head_dim":
-            _require_pairs(values, path, where)
     _require_one_tie(skeleton, config, names, where)
     notes += _windows(text_of(config))
 
@@ -78,18 +73,6 @@ def _require_whole_groups(values: Values, path: tuple[str, ...], where: Path) ->
         raise _contradiction(
             where, f"num_attention_heads {heads} and num_key_value_heads {key_heads}", "a divisor"
         )
-
-
-def _require_pairs(values: Values, path: tuple[str, ...], where: Path) -> None:
-    """Rotary embeddings turn pairs of a head's elements."""
-    keys = {key: values.of((*path[:-1], key), stated=True) for key in (*_ROTARY, *_PARTLY)}
-    inner = keys["rope_parameters"] or keys["rope_scaling"]
-    partly = any(keys[key] is not None for key in _PARTLY) or (
-        isinstance(inner, dict) and "partial_rotary_factor" in inner
-    )
-    width = values.of(path)
-    if type(width) is int and width % 2 and not partly and any(keys[key] is not None for key in _ROTARY):
-        raise _contradiction(where, f"head_dim {width} and rotary embeddings", "an even width")
 
 
 def _require_one_tie(

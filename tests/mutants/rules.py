@@ -88,10 +88,30 @@ MUTANTS = (
     Mutant(
         "sizes by the config",
         "plan/fit.py",
-        "if stated is not None and size != stated and not",
-        "if stated is None and not",
+        "if stated is None or size == stated:",
+        "if True:",
         "tests/plan/test_fit.py",
         "head_dim_is_taken",
+    ),
+    Mutant(
+        "the step of sparse layers", "models/values.py",
+        "return stated > 0 and number % stated == rest[1] % stated", "return None",
+        "tests/plan/test_fit_forms.py", "of_any_form and (Nllb or Switch)",
+    ),
+    Mutant(
+        "a layer's own width", "models/values.py",
+        "return mine.get(path[-1], value) if isinstance(mine, dict) else value", "return value",
+        "tests/plan/test_fit_forms.py", "of_any_form and Gemma4ForCausalLM",
+    ),
+    Mutant(
+        "kinds of layers that are not known", "plan/runnable.py",
+        "if isinstance(kind, str) and not facts.knows_layer_kind(key, kind):", "if False:",
+        "tests/plan/test_runnable.py", "does_not_have_is_refused",
+    ),
+    Mutant(
+        "a tokenizer beyond the embedding", "commands/merge/token_ids.py",
+        "if highest is not None and highest >= rows:", "if False:",
+        "tests/commands/merge/test_token_ids.py", "more_tokens_than_rows",
     ),
     Mutant(
         "one number under two names", "plan/stated.py",

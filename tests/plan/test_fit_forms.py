@@ -186,3 +186,23 @@ _CLASS = {
     "nllb-moe": "NllbMoeModel", "rf_detr": "RfDetrModel", "sapiens2": "Sapiens2Model", "sarvam_moe": "Glm4MoeForCausalLM",
     "umt5": "UMT5Model",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "part", "other"),
+    [
+        ("UperNetForSemanticSegmentation", "backbone_config",
+         {"model_type": "swin", "out_features": ["stage1", "stage2", "stage3", "stage4"]}),
+        ("LlavaForConditionalGeneration", "vision_config", {"model_type": "siglip_vision_model"}),
+    ],
+)  # fmt: skip
+def test_a_part_that_may_be_any_models_is_not_measured_by_the_default_ones_list(
+    architecture: str, part: str, other: Config
+) -> None:
+    notes: list[str] = []
+    require_fit(*built(architecture), Path("run"), notes)
+    assert notes == []
+    require_fit(*built(architecture, **{part: other}), Path("run"), notes)
+    (note,) = notes
+    assert f"takes any model as {part}" in note
+    assert other["model_type"] in note

@@ -7,6 +7,17 @@ from typing import Any
 
 from ckptconv.models.hub_names import to_hub
 
+# Classes whose names are converted by operations that are not copies -> the first of them, by which they are refused.
+REFUSED = {
+    "DoryForCausalLM": "LayerPairCollapse",
+    "DoryModel": "LayerPairCollapse",
+    "Inkling2ForCausalLM": "Inkling2UnpadVocab",
+    "Inkling2ForConditionalGeneration": "Inkling2UnpadVocab",
+    "Inkling2LoopForCausalLM": "Inkling2LoopDequantizeExperts",
+    "Inkling2LoopForConditionalGeneration": "Inkling2LoopDequantizeExperts",
+    "Inkling2LoopModel": "Inkling2LoopDequantizeExperts",
+    "Inkling2LoopTextModel": "Inkling2LoopDequantizeExperts",
+}
 Shapes = dict[str, tuple[int, ...]]
 
 

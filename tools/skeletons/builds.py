@@ -71,7 +71,7 @@ class Builder:
         self.base = copy.deepcopy(_CONFIG_ARGUMENTS.get(self.config_class.__name__, {}))
         self._shrink(self._config({}))
         effective = self._run(only, frozenset())
-        for change in self._bases():
+        for change in [*self._bases(), *self._towers()]:
             before = copy.deepcopy(self.base)
             _merge(self.base, change)
             effective |= self._run(only, frozenset(_paths(change)))
@@ -90,6 +90,16 @@ class Builder:
             for base in bases
             if next(iter(base)) in text
         ]
+
+    def _towers(self) -> list[dict[str, Any]]:
+        """Changes that add each part of the config that is optional and that the default has not, such as vision_config."""
+        config = self._config({})
+        found = []
+        for key, spec in getattr(self.config_class, "sub_configs_defaults", {}).items():
+            if getattr(spec, "optional", False) and getattr(config, key, None) is None:
+                kind = getattr(spec, "model_type", None) or getattr(spec.config_class, "model_type", None)
+                found.append({key: {"model_type": kind} if kind else {}})
+        return found
 
     def _run(self, only: Callable[[Path], bool], stated: frozenset[Path]) -> set[Path]:
         """The builds on top of one config, which states other values under some keys than the first one."""

@@ -82,11 +82,12 @@ class Fit:
     def _number(self, values: dict[int, int]) -> list[Any] | None:
         if len(set(values.values())) < 2:
             return None
+        varied = self.varied if 0 in values else self._varied_among(values)
         moved = [b for b, value in values.items() if value != values.get(self._first(b, values))]
-        relevant = [f for f in self.varied if any(self._turns(b, f, values) for b in moved)]
+        relevant = [f for f in varied if any(self._turns(b, f, values) for b in moved)]
         turned = [b for b in values if any(self._turns(b, f, values) for f in relevant)]
         relevant = [  # what makes up for another's change as well: heads, where head_dim is hidden_size // heads
-            f for f in self.varied if any(self._turns(b, f, values) for b in turned)
+            f for f in varied if any(self._turns(b, f, values) for b in turned)
         ]
         relevant.sort(key=lambda f: (f[0] != "v", len(f[1]), f))
         relevant = relevant[:14]
@@ -154,7 +155,12 @@ class Fit:
         return first if first in values else 0
 
     def _turns(self, build: int, feature: Feature, values: dict[int, int]) -> bool:
-        return self.numbers[build][feature] != self.numbers[self._first(build, values)][feature]
+        return self.numbers[build][feature] != self.numbers[self._first(build, values)].get(feature)
+
+    def _varied_among(self, values: dict[int, int]) -> set[Feature]:
+        """The features that differ between some builds, which may belong to a part that the first build has not."""
+        there = set.intersection(*(set(self.numbers[build]) for build in values))
+        return {f for f in there if len({self.numbers[build][f] for build in values}) > 1}
 
     def length(self, sizes: dict[int, set[int]]) -> list[Any] | None:
         """The one list that has as many elements as there are layers, where their number never differed."""

@@ -126,6 +126,12 @@ def _nllb_moe(key: Key) -> Shown:
     return Shown(bases, tuple(rules))
 
 
+_TOWERS = (
+    ("vision_config", "vision_tower|embed_vision|vision_embedder"),
+    ("audio_config", "audio_tower|embed_audio"),
+)
+
+
 def _gemma4(key: Key) -> Shown:
     """Layers of two kinds with heads of two sizes; the last layers may reuse the keys and values of others.
 
@@ -169,6 +175,7 @@ def _gemma4(key: Key) -> Shown:
     biased = ["if", key("attention_bias")]
     shared = ["not", own]
     when = (
+        *((rf"^[^*]*\b({names})\b(?!.*std_)[^*]*(\.\*\*)?$", ["stated", [part]]) for part, names in _TOWERS),
         (rf"{here}k_(proj\.weight|norm)", ["may", own, "always"]),
         (rf"{here}k_proj\.bias", ["may", ["all", [own, biased]], ["all", [["any", [own, shared]], biased]]]),
         (rf"{here}v_proj\.weight", ["may", ["all", [own, valued]], ["any", [shared, valued]]]),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ckptconv.commands.merge import token_ids
 from ckptconv.commands.merge.notes import nonfinite_notes
 from ckptconv.copy.run import Copied
 from ckptconv.errors import CkptconvError, Kind, listed
@@ -99,6 +100,7 @@ def choose(
             if found is not None:
                 changed[target] = found.content
                 summaries.append(f"{target}: {found.summary}")
+    notes += token_ids.notes_of(plan, copies)
     return SmallFiles(model, tuple(copies), tuple(notes), tuple(beside.left), changed, tuple(summaries))
 
 
