@@ -62,7 +62,8 @@ def check_computation(settings: Iterable[TrainerSettings], config: Config) -> No
                     if value is not None and trait.differs(value, text):
                         raise _refusal(trainer, name, value, kind, f"no {trait.what}")
         name = "layernorm_zero_centered_gamma"
-        if kind in _ADD_ONE and trainer.values.get(name) is False:
+        adds_one = trainer.values.get("apply_layernorm_1p") is True  # older arguments have only this flag
+        if kind in _ADD_ONE and trainer.values.get(name) is False and not adds_one:
             raise _refusal(trainer, name, False, kind, "norms that multiply by 1 + weight")
 
 
