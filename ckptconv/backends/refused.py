@@ -38,10 +38,10 @@ def nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step |
         return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if (orbax := _orbax_in(root)) is not None:
         return CkptconvError(
-            "an Orbax checkpoint of JAX (MaxText and others), whose arrays are compressed chunks of an OCDBT database: not supported",
+            "an Orbax checkpoint of JAX (MaxText and others), which is not supported: its arrays are compressed chunks",
             where=orbax,
             found=listed(sorted(names_in(orbax)), 4),
-            hint="export it with the trainer's own script (MaxText: maxtext.checkpoint_conversion.to_huggingface), and name that folder",
+            hint="export it by the trainer's script (MaxText: python3 -m maxtext.checkpoint_conversion.to_huggingface)",
             kind=Kind.UNSUPPORTED,
         )
     if name is not None and (other := locate(root, backends(None), step)) is not None:
