@@ -11,7 +11,7 @@ import pytest
 import support.peft_models as models
 import torch
 from safetensors.torch import load_file, save_file
-from support.helpers import cli, edit_json
+from support.helpers import cli, edit_json, save_ws1
 from tokenizers import Tokenizer
 from tokenizers import models as kinds
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -186,3 +186,25 @@ def test_added_tokens_without_rows_are_reported(tmp_path: Path) -> None:
     tokenizer.save(str(trained.adapter / "tokenizer.json"))
     ran = cli("merge", trained.adapter, tmp_path / "out", "--base", trained.base)
     assert "2 added tokens (from id 41) for which the weights have no row: vocab_size is 41" in ran.flat
+
+
+def saved_state(trained: models.Trained, folder: Path, without: str) -> Path:
+    """PEFT's whole state dict, as a trainer of one rank saves it, without some tensors."""
+    state = {name: tensor for name, tensor in trained.state.items() if without not in name}
+    config = json.loads((trained.base / "config.json").read_text())
+    return save_ws1(state, config, folder)
+
+
+def test_an_adapted_module_that_lost_its_factors_is_refused(tmp_path: Path) -> None:
+    run = saved_state(adapter(tmp_path), tmp_path / "run", "layers.0.self_attn.q_proj.lora_")
+    with pytest.raises(CkptconvError, match="an adapted module has no LoRA factors") as error:
+        merge(run, tmp_path / "out", lora_alpha=6)
+    assert "layers.0.self_attn.q_proj.base_layer.weight" in str(error.value.found)
+
+
+def test_adapted_modules_that_all_lost_their_factors_are_reported(tmp_path: Path) -> None:
+    run = saved_state(adapter(tmp_path), tmp_path / "run", "lora_")
+    notes = " ".join(merge(run, tmp_path / "out").plan.notes)
+    assert "have PEFT's name base_layer, and no LoRA factors are stored" in notes
+    whole = saved_state(adapter(tmp_path / "again"), tmp_path / "whole", "nothing")
+    assert "base_layer" not in " ".join(merge(whole, tmp_path / "fused", lora_alpha=6).plan.notes)

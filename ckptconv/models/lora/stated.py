@@ -45,8 +45,9 @@ def check_stated(
         weights: names of the model's weights; empty if they are not known.
         config: the model's config.json.
     """
+    lost = _without_factors(parts)
     if not is_adapter_config(meta) or not (parts.factors or parts.tokens or parts.trained):
-        return []
+        return lost
     own = {name for name in weights if not any(re.search(each, name) for each in mtp.patterns(config))}
     for lacking, setting in (
         *_kinds(parts, meta),
@@ -65,10 +66,48 @@ def check_stated(
             "or correct adapter_config.json",
             kind=Kind.DAMAGED,
         )
-    return [*_not_named(parts, meta), *_unknown(meta)]
+    return [*lost, *_not_named(parts, meta), *_unknown(meta)]
 
 
 Difference = tuple[str, str]  # (what is stored, what adapter_config.json says)
+
+
+def _without_factors(parts: Separated) -> list[str]:
+    """A note where no adapted module has its factors; PEFT names the weight of an adapted module X.base_layer.
+
+    Raises:
+        CkptconvError: some of these modules have factors, and others have not.
+    """
+    modules = {each.module for each in parts.factors} | {each.module for each in parts.tokens}
+    adapted = {
+        bare: name
+        for bare, name in parts.origin.items()
+        if ".base_layer." in name and bare not in parts.trained
+    }
+    lacking = [
+        name for bare, name in adapted.items() if not {bare.rpartition(".")[0], *_parents(bare)} & modules
+    ]
+    if lacking and modules:
+        raise CkptconvError(
+            "an adapted module has no LoRA factors",
+            found=", ".join(lacking[:_SHOWN]),
+            wanted=f"lora_A and lora_B, as {len(modules)} other modules have them",
+            hint="the checkpoint lost tensors: take another step",
+            kind=Kind.INCOMPLETE,
+        )
+    if not lacking:
+        return []
+    return [
+        f"{len(lacking)} weights have PEFT's name base_layer, and no LoRA factors are stored: the weights are those of the "
+        "base model, unless the adapter was merged into them before the save"
+    ]
+
+
+def _parents(bare: str) -> Iterator[str]:
+    """The modules above a weight: the experts of a stack may be adapted as one."""
+    while "." in bare:
+        bare = bare.rpartition(".")[0]
+        yield bare
 
 
 def _kinds(parts: Separated, meta: Mapping[str, Any]) -> Iterator[Difference]:
