@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ckptconv.models.config_spelling import respell
+
 Config = dict[str, Any]
 
 _ROPE = "rope_parameters"
@@ -26,15 +28,6 @@ _THREE_KEYS = {
     "phi3": ("type", "short_factor", "long_factor"),
     "phi4_multimodal": ("type", "short_factor", "long_factor"),
 }
-# Values that transformers 5 renamed; it reads the old names too, and transformers 4 stops at the new ones.
-_MAMBA = {"linear_attention": "mamba"}
-_OLD_VALUES: dict[str, dict[str, dict[str, str]]] = {
-    "granitemoehybrid": {"layer_types": _MAMBA | {"full_attention": "attention"}},
-    "zamba": {"layers_block_type": _MAMBA},
-    "zamba2": {"layers_block_type": _MAMBA},
-}
-# How transformers 5 writes a float that JSON has no word for; transformers 4 takes it for an object. Both read Infinity.
-_FLOAT = "__float__"
 # llama.cpp asks for rotary_dim, as MiniMax published it (conversion/minimax.py, set_gguf_parameters).
 _ROTARY_DIM = "minimax_m2"
 # llama.cpp asks for n_ctx, as OpenAI published it (conversion/gpt2.py, set_gguf_parameters).
@@ -44,12 +37,9 @@ _ENGINES_ONLY = ("rotary_dim", "n_ctx")
 _SCALED_BY_DEFAULT = ("apertus", "gpt_oss")
 # transformers 4 wants an object in rope_scaling (modeling_qwen3_vl.py, the text model's rotary embedding).
 _SCALING_OBJECT = ("qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text")
-# transformers 5 gives the base of a flat rope_theta to one kind of layer, and its class's default to the other
-# (configuration_olmo3.py, convert_rope_params_to_dict).
-_LOSES_BASE = "olmo3"
-# transformers 4 stops at a CSM whose tie_word_embeddings is true; transformers 5 writes it and does not read it, but
-# tie_codebooks_embeddings (configuration_csm.py).
-_REFUSES_TIES = "csm"
+# transformers 5 gives the base of a flat rope_theta to one kind of OLMo 3's layers, and its class's default to the other
+# (configuration_olmo3.py, convert_rope_params_to_dict). It does not look for DBRX's, which is in attn_config.
+_LOSES_BASE, _LOSES_INNER_BASE = "olmo3", "dbrx"
 # vLLM reads DeepSeek's router bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE).
 _ROUTER_BIAS = ".e_score_correction_bias"
 _SIGMOID = {"scoring_func": "sigmoid"}
@@ -116,22 +106,42 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
     respelled: list[str] = []
     disputed: list[tuple[str, Any, str, Any]] = []
     for prefix, part in _parts(new):
-        respelled += [prefix + key for key in _respell(part)]
-        if part.get("model_type") == _LOSES_BASE and _ROPE not in part and "rope_theta" in part:
-            part[_ROPE] = _per_layer(part)
+        respelled += [prefix + key for key in respell(part)]
+        lost = _lost_by_five(part)
+        if lost is not None:
+            part[_ROPE] = lost
             added.append(prefix + _ROPE)
             continue
         for key, path, value in _wanted(part):
-            if key not in part:
-                part[key] = value
+            holder, last = _holder(part, key)
+            if last not in holder:
+                holder[last] = value
                 added.append(prefix + key)
-            elif part[key] is not None and not _same(part[key], value):
-                disputed.append((prefix + key, part[key], prefix + path, value))
+            elif holder[last] is not None and not _same(holder[last], value):
+                disputed.append((prefix + key, holder[last], prefix + path, value))
     for key, value in _for_engines(new, names):
         if key not in new:
             new[key] = value
             added.append(key)
     return Both(new, tuple(added), tuple(respelled), tuple(disputed))
+
+
+def _holder(part: Config, path: str) -> tuple[Config, str]:
+    """The config that has the last key of a path, and that key."""
+    inner, _, last = path.rpartition(".")
+    return (part[inner] if inner else part), last
+
+
+def _lost_by_five(part: Config) -> Config | None:
+    """rope_parameters of a config of transformers 4 whose rotary base transformers 5 would not find; None if it does."""
+    kind, inner = part.get("model_type"), part.get("attn_config")
+    if _ROPE in part:
+        return None
+    if kind == _LOSES_BASE and "rope_theta" in part:
+        return _per_layer(part)
+    if kind == _LOSES_INNER_BASE and isinstance(inner, dict) and "rope_theta" in inner:
+        return {"rope_type": "default", "rope_theta": inner["rope_theta"]}
+    return None
 
 
 def _per_layer(part: Config) -> Config:
@@ -168,43 +178,15 @@ def _parts(config: Config, prefix: str = "") -> Iterator[tuple[str, Config]]:
             yield from _parts(value, f"{prefix}{key}.")
 
 
-def _respell(part: Config) -> Iterator[str]:
-    """Spell values of one config in a way that both generations read, and yield their keys."""
-    renamed = _OLD_VALUES.get(str(part.get("model_type")), {})
-    for key, value in part.items():
-        if not isinstance(value, list):
-            continue
-        old = [
-            renamed.get(key, {}).get(item, item) if isinstance(item, str) else _number(item) for item in value
-        ]
-        if old != value:
-            part[key] = old
-            yield key
-    if part.get("model_type") == _REFUSES_TIES and part.get("tie_word_embeddings") is True:
-        part["tie_word_embeddings"] = False
-        yield "tie_word_embeddings"
-    tied, text = part.get("tie_word_embeddings"), part.get("text_config")
-    # transformers 5 ties by the model's own key, transformers 4 by its text model's (get_text_config in tie_weights).
-    if isinstance(tied, bool) and isinstance(text, dict) and text.get("tie_word_embeddings") is (not tied):
-        text["tie_word_embeddings"] = tied
-        yield "text_config.tie_word_embeddings"
-
-
-def _number(item: Any) -> Any:
-    if isinstance(item, dict) and item.keys() == {_FLOAT} and isinstance(item[_FLOAT], str):
-        try:
-            return float(item[_FLOAT])
-        except ValueError:
-            return item
-    return item
-
-
 def _wanted(part: Config) -> list[tuple[str, str, Any]]:
     """(old key, path of the new one, value) for one config, whether the old key is there or not."""
     kind = str(part.get("model_type"))
     found: list[tuple[str, str, Any]] = []
     if isinstance(part.get("dtype"), str):
         found.append(("torch_dtype", "dtype", part["dtype"]))
+    base = _lookup(part, f"{_ROPE}.rope_theta")
+    if kind == _LOSES_INNER_BASE and base is not None and isinstance(part.get("attn_config"), dict):
+        found.append(("attn_config.rope_theta", f"{_ROPE}.rope_theta", base))
     for key, path in _keys(kind):
         if key == _SCALING:
             inner = _lookup(part, path)

@@ -28,6 +28,7 @@ class Misread:
         source: the project and file in which this was seen.
         silent: True if it says nothing, so that the model is another one; False if it stops with an error.
         by_merge: True if a merge of the folder writes one that the reader reads rightly.
+        any_folder: True if the reader has no code for what the model needs, so that it misreads every folder of it.
     """
 
     reader: str
@@ -35,6 +36,7 @@ class Misread:
     source: str
     silent: bool
     by_merge: bool = True
+    any_folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ def misreads(
                 what = rule["says"].format(found=hit)
                 version = f" {rule['version']}" if reader.startswith("transformers") else ""
                 name = f"{reader.split()[0]}{version}" if version else reader
-                by_merge = rule.get("by_merge", True)
-                found.append(Misread(name, what, rule["source"], rule["silent"], by_merge))
+                flags = (rule["silent"], rule.get("by_merge", True), rule.get("any_folder", False))
+                found.append(Misread(name, what, rule["source"], *flags))
     return found
 
 
@@ -147,6 +149,47 @@ def _soft_cap(folder: Folder, rule: dict[str, Any]) -> str:
     return f"{key} {cap}" if folder.architecture in rule["architectures"] and cap is not None else ""
 
 
+def _scaled(folder: Folder, rule: dict[str, Any]) -> str:
+    if folder.architecture not in rule["architectures"]:
+        return ""
+    for rope in _ropes(folder.config):
+        kind = rope.get("rope_type", rope.get("type"))
+        base = rope.get("rope_theta", folder.config.get("rope_theta"))
+        if kind in rule["kinds"] and ("base" not in rule or base not in (None, rule["base"])):
+            return str(kind)
+    return ""
+
+
+def _yarn_range(folder: Folder, _: dict[str, Any]) -> str:
+    found = any(rope.get("truncate") is False for rope in _ropes(folder.config) if "yarn" in rope.values())
+    return "truncate false" if found else ""
+
+
+def _layer_pattern(folder: Folder, rule: dict[str, Any]) -> str:
+    every = rule["pattern"].get(folder.architecture)
+    types = _text(folder.config).get("layer_types")
+    if not every or not isinstance(types, list):
+        return ""
+    assumed = ["sliding_attention" if n % every else "full_attention" for n in range(1, len(types) + 1)]
+    return {2: "second", 4: "fourth", 6: "sixth"}[every] if types != assumed else ""
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def _ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The language model's rotary settings: one, or one for each kind of layer."""
+    text = _text(config)
+    stated = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(stated, dict):
+        return []
+    inner = [value for value in stated.values() if isinstance(value, dict)]
+    return list(inner) or [stated]
+
+
 def _missing_tensor(folder: Folder, rule: dict[str, Any]) -> str:
     there = any(name.startswith(rule["tensor"]) for name in folder.shapes)
     return str(rule["tensor"]) if folder.architecture in rule["architectures"] and not there else ""
@@ -164,4 +207,7 @@ _CHECKS: dict[str, Callable[[Folder, dict[str, Any]], str]] = {
     "missing_key": _missing_key,
     "missing_tensor": _missing_tensor,
     "soft_cap": _soft_cap,
+    "scaled": _scaled,
+    "yarn_range": _yarn_range,
+    "layer_pattern": _layer_pattern,
 }

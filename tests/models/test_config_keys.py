@@ -198,3 +198,47 @@ def test_qwen3_vl_gets_an_object_where_transformers_4_asks_one_for_its_keys() ->
     assert for_both({"model_type": "qwen3_vl_text", "rope_parameters": rope}).config["rope_scaling"] == {
         "rope_type": "default"
     }
+
+
+def test_inner_configs_in_which_transformers_4_stops_at_any_other_key_state_no_defaults() -> None:
+    """DBRX's attn_config and ffn_config; the rotary base of transformers 4 is in the first."""
+    from transformers import DbrxConfig
+
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    written = _written(DbrxConfig(d_model=96, rope_parameters=rope, attn_config={"kv_n_heads": 2}))
+    both = for_both(written)
+    assert both.added == ("attn_config.rope_theta",)
+    assert both.respelled == ("attn_config", "ffn_config")
+    known = {
+        "attn_pdrop",
+        "clip_qkv",
+        "kv_n_heads",
+        "rope_theta",
+    }  # and nothing that DbrxAttentionConfig refuses
+    assert set(both.config["attn_config"]) == known
+    assert both.config["attn_config"]["rope_theta"] == 5e5
+    again = DbrxConfig.from_dict(copy.deepcopy(both.config))
+    assert (again.rope_parameters, again.ffn_config.hidden_size) == (rope, 96)
+
+
+def test_a_value_that_is_no_default_stays_in_such_an_inner_config() -> None:
+    inner = {"kv_n_heads": 2, "dtype": None, "output_attentions": True}
+    both = for_both({"model_type": "dbrx", "attn_config": inner, "ffn_config": None})
+    assert both.config["attn_config"] == {"kv_n_heads": 2, "output_attentions": True}
+
+
+def test_a_dbrx_of_transformers_4_keeps_its_rotary_base_in_transformers_5() -> None:
+    """transformers 5 alone takes its default, 10000."""
+    from transformers import DbrxConfig
+
+    old = {"model_type": "dbrx", "attn_config": {"kv_n_heads": 8, "rope_theta": 5e5}}
+    both = for_both(old)
+    assert both.summary == "rope_parameters added for readers of transformers 5"
+    assert DbrxConfig.from_dict(copy.deepcopy(both.config)).rope_parameters["rope_theta"] == 5e5
+    assert for_both(both.config).config == both.config
+
+
+def test_a_key_that_transformers_4_passes_on_twice_is_not_written() -> None:
+    inner = {"model_type": "superpoint", "attn_implementation": "eager"}
+    both = for_both({"model_type": "lightglue", "keypoint_detector_config": inner})
+    assert both.config["keypoint_detector_config"] == {"model_type": "superpoint"}

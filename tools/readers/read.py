@@ -6,8 +6,9 @@
     MODELS  what tools/readers/models.py wrote, with each FAMILY/model merged
 
 PYTHON has the software. Each result is FAMILY/read-LABEL.json: [version, what was seen], "" where all is equal; the label is
-$LABEL. llama.cpp needs LLAMA_CPP, the folder of its sources, which has the converter, and NODE_MODULES, the folder that
-holds node-llama-cpp.
+$LABEL. Of a folder that is not read alike, the reader gets FAMILY/reference too, which transformers wrote: if that comes out
+the same, the merge has no part in it. llama.cpp needs LLAMA_CPP, the folder of its sources, which has the converter, and
+NODE_MODULES, the folder that holds node-llama-cpp.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 Expected = dict[str, Any]
 Reader = Callable[[Path, Expected], str]
+REFERENCE = "; save_pretrained's folder: "
 _CLOSE = 1e-4  # of the largest logit; other software adds in another order
 
 
@@ -35,7 +37,9 @@ def transformers_(home: Path, expected: Expected) -> str:
     cls = getattr(transformers, expected["class"], None)
     if cls is None:
         return "no such class"
-    model, info = cls.from_pretrained(home / "model", output_loading_info=True, torch_dtype=torch.float32)
+    model, info = cls.from_pretrained(
+        home / expected["folder"], output_loading_info=True, torch_dtype=torch.float32
+    )
     bad = {key: sorted(info[key])[:2] for key in info if "keys" in key and info[key]}
     return (
         f"keys: {bad}" if bad else _tokenizer(home, expected) or _logits(home, _first(model.eval(), expected))
@@ -53,7 +57,7 @@ def peft(home: Path, expected: Expected) -> str:
         return "no such class"
 
     def fresh() -> Any:
-        return cls.from_pretrained(home / "model", torch_dtype=torch.float32).eval()
+        return cls.from_pretrained(home / expected["folder"], torch_dtype=torch.float32).eval()
 
     model = fresh()
     linear = sorted(
@@ -82,8 +86,8 @@ def ctranslate2(home: Path, expected: Expected) -> str:
 
     out = home / "ctranslate2"
     shutil.rmtree(out, ignore_errors=True)
-    ct.converters.TransformersConverter(str(home / "model")).convert(str(out))
-    words = AutoTokenizer.from_pretrained(home / "model").convert_ids_to_tokens(expected["prompt"])
+    ct.converters.TransformersConverter(str(home / expected["folder"])).convert(str(out))
+    words = AutoTokenizer.from_pretrained(home / expected["folder"]).convert_ids_to_tokens(expected["prompt"])
     if (out / "shared_vocabulary.json").exists():
         found = ct.Translator(str(out)).translate_batch(
             [words],
@@ -92,7 +96,9 @@ def ctranslate2(home: Path, expected: Expected) -> str:
             end_token=[],
             return_end_token=True,
         )
-        ids = AutoTokenizer.from_pretrained(home / "model").convert_tokens_to_ids(found[0].hypotheses[0])
+        ids = AutoTokenizer.from_pretrained(home / expected["folder"]).convert_tokens_to_ids(
+            found[0].hypotheses[0]
+        )
         said = _tokens(ids, expected["tokens"])
     else:
         logits = np.array(ct.Generator(str(out)).forward_batch([words]).to_device(ct.Device.cpu))[0]
@@ -107,7 +113,7 @@ def llama_cpp(home: Path, expected: Expected) -> str:
     command = [
         sys.executable,
         str(sources / "convert_hf_to_gguf.py"),
-        str(home / "model"),
+        str(home / expected["folder"]),
         "--outtype",
         "f32",
     ]
@@ -131,10 +137,21 @@ def vllm(home: Path, expected: Expected) -> str:
     """Let vLLM continue the prompt's tokens, on the CPU in float32."""
     from vllm import LLM, SamplingParams
 
-    engine = LLM(str(home / "model"), dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1)
+    engine = LLM(
+        str(home / expected["folder"]), dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1
+    )
     settings = SamplingParams(temperature=0, max_tokens=len(expected["tokens"]), ignore_eos=True)
     (found,) = engine.generate([{"prompt_token_ids": expected["prompt"]}], settings, use_tqdm=False)
     return _tokens(list(found.outputs[0].token_ids), expected["tokens"])
+
+
+def _tried(reader: Reader, home: Path, expected: Expected) -> str:
+    """What the reader makes of one of the folders, without the folder's name."""
+    try:
+        said = reader(home, expected)
+    except Exception as error:  # whatever it makes of a folder
+        said = f"stops: {type(error).__name__}: {error}"[:300].replace("\n", " ")
+    return said.replace(f"/{expected['folder']}/", "/")
 
 
 def _first(model: Any, expected: Expected) -> Any:
@@ -152,7 +169,7 @@ def _first(model: Any, expected: Expected) -> Any:
 def _tokenizer(home: Path, expected: Expected) -> str:
     from transformers import AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(home / "model")("The capital of France is")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(home / expected["folder"])("The capital of France is")["input_ids"]
     return "" if ids == expected["prompt"] else f"the tokenizer makes {ids}, not {expected['prompt']}"
 
 
@@ -191,7 +208,7 @@ READERS: dict[str, tuple[str, Reader]] = {
 
 
 def main() -> None:
-    """Read each family, each in a process of its own where the reader is to be told apart from the one before."""
+    """Read each family."""
     name, models, only = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     package, reader = READERS[name]
     label = os.environ.get("LABEL", name)
@@ -199,10 +216,10 @@ def main() -> None:
         if (only and home.name not in only) or not (home / "model/config.json").exists():
             continue
         expected = json.loads((home / "expected.json").read_text())
-        try:
-            said = reader(home, expected)
-        except Exception as error:  # whatever it makes of a folder
-            said = f"stops: {type(error).__name__}: {error}"[:300].replace("\n", " ")
+        said = _tried(reader, home, expected | {"folder": "model"})
+        if said and (home / "reference").exists() and name not in ("transformers", "peft"):
+            alike = _tried(reader, home, expected | {"folder": "reference"})
+            said += REFERENCE + ("the same" if alike == said else alike or "equal")
         (home / f"read-{label}.json").write_text(json.dumps([version(package), said]))
         print(f"{label} {home.name}: {said or 'equal'}", flush=True)
 

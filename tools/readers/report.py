@@ -1,7 +1,7 @@
 """A table of readers, from what tools/readers/read.py saw: `python tools/readers/report.py MODELS`.
 
-The exit code is 1 if a folder was misread in
-silence: a reader that says nothing and computes other logits or tokens, and is not among those that _KNOWN explains.
+The exit code is 1 if a folder was misread in silence: a reader that says nothing and computes other logits or tokens, and
+is not among those that _KNOWN explains.
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ from collections import defaultdict
 from pathlib import Path
 
 _SILENT = ("logits differ", "tokens are equal", "the tokenizer makes")
-# (reader, family) -> why other logits come out.
+# (reader, family) -> why other logits come out; docs/readers.md has the sources.
 _KNOWN = {
-    ("ctranslate2", "gemma2"): "not explained; the same with transformers 4.57.6",
-    ("ctranslate2", "gemma3"): "not explained; the same with transformers 4.57.6",
-    ("ctranslate2", "llama_scaled"): "not explained; the same with transformers 4.57.6",
+    ("ctranslate2", "gemma2"): "it has no soft caps",
+    ("ctranslate2", "gemma3"): "it does not scale the positions of layers with full attention",
+    ("ctranslate2", "llama_scaled"): "its converter drops original_max_position_embeddings",
     ("transformers", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
     ("peft", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
-    ("llama.cpp", "gpt_oss"): "not explained",
-    (
-        "llama.cpp",
-        "cohere2",
-    ): "not explained; a model of two layers, where the published ones have a pattern of four",
+    ("llama.cpp", "gpt_oss"): "it rounds the ends of YaRN's range in spite of truncate: false",
 }
 
 
@@ -37,10 +33,10 @@ def rows(models: Path) -> tuple[list[str], list[str]]:
     for label, seen in sorted(found.items()):
         version = next(iter(seen.values()))[0]
         equal = [name for name, (_, said) in seen.items() if not said]
-        stops = [f"{name}: {said}" for name, (_, said) in seen.items() if "stops" in said]
+        stops = [f"{name}: {said}" for name, (_, said) in seen.items() if _stops(said)]
         other = []
         for name, (_, said) in seen.items():
-            if said and "stops" not in said:
+            if said and not _stops(said):
                 why = _KNOWN.get((label.split("-")[0], name))
                 other.append(f"{name}: {said}" + (f" ({why})" if why else ""))
                 silent += (
@@ -54,6 +50,11 @@ def rows(models: Path) -> tuple[list[str], list[str]]:
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") or "–" for cell in cells) + " |")
     return lines, silent
+
+
+def _stops(said: str) -> bool:
+    """True if the reader says that it cannot read the folder that was merged."""
+    return "stops" in said.partition("; save_pretrained's folder")[0]
 
 
 def _short(texts: list[str]) -> str:

