@@ -76,7 +76,8 @@ def _ranks(values: Values, ranks: Mapping[str, int]) -> Iterator[Difference]:
 
 def _tensors(values: Values, shapes: Mapping[str, Shape]) -> Iterator[Difference]:
     widths = {name: shape[1] for name, shape in shapes.items() if _FC2.match(name) and len(shape) == 2}
-    yield from _width("ffn_hidden_size", values, widths)
+    if not values.get("heterogeneous_block_specs"):  # such layers have widths of their own (Nemotron-NAS)
+        yield from _width("ffn_hidden_size", values, widths)
     yield from _gates(values, shapes, widths)
     widths = {name: shape[1] for name, shape in shapes.items() if _EXPERT_FC2.match(name) and len(shape) == 2}
     yield from _width("moe_ffn_hidden_size", values, widths)

@@ -544,7 +544,7 @@ CASES: dict[str, Case] = {
             ("gemma4", "Gemma 4 inside", {"tp": 2, "ep": 2}),
             ("minimax_m3_vl", "indexers beside the language model", {"tp": 2, "ep": 2}),
             ("deepseek_v4", "hyper-connections, compressed attention", {"ep": 2, "ranks": 2, "dev": True}),
-            ("ernie4_5_vl_moe", "two groups of experts", {"tp": 2, "ep": 2}),
+            ("ernie4_5_vl_moe", "two groups of experts", {"tp": 2, "ep": 2, "dev": True}),
             ("exaone4_5", "a tower of Megatron-Core's layers", {"tp": 2}),
             ("step3p5", "gates by head, heads by layer, an MTP layer", {"ep": 2, "ranks": 2, "dev": True}),
         )
@@ -623,4 +623,28 @@ CASES: dict[str, Case] = {
             ("chatglm", "query_key_value with biases, dense_h_to_4h"),
         )
     },
+    "hy_v3_etp2_mcb": Case(
+        "hy_v3",
+        "experts split over TP too",
+        "mlm",
+        tp=2,
+        ep=2,
+        etp=2,
+        ranks=4,
+        bridge="mcore_bridge",
+        pad=2,
+        new=True,
+    ),
+    **{
+        f"{name}_pp2_mb": Case(
+            name, shows, "bridge", pp=2, first=1, bridge="megatron_bridge", new=True, source=True, dev=dev
+        )
+        for name, shows, dev in (
+            ("exaone4", "tied over stages of one layer and two", False),
+            ("step3p5", "an MTP layer on the last of uneven stages", True),
+        )
+    },
+    "mistral_vpp2_mb": Case(
+        "mistral4", "two chunks on each stage", "bridge", pp=2, vpp=2, bridge="megatron_bridge"
+    ),
 }

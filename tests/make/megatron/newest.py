@@ -492,6 +492,7 @@ AROUND = {
 }
 PLAIN = {"head_dim": 8, "num_hidden_layers": 2, "vocab_size": 90}
 NEMO = {
+    "mistral4": New("mistral", PLAIN | {"num_hidden_layers": 4, "sliding_window": None}),
     "phi3": New("phi3", PLAIN | {"hidden_size": 48}),
     "starcoder2": New("starcoder2", PLAIN | {"hidden_size": 48, "use_bias": True, "norm_epsilon": 1e-5}),
     "baichuan": New(
@@ -696,7 +697,7 @@ NEW: dict[str, New] = (
                     "vocab_size": 90,
                     "hidden_size": 48,
                     "num_hidden_layers": 2,
-                    "moe_intermediate_size": [10, 6],
+                    "moe_intermediate_size": [18, 6],
                     "moe_num_experts": 4,
                     "tie_word_embeddings": True,
                     "moe_k": 2,

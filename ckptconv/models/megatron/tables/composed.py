@@ -224,10 +224,10 @@ COMPOSED = {
         "mcore-bridge",
     ),
     "mistral3": proven("Mistral 3 / Ministral 3", MISTRAL3, "Megatron-Bridge"),
-    "ovis2_5": by_source(
+    "ovis2_5": proven(
         "Ovis 2.5",
         around("Ovis 2.5", "llm.model.", "llm.lm_head.", *as_named("visual_tokenizer", "vte")),
-        "mcore-bridge, model/mm_gpts/qwen.py",
+        "mcore-bridge",
     ),
     **dict.fromkeys(
         ("llava_onevision1_5", "llavaonevision1_5"),  # mcore-bridge's name, and the published one

@@ -6,7 +6,7 @@ Sources besides the real checkpoints: Megatron-Bridge (src/megatron/bridge/model
 
 from __future__ import annotations
 
-from ckptconv.models.family import Config, Family, GateUp, Same, Vocab, replace_of_layer
+from ckptconv.models.family import QKV, Config, Family, GateUp, Same, Vocab, replace_of_layer
 from ckptconv.models.megatron.listed import by_source, proven
 from ckptconv.models.megatron.tables.parts import (
     ATTENTION,
@@ -19,6 +19,7 @@ from ckptconv.models.megatron.tables.parts import (
     MLP_NORM,
     QK_NORM,
     L,
+    M,
     joined_attention,
     renamed,
     ungated_mlp,
@@ -79,8 +80,15 @@ def of_decilm_layer(config: Config, layer: int) -> Config:
     return {**config, "num_key_value_heads": config["num_attention_heads"] // attention["n_heads_in_group"]}
 
 
-# Layers without attention or without an MLP store nothing for it.
-NEMOTRON_NAS = Family("Nemotron-NAS", replace_of_layer(LLAMA.rules, of_decilm_layer))
+# Layers without attention or without an MLP store nothing for it. The first line that matches counts, so that only the
+# layers' queries, keys and values depend on block_configs, which has null for a layer without attention.
+NEMOTRON_NAS = Family(
+    "Nemotron-NAS",
+    replace_of_layer(
+        (QKV(L + "self_attention.linear_qkv.{what}", M + "self_attn.{q,k,v}_proj.{what}"),), of_decilm_layer
+    )
+    + LLAMA.rules,
+)
 
 DENSE = {
     "llama": proven("Llama", LLAMA, "mbridge"),
@@ -95,14 +103,12 @@ DENSE = {
     "glm4": proven("GLM-4", GLM4, "mcore-bridge"),
     "seed_oss": proven("Seed-OSS", LLAMA, "mcore-bridge"),
     "nemotron": proven("Nemotron", NEMOTRON, "Megatron-Bridge"),
-    "nemotron-nas": by_source(
-        "Nemotron-NAS", NEMOTRON_NAS, "Megatron-Bridge, llama_nemotron/llama_nemotron_bridge.py"
-    ),
+    "nemotron-nas": proven("Nemotron-NAS", NEMOTRON_NAS, "Megatron-Bridge"),
     "ministral3": by_source("Ministral 3 (text)", LLAMA, "Megatron-Bridge, ministral3/ministral3_bridge.py"),
     "exaone4": proven("Exaone 4", EXAONE4, "Megatron-Bridge"),
     "phi3": proven("Phi-3", PHI3, "NeMo 2"),
     "starcoder2": proven("StarCoder2", STARCODER2, "NeMo 2"),
     "baichuan": proven("Baichuan", BAICHUAN, "NeMo 2"),
     "chatglm": proven("ChatGLM", CHATGLM, "NeMo 2"),
-    "internlm2": by_source("InternLM2", INTERNLM2, "mcore-bridge, model/mm_gpts/internvl.py"),
+    "internlm2": by_source("InternLM2", INTERNLM2, "InternLM2's own modeling_internlm2.py"),
 }

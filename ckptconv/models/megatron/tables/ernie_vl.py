@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ckptconv.models.family import Changed, Config, Family, GateUp, Rule, Same, within
 from ckptconv.models.megatron.composed import ByConfig, under
-from ckptconv.models.megatron.listed import by_source
+from ckptconv.models.megatron.listed import by_source, proven
 from ckptconv.models.megatron.tables.dense import LLAMA
 from ckptconv.models.megatron.tables.parts import L, M, shared_experts
 from ckptconv.models.rules import Swap, Turned, Unstack
@@ -44,9 +44,9 @@ def language(config: Config) -> tuple[Rule, ...]:
             M + "mlp.moe_statics.e_score_correction_bias",
             Turned(Unstack(0)),
         ),
+        *second_group(experts_for_text(config)),  # on the way back, the first line that matches counts
         GateUp(text + "experts.{expert}.linear_fc1.weight", M + EXPERT + "{gate,up}_proj.weight"),
         Same(text + "experts.{expert}.linear_fc2.weight", M + EXPERT + "down_proj.weight"),
-        *second_group(experts_for_text(config)),
         *shared_experts("shared_experts"),
         *LLAMA.rules,
     )
@@ -67,9 +67,7 @@ def table(config: Config) -> Family:
 
 
 ERNIE_VL = {
-    "ernie4_5_vl_moe": by_source(
-        "ERNIE 4.5 VL", ByConfig("ERNIE 4.5 VL", table), "Megatron-Bridge, ernie_vl/ernie45_vl_bridge.py"
-    ),
+    "ernie4_5_vl_moe": proven("ERNIE 4.5 VL", ByConfig("ERNIE 4.5 VL", table), "Megatron-Bridge"),
     "ernie4_5_moe_vl": by_source(
         "ERNIE 4.5 VL (as published)",
         ByConfig("ERNIE 4.5 VL", table),
