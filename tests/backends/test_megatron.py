@@ -58,14 +58,16 @@ LORA = [case for case in CASES if case.startswith("lora_")]  # in test_megatron_
 SUPPORTED = [case for case in CASES if case not in LORA]
 # Written out, so that a family or a fixture that goes missing is a red test.
 PROVEN = {
-    "bailing_hybrid", "bailing_moe", "bailing_moe_v2", "deepseek", "deepseek_v2", "deepseek_v3", "deepseek_v32",
-    "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone4_5", "exaone_moe", "falcon_h1", "gemma", "gemma2",
-    "gemma3", "gemma3_text", "gemma4", "gemma4_text", "glm4", "glm4_moe", "glm4_moe_lite", "glm4v", "glm4v_moe",
-    "glm_moe_dsa", "gpt_oss", "hy_v3", "internlm3", "internvl", "internvl_chat", "kimi_k2", "kimi_k25", "kimi_vl",
-    "llama", "llama4", "mimo", "mimo_v2_flash", "minicpmv4_6", "minimax_m2", "minimax_m3_vl", "mistral", "mistral3",
-    "mixtral", "nemotron", "nemotron_h", "olmoe", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_audio", "qwen2_moe",
-    "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next",
-    "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "sarvam_moe", "seed_oss",
+    "baichuan", "bailing_hybrid", "bailing_moe", "bailing_moe_v2", "chatglm", "deepseek", "deepseek_v2",
+    "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots1", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe", "exaone4",
+    "exaone4_5", "exaone_moe", "falcon_h1", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text",
+    "glm4", "glm46v", "glm4_moe", "glm4_moe_lite", "glm4v", "glm4v_moe", "glm_moe_dsa", "gpt_oss", "hy_v3",
+    "internlm3", "internvl", "internvl_chat", "kimi_k2", "kimi_k25", "kimi_vl", "llama", "llama4",
+    "llava_onevision1_5", "mimo", "mimo_v2_flash", "minicpmv4_6", "minimax_m2", "minimax_m3_vl", "mistral",
+    "mistral3", "mixtral", "nemotron", "nemotron-nas", "nemotron_h", "olmoe", "ovis2_5", "phi3", "qwen2",
+    "qwen2_5_omni", "qwen2_5_vl", "qwen2_audio", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe",
+    "sarvam_mla", "sarvam_moe", "seed_oss", "starcoder2", "step3p5",
 }  # fmt: skip
 
 
@@ -84,7 +86,7 @@ LOSSY = {
 def test_every_proven_family_has_a_table_and_a_fixture() -> None:
     assert {config(case)["model_type"] for case in SUPPORTED} == PROVEN
     assert {name for name, listed in FAMILIES.items() if listed.writers} == PROVEN
-    assert len(CASES) >= 116
+    assert len(CASES) >= 130
 
 
 @pytest.mark.parametrize("case", SUPPORTED)

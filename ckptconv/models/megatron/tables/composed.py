@@ -229,9 +229,9 @@ COMPOSED = {
         around("Ovis 2.5", "llm.model.", "llm.lm_head.", *as_named("visual_tokenizer", "vte")),
         "mcore-bridge",
     ),
-    **dict.fromkeys(
-        ("llava_onevision1_5", "llavaonevision1_5"),  # mcore-bridge's name, and the published one
-        proven("LLaVA-OneVision 1.5", LLAVA_ONEVISION, "mcore-bridge"),
+    "llava_onevision1_5": proven("LLaVA-OneVision 1.5", LLAVA_ONEVISION, "mcore-bridge"),
+    "llavaonevision1_5": by_source(
+        "LLaVA-OneVision 1.5 (as published)", LLAVA_ONEVISION, "mcore-bridge, model/mm_gpts/llava.py"
     ),
     "minicpmv4_6": proven(
         "MiniCPM-V 4.6",
