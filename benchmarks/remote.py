@@ -55,7 +55,7 @@ with ThreadPoolExecutor(16) as pool:
 
 
 @contextmanager
-def _server(root: Path, latency: float) -> Iterator[str]:
+def server(root: Path, latency: float) -> Iterator[str]:
     """The address of a server of the folder's subfolders as buckets."""
     command = [sys.executable, "-m", "benchmarks.store_server", str(root), "--latency", str(latency)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -66,7 +66,7 @@ def _server(root: Path, latency: float) -> Iterator[str]:
         process.wait()
 
 
-def _requests(url: str) -> Counter[str]:
+def requests_of(url: str) -> Counter[str]:
     """What the server was asked so far: "GET name" -> times."""
     text = urllib.request.urlopen(f"{url}/-counts").read().decode()
     return Counter({what: int(n) for n, what in (line.split(" ", 1) for line in text.splitlines())})
@@ -85,15 +85,15 @@ def main() -> None:
     scratch = args.out / "remote"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    with _server(args.out.resolve(), args.latency) as url:
+    with server(args.out.resolve(), args.latency) as url:
         os.environ.update(
             AWS_ENDPOINT_URL=url, AWS_ALLOW_HTTP="true", AWS_REGION="us-east-1",
             AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret",
         )  # fmt: skip
         costs = _rounds(args.size, checkpoint, scratch, verl, args.rounds)
-        before = _requests(url)
+        before = requests_of(url)
         run([sys.executable, "-m", "ckptconv", "inspect", f"s3://{args.size}/run"], scratch / "log")
-        asked = _requests(url) - before
+        asked = requests_of(url) - before
     same = all(
         filecmp.cmp(path, scratch / "near" / path.name, shallow=False)
         for path in (scratch / "far").iterdir()
