@@ -635,15 +635,16 @@ CASES: dict[str, Case] = {
         pad=2,
         new=True,
     ),
-    **{
-        f"{name}_pp2_mb": Case(
-            name, shows, "bridge", pp=2, first=1, bridge="megatron_bridge", new=True, source=True, dev=dev
-        )
-        for name, shows, dev in (
-            ("exaone4", "tied over stages of one layer and two", False),
-            ("step3p5", "an MTP layer on the last of uneven stages", True),
-        )
-    },
+    "exaone4_pp2_mb": Case(
+        "exaone4",
+        "tied over stages of one layer and two",
+        "bridge",
+        pp=2,
+        first=1,
+        bridge="megatron_bridge",
+        new=True,
+        source=True,
+    ),
     "mistral_vpp2_mb": Case(
         "mistral4", "two chunks on each stage", "bridge", pp=2, vpp=2, bridge="megatron_bridge"
     ),
