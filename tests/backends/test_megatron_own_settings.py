@@ -159,3 +159,13 @@ def test_a_tensor_that_one_rank_of_a_stage_lacks_is_refused(part: str, tmp_path:
     with pytest.raises(CkptconvError, match=f"one rank lacks decoder.layers.0.*{part}") as error:
         open_checkpoint(run)
     assert "TP rank 1, PP rank 0" in str(error.value.found)
+
+
+@pytest.mark.parametrize("case", ["qwen2_tp2", "qwen2_v2", "qwen2_mb"])
+def test_a_save_without_its_metadata_is_called_unfinished(case: str, tmp_path: Path) -> None:
+    run = copy_of(case, tmp_path)
+    path = next(run.rglob(".metadata"))
+    path.unlink()
+    with pytest.raises(CkptconvError, match="incomplete save") as error:
+        open_checkpoint(run)
+    assert str(error.value.where) == str(path.parent)

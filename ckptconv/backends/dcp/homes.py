@@ -20,6 +20,10 @@ from ckptconv.tensors.checkpoint import Skipped, TrainerSettings
 
 _ACCELERATE = "pytorch_model_fsdp_"
 _HOMES = ("", f"{_ACCELERATE}0", "model", "weights", "weights/model", "model_and_optim")
+_MEGATRON = (
+    "dist_ckpt",
+    "model/dist_ckpt",
+)  # verl's, which are read here only to report a save that did not finish
 _OPTIMIZER = re.compile(r"^optim(?:izer)?s?(?:_\d+)?$")
 _ASSETS = ("", "huggingface", "hf", "tokenizer", ".hf_metadata", "hf_assets", "hf-latest")
 _UNFINISHED = (
@@ -33,7 +37,7 @@ def home_of(folder: Path, has: Callable[[Path], bool]) -> Path | None:
     """Return the first home for which `has` is true: the folder itself or one below it; None if there is none."""
     if _OPTIMIZER.match(folder.name) and _has_a_model(folder.parent):
         return None
-    return next((folder / home for home in _HOMES if has(folder / home)), None)
+    return next((folder / home for home in (*_HOMES, *_MEGATRON) if has(folder / home)), None)
 
 
 def check_finished(home: Path, top: Path) -> None:
