@@ -120,6 +120,14 @@ def test_rank_files_of_other_numbers_of_ranks_are_refused(changed: dict[str, int
     refused(run, config, tmp_path, "settings are not those of the stored tensors")
 
 
+def test_arguments_that_swiglu_sets_in_the_model_are_not_compared(tmp_path: Path) -> None:
+    """Megatron-LM leaves them at their defaults, and --swiglu decides."""
+    run = copy_of("qwen2_mlm_legacy", tmp_path)
+    for path in run.rglob("model_optim_rng.pt"):
+        change(path, args_swiglu=True, args_gated_linear_unit=False, args_activation_func="gelu")
+    merge(run, tmp_path / "out", config=unpacked("megatron/qwen2_mlm_legacy") / "hf")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_trainers_settings_agree_with_its_tensors(case: str) -> None:
     config = json.loads((unpacked(f"megatron/{case}") / "hf" / "config.json").read_text())

@@ -24,6 +24,9 @@ _PLAIN = {
 }
 # Classes of transformers whose norms multiply by 1 + weight.
 _ADD_ONE = {"gemma", "gemma2", "gemma3_text", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
+# Megatron-LM's --swiglu sets these in the model, and leaves the arguments of the same names at their defaults
+# (megatron/training/arguments.py, core_transformer_config_from_args).
+_SET_BY_SWIGLU = ("activation_func", "gated_linear_unit")
 # Names of activations, of torch and of transformers, and whether they mean SiLU.
 _SILU = {
     **{"silu": True, "swish": True},
@@ -59,6 +62,8 @@ def check_computation(settings: Iterable[TrainerSettings], config: Config) -> No
             for trait in _TRAITS:
                 for name in trait.names:
                     value = trainer.values.get(name)
+                    if name in _SET_BY_SWIGLU and trainer.values.get("swiglu") is True:
+                        continue
                     if value is not None and trait.differs(value, text):
                         raise _refusal(trainer, name, value, kind, f"no {trait.what}")
         name = "layernorm_zero_centered_gamma"

@@ -98,7 +98,7 @@ def _width(setting: str, values: Values, widths: Mapping[str, int]) -> Iterator[
 
 def _gates(values: Values, shapes: Mapping[str, Shape], widths: Mapping[str, int]) -> Iterator[Difference]:
     """linear_fc1 has twice as many rows as linear_fc2 has columns if the MLP has a gate, and as many if it has none."""
-    stated = values.get("gated_linear_unit")
+    stated = True if values.get("swiglu") is True else values.get("gated_linear_unit")
     for name, width in widths.items() if type(stated) is bool else ():
         rows = shapes.get(name.replace("linear_fc2", "linear_fc1"), (0,))[0]
         if rows in (width, 2 * width) and (rows == 2 * width) is not stated:
