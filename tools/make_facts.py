@@ -60,13 +60,30 @@ def generate() -> dict[str, Any]:
 
 
 def _layer_kinds() -> dict[str, Any]:
-    """The kinds of layers that every config may list, and the former names that transformers replaces."""
-    from transformers import configuration_utils
+    """The kinds of layers that configs may list, the former names that transformers replaces, the types with other kinds."""
+    from transformers import PreTrainedConfig, configuration_utils
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
+    from tools.make_table import _CONFIG_ARGUMENTS
+
+    known = set(configuration_utils.ALLOWED_LAYER_TYPES)
+    other = []
+    for model_type in CONFIG_MAPPING_NAMES:
+        try:
+            config_class = CONFIG_MAPPING[model_type]
+            config = config_class(**_CONFIG_ARGUMENTS.get(config_class.__name__, {})).to_dict()
+        except Exception:  # a config that needs arguments: its kinds are not known
+            other.append(model_type)
+            continue
+        listed = {kind for key in ("layer_types", "mlp_layer_types") for kind in config.get(key) or ()}
+        usual = config_class.validate_layer_type is PreTrainedConfig.validate_layer_type
+        if listed - known or not usual or "num_hidden_layers" not in config:
+            other.append(model_type)
     return {
         "layer_types": list(configuration_utils.ALLOWED_ATTN_LAYER_TYPES),
         "mlp_layer_types": list(configuration_utils.ALLOWED_MLP_LAYER_TYPES),
         "former": dict(configuration_utils._LEGACY_LAYER_TYPE_REMAP),
+        "other": sorted(other),
     }
 
 

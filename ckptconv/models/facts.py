@@ -33,13 +33,21 @@ def layer_kinds(key: str) -> list[str]:
     return kinds
 
 
-def knows_layer_kind(key: str, kind: str) -> bool:
-    """Whether transformers, the shipped facts' version or the installed one, accepts a kind of layer under a key."""
+def refuses_layer_kind(model_type: Any, key: str, kind: str) -> bool:
+    """Whether transformers, the shipped facts' version and the installed one, has no such kind of layer.
+
+    Args:
+        model_type: that of the config which lists the kind; some types have kinds of their own.
+        key: "layer_types" or "mlp_layer_types".
+        kind: the kind.
+    """
     from ckptconv.models import installed  # imports transformers if it has to
 
-    return kind_today(kind) in layer_kinds(key) or kind in installed.layer_kinds(
-        key, _facts()["transformers"]
-    )
+    if model_type not in _facts()["model_types"] or model_type in _facts()["layer_kinds"]["other"]:
+        return False
+    if kind_today(kind) in layer_kinds(key):
+        return False
+    return kind not in installed.layer_kinds(key, _facts()["transformers"])
 
 
 def other_part(config: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -53,7 +53,7 @@ def _require_known_kinds(part: Mapping[str, Any], where: Path) -> None:
     for key in _KINDS:
         listed = part.get(key)
         for kind in listed if isinstance(listed, list) else ():
-            if isinstance(kind, str) and not facts.knows_layer_kind(key, kind):
+            if isinstance(kind, str) and facts.refuses_layer_kind(part.get("model_type"), key, kind):
                 raise NotTheModel(
                     "config.json names a kind of layer that transformers does not have",
                     where=where,

@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     Mutant(
         "kinds of layers that are not known", "plan/runnable.py",
-        "if isinstance(kind, str) and not facts.knows_layer_kind(key, kind):", "if False:",
+        'if isinstance(kind, str) and facts.refuses_layer_kind(part.get("model_type"), key, kind):', "if False:",
         "tests/plan/test_runnable.py", "does_not_have_is_refused",
     ),
     Mutant(

@@ -57,6 +57,12 @@ def test_every_kind_and_every_former_name_is_accepted(qwen3: tuple[Config, Shape
             assert _notes({**config, "layer_types": [kind, kind]}, shapes) == []
 
 
+def test_a_type_with_kinds_of_its_own_is_left_to_its_class() -> None:
+    for kind in ("deepseek_v4", "nemotron_h", "pp_doclayout_v3"):
+        assert not facts.refuses_layer_kind(kind, "mlp_layer_types", "hash_moe")
+    assert facts.refuses_layer_kind("qwen3_moe", "mlp_layer_types", "hash_moe")
+
+
 def test_a_kind_that_only_the_installed_transformers_has_is_accepted(
     qwen3: tuple[Config, Shapes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
