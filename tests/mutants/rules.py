@@ -95,7 +95,7 @@ MUTANTS = (
     ),
     Mutant(
         "the step of sparse layers", "models/values.py",
-        "return stated > 0 and number % stated == rest[1] % stated", "return None",
+        "return stated > 0 and number % stated == rest[1] % stated", "return stated > 0 and number % stated == rest[1]",
         "tests/plan/test_fit_forms.py", "of_any_form and (Nllb or Switch)",
     ),
     Mutant(
