@@ -40,8 +40,10 @@ _SCALING_OBJECT = ("qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text")
 # transformers 5 gives the base of a flat rope_theta to one kind of OLMo 3's layers, and its class's default to the other
 # (configuration_olmo3.py, convert_rope_params_to_dict). It does not look for DBRX's, which is in attn_config.
 _LOSES_BASE, _LOSES_INNER_BASE = "olmo3", "dbrx"
-# vLLM reads DeepSeek's router bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE).
+# vLLM has a place for the router's bias only where topk_method says noaux_tc (deepseek_v2.py, DeepseekV2MoE) or
+# use_routing_bias is true (minimax_m2.py, MiniMaxM2MoE).
 _ROUTER_BIAS = ".e_score_correction_bias"
+_WITH_BIAS = ("topk_method", "use_routing_bias")
 _SIGMOID = {"scoring_func": "sigmoid"}
 # Values that the classes of transformers have in their code, and engines only from config.json. llama.cpp
 # (conversion/base.py, set_gguf_parameters) and vLLM (deepseek_v2.py) take softmax where scoring_func is missing, vLLM stops
@@ -52,7 +54,7 @@ _FOR_ENGINES: dict[str, Config] = {
     "DeepseekV3ForCausalLM": _SIGMOID | {"topk_method": "noaux_tc"},
     "DeepseekV32ForCausalLM": _SIGMOID | {"topk_method": "noaux_tc"},
     "GlmMoeDsaForCausalLM": _SIGMOID | {"topk_method": "noaux_tc"},
-    "MiniMaxM2ForCausalLM": _SIGMOID,
+    "MiniMaxM2ForCausalLM": _SIGMOID | {"use_routing_bias": True},
 }
 
 
@@ -160,7 +162,7 @@ def _for_engines(config: Config, names: Iterator[str] | tuple[str, ...]) -> Iter
     for key, value in _FOR_ENGINES.get(
         str(stated[0]) if isinstance(stated, list) and stated else "", {}
     ).items():
-        if key != "topk_method" or any(name.endswith(_ROUTER_BIAS) for name in names):
+        if key not in _WITH_BIAS or any(name.endswith(_ROUTER_BIAS) for name in names):
             yield key, value
     if config.get("model_type") == _ROTARY_DIM:
         size, share = config.get("head_dim"), _lookup(config, f"{_ROPE}.partial_rotary_factor")

@@ -15,7 +15,15 @@ from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.tensors.view import Shape, stored
 
 # Keys of config.json without which a reader of transformers 4 finds the same value in another way.
-_ASIDE = ("torch_dtype", "topk_method", "rotary_dim", "n_ctx", "rotary_pct", "scoring_func")
+_ASIDE = (
+    "torch_dtype",
+    "topk_method",
+    "use_routing_bias",
+    "rotary_dim",
+    "n_ctx",
+    "rotary_pct",
+    "scoring_func",
+)
 
 
 @dataclass(frozen=True, slots=True)

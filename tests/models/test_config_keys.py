@@ -112,6 +112,13 @@ def test_deepseeks_router_bias_is_named_as_vllm_looks_for_it() -> None:
     assert "topk_method" not in for_both(config, ("model.layers.3.mlp.gate.weight",)).config
 
 
+def test_minimaxs_router_bias_has_a_place_in_vllm() -> None:
+    config = {"model_type": "minimax_m2", "architectures": ["MiniMaxM2ForCausalLM"]}
+    bias = ("model.layers.0.block_sparse_moe.e_score_correction_bias",)
+    assert for_both(config, bias).config["use_routing_bias"] is True
+    assert "use_routing_bias" not in for_both(config).config
+
+
 @pytest.mark.parametrize(
     ("cls", "key", "value"),
     [
