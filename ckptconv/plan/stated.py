@@ -26,7 +26,7 @@ _SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "num_experts", "num_local_experts", "vocab_size",
 )  # fmt: skip
-_PADDED = 64  # rows; PaliGemma and LLaVA state the tokens at the top level, and the embedding's rows inside
+_PADDED = 512  # rows; PaliGemma, LLaVA and Ovis 2 state the tokens at the top level, and the embedding's rows inside
 
 
 def require_consistent(skeleton: Skeleton, config: Mapping[str, Any], where: Path, notes: list[str]) -> None:
@@ -73,7 +73,10 @@ def _require_kin(skeleton: Skeleton, config: Mapping[str, Any], where: Path) -> 
     kind = config.get("model_type")
     usual = facts.default_architecture({"model_type": kind})
     own, named = package_of(usual), package_of(skeleton.architecture)
-    if own and named and own != named and not config.get("auto_map"):
+    its_own = named == str(kind).replace(
+        "-", "_"
+    )  # ShieldGemma 2 has a class, and Gemma 3's is the usual one
+    if own and named and own != named and not its_own and not config.get("auto_map"):
         raise NotTheModel(
             "config.json contradicts itself",
             where=where,

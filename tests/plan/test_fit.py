@@ -201,6 +201,14 @@ def test_a_config_that_contradicts_itself_is_refused(changes: dict[str, Any], fo
     assert error.value.found == found
 
 
+def test_a_class_of_the_model_types_own_is_accepted_where_another_types_is_the_usual_one() -> None:
+    config, shapes = built("ShieldGemma2ForImageClassification")
+    assert (
+        facts.default_architecture({"model_type": config["model_type"]}) == "Gemma3ForConditionalGeneration"
+    )
+    require_fit(config, shapes, Path("run"), [])
+
+
 def test_no_class_that_transformers_loads_for_a_type_is_another_types() -> None:
     for kind, tasks in facts._facts()["tasks"].items():
         usual = skeleton.package_of(facts.default_architecture({"model_type": kind}))

@@ -120,9 +120,9 @@ def test_a_class_that_ties_by_either_level_may_lack_its_head() -> None:
     assert _notes(config, {name: shape for name, shape in shapes.items() if "lm_head" not in name}) == []
 
 
-@pytest.mark.parametrize(("rows", "count"), [(0, 0), (-64, 0), (-65, 1), (1, 1)])
+@pytest.mark.parametrize(("rows", "count"), [(0, 0), (-64, 0), (-512, 0), (-513, 1), (1, 1)])
 def test_a_vocabulary_that_the_top_level_states_otherwise_is_noted(rows: int, count: int) -> None:
-    """PaliGemma and LLaVA state at the top level how many tokens there are, before the padding to a multiple of 64."""
+    """PaliGemma, LLaVA and Ovis 2 state at the top level how many tokens there are, before the embedding is padded."""
     config, shapes = built("LlavaForConditionalGeneration")
     notes = _notes({**config, "vocab_size": config["text_config"]["vocab_size"] + rows}, shapes)
     assert len(notes) == count
