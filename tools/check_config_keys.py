@@ -22,6 +22,8 @@ from ckptconv.models.config_keys import for_both
 from tools.config_stages import ASIDE, Config, flat, run
 
 _NAMED = Path(__file__).with_name("config_differences.json")
+# transformers 5 refuses types and values that 4 takes: some of the values that a key is given are no values of a model.
+_REFUSED = "StrictDataclass"
 _ASIDE = ASIDE | {"dtype", "torch_dtype"}
 Variant = list[Any]  # class, changed key, its value, the config as saved, all values
 Read = list[Any] | str  # the config as saved, all values; or what was raised
@@ -54,6 +56,8 @@ def check(python: dict[str, str], only: list[str], classes: dict[str, set[str]])
         for (variant, got), values in zip(found, wanted, strict=True):
             kind, key, value = variant[:3]
             classes[way].add(kind)
+            if way == "4 -> 5" and isinstance(got, str) and _REFUSED in got:
+                continue
             if isinstance(got, str):
                 yield Difference(way, kind, "stops", f"{key}={value}: {got}")
                 continue

@@ -26,6 +26,7 @@ _ROPES: list[Config] = [
 ]  # fmt: skip
 _LONGROPE: Config = {"type": "longrope", "short_factor": [], "long_factor": []}
 _ROPE_KEYS = ("rope_scaling", "rope_parameters")  # of which every value is tried
+_WORDS = ("problem_type",)  # null, or one of a few words
 # Keys that are no property of the model.
 ASIDE = {
     "transformers_version",
@@ -52,7 +53,7 @@ def stage_variants(asked: dict[str, Any]) -> list[list[Any]]:
         except Exception:  # a class that needs arguments or a download, or cannot save its defaults
             continue
         for key in inspect.signature(cls.__init__).parameters:
-            others = _others(key, base)
+            others = [] if key in _WORDS else _others(key, base)
             for value in others[:1] if asked["few"] and key not in _ROPE_KEYS else others:
                 try:
                     config = cls.from_dict(json.loads(json.dumps({key: value})))
