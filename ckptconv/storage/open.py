@@ -31,6 +31,13 @@ def on_disk(target: str | Path) -> Path:
         CkptconvError: it is an address. A model is published by one rename, which stores do not have.
     """
     target = target if isinstance(target, Path) else Path(target)
+    if str(target).startswith("hf:/") and not is_address(target) and not target.exists():
+        raise CkptconvError(
+            "OUT must be a folder on a disk",
+            where=str(target).replace("hf:/", "hf://", 1),
+            hint="write to a disk, then upload it: ckptconv push OUT ORG/NAME",
+            kind=Kind.TARGET,
+        )
     if is_address(target) and not target.exists():
         raise CkptconvError(
             "OUT must be a folder on a disk",

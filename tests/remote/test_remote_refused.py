@@ -142,6 +142,7 @@ def test_an_address_as_target(
     assert "OUT must be a folder on a disk" in message
     assert "aws s3 cp --recursive" in message
     assert "OUT must be" in refused("merge", made("fsdp2_w4"), "s3://bucket/models", "--all-steps")
+    assert "ckptconv push OUT" in refused("merge", made("fsdp2_w4"), "hf://org/name")
     assert list(tmp_path.iterdir()) == []
 
 
