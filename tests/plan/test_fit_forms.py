@@ -206,3 +206,12 @@ def test_a_part_that_may_be_any_models_is_not_measured_by_the_default_ones_list(
     (note,) = notes
     assert f"takes any model as {part}" in note
     assert other["model_type"] in note
+
+
+@pytest.mark.parametrize("widths", [[80, 50], [96, 32]])
+def test_experts_of_text_and_vision_have_the_widths_that_a_list_states(widths: list[int]) -> None:
+    text = {"num_hidden_layers": 2, "moe_intermediate_size": widths}
+    config, shapes = built("Ernie4_5_VLMoeForConditionalGeneration", text_config=text)
+    require_fit(config, shapes, Path("run"), [])
+    lost = next(name for name in shapes if "layers.1." in name and "shared_experts" in name)
+    assert lost in _refusal(config, {name: shape for name, shape in shapes.items() if name != lost})

@@ -218,6 +218,11 @@ def _llama(key: Key) -> Shown:
     return Shown(({"attention_bias": True, "mlp_bias": True},))
 
 
+def _ernie4_5_vl_moe(key: Key) -> Shown:
+    """The widths of text's and vision's experts in a list, whose ratio of 3 in the default config is no rule."""
+    return Shown(({"moe_intermediate_size": [320, 192]},))
+
+
 def _minimax_m3_vl(key: Key) -> Shown:
     return Shown(({"mlp_layer_types": ["dense", "sparse", "sparse", "dense"]},))
 
@@ -255,6 +260,7 @@ _DECLARED: dict[str, Callable[[Key], Shown]] = {
     "exaone": _llama,
     "internlm3": _llama,
     "iquestcoder": _llama,
+    "ernie4_5_vl_moe": _ernie4_5_vl_moe,
     "minimax_m3_vl": _minimax_m3_vl,
     "sapiens2": _sapiens2,
     "rf_detr": _rf_detr,
