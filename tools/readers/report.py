@@ -16,7 +16,7 @@ _SILENT = ("logits differ", "tokens are equal", "the tokenizer makes")
 _KNOWN = {
     ("ctranslate2", "gemma2"): "it has no soft caps",
     ("ctranslate2", "gemma3"): "it does not scale the positions of layers with full attention",
-    ("ctranslate2", "llama_scaled"): "its converter drops original_max_position_embeddings",
+    ("ctranslate2", "llama_scaled"): "its converter drops the scaling's factor",
     ("transformers", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
     ("peft", "gemma2"): "4.57.6 leaves out the soft cap unless attn_implementation is eager",
     ("llama.cpp", "gpt_oss"): "it rounds the ends of YaRN's range in spite of truncate: false",
