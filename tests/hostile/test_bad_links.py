@@ -109,7 +109,7 @@ def test_a_rank_file_that_is_no_file(kind: str, run: Path, place: Path) -> None:
             file.symlink_to("/proc/self/fd/0")
     assert cli("merge", run, place / "out").code != 0
     circle = "cannot be read: Too many levels of symbolic links"
-    says = circle if kind == "a circle" else "not a torch.save file but a folder, pipe or device"
+    says = circle if kind == "a circle" else "not a torch.save file, but a folder, a pipe or a device"
     for read in (lambda: open_torch_zip(str(file)), lambda: list(check_crcs(str(file)))):
         with pytest.raises(CkptconvError, match=says):
             read()
