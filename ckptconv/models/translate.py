@@ -1,40 +1,24 @@
-"""Apply a family's table to a checkpoint's tensors, in both directions.
-
-Names that differ only in their numbers share one look-up.
-"""
+"""Apply a family's table to a checkpoint's tensors, in both directions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.facts import named_architectures
 from ckptconv.models.family import Config, Family, Rule
+from ckptconv.models.grouped import Group, collect
 from ckptconv.models.hub_names import Named, Renamed
 from ckptconv.models.nested import text_of
 from ckptconv.models.pieces import Piece, Pieces
 from ckptconv.models.rules import Layout, to_hub_layout, to_trained_layout
-from ckptconv.tensors.names import number_spans, numbered_parts
 from ckptconv.tensors.view import View, narrow
 
 T = TypeVar("T")
 F = TypeVar("F")
 # What a table raises where config.json has text, a list or 0 in the place of a number.
 _NO_NUMBERS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
-_Place = tuple[
-    int, tuple[int, ...]
-]  # (index among the rule's trained names, the gathered numbers in the name)
-
-
-@dataclass
-class _Group(Generic[T]):
-    """The stored tensors that one application of a rule consumes."""
-
-    rule: Rule
-    holes: dict[str, str]
-    found: dict[_Place, tuple[str, T]] = field(default_factory=dict)
 
 
 def chosen(families: Mapping[str, F], config: Config, whose: str) -> F:
@@ -106,7 +90,7 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
     numbers: dict[str, None] = {}  # of MTP layers, as the Hub numbers them
     notes: dict[str, None] = {}
     known: dict[int, tuple[Layout, ...]] = {}  # a rule's layout changes, which are the same for every layer
-    for group in _collect(family, tensors):
+    for group in collect(family, tensors):
         rule = group.rule
         counts.setdefault(id(rule), [rule, 0])[1] += len(group.found)
         stored = _in_order(group)
@@ -168,68 +152,6 @@ def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict
     return made
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """Names that differ only in numbers, and the rule for all of them.
-
-    number: the index of the rule in the family.
-    place: the index of the pattern in the rule.
-    slots: each hole of the pattern with its text, or with the index of the number that fills it; None if that does not
-        follow from the first name, so that every name has to be matched.
-    """
-
-    rule: Rule
-    number: int
-    place: int
-    slots: tuple[tuple[str, str | int], ...] | None
-
-
-def _kind_of(family: Family, name: str) -> _Kind:
-    rule, number, place = _rule_for(family, name)
-    spans = rule.trained.names[place].spans(name) or {}
-    numbers = {span: index for index, span in enumerate(number_spans(name))}
-    slots = tuple((hole, numbers.get(span, name[slice(*span)])) for hole, span in spans.items())
-    is_plain = sorted(slot for _, slot in slots if isinstance(slot, int)) == list(range(len(numbers)))
-    return _Kind(rule, number, place, slots if is_plain else None)
-
-
-def _collect(family: Family, tensors: Mapping[str, T]) -> list[_Group[T]]:
-    groups: dict[tuple[object, ...], _Group[T]] = {}
-    by_kind: dict[str, _Kind] = {}
-    for name, value in tensors.items():
-        text, numbers = numbered_parts(name)
-        kind = by_kind.get(text)
-        if kind is None:
-            kind = by_kind[text] = _kind_of(family, name)
-        rule, number, place = kind.rule, kind.number, kind.place
-        if kind.slots is not None:
-            holes = {hole: numbers[slot] if type(slot) is int else str(slot) for hole, slot in kind.slots}
-        else:
-            rule, number, place = _rule_for(family, name)
-            holes = rule.trained.names[place].match(name) or {}
-        gathered = tuple([int(holes.pop(hole)) for hole in rule.gathered if hole in holes])
-        key = (number, *holes.values()) if rule.hub.text else (number,)
-        group = groups.get(key)
-        if group is None:
-            group = groups[key] = _Group(rule, holes)
-        if (place, gathered) in group.found and rule.hub.text:
-            raise CkptconvError(f"two stored tensors are one piece of {rule.hub.text}", where=name)
-        group.found[(place, gathered) if rule.hub.text else (len(group.found), ())] = (name, value)
-    return list(groups.values())
-
-
-def _rule_for(family: Family, name: str) -> tuple[Rule, int, int]:
-    for number, rule in enumerate(family.rules):
-        for place, pattern in enumerate(rule.trained.names):
-            if pattern.match(name) is not None:
-                return rule, number, place
-    raise CkptconvError(
-        f"the table of {family.name} has no entry for the stored tensor {name}",
-        hint="it may be of a newer trainer, or the config of another model: see docs/adding-a-model.md",
-        kind=Kind.UNSUPPORTED,
-    )
-
-
 def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, dict[str, str]]:
     for rule in family.rules:
         for place, pattern in enumerate(rule.hub.names):
@@ -242,7 +164,7 @@ def _rule_back(family: Family, name: str, config: Config) -> tuple[Rule, int, di
 
 
 def _apply(
-    group: _Group[T],
+    group: Group[T],
     stored: list[tuple[str, T]],
     holes: dict[str, str],
     config: Config,
@@ -292,7 +214,7 @@ def _rows(rows: Callable[[Config], int], config: Config) -> int:
         raise _no_numbers(error) from error
 
 
-def _in_order(group: _Group[T]) -> list[tuple[str, T]]:
+def _in_order(group: Group[T]) -> list[tuple[str, T]]:
     """Return the tensors of a group by place and number; a missing place or number is an error."""
     found = group.found
     if len(found) == 1 and len(group.rule.trained.names) == 1 and not group.rule.gathered:
