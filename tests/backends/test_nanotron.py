@@ -180,6 +180,42 @@ def test_a_step_without_model_config_json_is_not_complete(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("case", "changed", "message"),
+    [
+        (FIRST, {"vocab_size": 68}, r"(?s)not of the model.*vocab_size 68.*66 rows"),
+        (FIRST, {"tie_word_embeddings": True}, r"(?s)not of the model.*lm_head.* is stored too"),
+        ("llama_tied_pp2", {"tie_word_embeddings": False}, "output head has no file"),
+        ("qwen2_bias_tp2", {"attention_bias": False}, r"(?s)not of the model.*qkv_proj.bias is stored"),
+        ("smollm3_tp1", {"attention_bias": True}, r"(?s)not of the model.*has no bias beside it"),
+    ],
+)
+def test_a_model_config_of_another_model_is_refused_whatever_config_is_given(
+    case: str, changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    run = copied(case, tmp_path)
+    edited(run / "10" / "model_config.json", **changed)
+    with pytest.raises(CkptconvError, match=message):
+        open_checkpoint(run)
+    with pytest.raises(CkptconvError, match=message):
+        merge(run, tmp_path / "out", config=home(case) / "hf")
+
+
+def test_a_lost_head_is_not_replaced_by_the_embedding_of_a_config_that_ties(tmp_path: Path) -> None:
+    run = copied(FIRST, tmp_path)
+    shutil.rmtree(run / "10" / "model" / "model" / "lm_head")
+    (tmp_path / "config.json").write_text(json.dumps({**config(FIRST), "tie_word_embeddings": True}))
+    with pytest.raises(Incomplete, match="output head has no file"):
+        merge(run, tmp_path / "out", config=tmp_path)
+
+
+def test_llama_ignores_attention_bias_as_nanotron_does(tmp_path: Path) -> None:
+    run = copied(FIRST, tmp_path)
+    edited(run / "10" / "model_config.json", attention_bias=True)
+    merge(run, tmp_path / "out", config=home(FIRST) / "hf", dtype="keep")
+    assert_equal(tensors(tmp_path / "out"), tensors(home(FIRST) / "hf"))
+
+
+@pytest.mark.parametrize(
     ("metadata", "message"),
     [
         (

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ckptconv.backends.base import Fact
+from ckptconv.backends.nanotron.agreement import check_config
 from ckptconv.backends.nanotron.files import Files, Shard, check_stages, find, has_files
 from ckptconv.backends.nanotron.slices import is_sliced, parts, unsharded_shape
 from ckptconv.backends.runs import Place, with_config
@@ -45,7 +46,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
     Raises:
         Incomplete: a rank's files are missing.
-        CkptconvError: the files contradict each other or the step's metadata.
+        CkptconvError: the files contradict each other, the step's metadata or model_config.json.
     """
     folder = place.folder
     files = find([folder, *also])
@@ -63,13 +64,15 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     stored: dict[str, list[tuple[Shard, Header]]] = {}
     for shard, header in zip(files.shards, headers, strict=True):
         stored.setdefault(shard.name, []).append((shard, header))
+    tensors = {name: _tensor(name, shards) for name, shards in stored.items()}
+    check_config(config, tensors, folder / _CONFIG)
     return Checkpoint(
         backend=NAME,
         layout="nanotron: one safetensors file per tensor and rank",
         root=folder,
         world_size=files.sizes[0] * files.sizes[1] * files.sizes[2],
         files=tuple(sorted(_rank_files(files), key=lambda file: (file.rank, file.path))),
-        tensors={name: _tensor(name, shards) for name, shards in stored.items()},
+        tensors=tensors,
         meshes=(Mesh(files.sizes, ("pp", "tp", "ep")) if files.sizes[2] > 1 else _mesh(files),),
         step=place.step,
         role=place.role,
