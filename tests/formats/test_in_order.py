@@ -10,7 +10,21 @@ import pytest
 from support.helpers import ROLE
 from support.shim import faults, run
 
+from ckptconv.formats import in_order as module
 from ckptconv.formats.in_order import in_order
+
+
+class Clocks:
+    """Clocks that the test moves: a busy machine, which takes the processor away for a while, changes nothing on them."""
+
+    def __init__(self) -> None:
+        self.passed = self.used = 0.0
+
+    def perf_counter(self) -> float:
+        return self.passed
+
+    def thread_time(self) -> float:
+        return self.used
 
 
 def slowly(number: int) -> tuple[int, int]:
@@ -24,9 +38,32 @@ def test_slow_files_are_read_by_several_threads_and_come_in_order() -> None:
     assert len({thread for _, thread in found}) > 2
 
 
-def test_fast_files_are_read_by_the_caller_s_thread() -> None:
-    found = list(in_order(lambda number: (number, threading.get_ident()), range(60)))
+def test_fast_files_are_read_by_the_caller_s_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(module, "time", clocks)
+
+    def computes(number: int) -> tuple[int, int]:
+        clocks.passed += 0.0108
+        clocks.used += 0.0100  # it works for 10 ms and waits for 0.8 ms
+        return number, threading.get_ident()
+
+    found = list(in_order(computes, range(60)))
     assert {thread for _, thread in found} == {threading.get_ident()}
+    assert [number for number, _ in found] == list(range(60))
+
+
+def test_the_first_file_that_waits_starts_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(module, "time", clocks)
+
+    def waits_at_5(number: int) -> int:
+        if number == 5:
+            clocks.passed += 0.0012
+        return threading.get_ident()
+
+    found = list(in_order(waits_at_5, range(60)))
+    assert set(found[:6]) == {threading.get_ident()}
+    assert threading.get_ident() not in found[6:]
 
 
 def test_the_first_error_in_order_ends_it_and_no_further_file_is_begun() -> None:
