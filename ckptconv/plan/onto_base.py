@@ -18,10 +18,6 @@ from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.view import View
 
 _REPLACED = "replaced by the adapter's copy of it"
-# PEFT's task types (peft/utils/peft_types.py, TaskType) -> the task in our facts, and its name for the user.
-_TASKS = {"SEQ_CLS": ("sequence", "sequence classification"), "TOKEN_CLS": ("token", "token classification")}
-_CLASSES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
-_HEADS = ("score.", "classifier.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +123,8 @@ def _for_task(stored: Stored, originals: dict[str, View], config: dict[str, Any]
         CkptconvError: no class with such a head is known for the base model.
     """
     trained = stored.parts.trained
-    task, called = _TASKS.get(_task_type(stored.lora), ("", ""))
-    head = tuple(name for name in trained if name.startswith(_HEADS))
+    task, called = lora.task_of(stored.lora)
+    head = tuple(name for name in trained if name.startswith(lora.HEADS))
     if not task or not head:
         return _ForTask(originals, config)
     wanted = facts.architecture_for(config or {}, task)
@@ -153,15 +149,6 @@ def _for_task(stored: Stored, originals: dict[str, View], config: dict[str, Any]
         tuple((f"base: {name}", originals[name], reason) for name in others),
         notes,
     )
-
-
-def _task_type(meta: Mapping[str, Any]) -> str:
-    """PEFT's task type. Without one, PEFT writes the class that was adapted (auto_mapping, peft/peft_model.py)."""
-    stated, mapping = meta.get("task_type"), meta.get("auto_mapping")
-    if stated is None and isinstance(mapping, dict):
-        adapted = str(mapping.get("base_model_class"))
-        return next((task for end, task in _CLASSES.items() if adapted.endswith(end)), "")
-    return str(stated)
 
 
 def _without_twins(parts: lora.Separated, config: dict[str, Any] | None, equal: Equal) -> _Untwinned:

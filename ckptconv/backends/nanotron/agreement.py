@@ -66,7 +66,7 @@ def _check_bias(has_bias: bool, tensors: Mapping[str, StoredTensor], where: Path
         raise _of_another("attention_bias is not true", f"true, since {stored} is stored", where)
     weight = next((name for name in tensors if name.endswith(_BIAS.replace("bias", "weight"))), None)
     if has_bias and weight and not stored:
-        raise _of_another("attention_bias true", f"false, since {weight} has no bias beside it", where)
+        raise _of_another("attention_bias true", f"false, since {weight} has no bias", where)
 
 
 def _of_another(found: str, wanted: str, where: Path) -> CkptconvError:

@@ -13,9 +13,11 @@ from ckptconv.models.lora.names import Separated, is_of_an_adapter, may_be_facto
 from ckptconv.models.lora.place import Placed, Placement, Rename, place, place_experts
 from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, scale, ways_of_stacks
 from ckptconv.models.lora.stated import check_stated
+from ckptconv.models.lora.tasks import HEADS, task_of
 from ckptconv.models.lora.tokens import Tokens, check_bounds
 
 __all__ = [
+    "HEADS",
     "Factors",
     "Placed",
     "Placement",
@@ -37,6 +39,7 @@ __all__ = [
     "scale",
     "separate",
     "stack_tensors",
+    "task_of",
     "token_tensors",
     "trained_tensors",
     "ways_of_stacks",

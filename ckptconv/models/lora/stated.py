@@ -15,12 +15,11 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import mtp
 from ckptconv.models.lora.kinds import is_adapter_config
 from ckptconv.models.lora.names import Separated
+from ckptconv.models.lora.tasks import HEADS, stated_task
 from ckptconv.models.nested import text_of
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _LIBRARY = re.compile(r"transformers\.models\.(\w+)\.")
-_HEADS = ("score.", "classifier.")
-_CLASSIFIERS = {"SEQ_CLS": "sequence classification", "TOKEN_CLS": "token classification"}
 _SHOWN = 3
 # LoraConfig of PEFT 0.21, and what Unsloth adds.
 _KNOWN = {
@@ -192,10 +191,10 @@ def _biases(parts: Separated, meta: Mapping[str, Any], weights: Collection[str])
 
 
 def _heads(parts: Separated, meta: Mapping[str, Any], weights: Collection[str]) -> Iterator[Difference]:
-    task = _CLASSIFIERS.get(str(meta.get("task_type")))
+    task = stated_task(meta)
     held = (*parts.trained, *weights, *(each.weight for each in parts.factors))
-    if task and weights and not any(name.startswith(_HEADS) for name in held):
-        yield "no score or classifier", f"task_type {meta['task_type']}, which has a head for {task}"
+    if task.key and weights and not any(name.startswith(HEADS) for name in held):
+        yield "no score or classifier", f"task_type {meta['task_type']}, which has a head for {task.called}"
 
 
 def _class(meta: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Difference]:
