@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -37,11 +39,12 @@ def in_order(do: Callable[[S], T], files: Sequence[S]) -> Iterator[T]:
         waited = time.perf_counter() - begun - (time.thread_time() - used)
         yield done
         if waited > _SLOW:
-            break
-    yield from _by_threads(do, left)
+            yield from _by_threads(do, left)
 
 
 def _by_threads(do: Callable[[S], T], left: Iterator[S]) -> Iterator[T]:
+    from concurrent.futures import ThreadPoolExecutor  # imports logging; a fast disk does not need it
+
     pool: ThreadPoolExecutor | None = None
     under_way: deque[Future[T]] = deque()
     try:

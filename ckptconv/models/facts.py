@@ -41,12 +41,12 @@ def refuses_layer_kind(model_type: Any, key: str, kind: str) -> bool:
         key: "layer_types" or "mlp_layer_types".
         kind: the kind.
     """
-    from ckptconv.models import installed  # imports transformers if it has to
-
     if model_type not in _facts()["model_types"] or model_type in _facts()["layer_kinds"]["other"]:
         return False
     if kind_today(kind) in layer_kinds(key):
         return False
+    from ckptconv.models import installed  # imports transformers if it has to
+
     return kind not in installed.layer_kinds(key, _facts()["transformers"])
 
 

@@ -11,7 +11,6 @@ import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,8 @@ class Mapping:
 
 def installed_version() -> str | None:
     """The version of transformers that is installed; it is not imported."""
+    from importlib.metadata import PackageNotFoundError, version  # takes as long as a tenth of our modules
+
     try:
         return version("transformers")
     except PackageNotFoundError:

@@ -7,6 +7,7 @@ on which key. The archive has one file per model package, so that a class is rea
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -139,10 +140,7 @@ def skeleton_of(config: Mapping[str, Any]) -> Skeleton | None:
 def load(architecture: str) -> Skeleton | None:
     """The skeleton of the class of this name, or of "type:Class" for a class that another type borrows; None."""
     package = package_of(architecture)
-    if package is None or not _DATA.is_file():
-        return None
-    with zipfile.ZipFile(_DATA) as archive:
-        return parse(architecture, json.loads(archive.read(f"{package}.json")))
+    return None if package is None else parse(architecture, json.loads(_archive().read(f"{package}.json")))
 
 
 def known() -> list[str]:
@@ -157,12 +155,16 @@ def package_of(architecture: str | None) -> str | None:
 
 @lru_cache(maxsize=1)
 def _packages() -> dict[str, str]:
-    try:
-        with zipfile.ZipFile(_DATA) as archive:
-            found: dict[str, str] = json.loads(archive.read(_LISTED))["classes"]
-    except FileNotFoundError:
+    if not _DATA.is_file():
         return {}
+    found: dict[str, str] = json.loads(_archive().read(_LISTED))["classes"]
     return found
+
+
+@lru_cache(maxsize=1)
+def _archive() -> zipfile.ZipFile:
+    """The archive, in memory: to read its directory takes longer than to read a class."""
+    return zipfile.ZipFile(io.BytesIO(_DATA.read_bytes()))
 
 
 def parse(architecture: str, data: dict[str, Any]) -> Skeleton:

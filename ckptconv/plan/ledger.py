@@ -8,7 +8,7 @@ a chance of about file size / 2^61).
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from math import prod
@@ -95,7 +95,7 @@ def _dims(sizes: Shape, strides: Shape) -> _Dims:
 
 
 def _check_residue(left: dict[_Place, int]) -> None:
-    x = secrets.randbelow(_PRIME - 2) + 2
+    x = int.from_bytes(os.urandom(16), "little") % (_PRIME - 2) + 2
     sums: dict[tuple[str, int], int] = {}
     counts: dict[tuple[str, int], int] = {}
     boxes: dict[_Dims, tuple[int, int]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
@@ -91,6 +90,8 @@ def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict
 
 def fingerprint(stamps: Mapping[str, FileState]) -> str:
     """One hash over the names, sizes and times of files; it stays the same where their folder is moved or renamed."""
+    import hashlib  # loads OpenSSL, which inspect does not need
+
     files = sorted(stamps)
     # An address counts as a path below the root: --also may name a folder on a disk next to one in a store.
     plain = [file if far_of(file) is None else f"/{file.replace('://', '/')}" for file in files]

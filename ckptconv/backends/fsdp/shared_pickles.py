@@ -9,8 +9,8 @@ the pickle, and requires that exactly these fields have changed.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ class RankPickles:
 
 def _tried(data: bytes, places: list[_Span], own: list[_Span], where: str) -> _Known:
     """Unpickle with coordinate n replaced by (n, n, …) and every other per-rank field by one random sentinel."""
-    numbers, mark = range(1, len(places) + 1), (1 << 30) + secrets.randbelow(1 << 30)
+    numbers, mark = range(1, len(places) + 1), (1 << 30) + (int.from_bytes(os.urandom(4), "little") >> 2)
     root = safe_load(_filled(data, places, numbers, own, mark), where)
     tables = list({id(table): table for table in _tables(root)}.values())
     marked = sum(table.get(name.decode()) == mark for table in tables for name in _OWN)
