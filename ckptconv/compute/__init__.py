@@ -14,7 +14,6 @@ from ckptconv.compute.sources import (
     Shift,
     Source,
     Summed,
-    views_of,
 )
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "Shift",
     "Source",
     "Summed",
-    "views_of",
 ]

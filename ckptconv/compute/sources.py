@@ -187,8 +187,3 @@ class Decomposed(Fuse):
 
 
 Source = View | Computed
-
-
-def views_of(source: Source) -> tuple[View, ...]:
-    """The stored views that a source is computed from; the weight itself comes first."""
-    return (source,) if isinstance(source, View) else source.views

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ckptconv.compute import views_of
 from ckptconv.compute.tiles import Filler, Tile, tiles_of
 from ckptconv.copy.finished import Finished, Nonfinite, note, take_over
 from ckptconv.copy.hashing import HASH_BLOCK, combine
@@ -257,7 +256,7 @@ class _Foreseen:
         (_, key, output, tile), _ = item
         if key != self._key:
             self._key = key
-            self._views = [(view.numel, prepare(view)) for view in views_of(output.source) if view.numel]
+            self._views = [(view.numel, prepare(view)) for view in output.source.views if view.numel]
         numel = output.nbytes // itemsize(output.dtype)
         for elements, prepared in self._views:
             if elements == numel:
@@ -268,9 +267,7 @@ class _Foreseen:
 
 def _moved(plan: Plan) -> int:
     """The bytes that the plan reads and writes, all through the page cache."""
-    return plan.nbytes + sum(
-        view.nbytes for output in plan.outputs.values() for view in views_of(output.source)
-    )
+    return plan.nbytes + sum(view.nbytes for output in plan.outputs.values() for view in output.source.views)
 
 
 def _memory() -> int:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from ckptconv.compute import views_of
 from ckptconv.copy.finished import finished, hand_over
 from ckptconv.copy.run import Copied, copy
 from ckptconv.errors import CkptconvError, Kind
@@ -79,7 +78,7 @@ def jobs(plan: Plan, files: Sequence[OutFile], work: Path, workers: int, patienc
     bare = replace(plan.checkpoint, tensors={}, files=(), skipped=(), lora=Lora(), extras={}, notes=())
     for out in files:
         outputs = {key: plan.outputs[key] for key in out.offsets}
-        read = {file for each in outputs.values() for view in views_of(each.source) for file in view.files}
+        read = {file for each in outputs.values() for view in each.source.views for file in view.files}
         if relative := next((file for file in read if not os.path.isabs(file)), None):
             raise CkptconvError(
                 "a relative path may mean another file on another machine", where=relative, kind=Kind.USAGE

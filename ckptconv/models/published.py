@@ -16,7 +16,6 @@ from typing import Any
 
 from ckptconv.models.facts import default_architecture, named_architectures
 from ckptconv.models.hub_names import Named, Renamed, rename_all, taken_either_way
-from ckptconv.models.rules import Piece, Swap
 from ckptconv.models.table import Config, rules_of
 from ckptconv.tensors.view import View
 
@@ -96,6 +95,9 @@ def _turned(renamed: Renamed[View], config: Config) -> Renamed[View]:
             "transformers 4 and vLLM want them turned"
         )
         return replace(renamed, notes=[*renamed.notes, note])
+    from ckptconv.models.pieces import Piece
+    from ckptconv.models.rules import Swap  # many records: imported for those who need them
+
     tensors, count, notes = dict(renamed.tensors), 0, list(renamed.notes)
     for name, dims in places.items():
         found = tensors[name]

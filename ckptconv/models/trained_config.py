@@ -11,10 +11,11 @@ from math import isclose
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
-from ckptconv.models.family import Config
 from ckptconv.models.naming import NANOTRON
 from ckptconv.models.nested import text_of
 from ckptconv.tensors.checkpoint import Checkpoint
+
+Config = Mapping[str, Any]
 
 _KEYS = (
     *(

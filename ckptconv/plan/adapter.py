@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckptconv.models import lora
+from ckptconv.models.lora.adapter import (
+    adapter_config,
+    adapter_tensors,
+    stack_tensors,
+    token_tensors,
+    trained_tensors,
+)
+from ckptconv.models.lora.place import Placed
 from ckptconv.plan import placing, shards
 from ckptconv.plan.ledger import used_by
 from ckptconv.plan.options import Options
@@ -29,7 +36,7 @@ def plan_adapter(stored: Stored, config: dict[str, Any], options: Options, folde
     parts = stored.parts
     placement = placing.placed_alone(parts, stored.checkpoint.naming, stored.lora, config)
     outputs = {f"{folder}{output.name}": output for output in _outputs(stored, placement.placed, options)}
-    settings = lora.adapter_config(placement.placed, parts, stored.lora, options.lora_alpha, config)
+    settings = adapter_config(placement.placed, parts, stored.lora, options.lora_alpha, config)
     reason = "base weight, not part of an adapter"
     base = [(name, view, reason) for name, view in parts.weights.items() if name not in parts.trained]
     left: list[Left] = [*base, *placement.left_out]
@@ -43,14 +50,14 @@ def plan_adapter(stored: Stored, config: dict[str, Any], options: Options, folde
     )
 
 
-def _outputs(stored: Stored, placed: Sequence[lora.Placed], options: Options) -> Iterator[Output]:
+def _outputs(stored: Stored, placed: Sequence[Placed], options: Options) -> Iterator[Output]:
     """The tensors that PEFT saves: the factors, and the weights that were trained as a whole."""
     parts = stored.parts
     forced = options.dtype if options.dtype in FLOATS else None
-    tensors = lora.trained_tensors(parts)
-    tensors += [tensor for each in placed for tensor in lora.adapter_tensors(each)]
-    tensors += [tensor for each in parts.stacks for tensor in lora.stack_tensors(each)]
-    tensors += lora.token_tensors(parts)
+    tensors = trained_tensors(parts)
+    tensors += [tensor for each in placed for tensor in adapter_tensors(each)]
+    tensors += [tensor for each in parts.stacks for tensor in stack_tensors(each)]
+    tensors += token_tensors(parts)
     for name, view, shape, origin in tensors:
         dtype = forced if forced and is_float(view.dtype) else view.dtype
         yield Output(name, shape, dtype, view, (stored.name(origin),))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from ckptconv.compute import views_of
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.plan import ledger
 from ckptconv.plan.records import Dropped, Output
@@ -32,7 +31,7 @@ def balance(
     """
     untouched = {id(view) for view in stored}  # their tiling was checked when they were made
     for output in outputs.values():
-        for view in views_of(output.source):
+        for view in output.source.views:
             if id(view) not in untouched:
                 check_tiling(view.shape, view.chunks)
         if prod(output.shape) != output.source.numel:

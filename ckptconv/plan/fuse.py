@@ -8,13 +8,15 @@ from typing import Any
 from ckptconv.compute import Added, Decomposed, Dequantised, Fuse, Rewritten
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import lora
+from ckptconv.models.lora.place import Placed
+from ckptconv.models.lora.scaling import scale as scale_of
 from ckptconv.plan.records import Fill, Filled
 from ckptconv.tensors.view import View
 
 Config = Mapping[str, Any]
 
 
-def fuse(named: Filled, placed: tuple[lora.Placed, ...], meta: Config, alpha: float | None) -> Filled:
+def fuse(named: Filled, placed: tuple[Placed, ...], meta: Config, alpha: float | None) -> Filled:
     """Merge updates into the weights.
 
     Args:
@@ -40,7 +42,7 @@ def fuse(named: Filled, placed: tuple[lora.Placed, ...], meta: Config, alpha: fl
             )
         if each.weight in fused and fused[each.weight] is not named[each.weight]:
             raise CkptconvError(f"two LoRA pairs update {each.weight}")
-        scale = lora.scale(factors, meta, alpha, each.parameter)
+        scale = scale_of(factors, meta, alpha, each.parameter)
         names = tuple(name for name, _ in factors.stored if factors.bias is None or name != factors.bias[0])
         codes = source if isinstance(source, View) else source.base
         scales = None if isinstance(source, View) else source.scales
@@ -91,7 +93,7 @@ def _weight_of(tokens: lora.Tokens, named: Filled) -> str | None:
     return tokens.weight if tokens.weight in named else None
 
 
-def _check_lengths(each: lora.Placed) -> None:
+def _check_lengths(each: Placed) -> None:
     wanted = each.shape[1 if each.by_column else 0]
     if each.magnitude is not None and each.magnitude.numel != wanted:
         raise CkptconvError(
@@ -101,7 +103,7 @@ def _check_lengths(each: lora.Placed) -> None:
         )
 
 
-def _add_bias(fused: dict[str, Fill], each: lora.Placed, scale: float) -> None:
+def _add_bias(fused: dict[str, Fill], each: Placed, scale: float) -> None:
     assert each.bias is not None
     name, view = each.bias
     source, shape, origins = fused.get(name, (None, (), ()))

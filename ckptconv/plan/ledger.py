@@ -12,12 +12,15 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from math import prod
+from typing import TYPE_CHECKING
 
-from ckptconv.compute import Source, views_of
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.boxes import Shape
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import View
+
+if TYPE_CHECKING:
+    from ckptconv.compute import Source
 
 _PRIME = (1 << 61) - 1
 _Dims = tuple[tuple[int, int], ...]  # (size, stride) of each
@@ -38,7 +41,7 @@ def used_by(sources: Iterable[Source], shared: Collection[Source] = ()) -> tuple
     once: dict[int, View] = {}
     shared_ids = {id(source) for source in shared}
     for source in sources:
-        base, *updates = views_of(source)
+        base, *updates = source.views
         if id(base) in shared_ids:
             once[id(base)] = base
         else:

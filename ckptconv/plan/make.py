@@ -6,7 +6,6 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.trained_config import check_agreement
-from ckptconv.plan.adapter import plan_adapter
 from ckptconv.plan.balance import balance
 from ckptconv.plan.lora_mode import mode_of
 from ckptconv.plan.model import plan_model
@@ -64,6 +63,8 @@ def _plan(
         parts.append(model)
         views += weights.stored
     if mode in ("adapter", "both"):
+        from ckptconv.plan.adapter import plan_adapter  # LoRA's records: imported where there is LoRA
+
         folder = f"{ADAPTER_FOLDER}/" if mode == "both" else ""
         parts.append(plan_adapter(stored, config or {}, options, folder))
     outputs = {name: output for part in parts for name, output in part.outputs.items()}

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import config_keys, lora
 from ckptconv.models import quantised as names
 from ckptconv.models.config import corrected
-from ckptconv.plan import dtype_policy, placing, quantised, shards
-from ckptconv.plan.align import align
-from ckptconv.plan.complete import completed
+from ckptconv.plan import dtype_policy, quantised, shards
 from ckptconv.plan.fit import require_fit
-from ckptconv.plan.fuse import fuse, rewrite
 from ckptconv.plan.ledger import used_by
-from ckptconv.plan.onto_base import weights_of_base
 from ckptconv.plan.options import Options
-from ckptconv.plan.records import Left, Output, Part
+from ckptconv.plan.records import Filled, Left, Output, Part
 from ckptconv.plan.rename import rename
 from ckptconv.plan.stored import Stored
 from ckptconv.plan.tied import Equal, Tied, same, tie
 from ckptconv.plan.weights import Weights, own_weights
 from ckptconv.tensors.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ckptconv.models.lora.place import Placed
 
 
 def plan_model(
@@ -50,10 +49,10 @@ def plan_model(
     """
     frozen = base if not stored.parts.factors and not stored.parts.tokens else None
     base = None if frozen is not None else base
-    if base is not None:
-        parts, base = align(stored.parts, base)
-        stored = replace(stored, parts=parts)
-    weights = own_weights(stored, config) if base is None else weights_of_base(stored, config, base, equal)
+    if base is None:
+        weights = own_weights(stored, config)
+    else:
+        stored, weights = _weights_of_base(stored, config, base, equal)
     stated = lora.check_stated(stored.parts, stored.lora, weights.tensors.keys(), config or {})
     renamed = rename(weights, options)
     tied = (
@@ -61,12 +60,12 @@ def plan_model(
     )
     if frozen is not None:
         tied, weights = _complete(tied, weights, frozen)
-    placement = _place(stored, weights, tied, base is not None)
+    placed, unplaced = _place(stored, weights, tied, base is not None)
     tokens, twins = _tokens(stored.parts, (*weights.left, *tied.left), equal)
-    updated = [each.weight for each in placement.placed]
+    updated = [each.weight for each in placed]
     held = [name for name, fill in tied.tensors.items() if fill.trained[0] in weights.held]
     plain = quantised.dequantise(tied.tensors, updated, held, tied.config or {})
-    filled = rewrite(fuse(plain.tensors, placement.placed, stored.lora, options.lora_alpha), tokens)
+    filled = _updated(plain.tensors, placed, tokens, stored, options)
     naming = stored.checkpoint.naming
     typed = dtype_policy.typed(filled, tied.config, options.dtype, naming, weights.dtypes)
     outputs = {
@@ -79,7 +78,7 @@ def plan_model(
         outputs=outputs,
         files=shards.shards(outputs, options.max_shard_size) if outputs else (),
         used=used_by([fill.source for fill in filled.values()], weights.shared),
-        left=(*weights.left, *renamed.left, *tied.left, *placement.left_out, *plain.left, *twins),
+        left=(*weights.left, *renamed.left, *tied.left, *unplaced, *plain.left, *twins),
         config=config,
         notes=(*stated, *weights.notes, *renamed.notes, *tied.notes, *plain.notes, *repeated, *corrections),
         dtype_summary=typed.sentence,
@@ -89,8 +88,22 @@ def plan_model(
     return part, weights
 
 
+def _weights_of_base(
+    stored: Stored, config: dict[str, Any] | None, base: Checkpoint, equal: Equal
+) -> tuple[Stored, Weights]:
+    """The adapter under the base model's names, and the base model's weights."""
+    from ckptconv.plan.align import align
+    from ckptconv.plan.onto_base import weights_of_base
+
+    parts, base = align(stored.parts, base)
+    stored = replace(stored, parts=parts)
+    return stored, weights_of_base(stored, config, base, equal)
+
+
 def _complete(tied: Tied, weights: Weights, base: Checkpoint) -> tuple[Tied, Weights]:
     """What the checkpoint lacks, from the base model; the ledger counts only what is taken."""
+    from ckptconv.plan.complete import completed
+
     tensors, added, note = completed(tied.tensors, tied.config, base)
     return (
         replace(tied, tensors=tensors),
@@ -98,15 +111,22 @@ def _complete(tied: Tied, weights: Weights, base: Checkpoint) -> tuple[Tied, Wei
     )
 
 
-def _place(stored: Stored, weights: Weights, tied: Tied, on_base: bool) -> lora.Placement:
-    """Place every LoRA update at the final name of the weight that it belongs to."""
+def _place(
+    stored: Stored, weights: Weights, tied: Tied, on_base: bool
+) -> tuple[tuple[Placed, ...], tuple[Left, ...]]:
+    """Place every LoRA update at the final name of the weight that it belongs to; the elements that have no place."""
     parts, naming, config = stored.parts, stored.checkpoint.naming, tied.config or {}
     if not parts.factors:
-        return lora.Placement(())
+        return (), ()
+    from ckptconv.plan.placing import placed_in, placed_on  # LoRA's records: imported where there is LoRA
+
     try:
-        if on_base:
-            return placing.placed_on(tied.tensors, parts, naming, stored.lora, config)
-        return placing.placed_in(tied.tensors, weights.tensors, parts, weights.naming, stored.lora, config)
+        found = (
+            placed_on(tied.tensors, parts, naming, stored.lora, config)
+            if on_base
+            else placed_in(tied.tensors, weights.tensors, parts, weights.naming, stored.lora, config)
+        )
+        return found.placed, tuple(found.left_out)
     except CkptconvError:
         for (
             each
@@ -133,6 +153,21 @@ def _tokens(
                 )
             twins.append((name, rows, "tied: equal to the trained tokens of the embedding"))
     return kept, tuple(twins)
+
+
+def _updated(
+    named: Filled,
+    placed: tuple[Placed, ...],
+    tokens: Sequence[lora.Tokens],
+    stored: Stored,
+    options: Options,
+) -> Filled:
+    """The weights with LoRA's updates and with the trained rows of tokens."""
+    if not placed and not tokens:
+        return named
+    from ckptconv.plan.fuse import fuse, rewrite
+
+    return rewrite(fuse(named, placed, stored.lora, options.lora_alpha), tokens)
 
 
 def _repeat(

@@ -9,12 +9,14 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import hub_names, lora
 from ckptconv.models.hub_names import Named, Renamed
+from ckptconv.models.lora.place import Placed, Placement, Rename, place, place_experts
+from ckptconv.models.lora.scaling import is_fan_in_fan_out, rank_of, ways_of_stacks
 from ckptconv.models.naming import to_hub
 from ckptconv.plan.records import Filled
 from ckptconv.tensors.view import View
 
 Config = Mapping[str, Any]
-Fits = Callable[[lora.Placed], bool]
+Fits = Callable[[Placed], bool]
 
 
 def placed_in(
@@ -24,7 +26,7 @@ def placed_in(
     naming: str,
     meta: Config,
     config: Config,
-) -> lora.Placement:
+) -> Placement:
     """Place every update at the Hub's weight that was made from its trained weight.
 
     Args:
@@ -70,9 +72,7 @@ def _mamba_parts(name: str, weights: Mapping[str, View]) -> set[str]:
     return parts if parts <= weights.keys() else set()
 
 
-def placed_on(
-    named: Filled, parts: lora.Separated, naming: str, meta: Config, config: Config
-) -> lora.Placement:
+def placed_on(named: Filled, parts: lora.Separated, naming: str, meta: Config, config: Config) -> Placement:
     """Place every update at a weight of another folder, the base model.
 
     Args:
@@ -101,7 +101,7 @@ def placed_on(
     raise error
 
 
-def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Config) -> lora.Placement:
+def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Config) -> Placement:
     """Place every update under the name that PEFT's model has for its weight; stacks of experts stay as they are stored.
 
     Args:
@@ -118,7 +118,7 @@ def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Confi
         )
     rename = _names_for(naming, dict(config))[0]
     plain = [each for each in parts.factors if not each.parameters]
-    return lora.place(plain, rename, lora.is_fan_in_fan_out(meta, config))
+    return place(plain, rename, is_fan_in_fan_out(meta, config))
 
 
 def _has_variants(config: Config) -> bool:
@@ -127,7 +127,7 @@ def _has_variants(config: Config) -> bool:
     return bool(family_of(config).variants)
 
 
-def _names_for(naming: str, config: dict[str, Any]) -> list[lora.Rename]:
+def _names_for(naming: str, config: dict[str, Any]) -> list[Rename]:
     """The possible mappings from trained names to names of a model folder, the likeliest first.
 
     PEFT uses the names of the module that was trained, and transformers 5 may have other names than the folder.
@@ -149,25 +149,23 @@ def _fits_in(named: Filled) -> Fits:
     return lambda each: each.weight in named and named[each.weight][1] == each.shape
 
 
-def _place(
-    parts: lora.Separated, rename: lora.Rename, meta: Config, config: Config, fits: Fits
-) -> lora.Placement:
+def _place(parts: lora.Separated, rename: Rename, meta: Config, config: Config, fits: Fits) -> Placement:
     plain = [each for each in parts.factors if not each.parameters]
-    found = lora.place(plain, rename, lora.is_fan_in_fan_out(meta, config))
+    found = place(plain, rename, is_fan_in_fan_out(meta, config))
     stacks = tuple(placed for each in parts.stacks for placed in _of_stack(each, rename, meta, config, fits))
     return replace(found, placed=found.placed + stacks)
 
 
 def _of_stack(
-    factors: lora.Factors, rename: lora.Rename, meta: Config, config: Config, fits: Fits
-) -> tuple[lora.Placed, ...]:
+    factors: lora.Factors, rename: Rename, meta: Config, config: Config, fits: Fits
+) -> tuple[Placed, ...]:
     """Decide from the shapes which parameter of the experts an update belongs to, since PEFT's names do not tell."""
     possible = []
     for parameter in factors.parameters:
-        rank = lora.rank_of(factors, meta, parameter)
-        for turned in lora.ways_of_stacks(meta, config):
+        rank = rank_of(factors, meta, parameter)
+        for turned in ways_of_stacks(meta, config):
             try:
-                placed = lora.place_experts(factors, parameter, rank, turned, rename)
+                placed = place_experts(factors, parameter, rank, turned, rename)
             except CkptconvError:
                 continue
             if placed and all(map(fits, placed)):

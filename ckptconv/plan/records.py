@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckptconv.compute import Source
 from ckptconv.plan import shards
 from ckptconv.tensors.checkpoint import Checkpoint, starred
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import Shape, View
+
+if TYPE_CHECKING:
+    from ckptconv.compute import Source
 
 ADAPTER_FOLDER = "lora_adapter"
 

@@ -6,9 +6,8 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckptconv.compute import Shift, Source, Summed
 from ckptconv.models import mtp
 from ckptconv.models.hub_names import Named
 from ckptconv.models.naming import to_hub, to_module
@@ -16,6 +15,9 @@ from ckptconv.plan.options import Options
 from ckptconv.plan.records import Fill, Filled, Left
 from ckptconv.plan.weights import Weights
 from ckptconv.tensors.view import View
+
+if TYPE_CHECKING:
+    from ckptconv.compute import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,11 @@ def rename(weights: Weights, options: Options) -> Renamed:
 
 
 def _source(named: Named[View]) -> Source:
-    if named.summed:
-        return Summed(named.value, named.summed)
-    return Shift(named.value, named.added) if named.added else named.value
+    if not named.summed and not named.added:
+        return named.value
+    from ckptconv.compute import Shift, Summed  # many records: imported for those who need them
+
+    return Summed(named.value, named.summed) if named.summed else Shift(named.value, named.added)
 
 
 def _without_mtp(

@@ -7,7 +7,6 @@ from typing import Any
 
 from ckptconv import __version__
 from ckptconv.backends.registry import step_named
-from ckptconv.compute import views_of
 from ckptconv.copy.hashing import HASH
 from ckptconv.plan import Output, Plan
 from ckptconv.publish.private import without_paths
@@ -35,9 +34,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
             "hash": hashes.get(key, ""),
             "from": list(output.origins),
             "stored": output.source.dtype,
-            "ranks": sorted(
-                {rank_of[f] for view in views_of(output.source) for f in view.files if f in rank_of}
-            ),
+            "ranks": sorted({rank_of[f] for view in output.source.views for f in view.files if f in rank_of}),
             **_cut(output, rank_of, cuts),
         }
         for key, output in plan.outputs.items()
@@ -82,5 +79,5 @@ def within_run(root: Path) -> str | None:
 
 def _cut(output: Output, rank_of: dict[str, int], cuts: dict[tuple[Slice, ...], int]) -> dict[str, int]:
     """Which rank stored which box of it, as a number in `cuts`: most tensors are cut like many others."""
-    parts = Holders.of_view(views_of(output.source)[0], output.shape, rank_of).parts()
+    parts = Holders.of_view(output.source.views[0], output.shape, rank_of).parts()
     return {"cut": cuts.setdefault(parts, len(cuts))} if len(parts) > 1 else {}

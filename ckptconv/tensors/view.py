@@ -53,6 +53,11 @@ class View:
         """The files that hold its elements, in the order of first use."""
         return tuple(dict.fromkeys(chunk.file for chunk in self.chunks))
 
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The view itself: what fills a tensor is a view, or is computed from several (`compute.Computed`)."""
+        return (self,)
+
 
 def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
     """Byte strides of a C-contiguous tensor with `item` bytes per element."""

@@ -20,6 +20,7 @@ from ckptconv.backends import open_checkpoint
 from ckptconv.commands.planning import plan_for
 from ckptconv.models import lora, megatron
 from ckptconv.models.hub_names import Renamed
+from ckptconv.models.lora.place import place
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.models.translate import to_trained
 from ckptconv.plan import Options
@@ -309,7 +310,7 @@ def test_an_adapter_goes_through_the_same_rows_as_its_weight(case: str, style: s
         made = megatron.to_hub({**held, **found}, values).tensors
         return Renamed({name: one for name, one in made.items() if set(one.sources) & found.keys()}, [])
 
-    placed = lora.place(lora.separate(factors).factors, rename).placed
+    placed = place(lora.separate(factors).factors, rename).placed
     names = {
         name: one for name, one in megatron.to_hub(held, values).tensors.items() if one.sources == (weight,)
     }

@@ -19,6 +19,7 @@ from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
 from ckptconv.backends.megatron.names import canonical as canonical_names
 from ckptconv.models import lora
+from ckptconv.models.lora.place import Placed, place
 from ckptconv.models.megatron import to_hub
 from ckptconv.tensors.checkpoint import StoredTensor
 from ckptconv.tensors.view import stored
@@ -140,10 +141,10 @@ def config(case: str = "lora_mb") -> dict[str, object]:
     return dict(json.loads((home(case) / "hf" / "config.json").read_text()))
 
 
-def placed(tensors: dict[str, tuple[int, ...]]) -> list[lora.Placed]:
+def placed(tensors: dict[str, tuple[int, ...]]) -> list[Placed]:
     views = {name: stored("file", 100 * i, shape, "uint8") for i, (name, shape) in enumerate(tensors.items())}
     parts = lora.separate(views)
-    return list(lora.place(parts.factors, lambda found: to_hub(found, config())).placed)
+    return list(place(parts.factors, lambda found: to_hub(found, config())).placed)
 
 
 def canonical(module: str, sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
@@ -182,7 +183,7 @@ def test_canonical_gate_and_up_of_several_ranks_are_refused() -> None:
     for name in [name for name in views if "linear_out" in name]:
         views[name] = cat([stored("file", 64 * i, (2, 4), "uint8") for i in range(4)], 0)
     with pytest.raises(CkptconvError, match="tensor parallelism"):
-        lora.place(lora.separate(views).factors, lambda found: to_hub(found, config()))
+        place(lora.separate(views).factors, lambda found: to_hub(found, config()))
 
 
 @pytest.mark.parametrize("name", ["experts.linear_fc1", "experts.experts.linear_fc1"])

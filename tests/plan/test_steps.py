@@ -10,6 +10,7 @@ from support.plans import checkpoint, view
 from ckptconv.compute import Fuse, Shift
 from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
+from ckptconv.models.lora.place import Placed
 from ckptconv.plan import NeedsReading, Options, make_plan, unread
 from ckptconv.plan.complete import completed
 from ckptconv.plan.fuse import fuse
@@ -108,10 +109,10 @@ def test_dropping_mtp_layers_says_so_in_the_config_and_leaves_the_callers_alone(
     assert config["num_nextn_predict_layers"] == 1
 
 
-def placed(shape: tuple[int, int], weight: str = f"{Q}.weight") -> lora.Placed:
+def placed(shape: tuple[int, int], weight: str = f"{Q}.weight") -> Placed:
     a, b = view((2, shape[1])), view((shape[0], 2))
     factors = lora.Factors(Q, (f"{Q}.lora_A.weight", a), (f"{Q}.lora_B.weight", b))
-    return lora.Placed(weight, shape, b, a, factors)
+    return Placed(weight, shape, b, a, factors)
 
 
 def test_an_update_is_merged_into_its_weight_and_into_no_other() -> None:
@@ -132,7 +133,7 @@ def test_an_update_is_merged_into_its_weight_and_into_no_other() -> None:
         ((placed((8, 8)), placed((8, 8))), "two LoRA pairs update"),
     ],
 )
-def test_an_update_that_does_not_belong_is_refused(updates: tuple[lora.Placed, ...], what: str) -> None:
+def test_an_update_that_does_not_belong_is_refused(updates: tuple[Placed, ...], what: str) -> None:
     named = {f"{Q}.weight": Fill(view((8, 8)), (8, 8), (Q,))}
     with pytest.raises(CkptconvError, match=what):
         fuse(named, updates, {"lora_alpha": 4, "r": 2}, None)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ckptconv import __version__
 from ckptconv.commands.merge.small_files import SmallFiles
-from ckptconv.compute import views_of
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import require_agreement
@@ -31,7 +30,7 @@ def sources_of(plan: Plan) -> dict[str, FileState]:
         CkptconvError: a file that is read has disappeared.
     """
     checkpoint = plan.checkpoint
-    filled = (view for output in plan.outputs.values() for view in views_of(output.source))
+    filled = (view for output in plan.outputs.values() for view in output.source.views)
     read = {file for view in filled for file in view.files}
     held = {file.path for file in checkpoint.files}
     for tensor in checkpoint.tensors.values():

@@ -17,7 +17,6 @@ from ckptconv.commands.verify.sanity import Sanity
 from ckptconv.commands.verify.sides import Side
 from ckptconv.commands.verify.structure import Matched, compared_in
 from ckptconv.commands.verify.tally import Tally
-from ckptconv.compute import views_of
 from ckptconv.compute.block import CAST_BLOCK
 from ckptconv.compute.tiles import Filler, Tile, tiles_of
 from ckptconv.plan import Output
@@ -250,7 +249,7 @@ def _holders(ours: Side, theirs: Side | None, a: Output, b: Output | None) -> Ho
     sides = [(side, output) for side, output in ((ours, a), (theirs, b)) if side and output]
     for side, output in sides:
         if side.rank_of:
-            return Holders.of_view(views_of(output.source)[0], output.shape, side.rank_of)
+            return Holders.of_view(output.source.views[0], output.shape, side.rank_of)
     for side, output in sides:
         if parts := side.cuts.get(output.name):
             return Holders.of_parts(parts, output.shape)
@@ -258,4 +257,4 @@ def _holders(ours: Side, theirs: Side | None, a: Output, b: Output | None) -> Ho
 
 
 def _stored_bytes(output: Output) -> int:
-    return sum(view.nbytes for view in views_of(output.source))
+    return sum(view.nbytes for view in output.source.views)
