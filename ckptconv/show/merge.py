@@ -20,6 +20,7 @@ from ckptconv.show.lines import Hanging, Name
 from ckptconv.show.ranks import spans
 from ckptconv.show.sink import OK, Sink
 from ckptconv.show.units import seconds, shape, size
+from ckptconv.tensors.checkpoint import without_submeshes
 from ckptconv.tensors.view import View
 
 
@@ -28,7 +29,7 @@ def summary(plan: Plan) -> str:
     source = plan.checkpoint
     parts = [source.layout]
     if source.meshes:
-        parts.append(f"mesh {', '.join(map(str, source.meshes))}")
+        parts.append(f"mesh {', '.join(map(str, without_submeshes(source.meshes)))}")
     if source.step is not None:
         parts.append(f"step {source.step}")
     if source.role:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,16 @@ class Mesh:
     def __str__(self) -> str:
         names = self.names or tuple(f"dim{i}" for i in range(len(self.shape)))
         return " × ".join(f"{name} {size}" for name, size in zip(names, self.shape, strict=True)) or "none"
+
+
+def without_submeshes(meshes: Sequence[Mesh]) -> tuple[Mesh, ...]:
+    """Return the meshes without those whose named dims are all dims of another one."""
+    dims = [set(zip(mesh.names, mesh.shape, strict=False)) for mesh in meshes]
+    return tuple(
+        mesh
+        for mesh, own in zip(meshes, dims, strict=True)
+        if not own or not any(own < other for other in dims)
+    )
 
 
 @dataclass(frozen=True, slots=True)

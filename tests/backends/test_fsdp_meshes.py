@@ -53,7 +53,9 @@ def test_experts_are_joined_over_the_ep_mesh_and_inspect_shows_it(tmp_path: Path
     merge(role, tmp_path / "out", dtype="keep")
     assert_equal(tensors(tmp_path / "out"), tensors(truth("torch_2_15", "fsdp2_ep3_w6")))
     assert Mesh((2, 3), ("ep_fsdp", "ep")) in open_checkpoint(role).meshes
-    assert "ep_fsdp 2 × ep 3" in cli("inspect", role, columns=200).out
+    shown = cli("inspect", role, columns=200).out
+    assert "ep_fsdp 2 × ep 3" in shown
+    assert shown.count("ep_fsdp 2") == 1  # the submesh that shards the experts is not another mesh
 
 
 @pytest.mark.parametrize("gone", [(1,), (1, 4)])

@@ -18,7 +18,7 @@ from ckptconv.commands.inspect.tree import tree_of
 from ckptconv.commands.planning import own_config
 from ckptconv.hub.source import in_place, open_local_or_hub
 from ckptconv.models.facts import named_architectures
-from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.checkpoint import Checkpoint, without_submeshes
 from ckptconv.tensors.source_spec import Step, Where, spec_of
 
 
@@ -115,7 +115,7 @@ def describe(
         role=checkpoint.role,
         architecture=named[0] if named else None,
         config=config,
-        meshes=tuple(map(str, checkpoint.meshes)),
+        meshes=tuple(map(str, without_submeshes(checkpoint.meshes))),
         world_size=checkpoint.world_size,
         tensors=len(tensors),
         parameters=sum(stored.view.numel for stored in tensors.values()),
