@@ -12,7 +12,7 @@ from ckptconv.backends import open_checkpoint
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.names import cached_name, public_name, repo_of
 from ckptconv.models import lora
-from ckptconv.models.trained_config import made_config
+from ckptconv.models.trained_config import made_config, not_enough
 from ckptconv.plan import Equal, Options, Plan, make_plan
 from ckptconv.plan.stored import take_stock
 from ckptconv.publish import assets
@@ -70,6 +70,7 @@ def plan_and_assets(
         raise CkptconvError(
             NO_CONFIG,
             where=checkpoint.root,
+            found=not_enough(checkpoint),
             hint="pass the base model: --config DIR or --config org/name",
             kind=Kind.USAGE,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import isclose
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
@@ -53,6 +54,13 @@ def made_config(checkpoint: Checkpoint) -> Made | None:
         config = make(trainer.values)
         if config is not None:
             return Made(config, trainer.where)
+    return None
+
+
+def not_enough(checkpoint: Checkpoint) -> str | None:
+    """Return the trainer's file that describes the model in settings for which there is no class; None without one."""
+    if checkpoint.trainer and checkpoint.naming in NANOTRON:
+        return f"{Path(checkpoint.trainer[0].where).name}, whose settings no class of transformers has together"
     return None
 
 

@@ -213,6 +213,9 @@ def test_llama_ignores_attention_bias_as_nanotron_does(tmp_path: Path) -> None:
     edited(run / "10" / "model_config.json", attention_bias=True)
     merge(run, tmp_path / "out", config=home(FIRST) / "hf", dtype="keep")
     assert_equal(tensors(tmp_path / "out"), tensors(home(FIRST) / "hf"))
+    merge(run, tmp_path / "made", dtype="keep")
+    assert_equal(tensors(tmp_path / "made"), tensors(home(FIRST) / "hf"))
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["attention_bias"] is False
 
 
 @pytest.mark.parametrize(
@@ -280,8 +283,9 @@ def test_a_config_is_not_made_where_no_class_has_the_setting(setting: dict[str, 
     run = copied("smollm3_tp1", tmp_path)
     edited(run / "10" / "model_config.json", **setting)
     assert hub_config(json.loads((run / "10" / "model_config.json").read_text())) is None
-    with pytest.raises(CkptconvError, match=r"no config\.json found"):
+    with pytest.raises(CkptconvError, match=r"no config\.json found") as error:
         merge(run, tmp_path / "out")
+    assert "model_config.json" in str(error.value.found)
 
 
 def test_llama_before_the_key_rotates_neighbours(tmp_path: Path) -> None:

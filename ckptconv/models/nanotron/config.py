@@ -43,7 +43,8 @@ def hub_config(values: Mapping[str, Any]) -> dict[str, Any] | None:
     found = {key: values[key] for key in _SHARED if key in values}
     found["rope_theta"] = values["rope_theta"]  # transformers 4 reads this key, transformers 5 the next one
     found["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_theta"]}
-    bias, every = values.get("attention_bias"), values.get("no_rope_layer")
+    bias = values.get(_QWEN2) and values.get("attention_bias")  # nanotron's Llama has the key and no biases
+    every = values.get("no_rope_layer")
     if every and (bias or type(every) is not int):
         return None
     if every:
@@ -51,7 +52,7 @@ def hub_config(values: Mapping[str, Any]) -> dict[str, Any] | None:
         keys = {"no_rope_layer_interval": every, "no_rope_layers": rotates}
         return _named("smollm3", "SmolLM3ForCausalLM", found) | keys
     if bias:  # on queries, keys and values alone, as in Qwen2; Llama's would be on o_proj too
-        return _named("qwen2", "Qwen2ForCausalLM", found) if values.get(_QWEN2) else None
+        return _named("qwen2", "Qwen2ForCausalLM", found)
     return _named("llama", "LlamaForCausalLM", found) | {"attention_bias": False, "mlp_bias": False}
 
 
