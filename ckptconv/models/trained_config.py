@@ -60,7 +60,9 @@ def made_config(checkpoint: Checkpoint) -> Made | None:
 def not_enough(checkpoint: Checkpoint) -> str | None:
     """Return the trainer's file that describes the model in settings for which there is no class; None without one."""
     if checkpoint.trainer and checkpoint.naming in NANOTRON:
-        return f"{Path(checkpoint.trainer[0].where).name}, whose settings no class of transformers has together"
+        return (
+            f"{Path(checkpoint.trainer[0].where).name}, whose settings no class of transformers has together"
+        )
     return None
 
 
