@@ -26,7 +26,8 @@ _COORDINATES = (
     b"(?:" + _NUMBERS + rb"[\x85\x86\x87]|\(" + _NUMBERS + rb"t|\](?:q.|r....)\(?" + _NUMBERS + b"[ae])"
 )
 _LONG = b"|".join(b"\x8a" + re.escape(bytes([size])) + b"." * size for size in range(1, 10))
-_NUMBER = b"(K.|M..|J....|" + _LONG + b")"
+_NUMBER = b"(?:K.|M..|J....|" + _LONG + b")"
+_NO_NUMBER = b"J\0\0\0\0"
 _MOST = 1 << 26  # bytes of cached pickles; their objects take several times as much memory
 _Span = tuple[int, int]
 
@@ -77,11 +78,11 @@ class RankPickles:
         places = _values(data, _COORDINATE, _COORDINATES)
         if not 0 < len(places) < 256:
             return safe_load(data, where)
-        own = [span for name in _OWN for span in _values(data, name, _NUMBER)]
-        key = _filled(data, places, [0] * len(places), own, 0)
+        key = _without_own(_filled(data, places, [0] * len(places), [], 0))
         known = self._known.get(key)
         if known is None:
             self._forget(len(key))
+            own = [span for name in _OWN for span in _values(data, name, b"(" + _NUMBER + b")")]
             known = self._known[key] = _tried(data, places, own, where)
             self._size += len(key)
         if known.meshes is None:
@@ -146,17 +147,38 @@ def _parts(record: Inert) -> Iterator[dict[Any, Any]]:
             yield part
 
 
-def _values(data: bytes, name: bytes, value: bytes) -> list[_Span]:
-    """Return the spans of a field's values. The pickle writes the field's name once and later refers to its memo index."""
+def _named(data: bytes, name: bytes) -> tuple[int, bytes] | None:
+    """Return where a field's name ends, which a pickle writes once, and how it refers to the name later; or None."""
     start = b"X" + len(name).to_bytes(4, "little") + name
     first = re.compile(re.escape(start) + b"(q.|r....)", re.DOTALL).search(data)
     if first is None:
-        return []
+        return None
     place = int.from_bytes(first[1][1:], "little")
-    get = b"h" + bytes([place]) if place < 256 else b"j" + place.to_bytes(4, "little")
-    here = re.compile(value, re.DOTALL).match(data, first.end())
-    later = re.compile(re.escape(get) + value, re.DOTALL).finditer(data, first.end())
+    return first.end(), b"h" + bytes([place]) if place < 256 else b"j" + place.to_bytes(4, "little")
+
+
+def _values(data: bytes, name: bytes, value: bytes) -> list[_Span]:
+    """Return the spans of a field's values."""
+    named = _named(data, name)
+    if named is None:
+        return []
+    begin, get = named
+    here = re.compile(value, re.DOTALL).match(data, begin)
+    later = re.compile(re.escape(get) + value, re.DOTALL).finditer(data, begin)
     return [found.span(found.lastindex or 0) for found in (*([here] if here else []), *later)]
+
+
+def _without_own(data: bytes) -> bytes:
+    """Return the pickle with zeros in the per-rank fields that ckptconv never uses; a file may have hundreds of them."""
+    for name in _OWN:
+        named = _named(data, name)
+        if named is None:
+            continue
+        begin, get = named
+        here = re.compile(_NUMBER, re.DOTALL).match(data, begin)
+        parts = re.split(re.escape(get) + _NUMBER, data[here.end() if here else begin :], flags=re.DOTALL)
+        data = data[:begin] + (_NO_NUMBER if here else b"") + (get + _NO_NUMBER).join(parts)
+    return data
 
 
 def _filled(
