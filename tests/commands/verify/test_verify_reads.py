@@ -70,16 +70,21 @@ def test_each_rule_finds_what_it_is_for() -> None:
         "text_config": {"model_type": "gemma3_text"},
     }  # fmt: skip
     tower = "vision_tower.{}encoder.layers.0.mlp.fc1.weight"
+    yarn = {"type": "yarn", "rope_type": "yarn", "factor": 40.0, "rope_theta": 10000.0}
     deepseek = {
         "model_type": "deepseek_v3",
         "architectures": ["DeepseekV3ForCausalLM"],
         "scoring_func": "sigmoid",
+        "rope_theta": 10000.0,
+        "rope_scaling": yarn,
     }
     bias = {"model.layers.3.mlp.gate.e_score_correction_bias": (8,)}
     softmax = {
         "model_type": "deepseek_v3",
         "architectures": ["DeepseekV3ForCausalLM"],
         "topk_method": "noaux_tc",
+        "rope_theta": 10000.0,
+        "rope_scaling": yarn,
     }
     vl = {
         "model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForConditionalGeneration"],
@@ -135,7 +140,7 @@ def _said(config: dict[str, object], reader: str) -> list[str]:
 def test_ctranslate2_scales_no_positions_as_llama_3_does() -> None:
     scaled = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
     found = _said(_llama(rope_theta=5e5, rope_scaling=scaled), "ctranslate2")
-    assert [each.split()[0] for each in found] == ["divides", "takes"]
+    assert [each.split()[0] for each in found] == ["scales", "takes"]
     assert len(_said(_llama(rope_theta=1e4, rope_scaling=scaled), "ctranslate2")) == 1
     assert _said(_llama(rope_theta=5e5), "ctranslate2") == []
 
@@ -177,3 +182,49 @@ def test_ctranslate2_has_no_scaling_for_gemma_3s_full_attention() -> None:
     }
     (found,) = _said(config, "ctranslate2")
     assert found == "does not scale the positions of layers with full attention (rope_type linear)"
+
+
+def test_llama_cpp_takes_10000_where_its_converter_writes_no_rotary_base() -> None:
+    config = {"model_type": "stablelm", "architectures": ["StableLmForCausalLM"]}
+    said = ["takes the rotary base 10000, since its converter writes none (config.json has 50000)"]
+    assert _said(config | {"rope_theta": 50000.0}, "llama.cpp") == said
+    assert (
+        _said(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}}, "llama.cpp") == said
+    )
+    assert _said(config | {"rope_theta": 10000}, "llama.cpp") == []
+    neox = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "rotary_emb_base": 1000000}
+    assert _said(neox, "llama.cpp")[0].endswith("(config.json has 1e+06)")
+
+
+def test_llama_cpp_has_one_way_to_weigh_experts_per_class() -> None:
+    for name, kind, switch in (("Qwen2Moe", "qwen2_moe", True), ("Qwen3Moe", "qwen3_moe", False)):
+        config = {"model_type": kind, "architectures": [f"{name}ForCausalLM"], "num_experts": 4}
+        (found,) = _said(config | {"norm_topk_prob": switch}, "llama.cpp")
+        assert found.endswith(f"though config.json says norm_topk_prob {str(switch).lower()}")
+        assert _said(config | {"norm_topk_prob": not switch}, "llama.cpp") == []
+
+
+def test_engines_turn_the_positions_of_deepseek_in_one_way() -> None:
+    yarn = {"type": "yarn", "rope_type": "yarn", "factor": 40.0}
+    config = {
+        "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc", "rope_theta": 10000.0, "rope_scaling": yarn,
+    }  # fmt: skip
+    assert [_said(config, reader) for reader in ("vLLM", "llama.cpp", "vLLM on a CPU")] == [[], [], []]
+    half = config | {"rope_interleave": False}
+    assert [len(_said(half, reader)) for reader in ("vLLM", "llama.cpp")] == [1, 1]
+    (found,) = _said(config | {"rope_scaling": None}, "vLLM on a CPU")
+    assert "where enforce_eager is set" in found
+
+
+def test_a_bidirectional_window_that_transformers_4_halved_is_halved_again_by_both() -> None:
+    config = {
+        "model_type": "gemma3_text", "architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True,
+        "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+    }  # fmt: skip
+    found = [each for each in misreads(config | {"sliding_window": 257}, {}) if "window" in each.what]
+    assert [each.reader for each in found] == ["transformers 4.57.6", "transformers 5.24.0"]
+    assert all(each.what.startswith("takes a window of 129 of sliding_window 257") for each in found)
+    assert not [each for each in misreads(config | {"sliding_window": 512}, {}) if "window" in each.what]
+    causal = config | {"use_bidirectional_attention": False, "sliding_window": 257}
+    assert not [each for each in misreads(causal, {}) if "window" in each.what]
