@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _TASKS = {
     "image_text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "multimodal": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
 }
+_HEAD = re.compile(r"head|predictions\.decoder")
 
 
 def generate() -> dict[str, Any]:
@@ -52,7 +54,7 @@ def generate() -> dict[str, Any]:
         "classes": classes,
         "tasks": dict(sorted(tasks.items())),
         "tied_by_default": _tied_by_default(),
-        "tied_by_top_level": _tied_by_top_level(),
+        "tied_by": _tied_by(),
         "model_types": sorted(CONFIG_MAPPING_NAMES),
         "layer_kinds": _layer_kinds(),
         "parts": _any_parts(),
@@ -135,32 +137,42 @@ def _tied_by_default() -> list[str]:
     return sorted(found)
 
 
-def _tied_by_top_level() -> list[str]:
-    """Classes around a language model whose head is tied by the top level's tie_word_embeddings, whatever is inside."""
+def _tied_by() -> dict[str, str]:
+    """Class with a language model inside -> the level of its config whose tie_word_embeddings ties its head.
+
+    "top": the model alone; "inside": its text_config alone; "either": one of them is enough; "each": the top ties
+    the head, and text_config other weights; "none": the head is never tied.
+    """
     import torch
     import transformers
     from transformers.models.auto import modeling_auto
 
     from tools.make_table import _CONFIG_ARGUMENTS
 
-    found = []
+    levels = {(True, False): "top", (False, True): "inside", (True, True): "either", (False, False): "none"}
+    found = {}
     for task in ("image_text", "multimodal"):
         for name in getattr(modeling_auto, _TASKS[task]).values():
             try:
                 cls = getattr(transformers, name)
                 config = cls.config_class(**_CONFIG_ARGUMENTS.get(cls.config_class.__name__, {})).to_dict()
-                tied = []
-                for outer in (False, True):
+                tied = {}
+                for outer, inner in ((True, False), (False, True), (False, False)):
                     config["tie_word_embeddings"] = outer
-                    config["text_config"]["tie_word_embeddings"] = not outer
+                    config["text_config"]["tie_word_embeddings"] = inner
                     with torch.device("meta"):
                         model = cls._from_config(cls.config_class.from_dict(config))
-                    tied.append(any("head" in key for key in model.all_tied_weights_keys or ()))
+                    tied[outer, inner] = set(model.all_tied_weights_keys or ())
             except Exception:  # a class without a text_config, or whose default config is not a model
                 continue
-            if tied == [False, True]:
-                found.append(name)
-    return sorted(set(found))
+            names = set(model.state_dict())
+            heads = {key for key in names if _HEAD.search(key)}
+            level = levels[bool(heads & tied[True, False]), bool(heads & tied[False, True])]
+            if level == "top" and tied[False, True] != tied[False, False]:
+                level = "each"
+            if heads:
+                found[name] = level
+    return dict(sorted(found.items()))
 
 
 def _any_parts() -> dict[str, dict[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ckptconv.models import facts
+
 Config = dict[str, Any]
 
 # Values that transformers 5 renamed; it reads the old names too, and transformers 4 stops at the new ones.
@@ -51,12 +53,26 @@ def respell(part: Config) -> Iterator[str]:
     if kind == _REFUSES_TIES and part.get("tie_word_embeddings") is True:
         part["tie_word_embeddings"] = False
         yield "tie_word_embeddings"
-    tied, text = part.get("tie_word_embeddings"), part.get("text_config")
-    # transformers 5 ties by the model's own key, transformers 4 by its text model's (get_text_config in tie_weights).
-    if isinstance(tied, bool) and isinstance(text, dict) and text.get("tie_word_embeddings") is (not tied):
-        text["tie_word_embeddings"] = tied
-        yield "text_config.tie_word_embeddings"
+    text = part.get("text_config")
+    if isinstance(text, dict):
+        tied = _tied_inside(part)
+        if tied is not None and text.get("tie_word_embeddings") is (not tied):
+            text["tie_word_embeddings"] = tied
+            yield "text_config.tie_word_embeddings"
     yield from _without_defaults(part, kind)
+
+
+def _tied_inside(part: Config) -> bool | None:
+    """What the text model's config has to state of tied heads; None where it may stay as it is.
+
+    transformers 4 asks the text model alone (get_text_config in tie_weights), transformers 5 the level of the class.
+    """
+    level, outer = facts.tied_by(part), part.get("tie_word_embeddings")
+    if level == "top" and isinstance(outer, bool):
+        return outer
+    if level == "either" and outer is True:
+        return True
+    return False if level == "none" else None
 
 
 def _without_defaults(part: Config, kind: str) -> Iterator[str]:

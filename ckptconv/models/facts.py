@@ -60,9 +60,17 @@ def other_part(config: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def is_tied_by_the_top_level(architecture: str) -> bool:
-    """Whether a class with a language model inside ties its head by the top level's tie_word_embeddings alone."""
-    return architecture in _facts()["tied_by_top_level"]
+def tied_by(config: Mapping[str, Any]) -> str:
+    """The level of a config whose tie_word_embeddings ties the head of its class.
+
+    Returns:
+        "top" for the model's own config alone, "inside" for its language model's alone, "either" where one is enough, "each"
+        where the language model's ties other weights, "none" where the head is never tied; "" for a class without another
+        model inside, and for one that the facts do not have. tools/make_facts.py builds each class to learn it.
+    """
+    named = next(iter(named_architectures(config)), None) or default_architecture(dict(config))
+    level: str = _facts()["tied_by"].get(named or "", "")
+    return level
 
 
 def kind_today(kind: Any) -> Any:
@@ -71,10 +79,16 @@ def kind_today(kind: Any) -> Any:
 
 
 def says_tied(config: dict[str, Any]) -> bool:
-    """Whether the model's embeddings are tied: tie_word_embeddings, or the class's default if the config omits it."""
-    for part in parts_of(config):
-        if isinstance(part.get("tie_word_embeddings"), bool):
-            return bool(part["tie_word_embeddings"])
+    """Whether the model's embeddings are tied: by the level that its class reads, or by default if the config omits it."""
+    level = tied_by(config)
+    stated = [part.get("tie_word_embeddings") for part in parts_of(config)]
+    if level == "none":
+        return False
+    if level == "either" and True in stated:
+        return True
+    for value in (stated[1:] if level == "inside" else []) + stated:
+        if isinstance(value, bool):
+            return value
     return ties_by_default(str(config.get("model_type")))
 
 

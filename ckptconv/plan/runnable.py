@@ -83,7 +83,7 @@ def _require_one_tie(
     inner = text_of(config).get("tie_word_embeddings")
     if outer is not False or inner is not True or any("lm_head" in name for name in names):
         return
-    if facts.is_tied_by_the_top_level(skeleton.architecture):
+    if facts.tied_by(config) in ("top", "each"):
         raise _contradiction(
             where,
             "tie_word_embeddings false, true for the language model inside, and no head",

@@ -91,10 +91,13 @@ def _stated_once(found: Tied, is_tied: bool) -> Tied:
     """Write at the top of config.json what a nested config states of tied heads, if the top states nothing or the opposite.
 
     Classes of transformers differ: Qwen3-VL and Qwen3.5 read the top alone and take false where it states nothing, InternVL,
-    Gemma 3 and Mistral 3 the top alone and true, Qwen2.5-VL, GLM-4V and LLaVA tie if either is true (transformers 5.23,
-    modeling_utils.py and the models' configs). A model whose nested config alone states it would lose its head, or tie it.
+    Gemma 3 and Mistral 3 the top alone and true, Qwen2.5-VL, GLM-4V and LLaVA tie if either is true, Llama 4 reads its text
+    model's alone (`facts.tied_by`). A model whose nested config alone states it would lose its head, or tie it. Florence-2's
+    nested config ties other weights, so both of its statements stay.
     """
     config = found.config or {}
+    if facts.tied_by(config) == "each":
+        return found
     stated = [part.get("tie_word_embeddings") for part in parts_of(config)]
     if all(value is is_tied or value is None for value in stated) and (
         stated[0] is not None or not _any_stated(stated)

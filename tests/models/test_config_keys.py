@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ckptconv.models import facts
 from ckptconv.models.config_keys import for_both
 
 
@@ -180,6 +181,43 @@ def test_the_text_model_says_the_same_of_the_head_as_the_model() -> None:
     both = for_both(written)
     assert both.config["text_config"]["tie_word_embeddings"] is False
     assert both.respelled == ("text_config.tie_word_embeddings",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "outer", "inside", "wanted"),
+    [
+        ("mistral3", True, False, True),  # transformers 5 reads the top, 4 the text model
+        ("mistral3", False, True, False),
+        ("llava", True, False, True),  # transformers 5 ties if either says so
+        ("llava", False, True, True),
+        ("llama4", True, False, False),  # both read the text model
+        ("llama4", False, True, True),
+        ("blip-2", True, False, False),
+        ("florence2", False, True, True),  # the text model's ties other weights
+        ("voxtral", True, True, False),  # transformers 5 never ties its head
+    ],
+)
+def test_the_text_model_states_a_tie_for_transformers_4_as_transformers_5_reads_it(
+    kind: str, outer: bool, inside: bool, wanted: bool
+) -> None:
+    text = {"model_type": "llama", "tie_word_embeddings": inside}
+    config = {"model_type": kind, "tie_word_embeddings": outer, "text_config": text}
+    both = for_both(config)
+    assert both.config["text_config"]["tie_word_embeddings"] is wanted
+    assert both.config["tie_word_embeddings"] is outer
+    assert both.respelled == (("text_config.tie_word_embeddings",) if wanted is not inside else ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "outer", "inside", "tied"),
+    [("llama4", True, False, False), ("llama4", False, True, True), ("llava", False, True, True)],
+)
+def test_a_head_is_tied_by_the_level_that_its_class_reads(
+    kind: str, outer: bool, inside: bool, tied: bool
+) -> None:
+    text = {"model_type": "llama4_text", "tie_word_embeddings": inside}
+    config = {"model_type": kind, "tie_word_embeddings": outer, "text_config": text}
+    assert facts.says_tied(config) is tied
 
 
 def test_values_that_transformers_5_renamed_are_spelled_in_the_old_way_and_read_alike() -> None:
