@@ -46,10 +46,11 @@ class Form:
         main: the number of the pickle's entry in the directory.
         order: the number of the byte order's entry; None if there is none.
         places: key -> storage, in file order.
+        nbytes: the size of all storages.
         starts, headers, names: where the entries begin whose places were computed, for `ZipFile`; names have no prefix.
     """
 
-    __slots__ = ("headers", "main", "names", "order", "places", "starts")
+    __slots__ = ("headers", "main", "names", "nbytes", "order", "places", "starts")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Form:
         prefix: str,
     ) -> None:
         self.main, self.order, self.places = main, order, places
+        self.nbytes = sum(place.nbytes for place in places.values())
         self.starts = array("q", [start for _, start in computed])
         self.headers = array("q", [entry.header for entry, _ in computed])
         self.names = "\0".join(entry.name.removeprefix(prefix) for entry, _ in computed)

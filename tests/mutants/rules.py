@@ -133,7 +133,7 @@ MUTANTS = (
     ),
     Mutant(
         "what ranks say of one tensor",
-        "backends/fsdp/assemble.py",
+        "backends/fsdp/piece.py",
         "if not is_like or (piece.box is None) is not (first.box is None):",
         "if False:",
         "tests/backends/test_fsdp_ranks.py",

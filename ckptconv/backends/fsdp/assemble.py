@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckptconv.backends.fsdp.pieces import Piece
+from ckptconv.backends.fsdp.piece import Piece, Pieces
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.checkpoint import StoredTensor
@@ -22,40 +21,6 @@ from ckptconv.tensors.tiling import check_tiling
 from ckptconv.tensors.view import View, cat
 
 _EXPERTS = "ep"  # the mesh dim over which VeOmni cuts experts
-
-
-@dataclass(slots=True)
-class Pieces:
-    """All ranks' pieces of one tensor, in rank order."""
-
-    ranks: list[int] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
-
-    def add(self, name: str, rank: int, piece: Piece) -> None:
-        """Add one more piece.
-
-        Args:
-            name: the name of the tensor, for the error message.
-            rank: that holds the piece.
-            piece: to add.
-
-        Raises:
-            CkptconvError: the piece's shape, dtype or kind differs from those of the first piece.
-        """
-        ranks, pieces = self.ranks, self.pieces
-        if pieces:
-            first = pieces[0]
-            is_like = piece.whole is first.whole or piece.whole[:2] == first.whole[:2]
-            if not is_like or (piece.box is None) is not (first.box is None):
-                raise CkptconvError(
-                    f"ranks disagree on {name}",
-                    found=f"rank {rank}: {_brief(piece)}",
-                    wanted=f"as rank {ranks[0]}: {_brief(first)}",
-                    hint="the rank files are from different saves; copy all of one step again",
-                )
-        if not ranks or ranks[-1] != rank:
-            ranks.append(rank)
-        pieces.append(piece)
 
 
 class _Copies:
@@ -199,8 +164,3 @@ def spans(ranks: Sequence[int]) -> str:
         else:
             found.append([rank, rank])
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)
-
-
-def _brief(piece: Piece) -> str:
-    shape, dtype, placement = piece.whole
-    return f"{dtype} {list(shape)} {placement or 'plain'}"

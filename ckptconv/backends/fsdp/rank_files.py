@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from ckptconv.backends.fsdp.assemble import Pieces
 from ckptconv.backends.fsdp.mesh import Position
-from ckptconv.backends.fsdp.pieces import Piece
+from ckptconv.backends.fsdp.piece import Piece, Pieces
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.crcs import same_archive

@@ -6,15 +6,16 @@ what is cut and what is replicated, so values are never compared to find out. A 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.base import unknown_writer
-from ckptconv.backends.fsdp.assemble import Pieces, assemble, spans
-from ckptconv.backends.fsdp.pieces import Meshes, Reader
+from ckptconv.backends.fsdp.assemble import assemble, spans
+from ckptconv.backends.fsdp.held import Meshes
+from ckptconv.backends.fsdp.piece import Pieces
+from ckptconv.backends.fsdp.pieces import Reader
 from ckptconv.backends.fsdp.rank_files import RANK_FILE, check_no_copies, find_rank_files
 from ckptconv.backends.runs import Place
 from ckptconv.backends.saved_at import apart
@@ -47,12 +48,9 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     folders = [place_.folder, *also]
     world_size, paths = find_rank_files(folders)
-    pieces: dict[str, Pieces] = defaultdict(Pieces)
-    reader, held = Reader(), 0
-    for rank, nbytes, found in reader.read({rank: str(path) for rank, path in sorted(paths.items())}):
-        held += nbytes
-        for name, piece in found:
-            pieces[name].add(name, rank, piece)
+    reader = Reader()
+    reader.read({rank: str(path) for rank, path in sorted(paths.items())})
+    pieces = reader.tensors
     missing = [rank for rank in range(world_size) if rank not in paths]
     _check_same_names(pieces, sorted(paths), folders[0])
     check_no_copies(pieces, paths)
@@ -63,7 +61,7 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         notes.append(f"rank files {spans(missing)} are missing, but the replicas on other ranks are complete")
     skipped = [
         *_skipped(folders),
-        Skipped("storage padding", max(held - used, 0), "belongs to no tensor"),
+        Skipped("storage padding", max(reader.nbytes - used, 0), "belongs to no tensor"),
     ]
     coordinates = _coordinates(reader.meshes)
     version = read_table(place_.folder / "fsdp_config.json").get("FSDP_version")
