@@ -23,6 +23,7 @@ _ASIDE = (
     "n_ctx",
     "rotary_pct",
     "scoring_func",
+    "head_dim",
 )
 
 
@@ -185,12 +186,12 @@ def _base(folder: Folder, rule: dict[str, Any]) -> str:
 
 
 def _fixed(folder: Folder, rule: dict[str, Any]) -> str:
-    """A switch of config.json that is not as the reader's code has it."""
+    """A value of config.json that is not as the reader's code has it."""
     fixed = rule["fixed"].get(folder.architecture)
     if fixed is None:
         return ""
     value = _text(folder.config).get(rule["key"], rule["default"])
-    return f"{rule['key']} {json.dumps(value)}" if isinstance(value, bool) and value is not fixed else ""
+    return f"{rule['key']} {json.dumps(value)}" if isinstance(value, (bool, int)) and value != fixed else ""
 
 
 def _halved_window(folder: Folder, _: dict[str, Any]) -> str:

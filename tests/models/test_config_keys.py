@@ -172,6 +172,12 @@ def test_minimax_m2_has_the_rotary_dim_that_llama_cpp_wants() -> None:
     assert for_both(config).config["rotary_dim"] == 64
 
 
+def test_falcon_h1_has_the_head_dim_that_llama_cpp_wants() -> None:
+    config = {"model_type": "falcon_h1", "hidden_size": 2048, "num_attention_heads": 32}
+    assert for_both(config).config["head_dim"] == 64
+    assert "head_dim" not in for_both(config | {"head_dim": 128}).added
+
+
 def test_the_text_model_says_the_same_of_the_head_as_the_model() -> None:
     """transformers 4 asks the text model's config, transformers 5 the model's own."""
     from transformers import Qwen3VLMoeConfig

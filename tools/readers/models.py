@@ -35,7 +35,7 @@ _SEQ = {
     "d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 192,
     "decoder_ffn_dim": 192, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": _VOCABULARY,
     "max_position_embeddings": 256, "eos_token_id": 2, "decoder_start_token_id": 2,
-    "pad_token_id": 0,  # M2M-100 gives a decoder's start that is the padding no position, and no published one has it
+    "pad_token_id": 1,  # as published; ctranslate2 takes it for granted in M2M-100's positions
 }  # fmt: skip
 _T5 = {
     "d_model": 128, "d_ff": 192, "d_kv": 32, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2,

@@ -228,3 +228,19 @@ def test_a_bidirectional_window_that_transformers_4_halved_is_halved_again_by_bo
     assert not [each for each in misreads(config | {"sliding_window": 512}, {}) if "window" in each.what]
     causal = config | {"use_bidirectional_attention": False, "sliding_window": 257}
     assert not [each for each in misreads(causal, {}) if "window" in each.what]
+
+
+def test_ctranslate2_takes_the_padding_token_of_m2m_100_for_granted() -> None:
+    config = {"model_type": "m2m_100", "architectures": ["M2M100ForConditionalGeneration"]}
+    (found,) = _said(config | {"pad_token_id": 0}, "ctranslate2")
+    assert found.endswith("(pad_token_id 0)")
+    assert _said(config, "ctranslate2") == _said(config | {"pad_token_id": 1}, "ctranslate2") == []
+
+
+def test_transformers_4_does_not_miss_what_llama_cpp_wants_of_falcon_h1() -> None:
+    config = {
+        "model_type": "falcon_h1", "architectures": ["FalconH1ForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
+        "torch_dtype": "float32", "rope_theta": 1e5,
+    }  # fmt: skip
+    assert [(each.reader, each.silent) for each in misreads(config, {})] == [("llama.cpp", False)]
+    assert misreads(config | {"head_dim": 16}, {}) == []
