@@ -41,7 +41,9 @@ def _explore(
             groups[rest[0]].append((build, index, rest))
         else:
             found.patterns[".".join(prefix)].add((build, index))
-    digits = {segment for segment in groups if segment.isdigit()}
+    digits = sorted(
+        (segment for segment in groups if segment.isdigit()), key=int
+    )  # a set has another order in each run
     if digits:
         sets: dict[Key, set[int]] = defaultdict(set)
         kinds: dict[tuple[Key, int], set[str]] = defaultdict(set)
@@ -71,7 +73,7 @@ def _explore(
             ]
             _explore((*prefix, "*"), inner, found)
         else:
-            digits = set()
+            digits = []
     for segment in groups:
         if segment not in digits:
             _explore((*prefix, segment), [(b, i, rest[1:]) for b, i, rest in groups[segment]], found)
