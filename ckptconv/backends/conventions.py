@@ -34,6 +34,7 @@ class Trainer:
             that order folders of the same step, and `*` is any text: "epoch={epoch}-step={step}*".
         newest: names of step folders that hold the latest step, with or without `{step}`: "last.ckpt".
         marks: files in a run's folder that hold the latest step: its number, or its folder's name.
+        inside: files in a step's folder that prove that its bare number is a step, where a run has no mark.
         below: folders of a run that hold its steps: paths relative to it, in which `*` is any text of one name.
         roles: names of role folders inside a step, and which of them is the trained model.
         not_assets: files and folders that lie next to a model and are not part of it, as shell patterns (`fnmatch`).
@@ -46,6 +47,7 @@ class Trainer:
     steps: tuple[str, ...] = ()
     newest: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
     roles: Mapping[str, Rank] = field(default_factory=dict)
     not_assets: tuple[str, ...] = ()
@@ -62,7 +64,8 @@ class StepName:
         number: the step; None for a name without one, such as "last.ckpt".
         order: (step, epoch, version), which order the folders of a run; -1 for each that the name lacks.
         is_newest: the name always means the latest step.
-        needs_mark: the name is a bare number, which is a step only in a run that has a mark of its latest step.
+        needs_mark: the name is a bare number, which is a step only in a run that has a mark of its latest step, or with a
+            file in it that proves it.
     """
 
     number: int | None

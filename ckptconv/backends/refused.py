@@ -17,10 +17,6 @@ from ckptconv.tensors.source_spec import Step
 _OPTIMIZER = re.compile(
     r"^(?:optim\w*_|optim(?:izer)?[\w.-]*(?:\.(?:pt|bin|pth|safetensors))?$|\w*zero_pp_rank\w*optim_states)"
 )
-# Orbax: orbax/checkpoint/_src/metadata/tree.py and checkpointers; its OCDBT database, or Zarr arrays without it.
-_ORBAX_MARKS = frozenset({"_METADATA", "_CHECKPOINT_METADATA", "_sharding"})
-_ORBAX_DATA = frozenset({"manifest.ocdbt", "array_metadatas", "d"})
-_ORBAX_FOLDERS = ("checkpoints", "items", "default", "params", "state", "model_params")
 _TRIED = 8  # earlier steps that are opened to find a whole one
 
 
@@ -36,14 +32,6 @@ def nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step |
     names = sorted(names_in(root))
     if not names:
         return CkptconvError("the folder is empty", where=root, kind=Kind.NOT_A_CHECKPOINT)
-    if (orbax := _orbax_in(root)) is not None:
-        return CkptconvError(
-            "an Orbax checkpoint of JAX (MaxText and others), which is not supported: its arrays are compressed chunks",
-            where=orbax,
-            found=listed(sorted(names_in(orbax)), 4),
-            hint="export it by the trainer's script (MaxText: python3 -m maxtext.checkpoint_conversion.to_huggingface)",
-            kind=Kind.UNSUPPORTED,
-        )
     if name is not None and (other := locate(root, backends(None), step)) is not None:
         return CkptconvError(
             f"no {name} checkpoint here; these are files of another format",
@@ -70,20 +58,6 @@ def nothing(root: Path, known: Sequence[Backend], name: str | None, step: Step |
         hint="pass the folder of the run, or of a step or role in it",
         kind=Kind.NOT_A_CHECKPOINT,
     )
-
-
-def _orbax_in(folder: Path, depth: int = 3) -> Path | None:
-    """The folder of an Orbax checkpoint in a folder that nothing reads, or None.
-
-    CheckpointManager writes RUN/STEP/ITEM/, MaxText RUN/checkpoints/STEP/items/. Source: orbax/checkpoint/_src/path/step.py.
-    """
-    names = set(names_in(folder))
-    if names & _ORBAX_MARKS and names & _ORBAX_DATA:
-        return folder
-    steps = sorted((name for name in names if name.isdecimal() and len(name) < 19), key=int, reverse=True)
-    below = [*(name for name in _ORBAX_FOLDERS if name in names), *steps[:1]]
-    found = (_orbax_in(folder / name, depth - 1) for name in below if (folder / name).is_dir())
-    return next(filter(None, found), None) if depth else None
 
 
 def with_whole_step(

@@ -19,6 +19,7 @@ LAYOUTS = (
     ("dcp", "read"),
     ("deepspeed", "read"),
     ("nanotron", "read"),
+    ("orbax", "read"),
     ("dcp", "hf_shards"),
     ("huggingface", "read"),
 )

@@ -79,11 +79,12 @@ class StepFolder:
 
 
 def step_of(path: Path) -> StepName | None:
-    """The step that a folder's name states, or None. A bare number is a step only in a run that has a mark."""
+    """The step that a folder's name states, or None. A bare number needs a mark in the run, or a proof inside."""
     name = registry.step_named(path.name)
-    if name is not None and name.needs_mark and not any((path.parent / mark).is_file() for mark in _marks()):
-        return None
-    return name
+    if name is None or not name.needs_mark or any((path.parent / mark).is_file() for mark in _marks()):
+        return name
+    inside = {file for trainer in registry.trainers() for file in trainer.inside}
+    return name if any((path / file).is_file() for file in inside) else None
 
 
 def with_config(*folders: Path) -> Path | None:

@@ -22,7 +22,7 @@ Backend = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="Checkpoint format, if auto-detection is wrong: fsdp, megatron, dcp, deepspeed, nanotron, huggingface.",
+        help="Checkpoint format, if auto-detection is wrong: fsdp, megatron, dcp, deepspeed, nanotron, orbax, huggingface.",
     ),
 ]
 

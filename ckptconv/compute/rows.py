@@ -14,6 +14,7 @@ from ckptconv.compute.sources import (
     Dequantised,
     Fuse,
     Rewritten,
+    Scaled,
     Shift,
     Summed,
 )
@@ -33,6 +34,8 @@ def rows_of(source: Computed, base: Prepared) -> Rows:
         return RewrittenRows(source)
     if isinstance(source, Shift):
         return ShiftedRows(source)
+    if isinstance(source, Scaled):
+        return ScaledRows(source)
     if isinstance(source, Added):
         return AddedRows(source)
     if isinstance(source, Summed):
@@ -117,6 +120,17 @@ class ShiftedRows(Rows):
 
     def update(self, reader: Reader, first: int, last: int) -> Floats:
         return np.full(last - first, self._added, np.float32)
+
+
+class ScaledRows(Rows):
+    """The base times a number."""
+
+    def __init__(self, source: Scaled) -> None:
+        super().__init__(source, 1)
+        self._factor = np.float32(source.factor)
+
+    def combined(self, reader: Reader, low: int, high: int, values: Array) -> Array:
+        return self.plain(reader, low, values) * self._factor
 
 
 class AddedRows(Rows):

@@ -107,6 +107,13 @@ class Shift(Computed):
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled(Computed):
+    """base * factor, for queries that are stored divided by the square root of a head's size."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Summed(Computed):
     """base + further parts, element by element: a bias of which each tensor parallel rank holds one part of the sum."""
 

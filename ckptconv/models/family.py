@@ -32,6 +32,7 @@ class Rule:
     rows: how many rows the Hub keeps of a padded vocabulary.
     instead: the Hub name to use when the tensor has fewer than `rows` rows, i.e. output_layer is a critic's value head.
     added: a number added to each stored value (Gemma-style norms are stored as a difference to one).
+    factor: returns the number by which each stored value is multiplied, for a config; None for none.
     reason: why a tensor has no counterpart on the Hub (hub is empty).
     if_cut: a note for the user if several ranks hold parts of the tensor.
     note: a note for the user if the tensor is stored.
@@ -46,6 +47,7 @@ class Rule:
     rows: Callable[[Config], int] | None = None
     instead: str | None = None
     added: float = 0.0
+    factor: Callable[[Config], float] | None = None
     reason: str = ""
     if_cut: str = ""
     note: str = ""

@@ -29,6 +29,7 @@ class Named(Generic[T]):
         shape: its shape, which may differ from that of `value`.
         sources: the trained names.
         added: a number that is added to each element.
+        factor: a number by which each element is multiplied.
         summed: further parts, which are added to `value` element by element.
     """
 
@@ -37,6 +38,7 @@ class Named(Generic[T]):
     sources: tuple[str, ...]
     added: float = 0.0
     summed: tuple[T, ...] = ()
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)

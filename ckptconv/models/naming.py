@@ -27,8 +27,8 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
     folder is not changed.
 
     Args:
-        naming: "transformers" for the names in a trainer's checkpoint, "megatron", "nanotron" and "nanotron_interleaved",
-            "pipeline" for numbered layers, or "hub" for those in a model folder.
+        naming: "transformers" for the names in a trainer's checkpoint, "megatron", "maxtext", "nanotron" and
+            "nanotron_interleaved", "pipeline" for numbered layers, or "hub" for those in a model folder.
         tensors: stored name -> view.
         config: the model's config.json.
 
@@ -58,6 +58,10 @@ def to_hub(naming: str, tensors: Mapping[str, View], config: dict[str, Any]) -> 
         from ckptconv.models import nanotron
 
         return nanotron.to_hub(naming, tensors, config)
+    if naming == "maxtext":
+        from ckptconv.models import maxtext
+
+        return maxtext.to_hub(tensors, config)
     if Sign.TORCHTUNE in signs:
         from ckptconv.models import torchtune
 

@@ -111,7 +111,8 @@ def to_hub(family: Family, tensors: Mapping[str, T], config: Config, whose: str)
                 raise CkptconvError(
                     f"two stored tensors become {name}", found=f"{sources[0]}, {made[name].sources[0]}"
                 )
-            made[name] = Named(piece.value, piece.shape, sources, rule.added)
+            factor = 1.0 if rule.factor is None else rule.factor(config)
+            made[name] = Named(piece.value, piece.shape, sources, rule.added, factor=factor)
     rules = [f"{rule.text} ({count:,})" for rule, count in counts.values()]
     copies = {copy.fill({"mtp": n}): of for n in numbers for copy, of in family.copies if of in made}
     return Renamed(made, [f"{family.name} in {whose}'s names", *rules], left_out, copies, list(notes))
@@ -128,7 +129,8 @@ def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict
         config: the model's config.json.
 
     Raises:
-        CkptconvError: no rule matches a name, or a rule adds a number to the values, whose inverse would round.
+        CkptconvError: no rule matches a name, or a rule adds a number to the values or scales them, and the
+            inverse would round.
     """
     groups: dict[tuple[str, ...], tuple[Rule, dict[str, str], dict[int, Piece[T]]]] = {}
     for name, value in tensors.items():
@@ -139,7 +141,7 @@ def to_trained(family: Family, tensors: Mapping[str, T], config: Config) -> dict
         groups.setdefault(key, (rule, holes, {}))[2][place] = Piece.of(value)
     made = {}
     for rule, holes, pieces in groups.values():
-        if rule.added:
+        if rule.added or rule.factor:
             raise CkptconvError(
                 f"{rule.hub.text} is not put back: its values would be rounded", kind=Kind.UNSUPPORTED
             )

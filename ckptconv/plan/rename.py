@@ -70,10 +70,12 @@ def rename(weights: Weights, options: Options) -> Renamed:
 
 
 def _source(named: Named[View]) -> Source:
-    if not named.summed and not named.added:
+    if not named.summed and not named.added and named.factor == 1.0:
         return named.value
-    from ckptconv.compute import Shift, Summed  # many records: imported for those who need them
+    from ckptconv.compute import Scaled, Shift, Summed  # many records: imported for those who need them
 
+    if named.factor != 1.0:
+        return Scaled(named.value, named.factor)
     return Summed(named.value, named.summed) if named.summed else Shift(named.value, named.added)
 
 

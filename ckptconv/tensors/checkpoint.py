@@ -147,7 +147,7 @@ class Checkpoint:
         lora: what the files next to the tensors state about LoRA.
         extras: further facts for later steps, as plain data.
         notes: findings for the user that do not make the checkpoint wrong.
-        naming: whose names the tensors have: "transformers" (the module's), "megatron", "nanotron" or "hub";
+        naming: whose names the tensors have: "transformers" (the module's), "megatron", "nanotron", "maxtext" or "hub";
             "nanotron_interleaved" if the rows that rotate together are neighbours.
         trainer: what the trainer wrote about the model, one record per file; the plan compares it with config.json.
         low_precision: name -> the trainer's own copy of the tensor in the dtype that it computed in. A cast of the

@@ -247,9 +247,9 @@ def test_backend_megatron_means_rank_files_too(name: str, tmp_path: Path) -> Non
 
 def test_an_unknown_backend_is_answered_with_the_names(tmp_path: Path) -> None:
     steps(tmp_path, "global_step_1")
-    with pytest.raises(CkptconvError, match="unknown backend 'orbax'") as refused:
-        open_checkpoint(tmp_path, backend="orbax")
-    assert refused.value.wanted == "fsdp, megatron, dcp, deepspeed, nanotron, huggingface"
+    with pytest.raises(CkptconvError, match="unknown backend 'jax'") as refused:
+        open_checkpoint(tmp_path, backend="jax")
+    assert refused.value.wanted == "fsdp, megatron, dcp, deepspeed, nanotron, orbax, huggingface"
 
 
 def test_rank_files_tell_of_the_role_next_to_them(tmp_path: Path) -> None:

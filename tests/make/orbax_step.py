@@ -1,4 +1,4 @@
-"""One step of Orbax's CheckpointManager in MaxText's layout and names (orbax-checkpoint 0.12.8), which ckptconv refuses.
+"""Two steps of Orbax's CheckpointManager (orbax-checkpoint 0.12.8) with one array, which is not a whole model.
 
 python tests/make/orbax_step.py OUT     # OUT/orbax/run/checkpoints/{5, 10}/items
 """
