@@ -32,8 +32,9 @@ _THREE_KEYS = {
 _ROTARY_DIM = "minimax_m2"
 # llama.cpp asks for n_ctx, as OpenAI published it (conversion/gpt2.py, set_gguf_parameters).
 _CONTEXT = "gpt2"
-# llama.cpp asks for head_dim, as Falcon-H1 was published (conversion/falcon_h1.py, set_gguf_parameters).
-_HEAD_DIM = "falcon_h1"
+# llama.cpp (conversion/falcon_h1.py, set_gguf_parameters) and vLLM (glm4_moe.py, Glm4MoeDecoderLayer) ask for head_dim, as
+# these were published; transformers divides where it is missing.
+_HEAD_DIM = ("falcon_h1", "glm4_moe")
 _ENGINES_ONLY = ("rotary_dim", "n_ctx", "head_dim")
 # Without rope_scaling, transformers 4 scales the positions of these classes.
 _SCALED_BY_DEFAULT = ("apertus", "gpt_oss")
@@ -172,7 +173,7 @@ def _for_engines(config: Config, names: Iterator[str] | tuple[str, ...]) -> Iter
             yield _ENGINES_ONLY[0], int(size * share)
     if config.get("model_type") == _CONTEXT and isinstance(config.get("n_positions"), int):
         yield _ENGINES_ONLY[1], config["n_positions"]
-    if config.get("model_type") == _HEAD_DIM:
+    if config.get("model_type") in _HEAD_DIM:
         width, heads = config.get("hidden_size"), config.get("num_attention_heads")
         if isinstance(width, int) and isinstance(heads, int) and heads > 0:
             yield _ENGINES_ONLY[2], width // heads

@@ -172,8 +172,9 @@ def test_minimax_m2_has_the_rotary_dim_that_llama_cpp_wants() -> None:
     assert for_both(config).config["rotary_dim"] == 64
 
 
-def test_falcon_h1_has_the_head_dim_that_llama_cpp_wants() -> None:
-    config = {"model_type": "falcon_h1", "hidden_size": 2048, "num_attention_heads": 32}
+@pytest.mark.parametrize("kind", ["falcon_h1", "glm4_moe"])
+def test_engines_get_the_head_dim_that_transformers_divides_for(kind: str) -> None:
+    config = {"model_type": kind, "hidden_size": 2048, "num_attention_heads": 32}
     assert for_both(config).config["head_dim"] == 64
     assert "head_dim" not in for_both(config | {"head_dim": 128}).added
 

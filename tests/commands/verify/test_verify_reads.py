@@ -237,10 +237,11 @@ def test_ctranslate2_takes_the_padding_token_of_m2m_100_for_granted() -> None:
     assert _said(config, "ctranslate2") == _said(config | {"pad_token_id": 1}, "ctranslate2") == []
 
 
-def test_transformers_4_does_not_miss_what_llama_cpp_wants_of_falcon_h1() -> None:
-    config = {
-        "model_type": "falcon_h1", "architectures": ["FalconH1ForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
-        "torch_dtype": "float32", "rope_theta": 1e5,
-    }  # fmt: skip
-    assert [(each.reader, each.silent) for each in misreads(config, {})] == [("llama.cpp", False)]
-    assert misreads(config | {"head_dim": 16}, {}) == []
+def test_transformers_4_does_not_miss_the_head_dim_that_engines_want() -> None:
+    for name, kind, reader in (("FalconH1", "falcon_h1", "llama.cpp"), ("Glm4Moe", "glm4_moe", "vLLM")):
+        config = {
+            "model_type": kind, "architectures": [f"{name}ForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
+            "torch_dtype": "float32", "rope_theta": 1e5,
+        }  # fmt: skip
+        assert [(each.reader, each.silent) for each in misreads(config, {})] == [(reader, False)]
+        assert misreads(config | {"head_dim": 16}, {}) == []
