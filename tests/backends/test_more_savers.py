@@ -15,6 +15,7 @@ from support.helpers import assert_equal, cli, tensors, unpacked
 from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint
 from ckptconv.errors import Incomplete
+from ckptconv.read.reader import read_numpy
 
 
 class Case(NamedTuple):
@@ -261,3 +262,20 @@ def test_torchtunes_intermediate_epochs_are_whole_folders(tmp_path: Path) -> Non
     last = load_file(home("torchtune_hf") / "truth.safetensors")
     assert found.keys() == last.keys()
     assert all(np.allclose(last[name] - found[name], 2 / 1024, atol=1e-6) for name in last)
+
+
+def test_open_instructs_adapter_is_read_from_the_file_that_zero_3_gathered() -> None:
+    checkpoint = open_checkpoint(home("open_instruct") / "run")
+    truth = load_file(home("open_instruct") / "truth.safetensors")
+    assert {name: read_numpy(tensor.view).tolist() for name, tensor in checkpoint.tensors.items()} == {
+        name: value.tolist() for name, value in truth.items()
+    }
+    assert (checkpoint.step, checkpoint.lora.settings["r"]) == (3, 3)
+    assert any("adapter_model.bin is read, since" in note for note in checkpoint.notes)
+
+
+def test_an_adapter_of_empty_tensors_alone_is_refused(tmp_path: Path) -> None:
+    copy = copied("open_instruct", tmp_path)
+    (copy / "run" / "step_3" / "adapter_model.bin").unlink()
+    with pytest.raises(Incomplete, match="every tensor of the adapter is empty"):
+        open_checkpoint(copy / "run")

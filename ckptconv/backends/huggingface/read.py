@@ -8,7 +8,7 @@ its tensors have the module's names, and may be float32 master weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptconv.backends.base import unknown_writer
@@ -16,6 +16,7 @@ from ckptconv.backends.dcp.homes import assets_of
 from ckptconv.backends.huggingface.torch_bin import read_state_dict
 from ckptconv.backends.huggingface.weight_files import (
     ADAPTER_CONFIG,
+    ADAPTERS,
     CONFIG,
     Chosen,
     choose,
@@ -76,11 +77,41 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 def read_chosen(place: Place, chosen: Chosen) -> Checkpoint:
     """Read the headers of the files that `choose` found in a folder; see `read`."""
     folder = place.folder
-    skipped, notes = left_over(sizes_of(folder), chosen)
+    chosen, gathered = _gathered(folder, chosen)
+    sizes = sizes_of(folder)
+    if gathered:
+        del sizes[ADAPTERS[0]]  # nothing is in it
+    skipped, notes = left_over(sizes, chosen)
     files = list(in_order(lambda name: _opened(folder / name, folder), chosen.names))
     return _assembled(
-        folder, chosen, files, place, tuple(skipped), (*place.notes(), *notes, *_unfinished(place))
+        folder, chosen, files, place, tuple(skipped), (*place.notes(), *gathered, *notes, *_unfinished(place))
     )
+
+
+def _gathered(folder: Path, chosen: Chosen) -> tuple[Chosen, list[str]]:
+    """The adapter that ZeRO 3 gathered, where `save_pretrained` wrote every tensor empty; with a note on it.
+
+    Trainers that save under ZeRO 3 by `save_pretrained` and then by torch.save leave both files. Source: open-instruct,
+    open_instruct/grpo_fast.py, save_model.
+
+    Raises:
+        Incomplete: every tensor is empty, and there is no other file.
+    """
+    safe, other = ADAPTERS
+    if not chosen.is_adapter or chosen.names != (safe,) or not (folder / safe).is_file():
+        return chosen, []
+    tensors = read_header(folder / safe)[0]
+    if not tensors or any(view.numel for view in tensors.values()):
+        return chosen, []
+    if not (folder / other).is_file():
+        raise Incomplete(
+            "every tensor of the adapter is empty: it was saved under DeepSpeed ZeRO 3, which had not gathered it",
+            where=folder / safe,
+            wanted=f"the gathered adapter, such as {other}",
+            hint="take the trainer's DeepSpeed checkpoint (global_stepN), which holds the partitions",
+        )
+    note = f"{other} is read, since every tensor in {safe} is empty: DeepSpeed ZeRO 3 had not gathered them"
+    return replace(chosen, names=(other,)), [note]
 
 
 def read_file(path: Path, place: Place | None = None) -> Checkpoint:

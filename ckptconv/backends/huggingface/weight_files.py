@@ -25,7 +25,7 @@ _INDEX = f"{_SINGLE}.index.json"
 _MODELS = (_SINGLE, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 INDEXES = tuple(name for name in _MODELS if name.endswith(".json"))
 SMALL = (CONFIG, ADAPTER_CONFIG, *INDEXES)  # the small files that `choose` and `read` open
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FULL = ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_0.bin")  # accelerate's FULL_STATE_DICT
 # accelerate's LOCAL_STATE_DICT, and its SHARDED_STATE_DICT with use_dcp=False: one file per rank.
 _LOCAL = re.compile(r"^pytorch_model_fsdp(?:_\d+)?_rank\d+\.bin$")
@@ -77,7 +77,7 @@ def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
         if name in names:
             return _indexed(folder, name) if name.endswith(".json") else _one(folder, name, names)
     if {CONFIG, ADAPTER_CONFIG} & names:
-        for name in _ADAPTERS:
+        for name in ADAPTERS:
             if name in names:
                 return Chosen((name,), is_adapter=True)
     for name in _FULL:
