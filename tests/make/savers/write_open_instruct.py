@@ -2,8 +2,8 @@
 
     GRPO=open_instruct/grpo_fast.py torchrun --nproc-per-node 2 write_open_instruct.py OUT   # e6c3044aa; DeepSpeed 0.19.8
 
-Real: DeepSpeed's engine and partitions, peft's save_pretrained, and `save_model`, whose source is taken out of the module, as
-that imports vLLM and Ray. OUT/truth.safetensors is the adapter before it was partitioned.
+Real: DeepSpeed's engine and partitions, peft's save_pretrained, and `save_model`, whose source is taken out of the module,
+since that imports vLLM and Ray. OUT/truth.safetensors is the adapter before it was partitioned.
 """
 
 from __future__ import annotations
