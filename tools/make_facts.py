@@ -210,9 +210,8 @@ def _modeling_modules() -> list[str]:
 def _facts(model: Any) -> dict[str, Any]:
     tied = _plain(model._tied_weights_keys)
     facts = {
-        "tied": [
-            [name, tied[name] if isinstance(tied, dict) else ""] for name in tied
-        ],  # the last of two is valid
+        # In one order, since environments differ in theirs, and the weekly comparison is by value.
+        "tied": [[name, tied[name] if isinstance(tied, dict) else ""] for name in sorted(tied)],
         "keep_fp32": sorted(_plain(model._keep_in_fp32_modules)),
         "keep_fp32_strict": sorted(_plain(model._keep_in_fp32_modules_strict)),
     }
