@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -126,3 +127,17 @@ def test_codes_are_not_cast(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(_CONFIG))
     with pytest.raises(CkptconvError, match="quantized weights cannot be cast"):
         ckptconv.merge(folder, tmp_path / "out", dtype="bf16")
+
+
+def test_the_same_dtypes_in_a_dcp_folder_are_copied_as_they_are(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", tmp_path / "config"
+    dtypes = (*_TORCH, "uint16", "uint32", "uint64", "complex64")
+    tensors = {f"{dtype}.weight": _codes(dtype) for dtype in dtypes}
+    dcp.save(dict(tensors), checkpoint_id=run, no_dist=True)
+    config.mkdir()
+    (config / "config.json").write_text(json.dumps(_CONFIG))
+    ckptconv.merge(run, tmp_path / "out", config=config)
+    assert ckptconv.verify(tmp_path / "out", against=run).ok is not False
+    written = _bytes(tmp_path / "out/model.safetensors")
+    for name, tensor in tensors.items():
+        assert written[name][2] == tensor.view(torch.uint8).numpy().tobytes(), name
