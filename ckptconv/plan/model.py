@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import config_keys, lora
 from ckptconv.models import quantised as names
 from ckptconv.models.config import corrected
@@ -95,7 +95,7 @@ def _weights_of_base(
     from ckptconv.plan.align import align
     from ckptconv.plan.onto_base import weights_of_base
 
-    parts, base = align(stored.parts, base)
+    parts, base = align(stored.parts, base, config or {})
     stored = replace(stored, parts=parts)
     return stored, weights_of_base(stored, config, base, equal)
 
@@ -144,6 +144,16 @@ def _tokens(
     kept = tuple(each for each in parts.tokens if each.weight not in dropped)
     twins: list[Left] = []
     for each in parts.tokens:
+        others = [
+            other.rows[1] for other in parts.tokens if other.is_stated and other.indices == each.indices
+        ]
+        if not each.is_stated and not any(same(rows, each.rows[1], equal) for rows in others):
+            raise CkptconvError(
+                f"which rows of its weight {each.rows[0]} replaces is not known",
+                wanted="trainable_token_indices in adapter_config.json, or the rows of the weight that it is tied to",
+                hint="merge it with PEFT",
+                kind=Kind.UNSUPPORTED,
+            )
         if each.weight in dropped:
             name, rows = each.rows
             if not any(other.indices == each.indices and same(other.rows[1], rows, equal) for other in kept):

@@ -89,8 +89,10 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
     fitted = _fitted({name: view for name, view in trained.items() if name not in task.head}, task)
     copies = {name: view for name, view in trained.items() if ".base_layer." in parts.origin[name]}
     tensors = {**task.tensors, **copies}  # the weights from which an adapted layer, and a tied head, started
+    resized = _resized_twins(tensors, copies, trained, task.config)
+    tensors |= resized
     updated = {each.weight for each in parts.factors} | (trained.keys() - copies.keys() - twins.tied)
-    updated |= _heads_of_tokens(parts, task.config, equal)
+    updated |= _heads_of_tokens(parts, tensors, task.config, equal)
     apart = Apart(tensors, fitted.config)
     if not task.head:  # a classifier's head is not tied to the embedding
         apart = take_apart(tensors, updated, fitted.config)
@@ -102,7 +104,7 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
         for name, view in originals.items()
         if name in weights and weights[name] is not view and not is_among(view, kept)
     ]
-    shared = [weights[name] for name in apart.heads]
+    shared = [weights[name] for name in (*apart.heads, *resized)]
     return Weights(
         weights,
         base.naming,
@@ -176,12 +178,44 @@ def _without_twins(parts: lora.Separated, config: dict[str, Any] | None, equal: 
     )
 
 
-def _heads_of_tokens(parts: lora.Separated, config: dict[str, Any] | None, equal: Equal) -> set[str]:
+def _resized_twins(
+    tensors: Mapping[str, View],
+    copies: Mapping[str, View],
+    trained: Mapping[str, View],
+    config: dict[str, Any] | None,
+) -> dict[str, View]:
+    """The other half of a tied pair of which PEFT saved one, because its vocabulary was resized; both began as one weight.
+
+    Args:
+        tensors: the base model's weights, with the copies in place.
+        copies: the base_layer of adapted layers.
+        trained: all whole weights of the adapter.
+        config: the base model's config.json.
+    """
+    found = {}
+    for tie in ties.ties(config, [*tensors, *copies]) if config else ():
+        for one, other in ((tie.name, tie.repeats), (tie.repeats, tie.name)):
+            known = one in copies and other in tensors and other not in trained
+            if known and tensors[other].shape != copies[one].shape:
+                found[other] = copies[one]
+    return found
+
+
+def _heads_of_tokens(
+    parts: lora.Separated, tensors: Mapping[str, View], config: dict[str, Any] | None, equal: Equal
+) -> set[str]:
     """The tied heads of which other tokens were trained than of the embedding."""
     tokens = {each.weight: each for each in parts.tokens}
     found = set()
-    for tie in ties.ties(config, [*tokens, "lm_head.weight"]) if config and tokens else ():
+    for tie in ties.ties(config, [*tokens, *tensors, "lm_head.weight"]) if config and tokens else ():
         head, embedding = tokens.get(tie.name), tokens.get(tie.repeats)
+        if embedding is not None and any(each.weight == tie.name for each in parts.factors):
+            # PEFT's model, and its own merge, compute two different things (peft/utils/other.py, TrainableTokensWrapper).
+            raise CkptconvError(
+                f"LoRA on {tie.name} and trained tokens of {tie.repeats}, which the config ties, is not supported",
+                hint="train the tokens of an untied model",
+                kind=Kind.UNSUPPORTED,
+            )
         if head is None:
             continue
         alike = embedding is not None and head.indices == embedding.indices
@@ -207,6 +241,8 @@ def _fitted(trained: Mapping[str, View], task: _ForTask) -> _Fitted:
         old = task.tensors.get(name)
         if old is None:
             if name.endswith("lm_head.weight") and facts.says_tied(task.config or {}):
+                if len(view.shape) == 2 and view.shape[0] != rows:
+                    resized[view.shape[0]] = None
                 continue
             raise CkptconvError(
                 f"{name} was trained whole, but the base model has no such weight", kind=Kind.DOES_NOT_FIT

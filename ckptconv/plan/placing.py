@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
@@ -85,7 +86,7 @@ def placed_on(named: Filled, parts: lora.Separated, naming: str, meta: Config, c
     Raises:
         CkptconvError: an update has no weight.
     """
-    names = _names_for(naming, dict(config))
+    names = _names_for(naming, named, dict(config))
     error: CkptconvError | None = None
     for rename in names:
         try:
@@ -116,9 +117,9 @@ def placed_alone(parts: lora.Separated, naming: str, meta: Config, config: Confi
             hint="merge them with the trainer's own tools",
             kind=Kind.UNSUPPORTED,
         )
-    rename = _names_for(naming, dict(config))[0]
+    rename = _names_for(naming, {}, dict(config))[0]
     plain = [each for each in parts.factors if not each.parameters]
-    return place(plain, rename, is_fan_in_fan_out(meta, config))
+    return place(plain, rename, partial(is_fan_in_fan_out, meta, config))
 
 
 def _has_variants(config: Config) -> bool:
@@ -127,15 +128,23 @@ def _has_variants(config: Config) -> bool:
     return bool(family_of(config).variants)
 
 
-def _names_for(naming: str, config: dict[str, Any]) -> list[Rename]:
+def _names_for(naming: str, named: Filled, config: dict[str, Any]) -> list[Rename]:
     """The possible mappings from trained names to names of a model folder, the likeliest first.
 
     PEFT uses the names of the module that was trained, and transformers 5 may have other names than the folder.
+
+    Args:
+        naming: whose names the updates have.
+        named: the folder's tensors by final name, which the published names may have changed.
+        config: the model's config.json.
     """
     if naming not in ("transformers", "hub"):
         return [lambda tensors: to_hub(naming, tensors, config)]
+    final = {fill.trained[0]: name for name, fill in named.items() if len(fill.trained) == 1}
     return [
-        lambda tensors: Renamed({name: _as_is(view, name) for name, view in tensors.items()}, []),
+        lambda tensors: Renamed(
+            {final.get(name, name): _as_is(view, name) for name, view in tensors.items()}, []
+        ),
         lambda tensors: hub_names.to_hub(tensors, config),
         lambda tensors: hub_names.to_hub(tensors, config, prefix_changes=True),
     ]
@@ -151,7 +160,7 @@ def _fits_in(named: Filled) -> Fits:
 
 def _place(parts: lora.Separated, rename: Rename, meta: Config, config: Config, fits: Fits) -> Placement:
     plain = [each for each in parts.factors if not each.parameters]
-    found = place(plain, rename, is_fan_in_fan_out(meta, config))
+    found = place(plain, rename, partial(is_fan_in_fan_out, meta, config))
     stacks = tuple(placed for each in parts.stacks for placed in _of_stack(each, rename, meta, config, fits))
     return replace(found, placed=found.placed + stacks)
 
@@ -162,9 +171,9 @@ def _of_stack(
     """Decide from the shapes which parameter of the experts an update belongs to, since PEFT's names do not tell."""
     possible = []
     for parameter in factors.parameters:
-        rank = rank_of(factors, meta, parameter)
         for turned in ways_of_stacks(meta, config):
             try:
+                rank = rank_of(factors, meta, parameter)
                 placed = place_experts(factors, parameter, rank, turned, rename)
             except CkptconvError:
                 continue

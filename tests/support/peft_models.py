@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    CLIPVisionConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -59,6 +65,27 @@ def qwen3_moe(width: int = 12) -> PreTrainedModel:
     }
     experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": width}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts, **ATTENTION))
+
+
+def neox() -> PreTrainedModel:
+    sizes = {"vocab_size": 41, "hidden_size": 24, "intermediate_size": 23, "num_hidden_layers": 2}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, num_attention_heads=3))
+
+
+def llava() -> PreTrainedModel:
+    text = LlamaConfig(
+        vocab_size=41,
+        hidden_size=18,
+        intermediate_size=23,
+        num_hidden_layers=2,
+        tie_word_embeddings=False,
+        **ATTENTION,
+    )
+    sizes = {"hidden_size": 12, "intermediate_size": 14, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    return LlavaForConditionalGeneration(
+        LlavaConfig(text_config=text, vision_config=vision, image_token_index=40, tie_word_embeddings=False)
+    )
 
 
 def gpt_oss() -> PreTrainedModel:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.lora.factors import Factors
+from ckptconv.models.lora.factors import PREFIX, Factors
 from ckptconv.models.lora.kinds import is_adapter_config
-from ckptconv.models.lora.names import PREFIX, Separated, saved_factor
+from ckptconv.models.lora.names import Separated, saved_factor
 from ckptconv.models.lora.place import Placed
 from ckptconv.models.lora.scaling import of_module, scale
 from ckptconv.tensors.view import Shape, View

@@ -12,6 +12,7 @@ from ckptconv.tensors.view import View, permute, unflatten
 # Megatron's grouped experts share one pair. In a stack over experts, each expert would get one row of it.
 _SHARED = re.compile(r"\.experts\.linear_fc[12]$")
 _EXPERT = re.compile(r"\.experts\.\d+\.linear_fc[12]$")
+PREFIX = "base_model.model."  # of every name that PEFT saves
 NamedView = tuple[str, View]  # the stored name of a tensor, and its elements
 
 
@@ -44,6 +45,11 @@ class Factors:
     def rank(self) -> int:
         """The rows of A; E * r for a stack of experts."""
         return self.a[1].shape[0]
+
+    @property
+    def trained_module(self) -> str:
+        """The name that the module had in training, which the patterns of adapter_config.json are for."""
+        return self.a[0].removeprefix(PREFIX).partition(".lora_")[0]
 
     @property
     def weight(self) -> str:

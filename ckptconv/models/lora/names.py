@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.models.lora.factors import Factors, NamedView, paired
+from ckptconv.models.lora.factors import PREFIX, Factors, NamedView, paired
 from ckptconv.models.lora.kinds import check_name, is_adapter_config
 from ckptconv.models.lora.tokens import Tokens, rows_of_tokens
 from ckptconv.tensors.names import numbered_parts
 from ckptconv.tensors.view import View
 
-PREFIX = "base_model.model."
 _NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
 _PEFT = re.compile(
     rf"^(?P<module>.+)\.lora_(?P<kind>embedding_|magnitude_vector)?(?P<side>[AB])?{_NAME}(?P<tail>\.weight|\.bias)?$"
@@ -240,6 +239,9 @@ def _bare(name: str) -> str:
 def _parameters(module: str, weights: Mapping[str, View], meta: Mapping[str, Any]) -> tuple[str, ...]:
     """The stacked parameters of a module, which PEFT adapts with target_parameters; () for an ordinary layer.
 
+    A target may lack its module: for target_modules that transformers 5 holds as one parameter, PEFT writes `down_proj`
+    (peft/utils/transformers_weight_conversion.py). It is for the modules that no other target names.
+
     Args:
         module: the module's bare name.
         weights: bare name -> weight.
@@ -249,8 +251,20 @@ def _parameters(module: str, weights: Mapping[str, View], meta: Mapping[str, Any
         name for name, view in weights.items() if name.rpartition(".")[0] == module and len(view.shape) == 3
     ]
     targets = meta.get("target_parameters")
-    for target in targets if isinstance(targets, list) else ():
-        parent, _, leaf = str(target).rpartition(".")
-        if parent and leaf != "weight" and (module == parent or module.endswith(f".{parent}")):
-            stacked.append(f"{module}.{leaf}")
+    split = [str(target).rpartition(".") for target in targets if target] if isinstance(targets, list) else []
+    named = [leaf for parent, _, leaf in split if parent and _ends(module, parent)]
+    stacked += [f"{module}.{leaf}" for leaf in named if leaf != "weight"]
+    if not named and not _is_target(module, meta.get("target_modules")):
+        stacked += [f"{module}.{leaf}" for parent, _, leaf in split if not parent]
     return tuple(dict.fromkeys(stacked))
+
+
+def _ends(module: str, target: str) -> bool:
+    return module == target or module.endswith(f".{target}")
+
+
+def _is_target(module: str, targets: Any) -> bool:
+    """Whether target_modules names a module: the ends of names, or one regex for whole names."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return isinstance(targets, list) and any(_ends(module, str(target)) for target in targets)

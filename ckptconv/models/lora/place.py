@@ -17,6 +17,7 @@ from ckptconv.models.lora.factors import Factors
 from ckptconv.tensors.view import Shape, View, stored, unbind, unflatten
 
 Rename = Callable[[Mapping[str, View]], Renamed[View]]
+Turned = Callable[[str], bool]
 _PARTS = (("q", "k", "v"), ("gate", "up"))  # in the order of the rows of a fused weight
 _PROBE = "probe"
 
@@ -72,13 +73,13 @@ class Placement:
     left_out: tuple[tuple[str, View, str], ...] = ()
 
 
-def place(factors: Iterable[Factors], rename: Rename, turned: bool = False) -> Placement:
+def place(factors: Iterable[Factors], rename: Rename, turned: Turned = lambda module: False) -> Placement:
     """Find the Hub weights of ordinary layers; see `place_experts` for stacks of experts.
 
     Args:
         factors: the LoRA layers.
         rename: renames and splits weights.
-        turned: the weights are (in, out).
+        turned: whether the weight of a module, by its name, is (in, out).
 
     Raises:
         CkptconvError: a weight's layout change does more than move rows.
@@ -136,11 +137,11 @@ def place_experts(
 
 
 def _rows(
-    factors: list[Factors], rename: Rename, turned: bool
+    factors: list[Factors], rename: Rename, turned: Turned
 ) -> tuple[list[Placed], list[tuple[str, View, str]]]:
     """The updates of layers that each have one pair, and the rows that no Hub weight has."""
-    sides = {each.weight: each.sides(turned) for each in factors}
-    by_column = {each.weight: each.embedding or turned for each in factors}
+    sides = {each.weight: each.sides(turned(each.module)) for each in factors}
+    by_column = {each.weight: each.embedding or turned(each.module) for each in factors}
     lefts = rename({weight: left for weight, (left, _) in sides.items()})
     probes = rename(
         {weight: stored(_PROBE, 0, (left.shape[0], 2), "uint8") for weight, (left, _) in sides.items()}

@@ -12,7 +12,9 @@ from ckptconv.models import facts
 from ckptconv.models.lora.factors import Factors
 
 _TRANSPOSED = ("gpt_oss", "openai_privacy_filter")  # experts with is_transposed
-_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # transformers.pytorch_utils.Conv1D
+# The types whose layers are transformers.pytorch_utils.Conv1D, and the names of these layers; their heads are Linear.
+_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D_LAYERS = (".c_attn", ".c_fc", ".c_proj", ".q_attn")
 
 
 def rank_of(factors: Factors, meta: Mapping[str, Any], parameter: str = "") -> int:
@@ -51,16 +53,16 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parame
     Raises:
         CkptconvError: alpha is not known, or the settings state another rank than the pair has.
     """
-    target = parameter or factors.module
+    target = parameter or factors.trained_module
     rank = rank_of(factors, meta, parameter)
     if alpha is None:
         alpha = of_module(meta.get("alpha_pattern"), target, meta.get("lora_alpha"))
-        stated = of_module(meta.get("rank_pattern"), target, meta.get("r"))
-        if isinstance(stated, int) and stated > 0 and stated != rank:
+        stated = matching(meta.get("rank_pattern"), target) or [meta.get("r")]
+        if rank not in stated and isinstance(stated[0], int) and stated[0] > 0:
             raise CkptconvError(
                 "the LoRA metadata does not match these tensors",
                 found=f"r = {rank} in {factors.a[0]}",
-                wanted=f"r = {stated}",
+                wanted=f"r = {stated[0]}",
                 hint="pass the alpha: --lora-alpha N",
             )
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < inf:
@@ -73,13 +75,18 @@ def scale(factors: Factors, meta: Mapping[str, Any], alpha: float | None, parame
     return alpha / (sqrt(rank) if meta.get("use_rslora") else rank)
 
 
-def is_fan_in_fan_out(meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """True if weights are (in, out): the model type consists of Conv1D layers, or PEFT's config says so of other code.
+def is_fan_in_fan_out(meta: Mapping[str, Any], config: Mapping[str, Any], module: str) -> bool:
+    """True if a module's weight is (in, out): it is a Conv1D, or PEFT's config says so of other code.
 
     PEFT looks at the module: it sets fan_in_fan_out itself for Conv1D, and unsets it for Linear (peft/tuners/lora/model.py).
+
+    Args:
+        meta: the LoRA settings.
+        config: the model's config.json.
+        module: the module's name.
     """
     if config.get("model_type") in _CONV1D:
-        return True
+        return module.endswith(_CONV1D_LAYERS)
     linear = "model_type" in config and facts.knows({"model_type": config["model_type"]})
     return bool(meta.get("fan_in_fan_out")) and not linear
 
@@ -108,7 +115,10 @@ def ways_of_stacks(meta: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[
 
 def of_module(patterns: Any, module: str, default: Any) -> Any:
     """The value for a module in a rank_pattern or alpha_pattern (peft/utils/other.py, get_pattern_key), or the default."""
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if re.match(rf"(?:.*\.)?(?:{pattern})$", module):
-            return value
-    return default
+    return next(iter(matching(patterns, module)), default)
+
+
+def matching(patterns: Any, module: str) -> list[Any]:
+    """The values of all patterns that match a module, in the order of adapter_config.json; PEFT takes the first."""
+    items = patterns.items() if isinstance(patterns, dict) else ()
+    return [value for pattern, value in items if re.match(rf"(?:.*\.)?(?:{pattern})$", module)]

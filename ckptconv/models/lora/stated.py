@@ -15,6 +15,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import mtp
 from ckptconv.models.lora.kinds import is_adapter_config
 from ckptconv.models.lora.names import Separated
+from ckptconv.models.lora.scaling import matching, of_module
 from ckptconv.models.lora.tasks import HEADS, stated_task
 from ckptconv.models.nested import text_of
 
@@ -65,7 +66,7 @@ def check_stated(
             "or correct adapter_config.json",
             kind=Kind.DAMAGED,
         )
-    return [*lost, *_not_named(parts, meta), *_unknown(meta)]
+    return [*lost, *_not_named(parts, meta), *_overlapping(parts, meta), *_unknown(meta)]
 
 
 Difference = tuple[str, str]  # (what is stored, what adapter_config.json says)
@@ -226,6 +227,21 @@ def _not_named(parts: Separated, meta: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"target_modules in adapter_config.json does not name {len(others)} modules whose factors are stored and "
             f"merged: {', '.join(others[:_SHOWN])}"
+        )
+
+
+def _overlapping(parts: Separated, meta: Mapping[str, Any]) -> Iterator[str]:
+    """A note on alphas that depend on the order of patterns: PEFT takes the first that matches, and sorts them when it saves
+    (peft/config.py, save_pretrained).
+    """
+    modules = [each.trained_module for each in parts.factors if not each.parameters]
+    unclear = [name for name in modules if len({*matching(meta.get("alpha_pattern"), name)}) > 1]
+    if unclear:
+        used = of_module(meta.get("alpha_pattern"), unclear[0], None)
+        yield (
+            f"several patterns of alpha_pattern with different values match {len(unclear)} modules: {unclear[0]} is scaled "
+            f"by alpha {used}, as PEFT does when it loads this adapter. adapter_config.json sorts its patterns, so training "
+            "may have used another one"
         )
 
 

@@ -26,11 +26,13 @@ class Tokens:
         weight: the bare name of the weight.
         rows: (stored name, elements of shape (n, dim)).
         indices: the rows of the weight that they replace, in the order of `rows`.
+        is_stated: the settings state the indices for this weight; otherwise they are those of the weight that it is tied to.
     """
 
     weight: str
     rows: NamedView
     indices: tuple[int, ...]
+    is_stated: bool = True
 
     @property
     def module(self) -> str:
@@ -58,8 +60,11 @@ def rows_of_tokens(
             kind=Kind.INCOMPLETE,
         )
     made = []
+    stated = {weight: _indices(weight.removesuffix(".weight"), meta.get(KEY)) for weight in found}
+    known = {indices for indices in stated.values() if indices is not None}
     for weight, (name, view) in found.items():
-        indices = _indices(weight.removesuffix(".weight"), meta.get(KEY))
+        # With a resized embedding, PEFT also saves the rows of the head that is tied to it.
+        indices = next(iter(known)) if stated[weight] is None and len(known) == 1 else stated[weight]
         if indices is None:
             raise CkptconvError(
                 f"which rows of its weight {name} replaces is not known",
@@ -73,10 +78,10 @@ def rows_of_tokens(
                 found=f"{list(view.shape)}",
                 wanted=f"{len(set(indices))} different rows",
             )
-        stored = weights.get(weight)
-        if stored is not None:
-            check_bounds(weight, indices, stored.shape[0])
-        made.append(Tokens(weight, (name, view), indices))
+        whole = weights.get(weight)
+        if whole is not None:
+            check_bounds(weight, indices, whole.shape[0])
+        made.append(Tokens(weight, (name, view), indices, stated[weight] is not None))
     return tuple(made)
 
 
