@@ -210,8 +210,9 @@ def _modeling_modules() -> list[str]:
 def _facts(model: Any) -> dict[str, Any]:
     tied = _plain(model._tied_weights_keys)
     facts = {
-        # In one order, since environments differ in theirs, and the weekly comparison is by value.
-        "tied": [[name, tied[name] if isinstance(tied, dict) else ""] for name in sorted(tied)],
+        "tied": [
+            [name, tied[name] if isinstance(tied, dict) else ""] for name in tied
+        ],  # the last of two is valid
         "keep_fp32": sorted(_plain(model._keep_in_fp32_modules)),
         "keep_fp32_strict": sorted(_plain(model._keep_in_fp32_modules_strict)),
     }
