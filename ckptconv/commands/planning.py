@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.errors import CkptconvError, Kind
+from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.hub.names import cached_name, public_name, repo_of
 from ckptconv.models import lora
 from ckptconv.models.trained_config import made_config, not_enough
@@ -124,9 +124,17 @@ def require_base(checkpoint: Checkpoint, options: Options) -> None:
     trainer's shards of an adapter are merged only if the user asks for it.
 
     Raises:
+        Incomplete: no tensor of the adapter has an element.
         CkptconvError: no base is given; the hint names the base that the config states.
     """
     settings = checkpoint.lora.settings
+    if checkpoint.lora.is_folder and not any(tensor.view.numel for tensor in checkpoint.tensors.values()):
+        raise Incomplete(
+            "every tensor of the adapter is empty: it was saved under DeepSpeed ZeRO 3, which had not gathered it",
+            where=checkpoint.root,
+            wanted="the gathered adapter, such as adapter_model.bin",
+            hint="take the trainer's DeepSpeed checkpoint (global_stepN), which holds the partitions",
+        )
     wanted = options.lora or ("merge" if not checkpoint.is_sharded else "adapter")
     if wanted == "adapter" or not lora.is_adapter_config(settings) or not _is_alone(checkpoint):
         return

@@ -277,5 +277,8 @@ def test_open_instructs_adapter_is_read_from_the_file_that_zero_3_gathered() -> 
 def test_an_adapter_of_empty_tensors_alone_is_refused(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(unpacked("saver_open_instruct") / "run", tmp_path / "run"))
     (copy / "step_3" / "adapter_model.bin").unlink()
-    with pytest.raises(Incomplete, match="every tensor of the adapter is empty"):
-        open_checkpoint(copy)
+    for more in ({}, {"lora": "adapter"}):
+        with pytest.raises(Incomplete, match="every tensor of the adapter is empty"):
+            merge(copy, tmp_path / "out", **more)  # type: ignore[arg-type]
+    checked = cli("verify", copy / "step_3")
+    assert (checked.code, "has no elements" in checked.out) == (1, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,18 @@ from ckptconv.models import skeleton
 
 
 @pytest.fixture(autouse=True)
-def _no_data_and_no_short_copies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_data_and_no_short_copies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(skeleton, "_DATA", tmp_path / "none.zip")
     monkeypatch.setattr(beside_copy, "LONG", 0)
     monkeypatch.setattr(beside_copy, "_SECONDS", 900)  # a machine with other work
-    skeleton.load.cache_clear()
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    for known in (skeleton.load, skeleton._packages, skeleton._archive):
+        known.cache_clear()
 
 
 def saved(folder: Path, *, without: str = "", **changes: object) -> Path:

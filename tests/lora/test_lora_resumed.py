@@ -18,7 +18,7 @@ from support.helpers import edit_json, environment
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.merge.sources import fingerprint
 from ckptconv.compute import Added, Computed, Decomposed, Dequantised, Fuse, Rewritten, Scales, Shift
-from ckptconv.compute.sources import Lengths, Summed
+from ckptconv.compute.sources import Lengths, Scaled, Summed
 from ckptconv.tensors.view import View, stored
 
 KILLED = """
@@ -58,6 +58,7 @@ SOURCES: list[Computed] = [
     Dequantised(one(), scales=Scales(one(64), (2, 2), "bfloat16")),
     Rewritten(one(), one(64), (1, 2)),
     Shift(one(), 1.0),
+    Scaled(one(), 2.0),
     Summed(one(), (one(64),)),
     Added(one(), one(64), 2.0),
     Fuse(one(), one(64), one(128), 2.0),

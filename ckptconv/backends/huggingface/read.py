@@ -93,23 +93,13 @@ def _gathered(folder: Path, chosen: Chosen) -> tuple[Chosen, list[str]]:
 
     Trainers that save under ZeRO 3 by `save_pretrained` and then by torch.save leave both files. Source: open-instruct,
     open_instruct/grpo_fast.py, save_model.
-
-    Raises:
-        Incomplete: every tensor is empty, and there is no other file.
     """
     safe, other = ADAPTERS
     if not chosen.is_adapter or chosen.names != (safe,) or not (folder / safe).is_file():
         return chosen, []
     tensors = read_header(folder / safe)[0]
-    if not tensors or any(view.numel for view in tensors.values()):
+    if not tensors or any(view.numel for view in tensors.values()) or not (folder / other).is_file():
         return chosen, []
-    if not (folder / other).is_file():
-        raise Incomplete(
-            "every tensor of the adapter is empty: it was saved under DeepSpeed ZeRO 3, which had not gathered it",
-            where=folder / safe,
-            wanted=f"the gathered adapter, such as {other}",
-            hint="take the trainer's DeepSpeed checkpoint (global_stepN), which holds the partitions",
-        )
     note = f"{other} is read, since every tensor in {safe} is empty: DeepSpeed ZeRO 3 had not gathered them"
     return replace(chosen, names=(other,)), [note]
 
