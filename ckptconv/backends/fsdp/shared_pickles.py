@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ckptconv.errors import CkptconvError
 from ckptconv.formats.inert import Inert
 from ckptconv.formats.stand_ins import WrapperRecord
 from ckptconv.formats.torch_zip import Load
@@ -82,10 +83,10 @@ class RankPickles:
         known = self._known.get(key)
         if known is None:
             self._forget(len(key))
-            own = [span for name in _OWN for span in _values(data, name, b"(" + _NUMBER + b")")]
+            own = _apart(span for name in _OWN for span in _values(data, name, b"(" + _NUMBER + b")"))
             known = self._known[key] = _tried(data, places, own, where)
             self._size += len(key)
-        if known.meshes is None:
+        if known.meshes is None or len(known.meshes) != len(places):
             return safe_load(data, where)
         for span, mesh in zip(places, known.meshes, strict=True):
             mesh[_COORDINATE.decode()] = tuple(_numbers(data[slice(*span)]))
@@ -99,9 +100,17 @@ class RankPickles:
 
 
 def _tried(data: bytes, places: list[_Span], own: list[_Span], where: str) -> _Known:
-    """Unpickle with coordinate n replaced by (n, n, …) and every other per-rank field by one random sentinel."""
+    """Unpickle with coordinate n replaced by (n, n, …) and every other per-rank field by one random sentinel.
+
+    A hash may hold the bytes of a field: such a place is no coordinate, and a pickle that cannot be loaded with sentinels is
+    not shared.
+    """
+    places = [place for place in places if not any(begin <= place[0] < end for begin, end in own)]
     numbers, mark = range(1, len(places) + 1), (1 << 30) + (int.from_bytes(os.urandom(4), "little") >> 2)
-    root = safe_load(_filled(data, places, numbers, own, mark), where)
+    try:
+        root = safe_load(_filled(data, places, numbers, own, mark), where)
+    except CkptconvError:
+        return _Known(None, None)
     tables = list({id(table): table for table in _tables(root)}.values())
     marked = sum(table.get(name.decode()) == mark for table in tables for name in _OWN)
     found: dict[Any, dict[str, Any]] = {}
@@ -166,6 +175,15 @@ def _values(data: bytes, name: bytes, value: bytes) -> list[_Span]:
     here = re.compile(value, re.DOTALL).match(data, begin)
     later = re.compile(re.escape(get) + value, re.DOTALL).finditer(data, begin)
     return [found.span(found.lastindex or 0) for found in (*([here] if here else []), *later)]
+
+
+def _apart(spans: Iterable[_Span]) -> list[_Span]:
+    """Return the spans in order, without those that begin inside another one."""
+    found: list[_Span] = []
+    for begin, end in sorted(spans):
+        if not found or begin >= found[-1][1]:
+            found.append((begin, end))
+    return found
 
 
 def _without_own(data: bytes) -> bytes:
