@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.formats.inert import Inert
 from ckptconv.formats.pickle_scan import check_pickle, tuples_in
 from ckptconv.formats.stand_ins import Dtype, Storage, named
 
@@ -25,10 +26,16 @@ class SafeUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         # ("storage", storage class, key, location, number of elements): torch/serialization.py, persistent_id
-        if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], Dtype):
+        if isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage":
             _, dtype, key, _, numel = pid
-            if isinstance(key, str) and type(numel) is int and numel >= 0:
+            if isinstance(dtype, Dtype) and isinstance(key, str) and type(numel) is int and numel >= 0:
                 return Storage(key, dtype.name, numel)
+            if isinstance(dtype, type) and issubclass(dtype, Inert) and dtype.kind.endswith("Storage"):
+                raise CkptconvError(
+                    "a tensor has a dtype that safetensors does not have",
+                    found=dtype.kind,
+                    kind=Kind.UNSUPPORTED,
+                )
         raise CkptconvError(
             "a persistent id is not a torch storage", found=type(pid).__name__, kind=Kind.DAMAGED
         )
