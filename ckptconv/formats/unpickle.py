@@ -32,7 +32,7 @@ class SafeUnpickler(pickle.Unpickler):
                 return Storage(key, dtype.name, numel)
             if isinstance(dtype, type) and issubclass(dtype, Inert) and dtype.kind.endswith("Storage"):
                 raise CkptconvError(
-                    "a tensor has a dtype that safetensors does not have",
+                    "a tensor has an unknown dtype",
                     found=dtype.kind,
                     kind=Kind.UNSUPPORTED,
                 )
