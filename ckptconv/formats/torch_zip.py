@@ -35,10 +35,11 @@ from ckptconv.formats.zip_directory import (
 from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, form_of
 from ckptconv.formats.zip_pickle import MOST, pickle_of
 from ckptconv.formats.zip_places import ZipFile
+from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.far import Handle, size_of
 from ckptconv.tensors.stored_file import StoredFile
-from ckptconv.tensors.view import View, contiguous_strides, stored
+from ckptconv.tensors.view import View, stored
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
 _BEGINNING = 512  # bytes that tell what a file is, if it is not a zip

@@ -18,9 +18,10 @@ from ckptconv.read import workers as threads
 from ckptconv.read.each import for_each_reader
 from ckptconv.read.gather import Array
 from ckptconv.read.reader import Reader, prepare, raw_dtype, same_place
+from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.dtypes import to_numpy
-from ckptconv.tensors.view import View, contiguous_strides
+from ckptconv.tensors.view import View
 
 _WHOLE = 1 << 18  # tensors of at most this many elements are compared completely
 _BLOCK = 1 << 14  # elements that are compared in each part of a larger tensor

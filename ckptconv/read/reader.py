@@ -18,10 +18,10 @@ import numpy as np
 
 from ckptconv.read.files import Files
 from ckptconv.read.gather import RAW, Array, Cast, arrange, groups, overlap, put
-from ckptconv.tensors.boxes import Chunk, Shape
+from ckptconv.tensors.boxes import Chunk, Shape, contiguous_strides
 from ckptconv.tensors.dtypes import itemsize, to_numpy
 from ckptconv.tensors.intervals import boxes_of_interval
-from ckptconv.tensors.view import View, contiguous_strides
+from ckptconv.tensors.view import View
 
 _SPAN = 2 << 20  # bytes of a box that are read at a time
 _PACKED = 1 << 20  # bytes of scratch in which they are transposed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -93,3 +93,12 @@ class Slice:
     @property
     def box(self) -> Box:
         return Box(self.offsets, self.sizes)
+
+
+def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
+    """Byte strides of a C-contiguous tensor with `item` bytes per element."""
+    strides, step = [], item
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))

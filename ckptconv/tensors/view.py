@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, TypeVar
 
 from ckptconv.errors import CkptconvError
-from ckptconv.tensors.boxes import Chunk, Shape
+from ckptconv.tensors.boxes import Chunk, Shape, contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.intervals import boxes_of_interval
 from ckptconv.tensors.tiling import check_tiling
@@ -57,15 +57,6 @@ class View:
     def views(self) -> tuple[View, ...]:
         """The view itself: what fills a tensor is a view, or is computed from several (`compute.Computed`)."""
         return (self,)
-
-
-def contiguous_strides(shape: Sequence[int], item: int) -> Shape:
-    """Byte strides of a C-contiguous tensor with `item` bytes per element."""
-    strides, step = [], item
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
 
 
 @lru_cache(maxsize=4096)  # thousands of files hold the same few shapes

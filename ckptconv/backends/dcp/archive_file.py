@@ -10,10 +10,11 @@ from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Load, torch_zip_at
+from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.far import Handle, size_of
 from ckptconv.tensors.stored_file import StoredFile
-from ckptconv.tensors.view import View, contiguous_strides
+from ckptconv.tensors.view import View
 
 
 class Piece(NamedTuple):

@@ -21,11 +21,10 @@ from ckptconv.formats.in_order import in_order
 from ckptconv.formats.open_file import opened
 from ckptconv.formats.same import same_bytes
 from ckptconv.formats.stretches import Stretches
-from ckptconv.tensors.boxes import Box, Chunk
+from ckptconv.tensors.boxes import Box, Chunk, contiguous_strides
 from ckptconv.tensors.checkpoint import starred
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.stored_file import path_of
-from ckptconv.tensors.view import contiguous_strides
 
 _LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
 

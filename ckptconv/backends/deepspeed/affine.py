@@ -18,9 +18,9 @@ from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.formats.bounds import whole_numbers
 from ckptconv.formats.inert import items
 from ckptconv.formats.torch_zip import TorchZip
-from ckptconv.tensors.boxes import Box, Shape
+from ckptconv.tensors.boxes import Box, Shape, contiguous_strides
 from ckptconv.tensors.checkpoint import StoredTensor
-from ckptconv.tensors.view import View, contiguous_strides, narrow, place, unflatten
+from ckptconv.tensors.view import View, narrow, place, unflatten
 
 _VERSION = 1
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)

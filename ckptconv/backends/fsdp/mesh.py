@@ -27,8 +27,8 @@ from ckptconv.formats.bounds import MOST_DIMS, MOST_RANKS, check_name, whole_num
 from ckptconv.formats.inert import Inert, items
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip
+from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.checkpoint import Mesh
-from ckptconv.tensors.view import contiguous_strides
 
 _Axis = list[int]  # the offset in the rank map of each index along a mesh dim
 Index = tuple[int, ...]
