@@ -117,7 +117,7 @@ def _with_base_name(plan: Plan, base: str | Path | None, config: Mapping[str, An
 
 
 def require_base(checkpoint: Checkpoint, options: Options) -> None:
-    """Refuse to merge a PEFT folder if no base model is given.
+    """Refuse an adapter that cannot be planned: one without any element, or a PEFT folder to merge without a base model.
 
     We never open the base that adapter_config.json names: the file may come from anywhere, and a path in it belongs to
     another machine. PEFT's own folder is merged by default, since to write the adapter again would convert nothing. A

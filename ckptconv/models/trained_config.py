@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models.naming import NANOTRON
-from ckptconv.models.nested import text_of
+from ckptconv.models.nested import Config, text_of
 from ckptconv.tensors.checkpoint import Checkpoint
-
-Config = Mapping[str, Any]
 
 _KEYS = (
     *(

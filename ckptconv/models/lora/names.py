@@ -252,14 +252,15 @@ def _parameters(module: str, weights: Mapping[str, View], meta: Mapping[str, Any
     ]
     targets = meta.get("target_parameters")
     split = [str(target).rpartition(".") for target in targets if target] if isinstance(targets, list) else []
-    named = [leaf for parent, _, leaf in split if parent and _ends(module, parent)]
+    named = [leaf for parent, _, leaf in split if parent and is_named_by(module, parent)]
     stacked += [f"{module}.{leaf}" for leaf in named if leaf != "weight"]
     if not named and not _is_target(module, meta.get("target_modules")):
         stacked += [f"{module}.{leaf}" for parent, _, leaf in split if not parent]
     return tuple(dict.fromkeys(stacked))
 
 
-def _ends(module: str, target: str) -> bool:
+def is_named_by(module: str, target: str) -> bool:
+    """True if a target of PEFT is the end of a module's name (peft/tuners/tuners_utils.py, check_target_module_exists)."""
     return module == target or module.endswith(f".{target}")
 
 
@@ -267,4 +268,4 @@ def _is_target(module: str, targets: Any) -> bool:
     """Whether target_modules names a module: the ends of names, or one regex for whole names."""
     if isinstance(targets, str):
         return re.fullmatch(targets, module) is not None
-    return isinstance(targets, list) and any(_ends(module, str(target)) for target in targets)
+    return isinstance(targets, list) and any(is_named_by(module, str(target)) for target in targets)

@@ -14,7 +14,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import mtp
 from ckptconv.models.lora.kinds import is_adapter_config
-from ckptconv.models.lora.names import Separated
+from ckptconv.models.lora.names import Separated, is_named_by
 from ckptconv.models.lora.scaling import matching, of_module
 from ckptconv.models.lora.tasks import HEADS, stated_task
 from ckptconv.models.nested import text_of
@@ -165,9 +165,7 @@ def _targets(
 
 def _target_of(module: str, targets: list[Any]) -> str | None:
     """The target that names a module by the end of its name."""
-    return next(
-        (t for t in targets if isinstance(t, str) and (module == t or module.endswith(f".{t}"))), None
-    )
+    return next((each for each in targets if isinstance(each, str) and is_named_by(module, each)), None)
 
 
 def _saved(parts: Separated, meta: Mapping[str, Any], weights: Collection[str]) -> Iterator[Difference]:
