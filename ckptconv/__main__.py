@@ -62,6 +62,8 @@ def main() -> None:
             raise
         _show(_as_error(error))
         sys.exit(int(ExitCode.FAILED))
+    finally:
+        gc.freeze()  # the process ends: it need not search all that was imported for cycles, which takes 35 ms
 
 
 def _as_error(error: Exception) -> CkptconvError:

@@ -252,3 +252,23 @@ def test_merging_a_plain_model_imports_neither_torch_nor_transformers(
     found = imported_by("merge", str(made("fsdp2_w4")), str(tmp_path / "model"))
     assert (tmp_path / "model" / "config.json").is_file()
     assert not found & (FRAMEWORKS | {"pydantic"})
+
+
+def test_the_readers_of_other_backends_are_not_imported(made: Callable[[str], Path]) -> None:
+    code = (
+        "import sys\n"
+        "from ckptconv.backends import open_checkpoint\n"
+        "open_checkpoint(sys.argv[1])\n"
+        "print(*(name for name in sys.modules if name.startswith('ckptconv.backends.')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(made("fsdp2_w4"))], capture_output=True, text=True, check=True
+    )
+    # Who recognises a folder, what looks for its files, and which of several models in a state dict is meant.
+    light = set(
+        "layout fsdp torch_dist rank_files hf_shards homes files weight_files nemo names states".split()
+    )
+    found = {tuple(name.split(".")[2:]) for name in done.stdout.split()}
+    assert ("fsdp", "read") in found
+    others = {f"{package}.{module}" for package, *inner in found for module in inner if package != "fsdp"}
+    assert {name for name in others if name.split(".")[1] not in light} == set()

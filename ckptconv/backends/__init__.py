@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends.base import Backend, backends
-from ckptconv.backends.huggingface import read as huggingface
 from ckptconv.backends.locate import locate
 from ckptconv.backends.refused import nothing, with_whole_step
 from ckptconv.backends.roots import one_model
@@ -56,7 +55,9 @@ def _open(
     if not root.exists():
         raise CkptconvError("no such folder", where=root, kind=Kind.NOT_A_CHECKPOINT)
     if not root.is_dir():
-        return one_model(huggingface.read_file(root))
+        from ckptconv.backends.huggingface.read import read_file
+
+        return one_model(read_file(root))
     found = locate(root, known, step)
     if found is None:
         raise nothing(root, known, backend, step)

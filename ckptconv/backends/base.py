@@ -32,6 +32,18 @@ class Fact:
     file: str
 
 
+class Read(Protocol):
+    """The type of `Backend.read`."""
+
+    def __call__(self, place: Place, also: Sequence[Path] = ()) -> Checkpoint: ...
+
+
+class SavedBy(Protocol):
+    """The type of `Backend.saved_by`."""
+
+    def __call__(self, checkpoint: Checkpoint) -> Iterable[Fact]: ...
+
+
 class Backend(Protocol):
     """A module of a backend's package."""
 
@@ -90,6 +102,24 @@ def backends(name: str | None = None) -> tuple[Backend, ...]:
 def backend_of(checkpoint: Checkpoint) -> Backend:
     """The backend that read a checkpoint."""
     return next(backend for backend in backends() if checkpoint.backend == backend.NAME)
+
+
+def imported_later(module: str) -> tuple[Read, SavedBy]:
+    """The `read` and `saved_by` of a module that is imported when a folder of its layout is opened.
+
+    Every folder is offered to all backends, and to import all of their readers takes longer than to read a small checkpoint.
+
+    Args:
+        module: the module, below `ckptconv.backends`.
+    """
+
+    def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
+        return cast(Backend, import_module(f"ckptconv.backends.{module}")).read(place, also)
+
+    def saved_by(checkpoint: Checkpoint) -> Iterable[Fact]:
+        return cast(Backend, import_module(f"ckptconv.backends.{module}")).saved_by(checkpoint)
+
+    return read, saved_by
 
 
 def unknown_writer(checkpoint: Checkpoint) -> tuple[Fact, ...]:

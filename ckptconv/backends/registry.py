@@ -12,16 +12,16 @@ from ckptconv.backends.conventions import StepName, Trainer, step_name, without_
 # (package, module), in the order in which a folder is offered to them: a trainer's shards come before the Hugging Face
 # files next to them.
 LAYOUTS = (
-    ("fsdp", "read"),
+    ("fsdp", "layout"),
     ("megatron", "fsdp"),
     ("megatron", "torch_dist"),
     ("megatron", "rank_files"),
-    ("dcp", "read"),
-    ("deepspeed", "read"),
-    ("nanotron", "read"),
-    ("orbax", "read"),
+    ("dcp", "layout"),
+    ("deepspeed", "layout"),
+    ("nanotron", "layout"),
+    ("orbax", "layout"),
     ("dcp", "hf_shards"),
-    ("huggingface", "read"),
+    ("huggingface", "layout"),
 )
 _LONGEST = 255  # characters of a file name; the text of a mark may be longer
 # The names that `--backend` takes.

@@ -41,7 +41,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = blocks()
     registry = "ckptconv/backends/registry.py"
     text = (top / registry).read_text(encoding="utf-8")
-    above = '    ("huggingface", "read"),\n'
+    above = '    ("huggingface", "layout"),\n'
     assert text.count(above) == 1
     (top / registry).write_text(text.replace(above, code.pop(registry) + above), encoding="utf-8")
     assert len(code) == 2

@@ -14,7 +14,7 @@ from support.helpers import unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.megatron import joined_ranks
+from ckptconv.backends.megatron import read_rank_files
 from ckptconv.backends.megatron.settings import Stated
 
 # case -> over how many of its two TP ranks an expert is cut
@@ -24,7 +24,7 @@ CASES = {"mixtral_mlm_legacy": 2, "qwen3_moe_etp1_mlm_legacy": 1}
 @pytest.fixture
 def untold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers that leave no settings beside their weights."""
-    monkeypatch.setattr(joined_ranks, "rank_file_settings", lambda folder, roots: Stated(()))
+    monkeypatch.setattr(read_rank_files, "rank_file_settings", lambda folder, roots: Stated(()))
 
 
 def run_with(case: str, to: Path, **changed: Any) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ckptconv.backends.dcp.archive_file import Piece
 from ckptconv.backends.dcp.archives import read_archives
+from ckptconv.backends.dcp.layout import METADATA
 from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, is_file_name, is_range, whole_numbers
 from ckptconv.formats.inert import Inert, fields_of, items
@@ -29,7 +30,6 @@ from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.tiling import check_tiling
 from ckptconv.tensors.view import View
 
-METADATA = ".metadata"
 _FILE = re.compile(r"^__(\d+)_(\d+)\.distcp$")
 _Info = tuple[str, int, int]  # file, offset, length
 
@@ -51,11 +51,6 @@ class DcpFiles:
     def world_size(self) -> int:
         """Return the number of ranks that wrote a file; DCP does not record how many took part."""
         return len({file.rank for file in self.files})
-
-
-def is_dcp(folder: Path) -> bool:
-    """Return True if the folder holds DCP's metadata."""
-    return (folder / METADATA).is_file()
 
 
 @dataclass(frozen=True, slots=True)

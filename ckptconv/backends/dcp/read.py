@@ -15,11 +15,12 @@ from ckptconv.backends.dcp.homes import (
     assets_of,
     check_finished,
     experiment_of,
-    home_of,
     optimizers_beside,
     other_models,
 )
-from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_nested, read_tensors
+from ckptconv.backends.dcp.layout import METADATA, NAME, is_dcp
+from ckptconv.backends.dcp.layout import home as home_of
+from ckptconv.backends.dcp.metadata import read_metadata, read_nested, read_tensors
 from ckptconv.backends.dcp.names import choose_model
 from ckptconv.backends.dcp.writers import check_step, writer_of
 from ckptconv.backends.runs import Place
@@ -28,15 +29,7 @@ from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
 
-NAME = "dcp"
-SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
-IS_SHARDED = True
 saved_by = unknown_writer
-
-
-def is_mine(folder: Path) -> bool:
-    """Return True if the folder, or the place where trainers put it, holds a DCP checkpoint, finished or not."""
-    return home_of(folder, _has_files) is not None
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
@@ -49,7 +42,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     Raises:
         CkptconvError: the save did not finish, it holds no model or several, or `read_tensors` refuses it.
     """
-    home = home_of(place.folder, _has_files)
+    home = home_of(place.folder)
     if home is None:
         raise CkptconvError(
             "no distributed checkpoint here", where=place.folder, wanted=METADATA, kind=Kind.NOT_A_CHECKPOINT
@@ -57,7 +50,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     check_finished(home, place.folder)
     if not is_dcp(home):
         raise _unfinished(home)
-    others = [home_of(path, _has_files) or path for path in also]
+    others = [home_of(path) or path for path in also]
     metadata = read_metadata(home)
     chosen = choose_model(metadata.paths, {name: metadata.shape(name) for name in metadata.table}, home)
     files = read_tensors(metadata, others, chosen.why_not.get, place.elements)
@@ -84,10 +77,6 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         naming="transformers",
         trainer=(experiment,) if experiment is not None else kept,
     )
-
-
-def _has_files(folder: Path) -> bool:
-    return is_dcp(folder) or (folder.is_dir() and any(folder.glob("__*_*.distcp")))
 
 
 def _unfinished(home: Path) -> CkptconvError:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckptconv.backends.dcp.homes import optimizer_folders
-from ckptconv.backends.dcp.metadata import is_dcp, read_metadata
+from ckptconv.backends.dcp.layout import is_dcp
+from ckptconv.backends.dcp.metadata import read_metadata
 from ckptconv.errors import Incomplete
 from ckptconv.tensors.checkpoint import StoredTensor
 

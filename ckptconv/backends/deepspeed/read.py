@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ckptconv.backends.base import Fact
 from ckptconv.backends.deepspeed.files import Files, find, home
+from ckptconv.backends.deepspeed.layout import NAME
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
 from ckptconv.formats.json import read_table
@@ -26,15 +27,6 @@ from ckptconv.tensors.stored_file import path_of
 if TYPE_CHECKING:
     from ckptconv.backends.deepspeed.join import Joined
     from ckptconv.backends.deepspeed.slices import Slices
-
-NAME = "deepspeed"
-SIGN = "mp_rank_00_model_states.pt (DeepSpeed)"
-IS_SHARDED = True
-
-
-def is_mine(folder: Path) -> bool:
-    """Return True if the folder, or the one that its `latest` names, holds DeepSpeed's files."""
-    return home(folder) is not None
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:

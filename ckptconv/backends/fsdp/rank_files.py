@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
+from ckptconv.backends.fsdp.layout import RANK_FILE
 from ckptconv.backends.fsdp.mesh import Position
 from ckptconv.backends.fsdp.piece import Piece, Pieces
 from ckptconv.errors import CkptconvError, Kind
@@ -16,7 +16,6 @@ from ckptconv.formats.json import read_table
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.far import names_in
 
-RANK_FILE = re.compile(r"^model_world_size_(\d+)_rank_(\d+)\.pt$")
 _LEAST = 1 << 10  # bytes; two ranks may hold equal ones and zeros in fewer bytes of shards
 
 

@@ -14,9 +14,10 @@ from typing import Any
 from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.fsdp.assemble import assemble, spans
 from ckptconv.backends.fsdp.held import Meshes
+from ckptconv.backends.fsdp.layout import NAME
 from ckptconv.backends.fsdp.piece import Pieces
 from ckptconv.backends.fsdp.pieces import Reader
-from ckptconv.backends.fsdp.rank_files import RANK_FILE, check_no_copies, find_rank_files
+from ckptconv.backends.fsdp.rank_files import check_no_copies, find_rank_files
 from ckptconv.backends.runs import Place
 from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError
@@ -24,16 +25,8 @@ from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped
 from ckptconv.tensors.far import names_in
 
-NAME = "fsdp"
-SIGN = "model_world_size_W_rank_R.pt (verl FSDP)"
-IS_SHARDED = True
 _NOT_READ = {"optim_": "optimizer", "extra_state_": "trainer state"}
 saved_by = unknown_writer
-
-
-def is_mine(folder: Path) -> bool:
-    """Return True if the folder holds at least one rank file."""
-    return any(map(RANK_FILE.match, names_in(folder)))
 
 
 def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:

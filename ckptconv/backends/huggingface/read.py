@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.dcp.homes import assets_of
+from ckptconv.backends.huggingface.layout import IS_SHARDED, NAME
 from ckptconv.backends.huggingface.torch_bin import read_state_dict
 from ckptconv.backends.huggingface.weight_files import (
     ADAPTER_CONFIG,
@@ -33,21 +34,8 @@ from ckptconv.formats.safetensors import read_header
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor, TrainerSettings
 from ckptconv.tensors.view import View
 
-NAME = "huggingface"
-SIGN = "*.safetensors or pytorch_model*.bin"
-IS_SHARDED = False
 saved_by = unknown_writer
 _TRAINER_STATE = "trainer_state.json"
-
-
-def is_mine(folder: Path) -> bool:
-    """True for a folder that holds a model's weights under the names that transformers, PEFT or accelerate give."""
-    if folder.is_file():  # a step of Lightning's or Composer's without sharding
-        return is_one_file(folder.name)
-    try:
-        return choose(folder) is not None
-    except CkptconvError:
-        return True  # it is a model, and `read` reports what is wrong with it
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:

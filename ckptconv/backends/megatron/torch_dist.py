@@ -1,113 +1,29 @@
-"""Reads Megatron-Core's distributed checkpoints (torch_dist), which Megatron-LM, Megatron-Bridge, NeMo and verl write.
-
-Folders: RUN/iter_NNNNNNN/ (Megatron-LM, Megatron-Bridge); ROLE/dist_ckpt/ next to ROLE/huggingface/ (verl v1);
-ROLE/model/{dist_ckpt,huggingface}/ with ROLE/ckpt_contents.json, which verl v2 writes last
-(verl/utils/checkpoint/megatron_checkpoint_manager.py); NAME/weights/ next to NAME/context/ (NeMo 2, `nemo`). The names
-are those of `names.canonical`.
-"""
+"""Recognises Megatron-Core's distributed checkpoints (torch_dist); `read_torch_dist` reads them and tells where they lie."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from ckptconv.backends.dcp.metadata import METADATA, is_dcp, read_metadata, read_tensors
-from ckptconv.backends.megatron import evidence, nemo
-from ckptconv.backends.megatron.glu import refuse_bridges_blocks, uninterleaved
-from ckptconv.backends.megatron.lora import lora_settings
-from ckptconv.backends.megatron.mamba import with_whole_adapters
-from ckptconv.backends.megatron.names import canonical, not_a_weight
-from ckptconv.backends.megatron.ranks import ranks_of
-from ckptconv.backends.megatron.settings import read_settings
-from ckptconv.backends.runs import Place, with_config
-from ckptconv.backends.saved_at import apart
-from ckptconv.errors import CkptconvError, Incomplete, Kind
-from ckptconv.tensors.checkpoint import Checkpoint, Lora
+from ckptconv.backends.base import imported_later
+from ckptconv.backends.dcp.layout import is_dcp
+from ckptconv.backends.megatron import nemo
 
 NAME = "megatron"
 SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
 IS_SHARDED = True
-saved_by = evidence.saved_by
-_CONTENTS = "ckpt_contents.json"
+read, saved_by = imported_later("megatron.read_torch_dist")
 _HOMES = ("", "dist_ckpt", "model/dist_ckpt", nemo.WEIGHTS)
 
 
 def is_mine(folder: Path) -> bool:
-    """True for a folder that holds a torch_dist checkpoint, directly or in a subfolder that verl uses."""
-    return _home(folder) is not None
+    """True for a folder that holds a torch_dist checkpoint, itself or in a subfolder that verl or NeMo uses."""
+    return home(folder) is not None
 
 
-def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
-    """Read the metadata.
-
-    Args:
-        place: the folder of a step or role.
-        also: further folders with `.distcp` files.
-
-    Raises:
-        Incomplete: the save never finished, or a `.distcp` file is missing.
-        CkptconvError: `dcp.metadata.read_tensors` refuses the checkpoint.
-    """
-    home = _home(place.folder)
-    if home is None:
-        raise CkptconvError(
-            "no Megatron checkpoint here",
-            where=place.folder,
-            wanted=".metadata and metadata.json",
-            kind=Kind.NOT_A_CHECKPOINT,
-        )
-    folder = place.folder / home
-    verl = "model" if home.startswith("model") else ""
-    if verl and not (place.folder / _CONTENTS).is_file():
-        raise Incomplete(
-            "incomplete save: the file that verl writes last is missing",
-            where=place.folder,
-            wanted=_CONTENTS,
-            hint="take an earlier step with --step",
-        )
-    context = nemo.context_of(folder)
-    if context is not None or home == nemo.WEIGHTS:
-        nemo.check_finished(folder.parent)
-    others = [path / home if (path / home).is_dir() else path for path in also]
-    metadata = read_metadata(folder)
-    files = read_tensors(metadata, others, not_a_weight, place.elements)
-    mesh, coordinates = ranks_of(metadata)
-    stated = read_settings(place.folder, folder, context)
-    refuse_bridges_blocks(stated.settings)
-    tensors, taken_apart = uninterleaved(
-        with_whole_adapters(canonical(nemo.without_prefix(files.tensors))), stated.merged()
-    )
-    return Checkpoint(
-        backend=NAME,
-        layout="Megatron-Core distributed checkpoint (torch_dist)" + _saver(home, context),
-        root=place.folder,
-        world_size=files.world_size,
-        files=tuple(replace(file, coordinate=coordinates.get(file.rank, ())) for file in files.files),
-        tensors=tensors,
-        meshes=() if mesh is None else (mesh,),
-        step=place.step,
-        role=place.role,
-        assets=with_config(place.folder / verl / "huggingface", folder),
-        tokenizer=nemo.tokenizer_of(context) if context is not None else None,
-        skipped=files.skipped,
-        lora=Lora(lora_settings(place.folder, folder)),
-        notes=(*place.notes(), *stated.notes, *taken_apart, *apart(files.paths, folder / METADATA)),
-        naming="megatron",
-        trainer=stated.settings,
-    )
-
-
-def _saver(home: str, context: Path | None) -> str:
-    if context is not None or home == nemo.WEIGHTS:
-        return ", saved by NeMo"
-    return ", saved by verl" if home else ""
-
-
-def _home(folder: Path) -> str | None:
+def home(folder: Path) -> str | None:
     """The subfolder that holds the checkpoint; None if there is none. Megatron's common.pt or metadata.json marks it."""
-    for home in _HOMES:
-        path = folder / home
+    for name in _HOMES:
+        path = folder / name
         if is_dcp(path) and ((path / "common.pt").is_file() or (path / "metadata.json").is_file()):
-            return home
+            return name
     return None

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ckptconv.backends.base import Fact
 from ckptconv.backends.nanotron.agreement import check_config
-from ckptconv.backends.nanotron.files import Files, Shard, check_stages, find, has_files
+from ckptconv.backends.nanotron.files import Files, Shard, check_stages, find
+from ckptconv.backends.nanotron.layout import NAME
 from ckptconv.backends.nanotron.slices import is_sliced, parts, unsharded_shape
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
@@ -23,18 +24,10 @@ from ckptconv.tensors.checkpoint import Checkpoint, Mesh, RankFile, Skipped, Sto
 from ckptconv.tensors.view import View
 from ckptconv.tensors.view import place as put
 
-NAME = "nanotron"
-SIGN = "model/…/model_weight_pp-rank-P-of-PP_tp-rank-T-of-TP.safetensors (nanotron)"
-IS_SHARDED = True
 _CONFIG, _METADATA = "model_config.json", "checkpoint_metadata.json"
 _BESIDE = (("optimizer", "optimizer"), ("lr_scheduler", "scheduler"), ("random", "random state"))
 
 Header = tuple[View, dict[str, str]]
-
-
-def is_mine(folder: Path) -> bool:
-    """Return True if the folder is a step of nanotron's."""
-    return has_files(folder)
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:

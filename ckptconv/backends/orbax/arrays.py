@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.orbax.decoded import DecodedArray, Scratch, said
-from ckptconv.backends.orbax.tree import METADATA, read_tree
+from ckptconv.backends.orbax.layout import METADATA
+from ckptconv.backends.orbax.tree import read_tree
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.boxes import Shape
 from ckptconv.tensors.dtypes import known

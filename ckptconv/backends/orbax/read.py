@@ -11,29 +11,17 @@ from pathlib import Path
 
 from ckptconv.backends.base import Fact
 from ckptconv.backends.orbax.arrays import Database
+from ckptconv.backends.orbax.layout import DATABASE, METADATA, NAME
 from ckptconv.backends.orbax.names import SIGN as MAXTEXT
 from ckptconv.backends.orbax.names import by_layer, of_model
-from ckptconv.backends.orbax.tree import METADATA, Tree, read_tree
+from ckptconv.backends.orbax.tree import Tree, read_tree
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
 from ckptconv.tensors.far import FarFolder, names_in
 
-NAME = "orbax"
-SIGN = "_METADATA with manifest.ocdbt or Zarr arrays (Orbax, MaxText)"
-IS_SHARDED = True
-_DATABASE = "manifest.ocdbt"
-_WRITTEN = frozenset(
-    {_DATABASE, "array_metadatas", "d", "_sharding"}
-)  # Orbax writes one of them beside _METADATA
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _PLAIN = ("items", "default")  # names of items that say nothing
-
-
-def is_mine(folder: Path) -> bool:
-    """Return True for the folder of an item."""
-    names = set(names_in(folder))
-    return len(names & _WRITTEN) > (METADATA not in names)
 
 
 def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
@@ -114,11 +102,11 @@ def _finished(folder: Path) -> Tree:
             hint="copy the step again, or take an earlier one",
         )
     tree = read_tree(folder / METADATA)
-    if tree.ocdbt and not (folder / _DATABASE).is_file():
+    if tree.ocdbt and not (folder / DATABASE).is_file():
         raise Incomplete(
             "the database that joins what the processes wrote is missing",
             where=folder,
-            wanted=_DATABASE,
+            wanted=DATABASE,
             hint="the save did not end, or the copy is not whole: copy the step again, or take an earlier one",
         )
     return tree

@@ -12,7 +12,6 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name
 from ckptconv.formats.json import read_json
 
-METADATA = "_METADATA"
 _NO_ARRAYS = ("None", "Dict", "List", "NamedTuple", "Tuple", "string", "")  # values without an array
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import open_checkpoint
-from ckptconv.backends.huggingface import read as huggingface
+from ckptconv.backends.huggingface import layout as huggingface
 from ckptconv.backends.huggingface.weight_files import ADAPTER_CONFIG
 from ckptconv.commands.planning import plan_for
 from ckptconv.errors import CkptconvError

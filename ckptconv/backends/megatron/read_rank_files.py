@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends.copied_files import refuse_copies
+from ckptconv.backends.megatron.evidence import saved_by as saved_by
 from ckptconv.backends.megatron.experts import expert_ranks
 from ckptconv.backends.megatron.glu import uninterleaved
 from ckptconv.backends.megatron.lora import lora_settings
@@ -19,6 +20,7 @@ from ckptconv.backends.megatron.mamba import taken_apart, with_whole_adapters
 from ckptconv.backends.megatron.names import canonical, not_a_weight
 from ckptconv.backends.megatron.one_save import check_one_save
 from ckptconv.backends.megatron.rank_files import FOLDER
+from ckptconv.backends.megatron.rank_files import home as home_of
 from ckptconv.backends.megatron.settings import rank_file_settings
 from ckptconv.backends.megatron.stages import DECODER, Coordinate, Rank, assembled, expert_rows
 from ckptconv.backends.runs import Place, with_config
@@ -41,18 +43,21 @@ _NOT_RECORDED = {
 }
 
 
-def joined_ranks(place: Place, homes: Sequence[Path]) -> Checkpoint:
+def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """Read every rank's metadata, and join pipeline stages, experts and TP parts.
 
     Args:
         place: the step's folder.
-        homes: the folders with mp_rank_* folders; the first is the step's own.
+        also: further folders with mp_rank_* folders.
 
     Raises:
         Incomplete: a rank is missing.
         CkptconvError: the rank files do not fit together.
     """
-    home, found = homes[0], _paths(homes)
+    home = home_of(place.folder)
+    if home is None:
+        raise CkptconvError("no mp_rank_* folders here", where=place.folder, kind=Kind.NOT_A_CHECKPOINT)
+    found = _paths([home, *(home_of(path) or path for path in also)])
     ordered = {numbers: str(path) for numbers, path in sorted(found.items())}
     opened = dict(zip(ordered, open_torch_zips(list(ordered.values())), strict=True))
     refuse_copies((file, None) for file in opened.values())
