@@ -265,9 +265,8 @@ def test_the_readers_of_other_backends_are_not_imported(made: Callable[[str], Pa
         [sys.executable, "-c", code, str(made("fsdp2_w4"))], capture_output=True, text=True, check=True
     )
     # Who recognises a folder, what looks for its files, and which of several models in a state dict is meant.
-    light = set(
-        "layout fsdp torch_dist rank_files hf_shards homes files weight_files nemo names states".split()
-    )
+    light = {"layout", "fsdp", "torch_dist", "rank_files", "hf_shards"}
+    light |= {"homes", "files", "weight_files", "nemo", "names", "states"}
     found = {tuple(name.split(".")[2:]) for name in done.stdout.split()}
     assert ("fsdp", "read") in found
     others = {f"{package}.{module}" for package, *inner in found for module in inner if package != "fsdp"}
