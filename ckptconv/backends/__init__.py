@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.locate import locate
+from ckptconv.backends.meant import meant
 from ckptconv.backends.refused import nothing, with_whole_step
 from ckptconv.backends.roots import one_model
 from ckptconv.backends.runs import Place, is_output, is_step, run_of, steps_of
@@ -53,7 +54,7 @@ def _open(
     known = backends(backend)
     root, also = located(root), tuple(map(located, also))
     if not root.exists():
-        raise CkptconvError("no such folder", where=root, kind=Kind.NOT_A_CHECKPOINT)
+        raise CkptconvError("no such folder", where=root, hint=meant(root), kind=Kind.NOT_A_CHECKPOINT)
     if not root.is_dir():
         from ckptconv.backends.huggingface.read import read_file
 

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from ckptconv import __version__
 from ckptconv.cli import options
-from ckptconv.cli.typos import no_such_option
+from ckptconv.cli.typos import no_such_option, usage_error
 from ckptconv.cli.values import convert_plainly
 
 # Command -> its module. `test` is verl's word for verify, and is not listed.
@@ -48,6 +48,20 @@ class _Group(TyperGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _untyped(convert_plainly(super().get_params(ctx)))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the command; a word that is refused becomes our error."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            raise usage_error(error, "") or error from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; an unknown one becomes our error, which names the command that was meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            raise usage_error(error, "") or error from None
 
 
 app = typer.Typer(
@@ -110,12 +124,12 @@ class _Command(TyperCommand):
         return params
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; an unknown flag becomes our error, which names the flag that was meant."""
+        """Parse; a word that is refused becomes our error, which names the flag that was meant if one is unknown."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
             if type(error).__name__ != "NoSuchOption":  # typer has no public name for it
-                raise
+                raise usage_error(error, str(self.name)) or error from None
             known = [flag for param in self.params for flag in (*param.opts, *param.secondary_opts)]
             raise no_such_option(str(getattr(error, "option_name", "")), str(self.name), known) from error
 

@@ -1,4 +1,4 @@
-"""Flags that other tools have for what ours does, and the error for a flag that does not exist."""
+"""Flags that other tools have for what ours does, and the errors for words that a command does not accept."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _MEANT: dict[str, tuple[str, str]] = {  # a flag of another tool -> ours, and wh
     **dict.fromkeys(("--torch-dtype", "--precision"), ("--dtype", "")),
     **dict.fromkeys(("--num-workers", "--threads", "-j", "--jobs", "--num-proc", "--thread-count"), ("--workers", "")),
     **dict.fromkeys(("--iteration", "--iter", "--ckpt-step", "--global-step", "--tag"), ("--step", "")),
+    **dict.fromkeys(("--format", "--ckpt-format", "--checkpoint-format", "--framework"), ("--backend", "")),
     **dict.fromkeys(("--reference", "--ref", "--compare", "--with"), ("--against", "")),
     **dict.fromkeys(("--repo-id", "--hub", "--upload", "--push-to-hub"), ("--push", "")),
     **dict.fromkeys(("--branch", "--tag-name"), ("--revision", "")),
@@ -47,7 +48,7 @@ def no_such_option(flag: str, command: str, known: Sequence[str]) -> CkptconvErr
         meant = ""
     if not meant and not told:
         meant = next(
-            iter(get_close_matches(flag, [each for each in known if each.startswith("--")], 1, 0.7)), ""
+            iter(get_close_matches(flag, [each for each in known if each.startswith("--")], 1, 0.75)), ""
         )
     return CkptconvError(
         f"{command} has no option {flag}",
@@ -56,6 +57,29 @@ def no_such_option(flag: str, command: str, known: Sequence[str]) -> CkptconvErr
         else told.format(command=command) or f"ckptconv {command} --help",
         kind=Kind.USAGE,
     )
+
+
+def usage_error(error: Exception, command: str) -> CkptconvError | None:
+    """The error for a command line that typer refuses, in the form that all our errors have.
+
+    Args:
+        error: what typer raised.
+        command: the command's name, or "".
+
+    Returns:
+        The error, or None if `error` is not about the command line.
+    """
+    kinds = [kind.__name__ for kind in type(error).__mro__]  # typer has no public names for them
+    if "UsageError" not in kinds or "NoArgsIsHelpError" in kinds:
+        return None
+    what, _, more = str(getattr(error, "format_message", error.__str__)()).partition(". ")
+    hint = more or " ".join(("ckptconv", *([command] if command else []), "--help"))
+    return CkptconvError(_small(what.rstrip(".")), hint=_small(hint), kind=Kind.USAGE)
+
+
+def _small(text: str) -> str:
+    """The text with a lower-case letter at its beginning."""
+    return text[:1].lower() + text[1:]
 
 
 def with_dashes(words: Sequence[str]) -> list[str]:

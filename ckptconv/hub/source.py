@@ -5,11 +5,13 @@ What the Hub needs is imported for repositories only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends import open_checkpoint
+from ckptconv.backends.meant import meant
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.names import RepoName, repo_of
 from ckptconv.storage import is_address, place_in
@@ -33,7 +35,7 @@ def open_local_or_hub(spec: SourceSpec) -> Checkpoint:
     from ckptconv.hub.checkpoint import open_repo
     from ckptconv.hub.quiet import quiet
 
-    with quiet(bars=False):
+    with quiet(bars=False), _or_a_folder(spec.path):
         return open_repo(repo)
 
 
@@ -111,4 +113,15 @@ def local_or_hub(
         return located(path)
     from ckptconv.hub.fetch import downloaded
 
-    return downloaded(repo, weights, say, bars)
+    with _or_a_folder(path):
+        return downloaded(repo, weights, say, bars)
+
+
+@contextmanager
+def _or_a_folder(path: str | Path) -> Iterator[None]:
+    """Let an error name the folder that was probably meant where there is no repository under a name like a/b."""
+    try:
+        yield
+    except CkptconvError as error:
+        error.hint = meant(Path(path)) or error.hint
+        raise

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.helpers import assert_equal, cli, tensors, unpacked
 
-from ckptconv import CkptconvError, merge
+from ckptconv import CkptconvError, inspect, merge
 from ckptconv.backends import open_checkpoint
 
 STEPS = "lightning_logs/version_0/checkpoints"
@@ -53,6 +53,13 @@ def test_floats_are_masters_and_names_lose_the_modules_attribute(tmp_path: Path)
     merged = merge(run / STEPS / LAST, tmp_path / "out")
     assert {output.dtype for output in merged.plan.outputs.values()} == {"bfloat16"}
     assert all(not name.startswith("model.model.") for name in merged.plan.outputs)
+
+
+def test_the_next_command_for_a_trainers_state_dict_is_a_merge(tmp_path: Path) -> None:
+    run = copied(tmp_path)
+    found = inspect(run).next
+    assert found is not None
+    assert found.command == f"ckptconv merge {run} MODEL"
 
 
 def test_several_versions_of_a_run_are_refused_with_a_list(tmp_path: Path) -> None:

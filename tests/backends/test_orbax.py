@@ -54,6 +54,15 @@ def test_verify_compares_with_the_checkpoint(tmp_path: Path) -> None:
 
 
 @needs_tensorstore
+def test_inspect_of_a_step_with_a_config_compares_what_merge_would_write(tmp_path: Path) -> None:
+    shutil.copy(home("llama") / "hf" / "config.json", copied("llama", tmp_path))
+    found = inspect(tmp_path / "run")
+    assert found.complete
+    assert found.next is not None
+    assert found.next.command == f"ckptconv merge {tmp_path / 'run'} MODEL"
+
+
+@needs_tensorstore
 @pytest.mark.parametrize("named", ["", "checkpoints", "checkpoints/7", "checkpoints/7/items"])
 def test_every_folder_of_a_run_can_be_named(named: str) -> None:
     found = open_checkpoint(home("qwen2") / "run" / named)

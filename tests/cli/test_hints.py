@@ -43,6 +43,17 @@ def test_swapped_folders_are_told_and_the_hint_works(run: Path, tmp_path: Path) 
     assert cli(*shlex.split(line)).code == 0
 
 
+@pytest.mark.parametrize("command", ["inspect", "merge", "verify"])
+def test_a_misspelled_folder_is_answered_with_the_one_that_is_there(
+    command: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parents[1])
+    beside = run.parent.name
+    for typed in (f"{beside}/rum", f"./{beside}/rum", str(run.parent / "rum")):
+        ran = cli(command, typed, *(["out"] if command == "merge" else []))
+        assert_one_error(ran, r"no such folder", names=(f"did you mean {Path(typed).parent / 'run'}?",))
+
+
 def test_a_target_that_is_no_model_is_not_to_be_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").write_text("text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -167,7 +168,18 @@ def test_wrong_words_are_one_error_and_exit_code_2(
 @pytest.mark.parametrize(
     "words", [("merge", "--bogus"), ("merge", "a", "b", "c"), ("bogus",), ("merge", "a", "b", "--step", "x")]
 )
-def test_words_that_typer_refuses_end_with_2_and_write_to_stderr(words: tuple[str, ...]) -> None:
+def test_words_that_typer_refuses_are_one_error_with_the_help_to_read(words: tuple[str, ...]) -> None:
     ran = cli(*words)
     assert (ran.code, ran.out) == (2, "")
-    assert "error" in ran.err.lower()
+    what, hint = ran.err.splitlines()
+    assert what.startswith("error: ")
+    label, program, *line = hint.split()
+    assert (label, program) == ("hint", "ckptconv")
+    assert cli(*line).code == 0
+
+
+@pytest.mark.parametrize("words", [("merge", "a", "b", "--step", "x"), ("push", "a"), ("merg",)])
+def test_words_that_typer_refuses_are_a_document_under_json(words: tuple[str, ...]) -> None:
+    ran = cli(*words, "--json")
+    error = json.loads(ran.out)["error"]
+    assert (ran.code, error["code"], error["kind"]) == (2, 2, "usage")

@@ -38,7 +38,7 @@ def next_and_fit(
         step: the step that the user asked for; None if the command needs no --step.
     """
     here = shlex.quote(str(path)) + (f" --step {step}" if step is not None else "")
-    if not checkpoint.is_sharded and config and not checkpoint.lora.is_folder:
+    if checkpoint.naming == "hub" and config and not checkpoint.lora.is_folder:
         return Next(f"ckptconv verify {here}"), _fit_of_folder(checkpoint, config)
     command = f"ckptconv merge {here} MODEL"
     options = Options()

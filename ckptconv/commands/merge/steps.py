@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import state_of
+from ckptconv.backends.meant import meant
 from ckptconv.backends.registry import trainers
 from ckptconv.backends.runs import StepFolder, mark_of, marked_number, run_of, step_folders
 from ckptconv.commands.merge.run import Merged, merge
@@ -99,7 +100,7 @@ def merge_steps(
     """
     top, root = located(run), on_disk(root)
     if not top.is_dir():
-        raise CkptconvError("no such folder", where=top, kind=Kind.NOT_A_CHECKPOINT)
+        raise CkptconvError("no such folder", where=top, hint=meant(top), kind=Kind.NOT_A_CHECKPOINT)
     if root.resolve() == top.resolve() or top.resolve() in root.resolve().parents:
         raise CkptconvError(
             "OUT is inside the run", where=root, hint="choose another folder", kind=Kind.TARGET

@@ -1,0 +1,28 @@
+"""The path that was probably meant where nothing is at the one that was typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptconv.tensors.far import FarFolder
+
+
+def meant(path: Path) -> str | None:
+    """The question that a hint asks: "did you mean checkpoints/run?"; None where no name is near.
+
+    Args:
+        path: a path at which nothing exists. A store is not asked.
+    """
+    if isinstance(path, FarFolder):
+        return None
+    from difflib import get_close_matches  # only mistakes need it
+
+    there = path.parent
+    while not there.is_dir() and there != there.parent:
+        path, there = there, there.parent
+    try:
+        names = [entry.name for entry in there.iterdir()]
+    except OSError:
+        return None
+    near = get_close_matches(path.name, names, 1, 0.6)
+    return f"did you mean {there / near[0]}?" if near else None
