@@ -8,6 +8,7 @@ central directory. The bytes of an entry begin after its local header, whose own
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,10 +33,9 @@ from ckptconv.formats.zip_directory import (
     raw_directory,
     read_directory,
 )
-from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, form_of
+from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, Place, form_of
 from ckptconv.formats.zip_pickle import MOST, pickle_of
 from ckptconv.formats.zip_places import ZipFile
-from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.far import Handle, size_of
 from ckptconv.tensors.stored_file import StoredFile
@@ -43,7 +43,12 @@ from ckptconv.tensors.view import View, stored
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")  # of the files that torch.save writes
 _BEGINNING = 512  # bytes that tell what a file is, if it is not a zip
+_MOST_INTS = 1 << 23  # bytes of the storage of a mesh's ranks
 _NEXT = 1024  # bytes after the pickle that hold the byte order, and torch's other small entries
+_OTHERS = {  # how the files begin that are made of a torch file -> what to do
+    b"\x1f\x8b": "it is compressed by gzip: decompress it with gunzip",
+    b"version https://git-lfs": "it is a pointer of Git LFS: get the file with git lfs pull",
+}
 Load = Callable[[bytes, str], Any]  # (the pickle's bytes, its place for error messages) -> its object
 # A tensor with strides of 0 is larger than its storage. Beyond this many bytes it is refused; trainers' masks are smaller.
 _MOST_EXPANDED = 1 << 30
@@ -127,21 +132,21 @@ class TorchZip:
         Ranks store the same mesh: of files that were opened with the same `Forms`, a storage of equal checksum is read once.
 
         Raises:
-            CkptconvError: the tensor has more than 2^20 elements, or its dtype is not int32 or int64.
+            CkptconvError: its storage is larger than 8 MiB or damaged, or its dtype is not int32 or int64.
         """
         view, entry = self.view(tensor), self.form.places[tensor.storage.key]
         known = tensor, entry.nbytes, self.crcs[entry.number] or self.path
         if known not in self._ints:
-            self._ints[known] = self._read_ints(view)
+            self._ints[known] = self._read_ints(view, entry)
         return self._ints[known]
 
-    def _read_ints(self, view: View) -> list[int]:
-        item = itemsize(view.dtype)
-        if view.numel > 1 << 20 or view.dtype not in ("int64", "int32"):
+    def _read_ints(self, view: View, place: Place) -> list[int]:
+        item, crc = itemsize(view.dtype), self.crcs[place.number]
+        if max(place.nbytes, view.nbytes) > _MOST_INTS or view.dtype not in ("int64", "int32"):
             raise CkptconvError(
                 "a mesh is not a small tensor of integers",
                 where=self.path,
-                found=view.dtype,
+                found=f"{view.dtype}, {place.nbytes:,} bytes",
                 kind=Kind.DAMAGED,
             )
         if not view.chunks:
@@ -150,20 +155,19 @@ class TorchZip:
         with opened(self.path) as file:
             if isinstance(self.path, StoredFile):
                 self.path.check(file, chunk.start)
-            if chunk.strides == contiguous_strides(view.shape, item):
-                data = read_at(file, view.nbytes, chunk.start, self.path)
-                if len(data) < view.nbytes:
-                    raise CkptconvError(
-                        "the file ends before its tensors do", where=self.path, kind=Kind.DAMAGED
-                    )
-                return list(struct.unpack(f"<{view.numel}{'q' if item == 8 else 'i'}", data))
-            values = []
-            for index in product(
-                *map(range, view.shape)
-            ):  # in row-major order; a submesh is a strided window
-                start = chunk.start + sum(map(int.__mul__, index, chunk.strides))
-                values.append(int.from_bytes(read_at(file, item, start, self.path), "little", signed=True))
-        return values
+            data = read_at(file, place.nbytes, place.start, self.path)
+        if len(data) < place.nbytes or (crc and zlib.crc32(data) != crc):
+            raise CkptconvError(
+                "the file is damaged: the ranks of a mesh do not match their checksum",
+                where=self.path,
+                hint=COPY_AGAIN,
+                kind=Kind.DAMAGED,
+            )
+        first, number = chunk.start - place.start, struct.Struct("<q" if item == 8 else "<i")
+        return [
+            number.unpack_from(data, first + sum(map(int.__mul__, index, chunk.strides)))[0]
+            for index in product(*map(range, view.shape))
+        ]  # in row-major order; a submesh is a strided window
 
 
 @lru_cache(maxsize=4096)  # thousands of files have the same few shapes
@@ -303,7 +307,13 @@ def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvE
         return CkptconvError(
             "legacy (pre-1.6) torch.save file, not a zip", where=path, hint=RESAVE, kind=Kind.UNSUPPORTED
         )
-    return CkptconvError("not a torch.save file", where=path, found=repr(head[:8]), kind=Kind.DAMAGED)
+    return CkptconvError(
+        "not a torch.save file",
+        where=path,
+        found=repr(head[:8]),
+        hint=next((hint for begin, hint in _OTHERS.items() if head.startswith(begin)), None),
+        kind=Kind.DAMAGED,
+    )
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,21 @@ def test_the_fixtures_of_torch_2_15_hold_meshes_that_keep_their_order() -> None:
     assert {"fsdp2_preserved_w4", "fsdp2_preserved_hsdp_w4", "fsdp2_permuted_w4"} <= {
         case for folder, case in CASES if folder == "torch_2_15"
     }
+
+
+@pytest.mark.parametrize(("folder", "case"), [("torch_2_14", "fsdp2_hsdp_w4"), ("torch_2_15", "fsdp2_tp_w4")])
+def test_a_damaged_mesh_is_refused(folder: str, case: str, tmp_path: Path) -> None:
+    """Its ranks are a tensor in the first rank's file: with another bit, rows would be in another order."""
+    role = copied(folder, case, tmp_path)
+    first = role / "model_world_size_4_rank_0.pt"
+    raw = bytearray(first.read_bytes())
+    ranks = struct.pack("<4i", 0, 1, 2, 3)
+    assert raw.count(ranks) == 1
+    raw[raw.index(ranks)] ^= 8
+    first.write_bytes(raw)
+    with pytest.raises(CkptconvError, match="the ranks of a mesh do not match their checksum") as refused:
+        open_checkpoint(role)
+    assert first.name in str(refused.value.where)
 
 
 # --- experts

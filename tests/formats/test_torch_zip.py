@@ -120,6 +120,35 @@ def test_a_small_tensor_of_integers_is_read_in_c_order(tmp_path: Path) -> None:
         file.ints(file.root["e"])
 
 
+@pytest.mark.parametrize("where", ["in the tensor", "elsewhere in its storage"])
+def test_a_small_tensor_of_integers_must_match_its_checksum(tmp_path: Path, where: str) -> None:
+    """The ranks of a mesh decide which rows a rank holds: one other bit in them permutes the rows of every tensor."""
+    ranks = torch.arange(8)
+    file = saved(tmp_path, {"ranks": ranks[:4]})
+    raw = bytearray(Path(file.path).read_bytes())
+    raw[file.entries["0"].start + (8 if where == "in the tensor" else 40)] ^= 8
+    Path(file.path).write_bytes(raw)
+    file = open_torch_zip(file.path)
+    with pytest.raises(CkptconvError, match="the ranks of a mesh do not match their checksum") as refused:
+        file.ints(file.root["ranks"])
+    assert file.path in str(refused.value.where)
+
+
+def test_a_small_tensor_of_integers_may_be_saved_without_a_checksum(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        file = saved(tmp_path, {"ranks": torch.arange(4)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert file.ints(file.root["ranks"]) == [0, 1, 2, 3]
+
+
+def test_a_tensor_of_integers_that_is_larger_than_its_storage_is_not_small(tmp_path: Path) -> None:
+    file = saved(tmp_path, {"ranks": torch.zeros(1, dtype=torch.int64).expand(1 << 21)})
+    with pytest.raises(CkptconvError, match="not a small tensor of integers"):
+        file.ints(file.root["ranks"])
+
+
 def test_unknown_objects_are_inert_beside_tensors(tmp_path: Path) -> None:
     content = {
         "path": PurePosixPath("a/b"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 import struct
 import tarfile
@@ -58,8 +59,16 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "x.pt").write_bytes(b"some text\n")
     assert refusal(tmp_path / "x.pt").what == "not a torch.save file"
+    assert refusal(tmp_path / "x.pt").hint is None
+
+
+def test_a_pointer_and_a_compressed_file_are_refused_with_a_way_out(good: Path) -> None:
+    good.write_bytes(gzip.compress(good.read_bytes()))
+    assert "gunzip" in str(refusal(good).hint)
+    good.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "git lfs pull" in str(refusal(good).hint)
 
 
 def test_another_zip_is_refused(tmp_path: Path) -> None:
