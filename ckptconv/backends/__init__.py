@@ -15,8 +15,9 @@ from ckptconv.backends.runs import Place, is_output, is_step, run_of, steps_of
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage import located
 from ckptconv.tensors.checkpoint import Checkpoint
-from ckptconv.tensors.file_state import FileState, stamps_under
+from ckptconv.tensors.file_state import stamps_under
 from ckptconv.tensors.source_spec import Step, Where, as_path, spec_of
+from ckptconv.tensors.storage import FileState
 
 
 def open_checkpoint(

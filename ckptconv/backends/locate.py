@@ -20,7 +20,7 @@ from ckptconv.backends.runs import (
 )
 from ckptconv.backends.runs import rank_of as role_rank
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.far import entries, names_in
+from ckptconv.tensors.look import entries, names_in
 from ckptconv.tensors.source_spec import Step
 
 Located = tuple[Backend, Place]

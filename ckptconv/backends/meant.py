@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptconv.tensors.far import FarFolder
+from ckptconv.tensors.look import is_far
 
 
 def meant(path: Path) -> str | None:
@@ -13,7 +13,7 @@ def meant(path: Path) -> str | None:
     Args:
         path: a path at which nothing exists. A store is not asked.
     """
-    if isinstance(path, FarFolder):
+    if is_far(path):
         return None
     from difflib import get_close_matches  # only mistakes need it
 

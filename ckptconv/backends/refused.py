@@ -10,7 +10,7 @@ from ckptconv.backends.base import Backend, backends
 from ckptconv.backends.locate import locate
 from ckptconv.backends.runs import run_of, steps_of
 from ckptconv.errors import CkptconvError, Kind, listed
-from ckptconv.tensors.far import names_in
+from ckptconv.tensors.look import names_in
 from ckptconv.tensors.source_spec import Step
 
 # Files of an optimizer, by verl, accelerate and transformers, DeepSpeed, torchtitan.

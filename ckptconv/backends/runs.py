@@ -16,7 +16,7 @@ from ckptconv.backends.conventions import Rank, StepName
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import settings_text
 from ckptconv.formats.torch_zip import open_torch_zip
-from ckptconv.tensors.far import names_in
+from ckptconv.tensors.look import names_in
 from ckptconv.tensors.source_spec import Step
 
 _NUMBER = re.compile(r"^[0-9]{1,18}$")

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.open_file import opened, read_at
 from ckptconv.formats.same import same_bytes
 from ckptconv.formats.torch_zip import directory_of
 from ckptconv.formats.zip_directory import data_start
-from ckptconv.tensors.far import size_of
+from ckptconv.tensors.look import opened
 from ckptconv.tensors.stored_file import path_of
 
 
@@ -43,7 +42,7 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
         CkptconvError: the file is not such an archive, cannot be read, or has overlapping entries.
     """
     with opened(path) as handle:
-        window, directory = directory_of(path, handle, 0, size_of(handle))
+        window, directory = directory_of(path, handle, 0, handle.nbytes)
         end = 0
         for entry in sorted(directory.entries, key=lambda entry: entry.header):
             at, left, crc = data_start(window, entry), entry.nbytes, 0
@@ -56,7 +55,7 @@ def check_crcs(path: str, block: int = 1 << 20) -> Iterator[CheckedEntry]:
                 )
             end = at + left
             while left and is_checked:
-                data = read_at(handle, min(block, left), at, path)
+                data = handle.read(at, min(block, left))
                 if not data:
                     break
                 crc = zlib.crc32(data, crc)
@@ -73,7 +72,7 @@ def same_archive(one: str, two: str) -> bool:
     entries = []
     for path in (one, two):
         with opened(path) as handle:
-            entries.append(directory_of(path, handle, 0, size_of(handle))[1].entries)
+            entries.append(directory_of(path, handle, 0, handle.nbytes)[1].entries)
     if entries[0] != entries[1]:
         return False
     return all(entry.crc or not entry.nbytes for entry in entries[0]) or same_bytes(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.tensors.look import is_file, opened, read_bytes, size_of
 
 _LARGEST = 256 << 20  # bytes; the largest known model indexes are a tenth as long
 _DIGITS = 100  # of one integer
@@ -21,16 +22,16 @@ def read_json(path: Path) -> Any:
             valid JSON.
     """
     try:
-        if not path.is_file():
+        if not is_file(path):
             raise CkptconvError("not a regular file", where=path, kind=Kind.DAMAGED)
-        if path.stat().st_size > _LARGEST:
+        if (nbytes := size_of(path)) > _LARGEST:
             raise CkptconvError(
                 "too large for a settings file",
                 where=path,
-                found=f"{path.stat().st_size:,} bytes",
+                found=f"{nbytes:,} bytes",
                 kind=Kind.DAMAGED,
             )
-        return parse_json(path.read_bytes(), path)
+        return parse_json(read_bytes(path), path)
     except OSError as error:
         raise CkptconvError(
             f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
@@ -64,15 +65,10 @@ def settings_text(path: Path) -> str:
     Raises:
         CkptconvError: the file cannot be read.
     """
-    if not path.is_file():
+    if not is_file(path):
         return ""
-    try:
-        with path.open("rb") as file:
-            return file.read(_LARGEST_SETTINGS).decode("utf-8", "replace")
-    except OSError as error:
-        raise CkptconvError(
-            f"cannot be read: {error.strerror or error}", where=path, kind=Kind.ENVIRONMENT
-        ) from error
+    with opened(path, "a settings file") as file:
+        return file.read(0, min(_LARGEST_SETTINGS, file.nbytes)).decode("utf-8", "replace")
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -81,7 +77,7 @@ def read_table(path: Path) -> dict[str, Any]:
     Raises:
         CkptconvError: the file cannot be read or is not valid JSON.
     """
-    if not path.is_file():
+    if not is_file(path):
         return {}
     value = read_json(path)
     return value if isinstance(value, dict) else {}

@@ -13,9 +13,8 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.bounds import check_name, is_shape
 from ckptconv.formats.json import parse_json
-from ckptconv.formats.open_file import opened, read_at
 from ckptconv.tensors.dtypes import from_safetensors, itemsize, shape_from_safetensors
-from ckptconv.tensors.far import size_of
+from ckptconv.tensors.look import opened
 from ckptconv.tensors.stored_file import far_of
 from ckptconv.tensors.view import Shape, View, stored
 
@@ -31,9 +30,9 @@ def read_header(path: Path) -> tuple[dict[str, View], dict[str, str]]:
     """
     file = str(path)
     with opened(file, "a safetensors file") as handle:
-        size = size_of(handle)
-        length = header_length(path, size, read_at(handle, LENGTH, 0, file))
-        data = read_at(handle, length, LENGTH, file)
+        size = handle.nbytes
+        length = header_length(path, size, handle.read(0, LENGTH))
+        data = handle.read(LENGTH, length)
     return parse_header(path, size, data)
 
 

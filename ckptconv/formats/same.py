@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ckptconv.tensors.look import opened
+
 _BLOCK = 1 << 20  # bytes
 
 
@@ -11,12 +13,10 @@ def same_bytes(one: Path, other: Path) -> bool:
     """True if two files, on a disk or in a store, have the same bytes.
 
     Raises:
-        OSError, CkptconvError: a file cannot be read.
+        CkptconvError: a file cannot be read.
     """
-    if one.stat().st_size != other.stat().st_size:
-        return False
-    with one.open("rb") as first, other.open("rb") as second:
-        while block := first.read(_BLOCK):
-            if block != second.read(_BLOCK):
-                return False
-    return True
+    with opened(one, "a file") as first, opened(other, "a file") as second:
+        if first.nbytes != second.nbytes:
+            return False
+        starts = range(0, first.nbytes, _BLOCK)
+        return all(first.read(start, _BLOCK) == second.read(start, _BLOCK) for start in starts)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.in_order import in_order
-from ckptconv.formats.open_file import opened, read_at
 from ckptconv.formats.stand_ins import Storage, TensorRecord
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.formats.zip_directory import (
@@ -37,7 +36,8 @@ from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, Place, form_of
 from ckptconv.formats.zip_pickle import MOST, pickle_of
 from ckptconv.formats.zip_places import ZipFile
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.far import Handle, size_of
+from ckptconv.tensors.look import opened
+from ckptconv.tensors.storage import Ranges
 from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View, stored
 
@@ -155,7 +155,7 @@ class TorchZip:
         with opened(self.path) as file:
             if isinstance(self.path, StoredFile):
                 self.path.check(file, chunk.start)
-            data = read_at(file, place.nbytes, place.start, self.path)
+            data = file.read(place.start, place.nbytes)
         if len(data) < place.nbytes or (crc and zlib.crc32(data) != crc):
             raise CkptconvError(
                 "the file is damaged: the ranks of a mesh do not match their checksum",
@@ -188,7 +188,7 @@ def open_torch_zip(path: str, load: Load = safe_load, forms: Forms | None = None
         CkptconvError: the file is truncated, compressed, big-endian, older than the zip form, or not from torch.save.
     """
     with opened(path) as handle:
-        return _read(path, handle, 0, size_of(handle), load, forms or Forms())
+        return _read(path, handle, 0, handle.nbytes, load, forms or Forms())
 
 
 def open_torch_zips(
@@ -203,7 +203,7 @@ def open_torch_zips(
         yield _decode(fetched, load, forms)
 
 
-def torch_zip_at(path: str, handle: Handle, start: int, size: int, load: Load = safe_load) -> TorchZip:
+def torch_zip_at(path: str, handle: Ranges, start: int, size: int, load: Load = safe_load) -> TorchZip:
     """Read the directory, the pickle and all local headers of an archive inside an open file, as DCP has one per tensor.
 
     Args:
@@ -219,7 +219,7 @@ def torch_zip_at(path: str, handle: Handle, start: int, size: int, load: Load = 
     return _read(path, handle, start, size, load, None)
 
 
-def _read(path: str, handle: Handle, start: int, size: int, load: Load, forms: Forms | None) -> TorchZip:
+def _read(path: str, handle: Ranges, start: int, size: int, load: Load, forms: Forms | None) -> TorchZip:
     """`forms`: None if every local header is read; else those of storages are left to the reader of their bytes."""
     return _decode(_fetched(path, handle, start, size), load, forms)
 
@@ -234,7 +234,7 @@ class _Fetched(NamedTuple):
 def _fetch(path: str) -> _Fetched:
     """Read the directory of a file, and the pickle where torch puts it: it is the archive's first entry."""
     with opened(path) as handle:
-        fetched = _fetched(path, handle, 0, size_of(handle))
+        fetched = _fetched(path, handle, 0, handle.nbytes)
         with _zips_only(path, handle, 0, fetched.window.size):
             first = entry_at(fetched.raw.data, 0)[0] if fetched.raw.total else None
         if first is not None and first.nbytes <= MOST:
@@ -243,7 +243,7 @@ def _fetch(path: str) -> _Fetched:
     return fetched
 
 
-def _fetched(path: str, handle: Handle, start: int, size: int) -> _Fetched:
+def _fetched(path: str, handle: Ranges, start: int, size: int) -> _Fetched:
     with _zips_only(path, handle, start, size):
         window = Window(path, handle, start, size)
         return _Fetched(window, raw_directory(window))
@@ -268,7 +268,7 @@ def _decode(fetched: _Fetched, load: Load, forms: Forms | None) -> TorchZip:
     return TorchZip(file, load(pickled, f"{path}:{main.name}"), form, crcs, known)
 
 
-def directory_of(path: str, handle: Handle, start: int, size: int) -> tuple[Window, Directory]:
+def directory_of(path: str, handle: Ranges, start: int, size: int) -> tuple[Window, Directory]:
     """Return an archive's range of the file, and its central directory.
 
     Raises:
@@ -280,11 +280,11 @@ def directory_of(path: str, handle: Handle, start: int, size: int) -> tuple[Wind
 
 
 @contextmanager
-def _zips_only(path: str, handle: Handle, start: int, size: int) -> Iterator[None]:
+def _zips_only(path: str, handle: Ranges, start: int, size: int) -> Iterator[None]:
     try:
         yield
     except NotAZip as error:
-        raise _not_a_zip(path, read_at(handle, _BEGINNING, start, path), size, error) from error
+        raise _not_a_zip(path, handle.read(start, _BEGINNING), size, error) from error
 
 
 def _not_a_zip(path: str, head: bytes, size: int, error: Exception) -> CkptconvError:

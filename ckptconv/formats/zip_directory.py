@@ -11,8 +11,8 @@ import struct
 from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.open_file import opened, read_at
-from ckptconv.tensors.far import Handle
+from ckptconv.tensors.look import opened
+from ckptconv.tensors.storage import Ranges
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -74,9 +74,9 @@ class RawDirectory(NamedTuple):
 class Window:
     """A range of a file that reads like a whole file. Both ends are cached, so an archive of DCP takes one read or two."""
 
-    def __init__(self, path: str, handle: Handle, start: int, size: int) -> None:
+    def __init__(self, path: str, handle: Ranges, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
-        self._handle: Handle | None = handle
+        self._handle: Ranges | None = handle
         self._head: bytes | None = None
         tail = max(size - EDGE, 0) if size > _SMALL else 0
         self._tail_at, self._tail = tail, self._stored(size - tail, tail)
@@ -108,9 +108,9 @@ class Window:
 
     def _stored(self, nbytes: int, offset: int) -> bytes:
         if self._handle is not None:
-            return read_at(self._handle, nbytes, self.start + offset, self.path)
+            return self._handle.read(self.start + offset, nbytes)
         with opened(self.path) as handle:
-            return read_at(handle, nbytes, self.start + offset, self.path)
+            return handle.read(self.start + offset, nbytes)
 
 
 def read_directory(window: Window) -> Directory:

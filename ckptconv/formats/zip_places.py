@@ -14,9 +14,8 @@ from array import array
 from bisect import bisect_right
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.formats.open_file import read_at
 from ckptconv.formats.zip_directory import COPY_AGAIN, LOCAL_HEADER, ZipEntry, header_end
-from ckptconv.tensors.far import Handle
+from ckptconv.tensors.storage import Ranges
 from ckptconv.tensors.stored_file import StoredFile
 
 _ALIGNMENT = (
@@ -77,7 +76,7 @@ class ZipFile(StoredFile):
             self._prefix,
         )
 
-    def check(self, handle: Handle, start: int) -> None:
+    def check(self, handle: Ranges, start: int) -> None:
         """Check the local header of the entry that holds `start`, once.
 
         Raises:
@@ -87,7 +86,7 @@ class ZipFile(StoredFile):
         if number < 0 or number in self._checked:
             return
         name, header = self._prefix + self._names.split("\0")[number], self._headers[number]
-        data = read_at(handle, LOCAL_HEADER + len(name.encode()), header, str(self))
+        data = handle.read(header, LOCAL_HEADER + len(name.encode()))
         found = header + header_end(data, name, str(self))
         if found != self._starts[number]:
             raise CkptconvError(

@@ -18,7 +18,7 @@ from ckptconv.storage import is_address, place_in
 from ckptconv.storage import located as located_in_store
 from ckptconv.storage.address import address_of
 from ckptconv.tensors.checkpoint import Checkpoint
-from ckptconv.tensors.far import FarFolder
+from ckptconv.tensors.look import is_far
 from ckptconv.tensors.source_spec import SourceSpec
 
 Say = Callable[[str], None]
@@ -49,7 +49,7 @@ def fetched(spec: SourceSpec, say: Say | None = None, bars: bool = False) -> Sou
 
 def located(path: str | Path) -> Path:
     """The folder or file that a text names, in a bucket of the Hub too; see `storage.located`."""
-    if is_address(path) and not isinstance(path, FarFolder) and not Path(path).exists():
+    if is_address(path) and not is_far(path) and not Path(path).exists():
         address = address_of(path)
         if address.scheme == "hf":
             from ckptconv.hub.storage import HubBucket

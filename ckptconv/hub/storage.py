@@ -1,4 +1,4 @@
-"""The Hub as `Storage`: the files of one commit of a repository, and buckets. Both are read by ranges.
+"""The Hub as `Store`: the files of one commit of a repository, and buckets. Both are read by ranges.
 
 huggingface_hub's own parse_safetensors_file_metadata always downloads the first 100 kB of a file, which may include weights.
 """
@@ -42,22 +42,22 @@ class Repository:
         self._cached: Path | None = None
 
     def below(self, key: str) -> Sequence[Object]:
-        """See `Storage`."""
+        """See `Store`."""
         return [item for name, item in self._objects.items() if not key or name.startswith(f"{key}/")]
 
     def inside(self, key: str) -> Listed:
-        """See `Storage`."""
+        """See `Store`."""
         start = len(key) + 1 if key else 0
         found = self.below(key)
         folders = {item.key[: item.key.index("/", start)] for item in found if "/" in item.key[start:]}
         return Listed([item for item in found if "/" not in item.key[start:]], sorted(folders))
 
     def look(self, key: str) -> Object | None:
-        """See `Storage`."""
+        """See `Store`."""
         return self._objects.get(key)
 
     def fetch(self, item: Object, start: int, end: int) -> memoryview:
-        """See `Storage`."""
+        """See `Store`."""
         if item.key in SMALL:
             return memoryview((self._small() / item.key).read_bytes())[start:end]
         from huggingface_hub import constants, hf_hub_url
@@ -100,20 +100,20 @@ class HubBucket:
             )
 
     def below(self, key: str) -> Sequence[Object]:
-        """See `Storage`."""
+        """See `Store`."""
         return self._list(key, recursive=True).objects
 
     def inside(self, key: str) -> Listed:
-        """See `Storage`."""
+        """See `Store`."""
         return self._list(key, recursive=False)
 
     def look(self, key: str) -> Object | None:
-        """See `Storage`."""
+        """See `Store`."""
         found = asked(self._name, lambda: list(api().get_bucket_paths_info(self._id, [key])))
         return next((_object(item) for item in found if item.path == key), None)
 
     def fetch(self, item: Object, start: int, end: int) -> memoryview:
-        """See `Storage`."""
+        """See `Store`."""
         from huggingface_hub import constants
 
         url = f"{constants.ENDPOINT}/{self.address.bucket}/resolve/{quote(item.key, safe='')}"

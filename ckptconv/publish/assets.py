@@ -17,7 +17,7 @@ from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.formats.json import read_json
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.publish.known_files import is_known, known_files
-from ckptconv.tensors.far import entries
+from ckptconv.tensors.look import entries
 from ckptconv.tensors.stored_file import far_of
 
 _WEIGHTS = (

@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 
 from ckptconv.read.gather import overlap
 from ckptconv.read.reader import Prepared
-from ckptconv.tensors.far import FarFile
 from ckptconv.tensors.intervals import boxes_of_interval, joined
+from ckptconv.tensors.storage import FarFile
 from ckptconv.tensors.stored_file import far_of
 
 T = TypeVar("T")

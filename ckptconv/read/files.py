@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.far import FarFile
+from ckptconv.tensors.disk import DISK, DiskFile
 from ckptconv.tensors.stored_file import StoredFile, far_of
 
 _OPEN_FILES = 128  # per thread
@@ -26,7 +26,7 @@ class Files:
 
     def __init__(self, drop_behind: bool = False) -> None:
         self.drop = drop_behind and hasattr(os, "posix_fadvise")
-        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._open_files: OrderedDict[str, DiskFile] = OrderedDict()
 
     def close(self) -> None:
         """Close all files."""
@@ -44,44 +44,29 @@ class Files:
         Raises:
             CkptconvError: the file cannot be read, ends too early, or has another tensor there than the plan computed.
         """
-        handle: int | FarFile | None = self._handles.get(file)
-        if handle is None:
-            handle = self._open(file)
+        found = self._open_files.get(file) or far_of(file) or self._open(file)
         if isinstance(file, StoredFile):
-            file.check(handle, start)
-        if not isinstance(handle, int):
-            _fill_from_store(handle, file, start, memory)
-            return
-        want, got = len(memory), 0
-        while got < want:
-            try:
-                n = os.preadv(handle, [memory[got:] if got else memory], start + got)
-            except OSError as error:
-                raise CkptconvError(
-                    f"cannot be read: {error.strerror}", where=file, kind=Kind.ENVIRONMENT
-                ) from error
-            if not n:
-                raise _too_short(file, start + got, start + want)
-            got += n
+            file.check(found, start)
+        want = len(memory)
+        got = found.fill(start, memory)
+        if got < want:
+            raise _too_short(file, start + got, start + want)
         if self.drop and not keep:
-            self.forget(file, start, want)
+            found.drop(start, want)
 
     def forget(self, file: str, start: int, nbytes: int) -> None:
         """Let the kernel drop the whole pages in this range of bytes, if the file is open."""
-        handle = self._handles.get(file)
-        if handle is not None:
-            os.posix_fadvise(handle, start, nbytes, os.POSIX_FADV_DONTNEED)
+        found = self._open_files.get(file)
+        if found is not None:
+            found.drop(start, nbytes)
 
-    def _open(self, file: str) -> int | FarFile:
-        far = far_of(file)
-        if far is not None:
-            return far
+    def _open(self, file: str) -> DiskFile:
         self._keep(_share() - 1)
         try:
-            handle = os.open(file, os.O_RDONLY)
+            found = DISK.open(file)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE) and self._handles:
-                self._keep(len(self._handles) // 2)
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._open_files:
+                self._keep(len(self._open_files) // 2)
                 return self._open(file)
             raise CkptconvError(
                 f"cannot be opened: {error.strerror}",
@@ -89,19 +74,13 @@ class Files:
                 hint="raise the limit: ulimit -n 4096" if error.errno == errno.EMFILE else None,
                 kind=Kind.ENVIRONMENT,
             ) from error
-        self._handles[file] = handle
-        return handle
+        self._open_files[file] = found
+        return found
 
     def _keep(self, most: int) -> None:
         """Close the files that were opened first, until at most so many are open."""
-        while len(self._handles) > most:
-            os.close(self._handles.popitem(last=False)[1])
-
-
-def _fill_from_store(far: FarFile, file: str, start: int, memory: memoryview) -> None:
-    got = far.fill(start, memory)
-    if got < len(memory):
-        raise _too_short(file, start + got, start + len(memory))
+        while len(self._open_files) > most:
+            self._open_files.popitem(last=False)[1].close()
 
 
 def _too_short(file: str, found: int, wanted: int) -> CkptconvError:

@@ -1,4 +1,4 @@
-"""`Storage`: what a store can do for us. It lists, looks up and reads ranges; everything else is built on these."""
+"""`Store`: what a store can do for us. It lists, looks up and reads ranges; everything else is built on these."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Listed(NamedTuple):
     folders: Sequence[str]
 
 
-class Storage(Protocol):
+class Store(Protocol):
     """A bucket, or one commit of a repository. Threads may share it. Every method raises CkptconvError for what is refused.
 
     Attributes:

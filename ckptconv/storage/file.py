@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptconv.storage.base import Object
-from ckptconv.tensors.far import FarFile
-from ckptconv.tensors.file_state import FileState
+from ckptconv.tensors.storage import FarFile, FileState
 
 if TYPE_CHECKING:
     from ckptconv.storage.tree import Tree

@@ -1,4 +1,4 @@
-"""`Storage` on obstore: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
+"""`Store` on obstore: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEEDED = "pip install 'ckptconv[remote]'"
 
 
 class Bucket:
-    """A bucket, as `Storage`. Its client sends nothing until it is asked.
+    """A bucket, as `Store`. Its client sends nothing until it is asked.
 
     Args:
         address: the bucket.
@@ -40,21 +40,21 @@ class Bucket:
 
     @property
     def address(self) -> Address:
-        """See `Storage`."""
+        """See `Store`."""
         return self._address
 
     def below(self, key: str) -> Sequence[Object]:
-        """See `Storage`."""
+        """See `Store`."""
         found = self._asked(key, lambda: self._client.list(key or None, chunk_size=1000).collect())
         return [_object(item) for item in found]
 
     def inside(self, key: str) -> Listed:
-        """See `Storage`."""
+        """See `Store`."""
         found = self._asked(key, lambda: self._client.list_with_delimiter(key or None))
         return Listed([_object(item) for item in found["objects"]], list(found["common_prefixes"]))
 
     def look(self, key: str) -> Object | None:
-        """See `Storage`."""
+        """See `Store`."""
 
         def head() -> Any:
             try:
@@ -66,7 +66,7 @@ class Bucket:
         return None if found is None else _object(found)
 
     def fetch(self, item: Object, start: int, end: int) -> memoryview:
-        """See `Storage`."""
+        """See `Store`."""
         options: dict[str, Any] = {"range": (start, end)}
         if item.version:
             options["if_match"] = item.version

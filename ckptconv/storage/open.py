@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage.address import address_of, is_address
-from ckptconv.storage.base import Storage
-from ckptconv.tensors.far import FarFolder
+from ckptconv.storage.base import Store
+from ckptconv.tensors.look import is_far
 
 _COPY = {
     "s3": "aws s3 cp --recursive OUT s3://BUCKET/FOLDER",
@@ -77,7 +77,7 @@ def located(path: str | Path) -> Path:
     Raises:
         CkptconvError: the address is not one, or the store refuses to list the folder.
     """
-    if isinstance(path, Path) and isinstance(path, FarFolder):
+    if isinstance(path, Path) and is_far(path):
         return path
     path = path if isinstance(path, Path) else Path(str(path))
     if not is_address(path) or path.exists():
@@ -88,11 +88,11 @@ def located(path: str | Path) -> Path:
     return place_in(bucket_of(address), address.key)
 
 
-def place_in(storage: Storage, key: str) -> Path:
+def place_in(store: Store, key: str) -> Path:
     """A folder or file of a store, whose content is listed with one request.
 
     Args:
-        storage: the store.
+        store: the store.
         key: the name of the folder or file in it, without slashes at its ends.
 
     Raises:
@@ -101,6 +101,6 @@ def place_in(storage: Storage, key: str) -> Path:
     from ckptconv.storage.path import StorePath
     from ckptconv.storage.tree import Tree
 
-    tree = Tree(storage, key)
+    tree = Tree(store, key)
     tree.children(key)
     return StorePath(tree, key)

@@ -13,14 +13,14 @@ from typing import IO, Any
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage.tree import Tree
-from ckptconv.tensors.far import FarFile, FarFolder
+from ckptconv.tensors.storage import FarFile
 from ckptconv.tensors.stored_file import StoredFile
 
 _Local: type[Path] = type(Path())
 _BUFFER = 64 << 10  # bytes
 
 
-class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
+class StorePath(_Local):  # type: ignore[misc, valid-type]
     """A place in a bucket: code that reads folders takes it for a path on a disk.
 
     Names, parents and comparisons are pathlib's, of the text `s3:/bucket/key`. What looks at the content asks the listing.
@@ -38,11 +38,11 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
     def __init__(self, tree: Tree, key: str) -> None:
         if sys.version_info >= (3, 12):
             super().__init__(_text(tree, key))
-        self._tree, self._key = tree, key
+        self.storage, self.key = tree, key
 
     def __str__(self) -> str:
-        far = self._far() if self._tree.is_listed(self._key) else None
-        return StoredFile(str(self._tree.storage.address._replace(key=self._key)), far)
+        far = self._far() if self.storage.is_listed(self.key) else None
+        return StoredFile(str(self.storage.store.address._replace(key=self.key)), far)
 
     def __repr__(self) -> str:
         return f"StorePath({str(self)!r})"
@@ -56,20 +56,20 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (str(self._tree.storage.address._replace(key=self._key)),)
+        return _again, (str(self.storage.store.address._replace(key=self.key)),)
 
     def _far(self) -> FarFile | None:
         """The object; None for a folder, and for a name that does not exist."""
-        return self._tree.file(self._key)
+        return self.storage.file(self.key)
 
     # names
 
     def _at(self, key: str) -> StorePath:
-        return StorePath(self._tree, key)
+        return StorePath(self.storage, key)
 
     def __truediv__(self, name: Any) -> StorePath:
         parts = [part for part in str(name).split("/") if part not in ("", ".")]
-        return self._at("/".join([*filter(None, [self._key]), *parts]))
+        return self._at("/".join([*filter(None, [self.key]), *parts]))
 
     def joinpath(self, *names: Any) -> StorePath:
         """The path below this one."""
@@ -81,12 +81,12 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
     @property
     def parent(self) -> StorePath:
         """The folder that holds it; a bucket's is the bucket."""
-        return self._at(self._key.rpartition("/")[0])
+        return self._at(self.key.rpartition("/")[0])
 
     @property
     def parents(self) -> tuple[StorePath, ...]:  # type: ignore[override]
         """All folders above, the nearest first."""
-        names = self._key.split("/") if self._key else []
+        names = self.key.split("/") if self.key else []
         return tuple(self._at("/".join(names[:number])) for number in range(len(names) - 1, -1, -1))
 
     def with_name(self, name: str) -> StorePath:
@@ -133,11 +133,11 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
 
     def is_file(self, **_: Any) -> bool:
         """True for an object."""
-        return bool(self._key) and self._tree.find(self._key) is not None
+        return bool(self.key) and self.storage.find(self.key) is not None
 
     def is_dir(self, **_: Any) -> bool:
         """True if objects are below this name."""
-        return self._tree.is_folder(self._key)
+        return self.storage.is_folder(self.key)
 
     def is_symlink(self) -> bool:
         """False: a store has no links."""
@@ -149,7 +149,7 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
         Raises:
             FileNotFoundError: there is no such folder.
         """
-        found = self._tree.children(self._key)
+        found = self.storage.children(self.key)
         if not found:
             raise FileNotFoundError(2, os.strerror(2), str(self))
         return iter([self / name for name in sorted(found)])
@@ -157,21 +157,21 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
     def glob(self, pattern: str, **options: Any) -> Iterator[StorePath]:  # type: ignore[override]
         """What is below and has such a name; each part of the pattern is matched with one name, and `**` is not known."""
         first, _, rest = pattern.partition("/")
-        for name in sorted(self._tree.children(self._key)):
+        for name in sorted(self.storage.children(self.key)):
             if fnmatchcase(name, first):
                 yield from (self / name).glob(rest) if rest else [self / name]
 
     def rglob(self, pattern: str, **options: Any) -> Iterator[StorePath]:  # type: ignore[override]
         """What is below, at any depth, and has such a name."""
-        for name, item in sorted(self._tree.children(self._key).items()):
+        for name, item in sorted(self.storage.children(self.key).items()):
             if fnmatchcase(name, pattern):
                 yield self / name
             if item is None:
                 yield from (self / name).rglob(pattern)
 
     def files_below(self, leave: Callable[[Path], bool]) -> Iterator[Path]:
-        """See `FarFolder`."""
-        for name, item in sorted(self._tree.children(self._key).items()):
+        """See `Storage`."""
+        for name, item in sorted(self.storage.children(self.key).items()):
             path = self / name
             if item is not None:
                 yield path
@@ -184,7 +184,7 @@ class StorePath(_Local, FarFolder):  # type: ignore[misc, valid-type]
         Raises:
             FileNotFoundError: there is no such object.
         """
-        item = self._tree.find(self._key)
+        item = self.storage.find(self.key)
         if item is None and not self.is_dir():
             raise FileNotFoundError(2, os.strerror(2), str(self))
         mode = stat.S_IFDIR if item is None else stat.S_IFREG
@@ -251,7 +251,7 @@ class _Raw(io.RawIOBase):
 
 
 def _text(tree: Tree, key: str) -> str:
-    address = tree.storage.address
+    address = tree.store.address
     return f"{address.scheme}:/{address.bucket}" + (f"/{key}" if key else "")
 
 

@@ -41,7 +41,7 @@ class Segments:
 
     Args:
         fetch: fetch(object, start, end) -> its bytes.
-        least: see `Storage`; also the bytes at the end of a file that are fetched together.
+        least: see `Store`; also the bytes at the end of a file that are fetched together.
 
     Attributes:
         budget: bytes that are kept or under way.

@@ -1,5 +1,7 @@
 """The listing of a folder in a bucket as a tree, which takes few requests and is kept.
 
+`Tree` is the `Storage` of all places in a store, which may be a bucket or a repository of the Hub.
+
 The folder that the user names is listed alone, since a run may hold many steps. Its subfolders are listed with all that is
 below them at the first look, so that neither names nor sizes in them need a request. A folder outside of the named one (the
 run above a step) is listed alone too, and counts as empty if the store does not list it for us.
@@ -7,32 +9,33 @@ run above a step) is listed alone too, and counts as empty if the store does not
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from ckptconv.errors import CkptconvError
-from ckptconv.storage.base import Object, Storage
+from ckptconv.storage.base import Object, Store
 from ckptconv.storage.file import ObjectFile, state_of
 from ckptconv.storage.segments import Segments
-from ckptconv.tensors.far import FarFile, FarGroup
-from ckptconv.tensors.file_state import FileState
+from ckptconv.tensors.storage import Entry, FarFile, FarGroup, FileState, Storage
 
 _FEW = 4  # objects that are looked up one by one; more are listed again
 
 Folder = dict[str, Object | None]  # a name -> the object, or None for a folder
 
 
-class Tree(FarGroup):
+class Tree(Storage, FarGroup):
     """What is known of a folder and its surroundings.
 
     Args:
-        storage: the bucket.
+        store: the bucket.
         root: the key of the folder, or object, that the user named.
     """
 
-    def __init__(self, storage: Storage, root: str) -> None:
-        self.storage, self.root = storage, root
-        self.segments = Segments(storage.fetch, storage.least)
+    def __init__(self, store: Store, root: str) -> None:
+        self.store, self.root = store, root
+        self.segments = Segments(store.fetch, store.least)
         self._folders: dict[str, Folder] = {}
         self._whole: list[str] = []
         self._files: dict[str, ObjectFile] = {}
@@ -44,7 +47,7 @@ class Tree(FarGroup):
         if key == self.root:
             with self._lock:
                 if not self._named:
-                    self._named.append(None if not key or self.children(key) else self.storage.look(key))
+                    self._named.append(None if not key or self.children(key) else self.store.look(key))
                 return self._named[0]
         parent, _, name = key.rpartition("/")
         return self.children(parent).get(name) if name else None
@@ -97,13 +100,63 @@ class Tree(FarGroup):
                 self._files[key] = ObjectFile(self, found)
             return self._files[key]
 
+    # what `Storage` has, for paths
+
+    def names(self, folder: Path) -> list[str]:
+        """See `Storage`. A folder of a store exists if something is in it."""
+        found = self.children(_key(folder))
+        if not found:
+            raise _no_such(folder)
+        return sorted(found)
+
+    def entries(self, folder: Path) -> Iterator[Entry]:
+        """See `Storage`."""
+        found = self.children(_key(folder))
+        return iter(
+            [Entry(folder, name, found[name] is None, found[name] is not None) for name in self.names(folder)]
+        )
+
+    def files_below(self, folder: Path, leave: Callable[[Path], bool]) -> Iterator[str]:
+        """See `Storage`."""
+        for name, item in sorted(self.children(_key(folder)).items()):
+            if item is not None:
+                yield str(folder / name)
+            elif not leave(folder / name):
+                yield from self.files_below(folder / name, leave)
+
+    def is_file(self, path: Path) -> bool:
+        """See `Storage`."""
+        return bool(_key(path)) and self.find(_key(path)) is not None
+
+    def is_dir(self, path: Path) -> bool:
+        """See `Storage`."""
+        return self.is_folder(_key(path))
+
+    def exists(self, path: Path) -> bool:
+        """See `Storage`."""
+        return self.is_file(path) or self.is_dir(path)
+
+    def state(self, path: Path) -> FileState:
+        """See `Storage`. A folder has no state of its own."""
+        item = self.find(_key(path))
+        if item is None and not self.is_dir(path):
+            raise _no_such(path)
+        return FileState(0, 0, 0) if item is None else state_of(item)
+
+    def open(self, path: Path) -> ObjectFile:
+        """See `Storage`."""
+        file = self.file(_key(path))
+        if file is None:
+            raise _no_such(path)
+        return file
+
     def states_now(self, files: Sequence[FarFile]) -> list[FileState | None]:
         """See `FarGroup`."""
         keys = [file.key for file in files if isinstance(file, ObjectFile)]
         if len(keys) <= _FEW:
-            found = {key: item for key in keys if (item := self.storage.look(key)) is not None}
+            found = {key: item for key in keys if (item := self.store.look(key)) is not None}
         else:
-            found = {item.key: item for folder in _tops(keys) for item in self.storage.below(folder)}
+            found = {item.key: item for folder in _tops(keys) for item in self.store.below(folder)}
         return [state_of(found[key]) if key in found else None for key in keys]
 
     @property
@@ -116,14 +169,14 @@ class Tree(FarGroup):
         self.segments.budget = nbytes
 
     def _list_alone(self, key: str) -> None:
-        listed = self.storage.inside(key)
+        listed = self.store.inside(key)
         folder: Folder = {item.key.rpartition("/")[2]: item for item in listed.objects if item.key != key}
         folder.update(dict.fromkeys((name.rpartition("/")[2] for name in listed.folders), None))
         self._folders[key] = folder
 
     def _list_whole(self, key: str) -> None:
         folders: dict[str, Folder] = {}
-        for item in self.storage.below(key):
+        for item in self.store.below(key):
             parent, _, name = item.key.rpartition("/")
             if item.key in folders or item.key == key:
                 continue  # the marker of a folder, which some tools store as an empty object
@@ -141,6 +194,14 @@ class Tree(FarGroup):
 def is_below(key: str, folder: str) -> bool:
     """True if a key is a folder's own or below it."""
     return not folder or key == folder or key.startswith(f"{folder}/")
+
+
+def _key(path: Path) -> str:
+    return path.key  # type: ignore[attr-defined, no-any-return]
+
+
+def _no_such(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(2, os.strerror(2), str(path))
 
 
 def _tops(keys: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptconv.tensors.file_state import FileState
+from ckptconv.tensors.storage import FileState
 from ckptconv.tensors.view import View
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")

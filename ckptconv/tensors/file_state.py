@@ -3,49 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import os.path
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.far import FarFile, FarFolder, FarGroup
+from ckptconv.tensors.look import files_below, stamp
+from ckptconv.tensors.storage import FarFile, FarGroup, FileState
 from ckptconv.tensors.stored_file import far_of
-
-
-class FileState(NamedTuple):
-    """The facts that change when a file is written or replaced.
-
-    Args:
-        nbytes: the size in bytes.
-        changed: the time of the last change, in nanoseconds since 1970.
-        inode: the inode number; 0 on network and FUSE file systems, whose inode numbers are not stable.
-        version: the ETag or generation of an object in a store; "" for a file on a disk.
-    """
-
-    nbytes: int
-    changed: int
-    inode: int
-    version: str = ""
-
-    def __str__(self) -> str:
-        when = datetime.fromtimestamp(self.changed // 10**9, tz=timezone.utc)
-        return f"{self.nbytes:,} bytes of {when:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def stamp(file: str | Path) -> FileState:
-    """The present state of a file. Of an object in a store it is the state that was listed, which every read requires.
-
-    Raises:
-        OSError: the file cannot be looked at.
-    """
-    far = far_of(file)
-    if far is not None:
-        return far.state
-    stat = os.stat(file)
-    on_disk = os.major(stat.st_dev) != 0  # network and FUSE file systems have no block device
-    return FileState(stat.st_size, stat.st_mtime_ns, stat.st_ino if on_disk else 0)
 
 
 def stamps_of(files: Iterable[str], known: Mapping[str, FileState]) -> dict[str, FileState]:
@@ -69,22 +34,16 @@ def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict
 
     Args:
         folders: where to look, subfolders included.
-        leave: True for a file or subfolder to skip.
+        leave: True for a subfolder to skip.
 
     Returns:
         file -> state.
     """
     states: dict[str, FileState] = {}
     for folder in folders:
-        if isinstance(folder, FarFolder):
-            states.update((str(path), stamp(path)) for path in folder.files_below(leave) if not leave(path))
-            continue
-        for parent, below, names in os.walk(folder):
-            below[:] = [name for name in below if not leave(Path(parent, name))]
-            for name in names:
-                file = os.path.join(parent, name)
-                with contextlib.suppress(OSError):
-                    states[file] = stamp(file)
+        for file in files_below(folder, leave):
+            with contextlib.suppress(OSError):
+                states[file] = stamp(file)
     return states
 
 

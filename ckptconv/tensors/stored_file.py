@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from ckptconv.tensors.far import FarFile, Handle
+from ckptconv.tensors.storage import FarFile, Ranges
 
 S = TypeVar("S", bound="StoredFile")
 
@@ -31,7 +31,7 @@ class StoredFile(str):
     def __str__(self) -> str:
         return str.__str__(self) if self.far is None else self
 
-    def check(self, handle: Handle, start: int) -> None:
+    def check(self, handle: Ranges, start: int) -> None:
         """Check that the bytes at `start` are those of the tensor for which they were computed.
 
         Args:

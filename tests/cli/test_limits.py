@@ -65,7 +65,7 @@ def test_a_thread_keeps_only_its_share_of_the_files_open(
     files, memory = Files(), memoryview(bytearray(8))
     for path in sorted(source.glob("*.safetensors")):
         files.fill(str(path), 0, memory)
-    assert 1 <= len(files._handles) <= 10
+    assert 1 <= len(files._open_files) <= 10
     files.close()
 
 

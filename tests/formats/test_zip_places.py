@@ -22,6 +22,7 @@ from ckptconv.formats.zip_directory import Window, data_start, read_directory
 from ckptconv.formats.zip_forms import Forms
 from ckptconv.formats.zip_places import ZipFile, computed_start
 from ckptconv.read.reader import read_numpy
+from ckptconv.tensors.look import opened
 
 HEADER = 42  # where the offset of the local header is in a directory's entry
 
@@ -52,8 +53,8 @@ def test_the_computed_place_is_the_headers_for_every_kind_of_entry(tmp_path: Pat
     path = tmp_path / "x.pt"
     with skip_data():
         torch.save([torch.empty(size, dtype=torch.uint8) for size in sizes], path)
-    with path.open("rb") as file:
-        window = Window(str(path), file.fileno(), 0, path.stat().st_size)
+    with opened(path) as file:
+        window = Window(str(path), file, 0, file.nbytes)
         entries, begin = read_directory(window)
         entries.sort(key=lambda entry: entry.header)
         ends = [*(entry.header for entry in entries[1:]), begin]
@@ -154,10 +155,9 @@ def test_a_pickled_path_still_checks(saved: Path) -> None:
     """A Ray task gets the plan pickled."""
     path = pickle.loads(pickle.dumps(damaged(saved, erase_header).path))
     assert path == str(saved)
-    handle = os.open(saved, os.O_RDONLY)
-    with pytest.raises(CkptconvError, match="not where the directory says"):
-        path.check(handle, open_torch_zip(str(saved)).entries["0"].start)
-    os.close(handle)
+    start = open_torch_zip(str(saved)).entries["0"].start
+    with opened(saved) as file, pytest.raises(CkptconvError, match="not where the directory says"):
+        path.check(file, start)
 
 
 def test_inspect_reads_a_rank_file_a_few_times(

@@ -29,6 +29,7 @@ from ckptconv.formats.crcs import check_crcs
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import open_torch_zip, torch_zip_at
 from ckptconv.read.reader import read_numpy
+from ckptconv.tensors.look import opened
 
 
 @pytest.fixture
@@ -135,13 +136,13 @@ def test_an_archive_inside_a_file_is_read_in_place(good: Path, tmp_path: Path) -
         torch_file(tmp_path / "x.pt", b"\x80\x02" + rebuilt(storage(), b"K\x00", b")", b")") + b"."),
     )
     (tmp_path / "many").write_bytes(b"before" + one + other.read_bytes() + b"after")
-    with open(tmp_path / "many", "rb") as many:
-        first = torch_zip_at(str(tmp_path / "many"), many.fileno(), 6, len(one))
-        second = torch_zip_at(str(tmp_path / "many"), many.fileno(), 6 + len(one), other.stat().st_size)
+    with opened(tmp_path / "many") as many:
+        first = torch_zip_at(str(tmp_path / "many"), many, 6, len(one))
+        second = torch_zip_at(str(tmp_path / "many"), many, 6 + len(one), other.stat().st_size)
         with pytest.raises(CkptconvError, match="the file is truncated or damaged"):
-            torch_zip_at(str(tmp_path / "many"), many.fileno(), 6, len(one) - 1)
+            torch_zip_at(str(tmp_path / "many"), many, 6, len(one) - 1)
         with pytest.raises(CkptconvError, match=r"not a torch\.save file"):
-            torch_zip_at(str(tmp_path / "many"), many.fileno(), 7, len(one) - 1)
+            torch_zip_at(str(tmp_path / "many"), many, 7, len(one) - 1)
     assert same_bits(first, "a", tensor("float32", 3, 4))
     assert same_bits(first, "b", tensor("bfloat16", 5))
     assert read_numpy(second.view(second.root)).tobytes() == bytes(range(4))

@@ -1,9 +1,10 @@
-"""A folder in a store behaves like the same folder on a disk, for every method of pathlib that reads. No server needed."""
+"""A folder in a store looks like the same folder on a disk, for every function of `tensors.look`. No server needed."""
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -13,7 +14,22 @@ from ckptconv.storage.address import Address
 from ckptconv.storage.base import Listed, Object
 from ckptconv.storage.path import StorePath
 from ckptconv.storage.tree import Tree
-from ckptconv.tensors.far import entries
+from ckptconv.tensors.look import (
+    are_same,
+    bytes_below,
+    entries,
+    exists,
+    files_below,
+    is_dir,
+    is_file,
+    link_to,
+    matching,
+    names_in,
+    opened,
+    paths_in,
+    read_bytes,
+    size_of,
+)
 from ckptconv.tensors.stored_file import StoredFile, far_of, path_of
 
 NAMES = {
@@ -28,7 +44,7 @@ NAMES = {
 
 
 class Memory:
-    """`Storage` of a few objects; counts what it is asked."""
+    """`Store` of a few objects; counts what it is asked."""
 
     address = Address("s3", "bucket", "")
     least = 64 << 10
@@ -90,15 +106,12 @@ def test_what_is_there(far: StorePath, near: Path) -> None:
         "step_2/deep",
     ):
         one, other = far / name, near / name
-        assert (one.exists(), one.is_file(), one.is_dir(), one.is_symlink()) == (
-            other.exists(),
-            other.is_file(),
-            other.is_dir(),
-            False,
-        ), name
+        for what in (exists, is_file, is_dir, link_to):
+            assert what(one) == what(other), (what, name)
+        assert are_same(one, far / name)
         if other.is_file():
-            assert one.read_bytes() == other.read_bytes()
-            assert one.stat().st_size == other.stat().st_size
+            assert read_bytes(one) == read_bytes(other) == other.read_bytes()
+            assert size_of(one) == size_of(other) == other.stat().st_size
 
 
 def test_names(far: StorePath, near: Path) -> None:
@@ -123,21 +136,22 @@ def test_names(far: StorePath, near: Path) -> None:
 
 
 def test_folders(far: StorePath, near: Path) -> None:
-    def names(paths: object, root: Path) -> list[str]:
-        return sorted(path.relative_to(root).as_posix() for path in paths)  # type: ignore[attr-defined]
+    def names(paths: Iterable[Path], root: Path) -> list[str]:
+        return [path.relative_to(root).as_posix() for path in paths]
 
-    assert names(far.iterdir(), far) == names(near.iterdir(), near)
-    for pattern in ("*", "step_*", "step_*/a.pt", "*.gz", "step_1/deep", "none*", "step_?/*"):
-        assert names(far.glob(pattern), far) == names(near.glob(pattern), near), pattern
-    for pattern in ("*", "*.pt"):
-        assert names(far.rglob(pattern), far) == names(near.rglob(pattern), near), pattern
-    assert {(e.path.name, e.is_dir, e.is_file) for e in entries(far)} == {
-        (e.path.name, e.is_dir, e.is_file) for e in entries(near)
-    }
-    with pytest.raises(FileNotFoundError):
-        list((far / "none").iterdir())
-    with pytest.raises(FileNotFoundError):
-        (far / "none").read_bytes()
+    assert sorted(names_in(far)) == sorted(names_in(near))
+    assert names(paths_in(far), far) == names(paths_in(near), near)
+    for pattern in ("*", "step_*", "step_*/a.pt", "*.gz", "step_1/deep", "none*", "step_?/*", "*/*/x"):
+        assert names(matching(far, pattern), far) == names(matching(near, pattern), near), pattern
+    for folder in (far, far / "step_1", far / "none"):
+        here = near / folder.relative_to(far)
+        below = [f"{near}{file.removeprefix(str(far))}" for file in files_below(folder)]
+        assert sorted(below) == sorted(files_below(here))
+        assert bytes_below(folder) == bytes_below(here)
+    assert {entry[1:] for entry in entries(far)} == {entry[1:] for entry in entries(near)}
+    for look in (names_in, paths_in, read_bytes, size_of):
+        with pytest.raises(FileNotFoundError):
+            look(far / "none")
 
 
 def test_order_and_equality(far: StorePath) -> None:
@@ -151,14 +165,12 @@ def test_order_and_equality(far: StorePath) -> None:
 
 def test_open_files(far: StorePath, near: Path) -> None:
     for name in ("step_2/a.pt", "step_2/c.safetensors", "step_1/deep/er/b.json"):
-        with (far / name).open("rb") as one, (near / name).open("rb") as other:
-            assert one.read(7) == other.read(7)
-            if NAMES[f"run/{name}"]:
-                assert one.seek(-2, os.SEEK_END) == other.seek(-2, os.SEEK_END)
-            assert one.read() == other.read()
-    assert (far / "latest").read_text() == "2"
-    with (far / "latest").open(encoding="utf-8") as text:
-        assert text.read() == "2"
+        with opened(far / name) as one, opened(near / name) as other:
+            assert one.nbytes == other.nbytes == len(NAMES[f"run/{name}"])
+            for start, nbytes in ((0, 7), (max(0, one.nbytes - 2), 10), (one.nbytes, 1)):
+                assert one.read(start, nbytes) == other.read(start, nbytes)
+    with pytest.raises(CkptconvError, match="cannot be read: No such file"), opened(far / "none"):
+        pass
 
 
 def test_a_place_that_is_handed_on_as_text_is_still_read_from_the_store(far: StorePath) -> None:
@@ -175,16 +187,16 @@ def test_a_place_that_is_handed_on_as_text_is_still_read_from_the_store(far: Sto
 
 def test_a_folder_is_listed_once(store: Memory, far: StorePath) -> None:
     for _ in range(3):
-        list(far.rglob("*"))
-        assert (far / "step_1" / "none").exists() is False
-        (far / "step_2" / "a.pt").stat()
+        list(files_below(far))
+        assert exists(far / "step_1" / "none") is False
+        size_of(far / "step_2" / "a.pt")
     assert sorted(store.asked) == ["below run/step_1", "below run/step_2", "inside run"]
 
 
 def test_a_run_lists_only_the_steps_that_are_looked_at(store: Memory, far: StorePath) -> None:
-    assert sorted(path.name for path in far.iterdir() if path.is_dir()) == ["step_1", "step_2"]
+    assert [path.name for path in paths_in(far) if is_dir(path)] == ["step_1", "step_2"]
     assert store.asked == ["inside run"]
-    assert (far / "step_2" / "a.pt").is_file()
+    assert is_file(far / "step_2" / "a.pt")
     assert store.asked == ["inside run", "below run/step_2"]
 
 

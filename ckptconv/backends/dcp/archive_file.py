@@ -12,7 +12,7 @@ from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Load, torch_zip_at
 from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.far import Handle, size_of
+from ckptconv.tensors.storage import Ranges
 from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View
 
@@ -83,7 +83,7 @@ class ArchiveFile(StoredFile):
     def __reduce__(self) -> tuple[object, ...]:
         return ArchiveFile, (StoredFile(str(self), self.far), self.parts)
 
-    def check(self, handle: Handle, start: int) -> None:
+    def check(self, handle: Ranges, start: int) -> None:
         """Check the archive that holds `start` against the metadata, once.
 
         Raises:
@@ -109,7 +109,7 @@ class ArchiveFile(StoredFile):
         self._checked.add(number)
 
 
-def read_archive(path: str, handle: Handle, piece: Piece, load: Load) -> Archive:
+def read_archive(path: str, handle: Ranges, piece: Piece, load: Load) -> Archive:
     """Read the directory, the headers and the pickle of a piece's archive.
 
     Args:
@@ -121,7 +121,7 @@ def read_archive(path: str, handle: Handle, piece: Piece, load: Load) -> Archive
     Raises:
         CkptconvError: the archive is outside the file, is damaged, or contradicts the metadata.
     """
-    check_length(path, size_of(handle), piece)
+    check_length(path, handle.nbytes, piece)
     archive = torch_zip_at(path, handle, piece.start, piece.length, load)
     if not isinstance(archive.root, TensorRecord):
         raise CkptconvError(f"{piece.name} is stored, but not as a tensor", where=path)

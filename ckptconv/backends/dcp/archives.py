@@ -18,12 +18,12 @@ from ckptconv.backends.dcp.looks import MOST_RANGES, choose_samples, ranges_of
 from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.in_order import in_order
-from ckptconv.formats.open_file import opened
 from ckptconv.formats.same import same_bytes
 from ckptconv.formats.stretches import Stretches
 from ckptconv.tensors.boxes import Box, Chunk, contiguous_strides
 from ckptconv.tensors.checkpoint import starred
 from ckptconv.tensors.dtypes import itemsize
+from ckptconv.tensors.look import opened
 from ckptconv.tensors.stored_file import path_of
 
 _LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
@@ -121,7 +121,7 @@ class _Files:
         path = self._paths[file]
         ordered = sorted(numbers, key=lambda number: self._pieces[number].start)
         with opened(path) as handle:
-            few = Stretches(path, handle, ranges_of(self._pieces[n] for n in ordered))
+            few = Stretches(handle, ranges_of(self._pieces[n] for n in ordered))
             return [(n, read_archive(path, few, self._pieces[n], self._load)) for n in ordered]
 
     def check_no_copies(self, folder: Path) -> None:

@@ -20,12 +20,12 @@ from ckptconv.backends.dcp.layout import METADATA
 from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, is_file_name, is_range, whole_numbers
 from ckptconv.formats.inert import Inert, fields_of, items
-from ckptconv.formats.open_file import opened
 from ckptconv.formats.stand_ins import Dtype
 from ckptconv.formats.torch_zip import torch_zip_at
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.checkpoint import RankFile, Skipped, StoredTensor
+from ckptconv.tensors.look import opened
 from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.tiling import check_tiling
 from ckptconv.tensors.view import View

@@ -19,7 +19,7 @@ from ckptconv.formats.bounds import check_name, is_file_name, whole_numbers
 from ckptconv.formats.bounds import check_ranks as check_most
 from ckptconv.formats.json import settings_text
 from ckptconv.formats.torch_zip import TorchZip
-from ckptconv.tensors.far import names_in
+from ckptconv.tensors.look import names_in
 
 _MODEL = re.compile(r"^(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt$")
 _OPTIM = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")

@@ -14,7 +14,7 @@ from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.crcs import same_archive
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.far import names_in
+from ckptconv.tensors.look import names_in
 
 _LEAST = 1 << 10  # bytes; two ranks may hold equal ones and zeros in fewer bytes of shards
 

@@ -23,7 +23,7 @@ from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped
-from ckptconv.tensors.far import names_in
+from ckptconv.tensors.look import names_in
 
 _NOT_READ = {"optim_": "optimizer", "extra_state_": "trainer state"}
 saved_by = unknown_writer

@@ -17,7 +17,7 @@ from ckptconv.formats.bounds import check_name, check_ranks, is_file_name
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.tensors.checkpoint import Skipped
-from ckptconv.tensors.far import entries
+from ckptconv.tensors.look import entries
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _SINGLE = "model.safetensors"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ckptconv.backends.base import imported_later
-from ckptconv.tensors.far import names_in
+from ckptconv.tensors.look import names_in
 
 NAME = "megatron_legacy"
 SIGN = "mp_rank_TT_PPP/ (Megatron rank files)"

@@ -16,7 +16,7 @@ from pathlib import Path
 from ckptconv.errors import CkptconvError, Incomplete, listed
 from ckptconv.formats.bounds import check_name, check_ranks
 from ckptconv.formats.same import same_bytes
-from ckptconv.tensors.far import entries
+from ckptconv.tensors.look import entries
 
 MODEL = "model"
 _FILE = re.compile(

@@ -20,8 +20,8 @@ from typing import Any
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.boxes import Box, Chunk, Shape, contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.far import FarFile, FarGroup
-from ckptconv.tensors.file_state import FileState, fingerprint, stamps_under
+from ckptconv.tensors.file_state import fingerprint, stamps_under
+from ckptconv.tensors.storage import FarFile, FarGroup, FileState
 from ckptconv.tensors.stored_file import StoredFile
 from ckptconv.tensors.view import View
 

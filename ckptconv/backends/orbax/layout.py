@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptconv.backends.base import imported_later
-from ckptconv.tensors.far import names_in
+from ckptconv.tensors.look import names_in
 
 NAME = "orbax"
 SIGN = "_METADATA with manifest.ocdbt or Zarr arrays (Orbax, MaxText)"

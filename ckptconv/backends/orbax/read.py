@@ -18,7 +18,7 @@ from ckptconv.backends.orbax.tree import Tree, read_tree
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
-from ckptconv.tensors.far import FarFolder, names_in
+from ckptconv.tensors.look import is_far, names_in
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _PLAIN = ("items", "default")  # names of items that say nothing
@@ -36,7 +36,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         CkptconvError: the folder is in an object store, tensorstore is not installed, or the files contradict each other.
     """
     folder = place.folder
-    if isinstance(folder, FarFolder):
+    if is_far(folder):
         raise CkptconvError(
             "an Orbax checkpoint is read from a disk only",
             where=folder,

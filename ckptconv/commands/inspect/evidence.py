@@ -11,11 +11,10 @@ from ckptconv.backends.base import backend_of
 from ckptconv.commands.inspect.records import Evidence
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
-from ckptconv.formats.open_file import opened, read_at
 from ckptconv.formats.torch_zip import SUFFIXES as ZIP_SUFFIXES
 from ckptconv.formats.zip_directory import NotAZip, Window, read_directory
 from ckptconv.tensors.checkpoint import Checkpoint
-from ckptconv.tensors.far import size_of
+from ckptconv.tensors.look import opened
 from ckptconv.tensors.stored_file import path_of
 
 _HEAD = 1 << 13  # of a .distcp, which holds an archive for each tensor: the first one
@@ -92,9 +91,9 @@ def _torch(checkpoint: Checkpoint) -> Iterator[Evidence]:
     try:
         with opened(str(path)) as file:
             if path.suffix == ".distcp":
-                names = read_at(file, _HEAD, 0, str(path))
+                names = file.read(0, _HEAD)
             else:
-                whole = Window(str(path), file, 0, size_of(file))
+                whole = Window(str(path), file, 0, file.nbytes)
                 names = b" ".join(entry.name.encode() for entry in read_directory(whole).entries)
     except (CkptconvError, NotAZip):
         return

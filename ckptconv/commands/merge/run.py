@@ -30,8 +30,8 @@ from ckptconv.publish.work import work_folder
 from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
 from ckptconv.storage import on_disk
-from ckptconv.tensors.far import FarFolder
 from ckptconv.tensors.file_state import require_unchanged
+from ckptconv.tensors.look import is_far
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, as_path, spec_of
 from ckptconv.tensors.stored_file import far_of
 
@@ -176,7 +176,7 @@ def merge(
     spec = fetched(spec, say, bars)
     fetch = partial(local_or_hub, say=say, bars=bars)
     config, base = config and fetch(config, weights=False), base and fetch(base)
-    if ray is not None and any(isinstance(path, FarFolder) for path in (spec.path, *spec.also, config, base)):
+    if ray is not None and any(is_far(path) for path in (spec.path, *spec.also, config, base)):
         raise CkptconvError(
             "--ray reads from disks that all nodes share, and not from an object store",
             where=spec.path,

@@ -11,7 +11,9 @@ from ckptconv.commands.merge.small_files import SmallFiles
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import require_agreement
-from ckptconv.tensors.file_state import FileState, stamp, stamps_of
+from ckptconv.tensors.file_state import stamps_of
+from ckptconv.tensors.look import stamp
+from ckptconv.tensors.storage import FileState
 from ckptconv.tensors.stored_file import path_of
 
 # Files that state how a checkpoint's tensors are sharded, or what they are.

@@ -14,7 +14,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.models.nested import parts_of
 from ckptconv.plan import Plan
-from ckptconv.tensors.far import FarFolder
+from ckptconv.tensors.look import is_far
 
 # The embedding of a language model; other towers have tables under other names.
 _EMBEDDING = re.compile(
@@ -49,7 +49,7 @@ def notes_of(plan: Plan, copies: Sequence[tuple[Path, str, str]]) -> list[str]:
     for folder, name, target in copies:
         if target == _GENERATION:
             notes += _stated(name, [_read(folder / name)], rows)
-        elif target in (_TOKENIZER, "vocab.json", "added_tokens.json") and not isinstance(folder, FarFolder):
+        elif target in (_TOKENIZER, "vocab.json", "added_tokens.json") and not is_far(folder):
             highest = _highest(folder / name)
             if highest is not None and highest >= rows:
                 notes.append(

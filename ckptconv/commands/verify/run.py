@@ -31,7 +31,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.source import fetched, local_or_hub
 from ckptconv.plan import Dtype, Options
 from ckptconv.read.replicas import deviations
-from ckptconv.tensors.far import FarFolder
+from ckptconv.tensors.look import is_far
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
 from ckptconv.tensors.stored_file import path_of
 
@@ -223,7 +223,7 @@ def _shown(asked: SourceSpec, found: SourceSpec, logits: bool) -> SourceSpec:
     Raises:
         CkptconvError: it is a model folder in a store, and the model is to be run.
     """
-    if not isinstance(found.path, FarFolder):
+    if not is_far(found.path):
         return asked
     if logits and is_model_folder(found.path):
         raise CkptconvError(
