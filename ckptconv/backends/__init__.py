@@ -64,7 +64,7 @@ def _open(
     if found is None:
         raise nothing(root, known, backend, step)
     reader, place = found[0], replace(found[1], elements=elements)
-    others = [_other(folder, reader, place) for folder in also]
+    others = _others(also, reader, place)
     before = stamps_under([place.folder, *others], leave=_is_other)
     try:
         return one_model(replace(reader.read(place, others), stamps=before))
@@ -96,6 +96,13 @@ def state_of(path: Path, backend: str | None = None) -> dict[str, FileState]:
     """
     found = locate(path, backends(backend))
     return stamps_under([found[1].folder], leave=_is_other) if found else {}
+
+
+def _others(folders: Sequence[str | Path], backend: Backend, first: Place) -> list[Path]:
+    """The further folders, each once and without the first; see `_other`."""
+    found = {folder.resolve(): folder for folder in (_other(each, backend, first) for each in folders)}
+    found.pop(first.folder.resolve(), None)
+    return list(found.values())
 
 
 def _other(folder: str | Path, backend: Backend, first: Place) -> Path:

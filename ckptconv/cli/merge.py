@@ -265,8 +265,7 @@ def command(
             from ckptconv.commands.push.run import check_push
 
             check_push(target, str(upload), private=private)  # now, not after hours of writing
-        if not dry_run and not sink.live:  # else a bar says it
-            sink.phase("Writing", show.written(plan))
+        shown.writes = show.written(plan)
 
     choices: dict[str, Any] = {
         "options": Options(**chosen),

@@ -112,7 +112,9 @@ def _with_base_name(plan: Plan, base: str | Path | None, config: Mapping[str, An
             name = cached_name(base) or next(filter(None, map(public_name, stated)), None)
             texts[file] = {**settings, key: name}
             if name is None:
-                notes.append(f"{file} names no base model, whose name on the Hub is not known: fill in {key}")
+                notes.append(
+                    f"{file} names no base model, since its name on the Hub is not known: fill in {key}"
+                )
     return replace(plan, texts=texts, notes=tuple(notes))
 
 
@@ -142,8 +144,8 @@ def require_base(checkpoint: Checkpoint, options: Options) -> None:
     raise CkptconvError(
         NO_BASE,
         where=checkpoint.root,
-        found=f"base_model_name_or_path {name}",
-        wanted="--base, the base model: a folder, or a repository on the Hub",
+        found=f"base_model_name_or_path: {name or 'none'} (adapter_config.json)",
+        wanted="the base model: a folder, or a repository on the Hub",
         hint=f"--base {_wanted(name)} (--lora adapter writes the adapter again)",
         kind=Kind.USAGE,
     )

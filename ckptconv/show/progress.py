@@ -31,6 +31,7 @@ class ProgressShown:
         self._sink = sink
         self._bar: _Bar | _Spinner | None = None
         self._begun, self._phase, self._logged = 0.0, "", 0.0
+        self.writes = ""  # what a merge writes, for the line that begins it in a log
 
     def __call__(self, step: Progress) -> None:
         if step.phase == "load" and self._sink.live:
@@ -51,8 +52,10 @@ class ProgressShown:
     def _log(self, step: Progress) -> None:
         """A line each half a minute, so that whoever reads a batch job's log sees that it goes on."""
         now = time.monotonic()
-        if step.phase != self._phase:
+        if step.phase != self._phase or not step.done:  # each step of a run begins with 0
             self._begun, self._phase, self._logged = now, step.phase, now
+            if step.phase == "write" and self.writes:
+                self._sink.phase(_BARS["write"], self.writes)
         if now - self._logged < _LOGGED or not step.total:
             return
         self._logged = now

@@ -12,6 +12,7 @@ from support.helpers import (
     ROLE,
     assert_equal,
     opened,
+    own_copy,
     rank_file,
     tensors,
 )
@@ -84,6 +85,16 @@ def test_the_role_of_the_first_disk_is_taken_on_the_others(tmp_path: Path) -> No
                 shutil.copy(RUN / "global_step_2" / role / f"model_world_size_4_rank_{rank}.pt", folder)
     truth = FIXTURES / "verl_fsdp2_w4" / "truth" / "global_step_2" / "critic" / "truth.safetensors"
     assert_equal(opened(tmp_path / "a" / "global_step_2" / "critic", also=[tmp_path / "b"]), tensors(truth))
+
+
+def test_an_also_folder_that_is_the_checkpoint_itself_changes_nothing(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = own_copy(made("fsdp2_w4"), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(run)
+    found = opened(run, also=[Path("run"), run, tmp_path / "link"])
+    assert_equal(found, tensors(made("fsdp2_w4") / "truth.safetensors"))
 
 
 def test_an_also_folder_of_another_step_is_refused(tmp_path: Path) -> None:

@@ -76,6 +76,16 @@ def test_elsewhere_no_bar_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path:
     assert capsys.readouterr().err == ""
 
 
+def test_a_log_says_what_is_written_after_the_source_was_hashed(capsys: pytest.CaptureFixture[str]) -> None:
+    with show.ProgressShown(Sink()) as shown:
+        for _ in range(2):
+            shown.writes = "8 bytes in 1 file"
+            shown(Progress("hash", what="MODEL, to compare it with its receipt"))
+            shown(Progress("write", 0, 8))
+            shown(Progress("write", 8, 8, "model.safetensors"))
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["Hashing", "Writing"] * 2
+
+
 def test_a_log_gets_a_line_each_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(show.time, "monotonic", lambda: now[0])

@@ -68,7 +68,7 @@ def choose(
             in a way that both generations read.
 
     Raises:
-        CkptconvError: a glob fits no file.
+        CkptconvError: a glob matches no file.
     """
     beside = assets.beside(model, include) if model else assets.Beside([], [])
     names = [path.relative_to(model).as_posix() for path in beside.belong] if model else []
@@ -108,7 +108,7 @@ def _require_use(include: Sequence[str], names: list[str], model: Path | None) -
     for glob in include:
         if not any(fnmatchcase(name, glob) or fnmatchcase(name.rpartition("/")[2], glob) for name in names):
             raise CkptconvError(
-                "--include fits no file that may be copied",
+                "--include matches no file that may be copied",
                 where=model,
                 found=glob,
                 hint="weights have to be named in full, and files of the trainer are never copied",

@@ -158,5 +158,5 @@ def test_include_never_takes_weights_by_a_glob_nor_the_files_that_a_merge_writes
 
 
 def test_include_that_fits_nothing_is_refused(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(CkptconvError, match="--include fits no file"):
+    with pytest.raises(CkptconvError, match="--include matches no file"):
         merge(made("fsdp2_w4"), tmp_path / "out", include=["tokeniser*"])
