@@ -15,7 +15,7 @@ from typing import NamedTuple, Union
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.zip_directory import Directory, RawDirectory, Window, ZipEntry, data_start, entry_at
-from ckptconv.formats.zip_places import computed_start
+from ckptconv.formats.zip_places import USUAL_ALIGNMENT, computed_start, stated_alignment
 
 RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
 _MAIN = "data.pkl"
@@ -197,14 +197,14 @@ def form_of(window: Window, directory: Directory, compute: bool) -> Formed:
                 kind=Kind.DAMAGED,
             )
     order = next((item for item in enumerate(entries) if item[1].name == f"{prefix}byteorder"), None)
-    places, computed = _places(window, directory, f"{prefix}data/", compute)
+    places, computed = _places(window, directory, prefix, compute)
     form = Form(main[0], None if order is None else order[0], places, computed, prefix)
     crcs = [entry.crc for entry in entries]
     return Formed(form, crcs, main[1], None if order is None else order[1])
 
 
 def _places(
-    window: Window, directory: Directory, data: str, compute: bool
+    window: Window, directory: Directory, prefix: str, compute: bool
 ) -> tuple[dict[str, Place], list[tuple[ZipEntry, int]]]:
     """Return key -> storage in file order, and the entries whose places were computed.
 
@@ -214,10 +214,14 @@ def _places(
     ordered = sorted(enumerate(directory.entries), key=lambda item: item[1].header)
     ends = [*(entry.header for _, entry in ordered[1:]), directory.begin]
     places, computed, end = dict[str, Place](), list[tuple[ZipEntry, int]](), 0
+    data, alignment, is_stated = f"{prefix}data/", USUAL_ALIGNMENT, False
     for (number, entry), following in zip(ordered, ends, strict=True):
         if not entry.name.startswith(data):
             continue
-        start = computed_start(entry, following) if compute else None
+        start = computed_start(entry, following, alignment) if compute else None
+        if start is None and compute and not is_stated:
+            alignment, is_stated = stated_alignment(window, directory.entries, prefix), True
+            start = computed_start(entry, following, alignment)
         if start is None:
             start = data_start(window, entry)
         else:

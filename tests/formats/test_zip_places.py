@@ -138,16 +138,44 @@ def test_a_merge_of_such_a_file_publishes_nothing(saved: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_another_alignment_is_read_from_the_headers(tmp_path: Path) -> None:
-    """torch.utils.serialization.config.save.storage_alignment: the place cannot be computed, so it is looked up."""
+def aligned(path: Path, alignment: int) -> dict[str, torch.Tensor]:
+    """Save tensors with storage_alignment of torch.utils.serialization.config; empty ones and odd sizes are among them."""
     from torch.utils.serialization import config
 
-    path = tmp_path / "x.pt"
-    with config.patch("save.storage_alignment", 4096):
-        torch.save({"a": torch.arange(12.0)}, path)
-    file = open_torch_zip(str(path))
-    assert file.entries["0"].start % 4096 == 0
-    assert read(file, "a") == torch.arange(12.0).numpy().tobytes()
+    tensors = {str(size): torch.arange(size, dtype=torch.uint8) for size in range(0, 200, 7)}
+    with config.patch("save.storage_alignment", alignment):
+        torch.save(tensors, path)
+    return tensors
+
+
+@pytest.mark.parametrize("alignment", [1, 2, 16, 48, 64, 128, 4096, 1 << 16])
+def test_places_follow_from_the_alignment_that_the_file_records(
+    tmp_path: Path, alignment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = aligned(tmp_path / "x.pt", alignment)
+
+    def refused(window: Window, entry: zip_directory.ZipEntry) -> int:
+        raise AssertionError(entry.name)
+
+    monkeypatch.setattr("ckptconv.formats.zip_forms.data_start", refused)
+    file = open_torch_zip(str(tmp_path / "x.pt"))
+    assert all(entry.start % alignment == 0 for entry in file.entries.values())
+    for name, tensor in tensors.items():
+        assert read(file, name) == tensor.numpy().tobytes()
+    assert isinstance(file.path, ZipFile)
+
+
+@pytest.mark.parametrize("stated", [b"4095", b"0000", b"-096", b"none", "٤٠".encode()])
+def test_places_are_read_from_the_headers_where_the_alignment_is_another(
+    tmp_path: Path, stated: bytes
+) -> None:
+    tensors = aligned(tmp_path / "x.pt", 4096)
+    raw = bytearray((tmp_path / "x.pt").read_bytes())
+    assert raw.count(b"4096") == 1
+    (tmp_path / "x.pt").write_bytes(raw.replace(b"4096", stated))
+    file = open_torch_zip(str(tmp_path / "x.pt"))
+    for name, tensor in tensors.items():
+        assert read(file, name) == tensor.numpy().tobytes()
     assert not isinstance(file.path, ZipFile)
 
 
