@@ -44,6 +44,7 @@ QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json
 # (SentenceTransformer.save, modules.json); the transformer's own weights are in the folder above.
 _MODULE = re.compile(r"^[1-9]\d*_[A-Za-z]\w*$")
 _MODULE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_PIECE = 4 << 20  # bytes that are copied from a store at a time
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -207,7 +208,8 @@ def _copy(source: Path, target: Path) -> None:
         if far_of(source) is None:
             shutil.copyfile(source, target)
         else:
-            target.write_bytes(source.read_bytes())
+            with source.open("rb") as content, target.open("wb") as file:
+                shutil.copyfileobj(content, file, _PIECE)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise cannot_write(target, error) from error

@@ -91,7 +91,7 @@ def _texts(value: Any) -> Iterator[str]:
 def _imported(folder: Path, path: str) -> Iterator[str]:
     """The files that one Python file may import by a relative import. The text is searched, never run."""
     try:
-        with open(folder / path, encoding="utf-8", errors="replace") as file:
+        with (folder / path).open(encoding="utf-8", errors="replace") as file:
             text = file.read(_MOST_CODE)
     except OSError:
         return

@@ -10,8 +10,13 @@ from ckptconv.errors import CkptconvError, Kind
 
 SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage", "hf": "the Hub"}
 # pathlib makes one slash of the two. A path such as `c:/x` or `run:1/x` has no scheme of two letters or more before a slash.
-_ADDRESS = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?P<rest>.*)$", re.DOTALL)
+# Of `s3://` alone it leaves `s3:`.
+_ADDRESS = re.compile(
+    r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?P<rest>.*)$|^(?P<alone>s3|gs|az):$",
+    re.DOTALL | re.IGNORECASE,
+)
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._$-]*$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MOUNT = "mount it and name the mounted folder"
 _INSTEAD = {
     "s3a": "write s3://BUCKET/FOLDER",
@@ -51,8 +56,8 @@ class Address(NamedTuple):
 def is_address(path: str | Path) -> bool:
     """True for a text that names a place by a scheme, such as `s3://bucket/run`; False for repositories and for paths."""
     found = _ADDRESS.match(str(path))
-    if found is None:
-        return False
+    if found is None or found["alone"]:
+        return found is not None
     return found["scheme"].lower() != "hf" or found["rest"].split("/")[0] == _HUB_BUCKETS
 
 
@@ -66,7 +71,7 @@ def address_of(path: str | Path) -> Address:
     found = _ADDRESS.match(str(path))
     if found is None:
         raise CkptconvError("not an address of an object store", where=path, kind=Kind.USAGE)
-    scheme, rest = found["scheme"].lower(), found["rest"]
+    scheme, rest = (found["scheme"] or found["alone"]).lower(), found["rest"] or ""
     bucket, _, key = rest.partition("/")
     if "@" in bucket or ":" in bucket:
         raise CkptconvError(
@@ -96,7 +101,7 @@ def address_of(path: str | Path) -> Address:
         bucket = (
             "/".join([_HUB_BUCKETS, *names]) if len(names) == 2 and all(map(_BUCKET.match, names)) else ""
         )
-    if not _BUCKET.match(bucket.replace("/", "")) or ".." in parts or "." in parts:
+    if not _BUCKET.match(bucket.replace("/", "")) or {".", ".."} & set(parts) or _CONTROL.search(key):
         raise CkptconvError(
             "not an address of a folder in a store",
             where=f"{scheme}://{rest}",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -13,7 +15,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage.address import Address
 from ckptconv.storage.base import Listed, Object
 from ckptconv.storage.credentials import aws_profile
-from ckptconv.storage.errors import changed, explained, is_broken
+from ckptconv.storage.errors import ENDPOINTS, changed, explained, is_broken
 from ckptconv.storage.threads import interruptible
 
 T = TypeVar("T")
@@ -22,6 +24,7 @@ _RETRIES = 6  # of one request: errors 5xx, resets, timeouts
 _PATIENCE = timedelta(seconds=60)  # for one request with its retries
 _PAUSES = (0.2, 0.8, 3.2)  # seconds before a request whose body broke is repeated
 _CHUNK = 1 << 20  # bytes of a body that are received together
+_URL = re.compile(r"https?://[^\s/?#]+[^\s]*$", re.IGNORECASE)
 _NEEDED = "pip install 'ckptconv[remote]'"
 
 
@@ -71,17 +74,16 @@ class Bucket:
         if item.version:
             options["if_match"] = item.version
 
-        def get() -> tuple[Object, memoryview]:
+        def get() -> memoryview:
             answer = self._client.get(item.key, options=options)
+            if not _is_same(_object(answer.meta), item):
+                raise changed(self._address._replace(key=item.key))
             data = _content(answer, end - start)
-            if len(data) != end - start and answer.meta["size"] == item.nbytes:
-                raise ConnectionError("the body is shorter than its header says")
-            return _object(answer.meta), data
+            if len(data) != end - start:
+                raise ConnectionError("the body has another length than its header says")
+            return data
 
-        now, data = self._asked(item.key, get)
-        if now.version != item.version or (not item.version and now != item):
-            raise changed(self._address._replace(key=item.key))
-        return data
+        return self._asked(item.key, get)
 
     def _asked(self, key: str, step: Callable[[], T]) -> T:
         """What a step returns; Ctrl-C is heard while it waits."""
@@ -94,7 +96,9 @@ class Bucket:
                 return step()
             except CkptconvError:
                 raise
-            except Exception as error:
+            except BaseException as error:
+                if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
+                    raise
                 if pause is None or not is_broken(error):
                     # Its text quotes requests, and may show keys.
                     raise explained(error, self._address._replace(key=key)) from None
@@ -132,11 +136,14 @@ def bucket_of(address: Address) -> Bucket:
         raise CkptconvError(
             f"{address.scheme}:// needs the package obstore", hint=_NEEDED, kind=Kind.ENVIRONMENT
         ) from error
+    _check_endpoint(address)
     # No client_options: with them obstore ignores those of the environment, such as AWS_ALLOW_HTTP.
     options: dict[str, Any] = {"retry_config": {"max_retries": _RETRIES, "retry_timeout": _PATIENCE}}
     try:
         if address.scheme == "s3":
-            return Bucket(address, S3Store(address.bucket, **options, **aws_profile()))
+            profile = aws_profile()
+            _check_url(profile.get("endpoint"), "endpoint_url in the AWS profile")
+            return Bucket(address, S3Store(address.bucket, **options, **profile))
         if address.scheme == "gs":
             return Bucket(address, GCSStore(address.bucket, **options))
         return Bucket(address, AzureStore(address.bucket, **options))
@@ -144,6 +151,29 @@ def bucket_of(address: Address) -> Bucket:
         raise
     except Exception as error:
         raise explained(error, address) from None
+
+
+def _check_endpoint(address: Address) -> None:
+    for name in ENDPOINTS[address.scheme]:
+        _check_url(os.environ.get(name), name)
+
+
+def _check_url(value: str | None, setting: str) -> None:
+    """Refuse what is not the URL of a server: obstore panics at some. The value may hold a password and is not shown."""
+    if value and not _URL.match(value):
+        raise CkptconvError(
+            f"{setting} is not the address of a server",
+            wanted="http://HOST:PORT or https://HOST:PORT",
+            hint="it begins with https://, or with http:// for a server without encryption",
+            kind=Kind.USAGE,
+        )
+
+
+def _is_same(now: Object, listed: Object) -> bool:
+    """True if an answer is of the object that was listed. Where the store states no ETag, the time of change decides."""
+    if now.version and listed.version:
+        return now.version == listed.version and now.nbytes == listed.nbytes
+    return now._replace(version="") == listed._replace(version="")
 
 
 def _object(found: Any) -> Object:

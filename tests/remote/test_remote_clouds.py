@@ -97,3 +97,71 @@ def test_an_etag_is_the_same_with_quotes_and_without() -> None:
     bucket = Bucket(Address("az", "box", ""), AsAzure())
     (item,) = bucket.below("run")
     assert bytes(bucket.fetch(item, 1, 3)) == b"bc"
+
+
+class OneObject:
+    """A client whose listing and whose answers state what a test says of one object of four bytes."""
+
+    def __init__(self, listed: dict[str, Any], stated: dict[str, Any], body: bytes = b"abcd") -> None:
+        self.listed, self.stated, self.body = listed, stated, body
+
+    def _meta(self, changes: dict[str, Any]) -> dict[str, Any]:
+        when = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        usual = {"path": "run/a.bin", "last_modified": when, "size": 4, "e_tag": '"x"', "version": None}
+        return usual | changes
+
+    def list(self, prefix: str, chunk_size: int) -> Any:
+        class Stream:
+            def collect(stream) -> list[dict[str, Any]]:
+                return [self._meta(self.listed)]
+
+        return Stream()
+
+    def get(self, key: str, options: dict[str, Any]) -> Any:
+        class Answer:
+            meta = self._meta(self.stated)
+
+            def bytes(answer) -> bytes:
+                return self.body[slice(*options["range"])]
+
+        return Answer()
+
+
+LATER = datetime(2026, 1, 2, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("listed", "stated", "is_same"),
+    [
+        ({}, {}, True),
+        ({}, {"e_tag": '"y"'}, False),
+        ({}, {"size": 5}, False),
+        ({}, {"last_modified": LATER}, True),
+        ({"e_tag": None}, {}, True),  # some servers list no ETag, and state one with an object
+        ({"e_tag": None}, {"last_modified": LATER}, False),
+        ({"e_tag": None}, {"size": 5}, False),
+        ({}, {"e_tag": None}, True),
+        ({}, {"e_tag": None, "last_modified": LATER}, False),
+        ({"e_tag": None}, {"e_tag": None}, True),
+        ({"e_tag": None}, {"e_tag": None, "last_modified": LATER}, False),
+    ],
+)
+def test_an_answer_is_of_the_object_that_was_listed(
+    listed: dict[str, Any], stated: dict[str, Any], is_same: bool
+) -> None:
+    bucket = Bucket(Address("s3", "box", ""), OneObject(listed, stated))
+    (item,) = bucket.below("run")
+    if is_same:
+        assert bytes(bucket.fetch(item, 1, 3)) == b"bc"
+    else:
+        with pytest.raises(CkptconvError, match="changed while it was read"):
+            bucket.fetch(item, 1, 3)
+
+
+@pytest.mark.parametrize("body", [b"", b"ab"])
+def test_a_body_of_another_length_is_not_taken(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckptconv.storage.objects._PAUSES", (0.0,))
+    bucket = Bucket(Address("s3", "box", ""), OneObject({}, {}, body))
+    (item,) = bucket.below("run")
+    with pytest.raises(CkptconvError, match="the connection to S3 broke"):
+        bucket.fetch(item, 1, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from ckptconv import inspect
 from ckptconv.errors import CkptconvError
 from ckptconv.storage import located
 from ckptconv.storage.address import Address, address_of
-from ckptconv.storage.errors import explained
+from ckptconv.storage.errors import explained, is_broken
+from ckptconv.storage.objects import Bucket
 
 Made = Callable[[str], Path]
 
@@ -179,6 +181,145 @@ def test_addresses_are_parsed() -> None:
     for text in ("s3://bucket/a/b", "s3:/bucket/a/b/", "S3://bucket//a/b"):
         assert address_of(text) == Address("s3", "bucket", "a/b")
     assert str(address_of("gs://bucket")) == "gs://bucket"
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:", "S3:///", "gs:/", "az://", "s3://bucket/a\tb"])
+def test_an_address_without_a_bucket(address: str) -> None:
+    assert "not an address of a folder in a store" in refused("inspect", address)
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize("value", ["127.0.0.1:9000", "minio", "ftp://host", "http://", f"http:// {SECRET}"])
+def test_an_endpoint_that_is_not_a_url(
+    s3: Server, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """obstore panics at some of these."""
+    monkeypatch.setenv(variable, value)
+    message = refused("inspect", "s3://bucket/run")
+    assert f"{variable} is not the address of a server" in message
+    assert "https://HOST:PORT" in message
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variable"), [("gs", "GOOGLE_BASE_URL"), ("az", "AZURE_STORAGE_ENDPOINT")]
+)
+def test_an_endpoint_of_another_store(scheme: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore", reason="the extra ckptconv[remote] is not installed")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
+    monkeypatch.setenv(variable, "localhost:10000")
+    assert f"{variable} is not the address" in refused("inspect", f"{scheme}://bucket/run")
+
+
+def test_a_panic_of_obstore_is_one_error() -> None:
+    """It is no Exception, so that `except Exception` lets it pass."""
+
+    class PanicException(BaseException):
+        pass
+
+    class Client:
+        def head(self, key: str) -> None:
+            raise PanicException("called `Result::unwrap()` on an `Err` value")
+
+    with pytest.raises(CkptconvError, match="S3 cannot be read"):
+        Bucket(Address("s3", "bucket", ""), Client()).look("run")
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "hint"),
+    [
+        ("a", "a//stray/x", "aws s3 mv --recursive s3://odd/a// s3://odd/a/"),
+        (
+            "b",
+            "b/global_step_7//my%20log",
+            "aws s3 mv 's3://odd/b/global_step_7//my log' 's3://odd/b/global_step_7/my log'",
+        ),
+        ("c", "c/global_step_7/x%09y", "rename or delete it"),
+    ],
+)
+def test_a_name_that_obstore_cannot_hold(s3: Server, made: Made, run: str, name: str, hint: str) -> None:
+    """One such object ends the listing of its folder; people write them when they join `run/` and `/name`."""
+    address = s3.put("odd", run, made("fsdp2_w4"))
+    s3.ask("PUT", f"/odd/{name}", b"x")
+    with pytest.raises(CkptconvError, match="a name in this folder cannot be read") as caught:
+        inspect(address)
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith(hint)
+    assert refused("inspect", address)
+
+
+# What obstore 0.12 says, and what a user has to know of it.
+REQUEST = "Error performing GET http://127.0.0.1:1/bucket/run in 1.5ms"
+ANSWER = f"Generic S3 error: {REQUEST} - Server returned non-2xx status code: "
+EXPLAINED = {
+    "the object is archived": (f"{ANSWER}403 Forbidden: <Error><Code>InvalidObjectState</Code></Error>", "restore-object"),
+    "another time than this machine": (f"{ANSWER}403 Forbidden: <Code>RequestTimeTooSkewed</Code>", "clock"),
+    "the credentials have expired": (f"{ANSWER}400 Bad Request: <Code>ExpiredToken</Code>", "aws sso login"),
+    "in another region": (
+        f"{ANSWER}400 Bad Request: <Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region>",
+        "set AWS_REGION=eu-west-3",
+    ),
+    "S3 refuses the request": (f"{ANSWER}400 Bad Request: <Code>KMS.DisabledException</Code>", "KMS.DisabledException"),
+    "S3 fails": (f"{ANSWER}408 Request Timeout: <Code>RequestTimeout</Code>", "try again later"),
+    "there are no credentials": ("Generic S3 error: Missing SecretAccessKey", "AWS_PROFILE"),
+    "there are no credentials for S3": (
+        "Generic S3 error: Error performing GET http://169.254.170.2/creds in 10ms - Server returned non-2xx status code: "
+        "403 Forbidden: denied",
+        "AWS_SECRET_ACCESS_KEY",
+    ),
+    "the AWS profile 'default' gives no credentials": (
+        "The operation lacked valid authentication credentials for path External AWS credential provider: "
+        "SSOTokenLoadError: Error loading SSO Token: HIDDEN",
+        "aws sso login --profile default",
+    ),
+    "a setting for S3": ('Generic Config error: failed to parse "maybe" as boolean', "AWS_"),
+    "is not trusted": (
+        f"Generic S3 error: {REQUEST} - HTTP error: error sending request\n\nDebug source:\nInvalidCertificate(Unknown)",
+        "SSL_CERT_FILE",
+    ),
+    "does not answer as S3 does": (
+        "Generic S3 error: Received non-partial response when range requested",
+        "the whole object, where a range was asked for",
+    ),
+    "the server does not answer as S3": (
+        "Generic S3 error: Content-Length Header missing from response",
+        "no Content-Length header",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EXPLAINED)
+def test_what_obstore_says_is_explained(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    text, hint = EXPLAINED[what]
+    found = str(explained(ValueError(text), Address("s3", "bucket", "run")))
+    assert what in found
+    assert hint in found
+    assert "HIDDEN" not in found
+
+
+@pytest.mark.parametrize(
+    "word", ["SAS", "body", "redirect", "Timeout", "token file", "timed out", "account", "Requested "]
+)
+def test_the_name_of_an_object_is_not_taken_for_an_error(word: str) -> None:
+    """Its name is in what obstore says, and in the URL."""
+    key = f"{word}/model.pt"
+    request = (
+        f"Error performing GET http://host/bucket/{key.replace(' ', '%20')} in 1.5ms, after 6 retries - "
+    )
+    text = f"for path {key}: {request}Server returned non-2xx status code: 503 Slow Down: \n\nDebug source:\n{key}"
+    for scheme in ("s3", "az"):
+        error = explained(ValueError(text), Address(scheme, "bucket", key))
+        assert error.what.endswith("fails"), error.what
+        assert error.found == "status 503 after 6 retries"
+    assert not is_broken(ValueError(text))
+
+
+def test_a_hint_can_be_typed() -> None:
+    """A name with blanks and quotes is one word for the shell."""
+    error = explained(ValueError(f"{ANSWER}403 Forbidden: "), Address("s3", "bucket", "a run's $x"))
+    assert error.hint is not None
+    command = error.hint.partition("try ")[2]
+    assert shlex.split(command) == ["aws", "s3", "ls", "s3://bucket/a run's $x"]
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])

@@ -43,10 +43,14 @@ MADE = (
     "dcp_titan_w2",
     "dcp_hf_tp_w4",
 )
+CUSTOM_CODE = "megatron/kimi_vl_mcb"  # its config names a file of code
 MEGATRON = sorted(
-    str(path.relative_to(FIXTURES)).removesuffix(".tar.xz")
-    for kind in ("megatron", "megatron_fsdp")
-    for path in list(FIXTURES.glob(f"{kind}/*.tar.xz"))[::4]
+    {
+        str(path.relative_to(FIXTURES)).removesuffix(".tar.xz")
+        for kind in ("megatron", "megatron_fsdp")
+        for path in sorted(FIXTURES.glob(f"{kind}/*.tar.xz"))[::4]
+    }
+    | {CUSTOM_CODE}
 )
 
 
@@ -60,8 +64,9 @@ def test_packed_checkpoints(s3: Server, case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", MEGATRON)
 def test_megatron(s3: Server, case: str, tmp_path: Path) -> None:
-    address = s3.put("same", case, unpacked(case))
-    compare(unpacked(case) / "run", f"{address}/run", tmp_path)
+    """With the config, and custom code, of a model in the store too."""
+    root, address = unpacked(case), s3.put("same", case, unpacked(case))
+    compare(root / "run", f"{address}/run", tmp_path, root / "hf", f"{address}/hf")
 
 
 @pytest.mark.parametrize("variant", MADE)

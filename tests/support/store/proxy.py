@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 
 class Request(NamedTuple):
-    """A request: its number among all (from 0), method, path with query, and range ("bytes=0-9") or ""."""
+    """A request: its number among all (from 0), method, path with query, range ("bytes=0-9") or "", if it has a token."""
 
     number: int
     method: str
     path: str
     range: str
+    has_token: bool
 
 
 class Proxy:
@@ -57,7 +58,11 @@ class Proxy:
     def handle(self, client: BaseHTTPRequestHandler) -> None:
         with self.lock:
             request = Request(
-                len(self.requests), client.command, client.path, client.headers.get("Range", "")
+                len(self.requests),
+                client.command,
+                client.path,
+                client.headers.get("Range", ""),
+                "x-amz-security-token" in client.headers,
             )
             self.requests.append(request)
         fault = self.fail(request)

@@ -9,17 +9,36 @@ from typing import Any
 
 from support.helpers import cli
 
+import ckptconv
 
-def compare(folder: Path, address: str, out: Path, *options: object) -> None:
-    """Inspect and merge a folder and its copy in a store, and compare the answers and every byte."""
+
+def compare(folder: Path, address: str, out: Path, config: Path | None = None, far_config: str = "") -> None:
+    """Inspect and merge a folder and its copy in a store, and compare the answers and every byte.
+
+    Args:
+        folder: the folder, whose tensors are compared if a merge refuses it for want of a config.json.
+        address: its copy.
+        out: where the models are written.
+        config: the model folder for `--config`.
+        far_config: the address of that folder's copy.
+    """
     answers = [cli("inspect", place, "--json") for place in (folder, address)]
     assert answers[0].code == answers[1].code, answers[1].err
     assert _plain(answers[1].out, address) == _plain(answers[0].out, str(folder))
     merges = [
-        cli("merge", place, out / name, *options) for place, name in ((folder, "near"), (address, "far"))
+        cli("merge", place, out / name, *(["--config", model] if model else []))
+        for place, name, model in ((folder, "near", config), (address, "far", far_config))
     ]
     assert merges[0].code == merges[1].code, merges[1].err
     assert _files(out / "far") == _files(out / "near")
+    if merges[0].code:
+        assert "no config.json" in merges[0].err, merges[0].err
+        assert "no config.json" in merges[1].err, merges[1].err
+        near, far = ckptconv.open(folder), ckptconv.open(address)
+        assert list(near) == list(far)
+        assert near
+        for name in near:
+            assert near[name].numpy().tobytes() == far[name].numpy().tobytes(), name
 
 
 def _plain(document: str, place: str) -> Any:
