@@ -71,7 +71,10 @@ Revision = Annotated[
 Workers = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
-        "--workers", metavar="N", min=1, help="Number of threads. Default: the number of cores + 1."
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Number of threads. Default: the number of cores + 1, at most 16.",
     ),
 ]
 Svg = Annotated[

@@ -261,10 +261,12 @@ COMPOSED = {
     "NemotronH_Nano_VL_V2": by_source(
         "Nemotron Nano VL", NEMOTRON_VL, "Megatron-Bridge, nemotron_vl/nemotron_vl_bridge.py"
     ),
-    **dict.fromkeys(
-        ("NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Super_Omni_Reasoning_V3"),
-        by_source("Nemotron Omni", NEMOTRON_VL, "Megatron-Bridge, nemotron_omni/nemotron_omni_bridge.py"),
-    ),
+    **{
+        f"NemotronH_{size}_Omni_Reasoning_V3": by_source(
+            f"Nemotron {size} Omni", NEMOTRON_VL, "Megatron-Bridge, nemotron_omni/nemotron_omni_bridge.py"
+        )
+        for size in ("Nano", "Super")
+    },
     "exaone4_5": proven(
         "Exaone 4.5",
         around("Exaone 4.5", INSIDE, "lm_head.", EXAONE_TOWER, language=EXAONE4),
