@@ -71,12 +71,15 @@ class Both:
         respelled: the paths of values with another spelling, which transformers 5 reads as the same value.
         disputed: (path of an old key, its value, path of the new one, its value), where the config states both and they
             differ.
+        overridden: (path of rope_scaling, its value, path of rope_parameters, its value), where the first scales positions
+            in another way than the second.
     """
 
     config: Config
     added: tuple[str, ...]
     respelled: tuple[str, ...] = ()
     disputed: tuple[tuple[str, Any, str, Any], ...] = ()
+    overridden: tuple[tuple[str, Any, str, Any], ...] = ()
 
     @property
     def summary(self) -> str:
@@ -96,6 +99,10 @@ class Both:
         return [
             f"config.json states {old} {one} and {new} {two}: transformers 4 reads the first, transformers 5 the second"
             for old, one, new, two in self.disputed
+        ] + [
+            f"config.json states {old} {one} and {new} {two}: transformers reads the first in place of the second, with the "
+            "rope_theta beside it or the class's own"
+            for old, one, new, two in self.overridden
         ]
 
 
@@ -110,6 +117,7 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
     added: list[str] = []
     respelled: list[str] = []
     disputed: list[tuple[str, Any, str, Any]] = []
+    overridden: list[tuple[str, Any, str, Any]] = []
     for prefix, part in _parts(new):
         respelled += [prefix + key for key in respell(part)]
         lost = _lost_by_five(part)
@@ -117,7 +125,11 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
             part[_ROPE] = lost
             added.append(prefix + _ROPE)
             continue
+        if _overrides(part.get(_SCALING), _lookup_scaled(part)):
+            overridden.append((prefix + _SCALING, part[_SCALING], prefix + _ROPE, part[_ROPE]))
         for key, path, value in _wanted(part):
+            if key == _SCALING and overridden and overridden[-1][0] == prefix + key:
+                continue
             holder, last = _holder(part, key)
             if last not in holder:
                 holder[last] = value
@@ -128,7 +140,28 @@ def for_both(config: Mapping[str, Any], names: Iterator[str] | tuple[str, ...] =
         if key not in new:
             new[key] = value
             added.append(key)
-    return Both(new, tuple(added), tuple(respelled), tuple(disputed))
+    return Both(new, tuple(added), tuple(respelled), tuple(disputed), tuple(overridden))
+
+
+def _lookup_scaled(part: Config) -> Any:
+    """The rope_parameters that rope_scaling replaces: where each kind of layer has its own, those of full attention."""
+    stated = part.get(_ROPE)
+    return stated.get("full_attention", stated) if isinstance(stated, dict) else None
+
+
+def _overrides(scaling: Any, stated: Any) -> bool:
+    """True if rope_scaling, where it is not null, states another scaling than the rope_parameters next to it.
+
+    transformers 5 reads rope_scaling then, as its users write it into a config by hand
+    (modeling_rope_utils.py, RotaryEmbeddingConfigMixin.convert_rope_params_to_dict).
+    """
+    if not isinstance(scaling, dict) or not scaling or not isinstance(stated, dict):
+        return False
+    kinds = {str(each.get("rope_type", each.get("type", "default"))) for each in (scaling, stated)}
+    if len(kinds) == 2 and kinds != {"mrope", "default"}:
+        return True
+    shared = (scaling.keys() & stated.keys()) - {"type", "rope_type", *_OWN_KEYS}
+    return ("factor" in scaling) != ("factor" in stated) or any(scaling[k] != stated[k] for k in shared)
 
 
 def _holder(part: Config, path: str) -> tuple[Config, str]:

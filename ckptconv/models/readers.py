@@ -105,6 +105,10 @@ def _old_keys(folder: Folder, _: dict[str, Any]) -> str:
     return ", ".join(path for path in folder.both.added if path.rpartition(".")[2] not in _ASIDE)
 
 
+def _overridden(folder: Folder, _: dict[str, Any]) -> str:
+    return ", ".join(f"{old} {one} ({new} is {two})" for old, one, new, two in folder.both.overridden)
+
+
 def _disputed(folder: Folder, _: dict[str, Any]) -> str:
     return ", ".join(f"{old} {one} ({new} is {two})" for old, one, new, two in folder.both.disputed)
 
@@ -246,6 +250,7 @@ def _missing_tensor(folder: Folder, rule: dict[str, Any]) -> str:
 _CHECKS: dict[str, Callable[[Folder, dict[str, Any]], str]] = {
     "old_keys": _old_keys,
     "disputed": _disputed,
+    "overridden": _overridden,
     "text_tie": _text_tie,
     "new_values": _new_values,
     "prefix": _prefix,

@@ -22,6 +22,7 @@ from ckptconv.plan.whole import Whole
 from ckptconv.tensors.view import Shape, stored
 
 _EXPERTS = re.compile(r".*\.experts\.")
+_LAYER = re.compile(r".*?layers\.\d+\.")
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 # Next to the model, for other tools: TRL's value heads, an exported adapter; and buffers that transformers stopped saving.
 _BESIDE = re.compile(
@@ -235,8 +236,9 @@ def _compared(
     ignored = re.compile("|".join(skeleton.ignored) or "$^")
     present: dict[str, set[Numbers]] = {}
     sizes: dict[str, tuple[int | None, ...]] = {}
+    plain = _ordinary_layers(skeleton, [name for name in shapes if mtp_layers.search(name)])
     for name, shape in shapes.items():
-        if mtp_layers.search(name):
+        if mtp_layers.search(name) and name not in plain:
             continue
         parted = numbers_apart(name)
         numbers = tuple(map(int, _NUMBER.findall(parted)))
@@ -257,6 +259,28 @@ def _compared(
         _compare_dims(name, shape, member, wanted, values, found)
     Whole(skeleton, values, present, _may_be_tied(config), found, "score.weight" in shapes).check()
     return found
+
+
+def _ordinary_layers(skeleton: Skeleton, names: Iterable[str]) -> set[str]:
+    """The names of layers with an MTP layer's number that have nothing but what each layer of the class has.
+
+    An MTP layer has modules of its own (eh_proj, enorm, ...). Without them the config counts too few layers.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        if found := _LAYER.match(name):
+            layers.setdefault(found[0], []).append(name)
+    return {
+        name
+        for held in layers.values()
+        if all(_is_of_class(skeleton, each) for each in held)
+        for name in held
+    }
+
+
+def _is_of_class(skeleton: Skeleton, name: str) -> bool:
+    parted = numbers_apart(name)
+    return _member(skeleton, _NUMBER.sub("*", parted), tuple(map(int, _NUMBER.findall(parted)))) is not None
 
 
 def _may_be_tied(config: Mapping[str, Any]) -> bool:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from ckptconv import __version__
 from ckptconv.backends.registry import step_named
-from ckptconv.copy.hashing import HASH
+from ckptconv.copy.hashing import HASH, HASH_BLOCK, Stretch, combine, hash_stretches
 from ckptconv.plan import Output, Plan
+from ckptconv.publish.assets import is_asset
 from ckptconv.publish.private import without_paths
 from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.file_state import fingerprint
 from ckptconv.tensors.holders import Holders
 
 RECEIPT = "ckptconv.json"
+SMALL_FILES = "small_files"  # the receipt's key for the hashes of the files next to the weights
+_EDITED = ("README.md", RECEIPT)  # the model card is written by people
 
 
 def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
@@ -65,6 +71,29 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "cuts": [[[part.rank, part.offsets, part.sizes] for part in parts] for parts in cuts],
         "tensors": tensors,
     }
+
+
+def small_hashes(folder: Path, weights: Collection[str]) -> dict[str, str]:
+    """The hash of each file that belongs to a model next to its weights: configs, tokenizer, processor, templates, code.
+
+    Args:
+        folder: the model folder.
+        weights: the names of the files that hold tensors.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    chosen = {name: path for name, path in named.items() if is_asset(name)}
+    for name in (*weights, *_EDITED):
+        chosen.pop(name, None)
+    return hash_stretches(
+        {name: Stretch(path, 0, path.stat().st_size) for name, path in chosen.items()}, workers=1
+    )
+
+
+def hash_of(data: bytes) -> str:
+    """The hash of a small file's content."""
+    blocks = [data[at : at + HASH_BLOCK] for at in range(0, max(len(data), 1), HASH_BLOCK)]
+    return combine([xxhash.xxh3_128_digest(block) for block in blocks])
 
 
 def within_run(root: Path) -> str | None:

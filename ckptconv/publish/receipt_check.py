@@ -11,7 +11,7 @@ from ckptconv.copy.hashing import HASH, Stretch, hash_stretches
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import read_json
 from ckptconv.formats.safetensors import read_header
-from ckptconv.publish.receipt import RECEIPT
+from ckptconv.publish.receipt import RECEIPT, SMALL_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,31 @@ def compare(
         if name not in expected
     ]
     return Compared(len(hashes), tuple(wrong))
+
+
+def changed_small_files(receipt: Mapping[str, Any], folder: Path) -> list[str]:
+    """The small files that are not as the merge wrote them: "config.json changed", "chat_template.jinja is missing".
+
+    People edit these files on purpose, so that a change is no contradiction. A receipt of an older ckptconv lists none.
+
+    Args:
+        receipt: a document that passes `is_receipt`, with hashes of the kind HASH.
+        folder: the folder that holds the files.
+    """
+    stated = receipt.get(SMALL_FILES)
+    if not isinstance(stated, dict):
+        return []
+    there = {
+        name: Stretch(path, 0, path.stat().st_size)
+        for name in stated
+        if (path := folder / name).is_file() and folder in path.parents and ".." not in path.parts
+    }
+    hashes = hash_stretches(there, workers=1)
+    return [
+        f"{name} changed" if name in there else f"{name} is missing"
+        for name, wanted in stated.items()
+        if hashes.get(name) != wanted
+    ]
 
 
 def key_of(file: str, name: str) -> str:

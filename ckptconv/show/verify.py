@@ -170,6 +170,9 @@ def _verdict(found: Verified) -> Text:
     if found.misread_by:
         mark = Text("! ", "yellow")
         tail = f", but {', '.join(found.misread_by)} would misread it{tail}"
+    elif found.is_edited:
+        mark = Text("! ", "yellow")
+        tail = f", but files next to the weights are not those that the merge wrote{tail}"
     if found.against:
         result = (
             f"{found.equal:,} of {found.compared:,} tensors equal"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,16 @@ def test_of_a_student_and_its_teacher_the_student_is_taken_and_the_teacher_named
     assert "also stored but not read: teacher" in ran.flat
     found = tensors(tmp_path / "out")
     assert {name: found[name].data for name in found} == {n: t.numpy().tobytes() for n, t in state.items()}
+
+
+def test_a_layer_more_than_config_json_counts_is_no_mtp_layer(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """DeepSeek-V3 numbers its MTP layer after the last one; without the modules of such a layer it is an ordinary one."""
+    folder = Path(shutil.copytree(made("arch_deepseek_v3_w2") / "global_step_7/actor", tmp_path / "actor"))
+    path = folder / "huggingface/config.json"
+    config = json.loads(path.read_text())
+    assert (config["num_hidden_layers"], config["num_nextn_predict_layers"]) == (2, 1)
+    path.write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(CkptconvError, match="does not match these tensors"):
+        merge(folder, tmp_path / "out")

@@ -294,3 +294,36 @@ def test_a_key_that_transformers_4_passes_on_twice_is_not_written() -> None:
     inner = {"model_type": "superpoint", "attn_implementation": "eager"}
     both = for_both({"model_type": "lightglue", "keypoint_detector_config": inner})
     assert both.config["keypoint_detector_config"] == {"model_type": "superpoint"}
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def test_a_rope_scaling_that_is_added_by_hand_replaces_the_rope_parameters_and_is_reported() -> None:
+    """As many model cards advise: transformers 5 takes it in place of rope_parameters, and the base from the top level."""
+    from transformers import Qwen2Config
+
+    stated = {"rope_type": "default", "rope_theta": 1e6}
+    config = {"model_type": "qwen2", "rope_parameters": stated, "rope_scaling": dict(YARN)}
+    assert Qwen2Config.from_dict(copy.deepcopy(config)).rope_parameters == YARN | {"rope_theta": 1e4}
+    both = for_both(config)
+    assert both.disputed == ()
+    assert both.overridden == (("rope_scaling", YARN, "rope_parameters", stated),)
+    (said,) = both.disputes
+    assert "transformers reads the first in place of the second" in said
+    assert Qwen2Config.from_dict(copy.deepcopy(both.config)).rope_parameters["rope_theta"] == 1e6
+
+
+@pytest.mark.parametrize(
+    ("scaling", "stated"),
+    [
+        (None, {"rope_type": "yarn", "factor": 4.0}),
+        ({}, {"rope_type": "yarn", "factor": 4.0}),
+        ({"type": "yarn", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}),
+        ({"type": "mrope", "mrope_section": [2, 3, 3]}, {"rope_type": "default", "mrope_section": [2, 3, 3]}),
+        ({"rope_type": "linear", "factor": 8.0}, {"full_attention": {"rope_type": "linear", "factor": 8.0}}),
+    ],
+)
+def test_a_rope_scaling_that_says_the_same_is_no_contradiction(scaling: Any, stated: Any) -> None:
+    config = {"model_type": "qwen2", "rope_parameters": stated, "rope_scaling": scaling}
+    assert for_both(config).overridden == ()

@@ -18,7 +18,7 @@ from ckptconv.models.nested import text_of
 from ckptconv.plan import Plan, shards
 from ckptconv.plan.records import ADAPTER_FOLDER
 from ckptconv.publish import assets
-from ckptconv.publish.receipt import RECEIPT, receipt
+from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, receipt, small_hashes
 from ckptconv.publish.tokenizer import added_ids, replaced_by, tokenizer_files
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG, for_both
 
@@ -144,6 +144,7 @@ def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str
     record = receipt(plan, copied.hashes)
     record["notes"] += nonfinite_notes(copied, plan)
     record["base_model"] = model_name(record["base_model"]) or cached_name(small.model)
+    record[SMALL_FILES] = small_hashes(work, {file.name for file in plan.files})
     (work / RECEIPT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return [target for _, _, target in small.copies]
 

@@ -13,7 +13,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.models.nested import parts_of
-from ckptconv.plan import Plan
+from ckptconv.plan import Output, Plan
 from ckptconv.tensors.look import is_far
 
 # The embedding of a language model; other towers have tables under other names.
@@ -42,11 +42,26 @@ def notes_of(plan: Plan, copies: Sequence[tuple[Path, str, str]]) -> list[str]:
         plan: what is written.
         copies: (folder, name in it, name in the output) of the small files.
     """
-    rows = _rows(plan)
-    if plan.config is None or rows is None:
+    if plan.config is None or plan.is_adapter:
         return []
-    notes = [*_stated("config.json", parts_of(plan.config), rows)]
-    for folder, name, target in copies:
+    return notes_on(plan.config, plan.outputs, copies)
+
+
+def notes_on(
+    config: dict[str, Any], outputs: Mapping[str, Output], files: Sequence[tuple[Path, str, str]]
+) -> list[str]:
+    """A note for each file of a model with ids beyond the embedding's rows.
+
+    Args:
+        config: the model's config.json.
+        outputs: the model's tensors.
+        files: (folder, name in it, name in the model folder) of the small files.
+    """
+    rows = _rows(outputs)
+    if rows is None:
+        return []
+    notes = [*_stated("config.json", parts_of(config), rows)]
+    for folder, name, target in files:
         if target == _GENERATION:
             notes += _stated(name, [_read(folder / name)], rows)
         elif target in (_TOKENIZER, "vocab.json", "added_tokens.json") and not is_far(folder):
@@ -59,11 +74,11 @@ def notes_of(plan: Plan, copies: Sequence[tuple[Path, str, str]]) -> list[str]:
     return notes
 
 
-def _rows(plan: Plan) -> int | None:
+def _rows(outputs: Mapping[str, Output]) -> int | None:
     """The rows of the largest embedding that is written; None where an id may mean something else."""
-    if plan.is_adapter or any(_FURTHER.search(name) for name in plan.outputs):
+    if any(_FURTHER.search(name) for name in outputs):
         return None
-    tables = [output for name, output in plan.outputs.items() if _EMBEDDING.search(name)]
+    tables = [output for name, output in outputs.items() if _EMBEDDING.search(name)]
     return max((t.shape[0] for t in tables if len(t.shape) == 2 and "float" in t.dtype), default=None)
 
 

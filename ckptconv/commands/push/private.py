@@ -12,7 +12,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.hub.names import model_name, public_name
 from ckptconv.publish.private import local_paths, without_local_paths, without_paths
-from ckptconv.publish.receipt import RECEIPT
+from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, hash_of
 
 # Where transformers, PEFT and tokenizers write the path that a model was loaded from.
 _CHECKED = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -39,8 +39,8 @@ def cleaned(root: Path, names: Iterable[str]) -> dict[str, Cleaned]:
         root: the model folder.
         names: the files of the push, relative to it.
     """
-    found = {}
-    for name in names:
+    found: dict[str, Cleaned] = {}
+    for name in sorted(names, key=lambda name: name == RECEIPT):  # the receipt has the hashes of the others
         last = name.rpartition("/")[2]
         if last not in (RECEIPT, *_CHECKED) and not last.endswith(
             ("processor_config.json", "adapter_config.json")
@@ -50,8 +50,8 @@ def cleaned(root: Path, names: Iterable[str]) -> dict[str, Cleaned]:
             table = read_table(root / name)
         except CkptconvError:
             continue
-        new, removed = _receipt(table) if last == RECEIPT else _config(table)
-        if removed:
+        new, removed = _receipt(table, found) if last == RECEIPT else _config(table)
+        if removed or new != table:
             indent = 1 if last == RECEIPT else 2
             text = json.dumps(new, indent=indent, ensure_ascii=False) + "\n"
             found[name] = Cleaned(text, tuple(removed))
@@ -77,10 +77,16 @@ def _config(table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return new, removed
 
 
-def _receipt(table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The receipt: its tensors name no path, and a receipt may be large."""
+def _receipt(table: Mapping[str, Any], others: Mapping[str, Cleaned]) -> tuple[dict[str, Any], list[str]]:
+    """The receipt, with the hashes of the other files as they are sent. Its tensors name no path."""
     removed = []
     new = dict(table)
+    hashes = table.get(SMALL_FILES)
+    if isinstance(hashes, dict):
+        sent = {
+            name: others[name].text.encode("utf-8", "backslashreplace") for name in hashes if name in others
+        }
+        new[SMALL_FILES] = {**hashes, **{name: hash_of(data) for name, data in sent.items()}}
     source = table.get("source")
     if isinstance(source, dict) and source.get("folder") and not _is_steps(source):
         new["source"] = {key: value for key, value in source.items() if key != "folder"}

@@ -275,5 +275,7 @@ def _record(job: Job, parcel: Parcel, commit: CommitInfo | None, *, created: boo
         dry_run=commit is None,
         created=created,
         uploaded=uploaded,
-        removed=tuple(f"{name}: {', '.join(each.removed)}" for name, each in parcel.cleaned.items()),
+        removed=tuple(
+            f"{name}: {', '.join(each.removed)}" for name, each in parcel.cleaned.items() if each.removed
+        ),
     )

@@ -138,6 +138,7 @@ class Verified(Displayed):
         read: bytes that were read.
         seconds: the time of the whole verification.
         misread_by: readers that would take other values from the folder and say nothing, such as "transformers 4.57.6".
+        is_edited: whether files next to the weights are not those that the merge wrote.
     """
 
     target: Path
@@ -150,6 +151,7 @@ class Verified(Displayed):
     read: int = 0
     seconds: float = 0.0
     misread_by: tuple[str, ...] = ()
+    is_edited: bool = False
 
     @property
     def summary(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from ckptconv.commands.packages import missing_of, require_packages
 from ckptconv.commands.progress import Meter, OnProgress, teller
 from ckptconv.commands.verify import integrity, loads, receipt, structure, trained, values, whole
+from ckptconv.commands.verify.configs import config_layer
 from ckptconv.commands.verify.diagnose import looks_like
 from ckptconv.commands.verify.reads import misread_by, reads_layer
 from ckptconv.commands.verify.records import PROMPT, Difference, Layer, Problem, Verified
@@ -26,6 +27,7 @@ from ckptconv.commands.verify.sides import (
     open_sides,
     under_hub_names,
 )
+from ckptconv.commands.verify.small import files_layer
 from ckptconv.commands.verify.strange import sanity_layer
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.source import fetched, local_or_hub
@@ -136,9 +138,11 @@ def verify(
         teller(on_progress, "load")("torch and transformers, to build the class that config.json names")
     if theirs is None or found is None:
         layers = loads.alone(ours)
+        layers += whole.beside_the_class(ours, layers)
     else:
         layers = structure.against_reference(ours, theirs, found)
         layers += whole.beside_a_reference(ours, layers)
+        layers += config_layer(ours, theirs)
     tasks = values.tasks_for(ours, theirs, found)
     also_read = [] if beginning is None else trained.tasks_for(ours, beginning, tasks)
     meter = Meter(on_progress, "read", _all_bytes(ours, theirs, [*tasks, *also_read]))
@@ -157,6 +161,8 @@ def verify(
         layers.append(trained.trained_layer(tasks, also_read, ours.is_adapter))
     others = misread_by(ours)
     layers += reads_layer(ours, others)
+    files = files_layer(ours)
+    layers += files
     if logits and any(layer.ok is False for layer in layers if layer.name in ("loads", "names", "shapes")):
         why = "skipped: the tensors are not those of the model, so that it is not run"
         layers.append(Layer("behaviour", None, "", why))
@@ -178,6 +184,7 @@ def verify(
         misread_by=tuple(
             dict.fromkeys(each.reader for each in others if each.silent and not each.any_folder)
         ),
+        is_edited=any(layer.ok is None for layer in files),
     )
 
 

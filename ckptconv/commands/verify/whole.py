@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
 from ckptconv.errors import CkptconvError
-from ckptconv.models import facts
+from ckptconv.models import facts, quantised
 from ckptconv.plan import examined, why_unchecked
 
 _NAME = "model"
@@ -34,7 +34,12 @@ def model_layer(side: Side) -> Layer:
     except CkptconvError as error:  # config.json contradicts itself
         found = " ".join(filter(None, (error.found, f"(expected {error.wanted})" if error.wanted else "")))
         return Layer(_NAME, False, _PROVES, error.what, (Problem("config.json", found),), tuple(notes))
-    problems = [Problem(name, f"missing: {architecture} has it") for name in misfit.missing]
+    problems = []
+    method = quantised.method_of(side.config)
+    if method and not quantised.any_quantised(dtypes.items()):
+        what = f"has a quantization_config ({method}), and no quantised tensor is stored"
+        problems.append(Problem("config.json", what))
+    problems += [Problem(name, f"missing: {architecture} has it") for name in misfit.missing]
     problems += [Problem(name, f"{architecture} has no such tensor") for name in misfit.foreign]
     problems += [
         Problem(name, f"has {size:,}, and config.json says {key} {stated:,}")
@@ -59,3 +64,15 @@ def beside_a_reference(side: Side, layers: list[Layer]) -> list[Layer]:
         return []
     found = model_layer(side)
     return [] if found.ok else [found]
+
+
+def beside_the_class(side: Side, layers: list[Layer]) -> list[Layer]:
+    """The layer model next to transformers' own class, where config.json contradicts itself or needs a person's judgement.
+
+    transformers builds some configs that merge refuses: it reads one of two statements. The layer is omitted where another
+    one shows the same.
+    """
+    if side.is_adapter or side.planned or any(layer.ok is False or layer.name == _NAME for layer in layers):
+        return []
+    found = model_layer(side)
+    return [found] if found.ok is False or (found.ok and found.notes) else []
