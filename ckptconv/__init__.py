@@ -101,5 +101,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for tab completion before their first use."""
-    return sorted({*globals(), *__all__})
+    """The public names and no others, for tab completion; some are imported on first use."""
+    return sorted(__all__)

@@ -92,7 +92,11 @@ def push_and_show(
     """Push, then show the result. `merge --push` calls it too.
 
     Args:
+        sink: where the result goes.
+        folder: the model folder.
+        repo: the repository on the Hub, "org/name".
         merged: the record of the merge, which then shares one JSON document with that of the push.
+        options: further keywords of `push`.
     """
     from ckptconv.commands.push.run import push
     from ckptconv.show import push as show

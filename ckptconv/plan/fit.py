@@ -59,7 +59,13 @@ def examined(
     notes: list[str],
     dtypes: Mapping[str, str] = MappingProxyType({}),
 ) -> Misfit:
-    """How the tensors differ from the class that the config names; see `require_fit` for the arguments.
+    """How the tensors differ from the class that the config names.
+
+    Args:
+        config, shapes, where, notes, dtypes: see `require_fit`.
+
+    Returns:
+        The differences; an empty record if there are none, or if the class is not known.
 
     Raises:
         CkptconvError: config.json contradicts itself, or the sizes of a class that is not known are another model's.
@@ -144,6 +150,12 @@ def misfit_of(
     """How the tensors differ from the class, by the Hub's names, its older ones or the module's: whichever fit best.
 
     A quantised model is compared under the names of the weights that its codes stand for.
+
+    Args:
+        skeleton: the class's own names and shapes.
+        config: the model's config.json.
+        shapes: the name of each tensor -> its shape, in elements.
+        dtypes: the name of each tensor -> its dtype; only quantised models need them.
     """
     if not quantised.method_of(config):
         return _best(skeleton, config, shapes, None)

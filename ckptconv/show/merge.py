@@ -191,7 +191,7 @@ def notes(sink: Sink, result: Merged) -> None:
     if _lacks_tokenizer(result):
         sink.phase(
             "Tokenizer",
-            "none is next to config.json; --config org/name takes config and tokenizer from there",
+            "none next to config.json; --config org/name takes config and tokenizer from that model",
         )
     for note in result.notes:
         sink.note(note)

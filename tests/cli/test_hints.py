@@ -112,7 +112,7 @@ def test_a_missing_tokenizer_is_reported(made: Made, tmp_path: Path) -> None:
     for path in (source / ROLE / "huggingface").glob("*token*"):
         path.unlink()
     ran = cli("merge", source, tmp_path / "without", columns=300)
-    assert "Tokenizer none is next to config.json; --config org/name" in ran.flat
+    assert "Tokenizer none next to config.json; --config org/name" in ran.flat
     with_tokenizer = ("--config", made("fsdp2_w4") / ROLE / "huggingface")
     assert "Tokenizer none" not in cli("merge", source, tmp_path / "config", *with_tokenizer).err
 

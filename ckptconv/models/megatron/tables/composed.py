@@ -110,7 +110,7 @@ def around(
     language: Family | None = None,
     prefixes: tuple[str, ...] = ("language_model.",),
 ) -> Composed:
-    """Return a model around any language model that has a table; see `Composed`."""
+    """Return a model around any language model that has a table; `Composed` has the arguments."""
     return Composed(name, LANGUAGES, body, head, forms, language, prefixes)
 
 
