@@ -9,6 +9,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 Config = dict[str, Any]
@@ -52,7 +53,7 @@ def stage_variants(asked: dict[str, Any]) -> list[list[Any]]:
             made.append([name, "", None, _saved(cls()), base])
         except Exception:  # a class that needs arguments or a download, or cannot save its defaults
             continue
-        for key in inspect.signature(cls.__init__).parameters:
+        for key in _keys_of(cls):
             others = [] if key in _WORDS else _others(key, base)
             for value in others[:1] if asked["few"] and key not in _ROPE_KEYS else others:
                 try:
@@ -61,6 +62,17 @@ def stage_variants(asked: dict[str, Any]) -> list[list[Any]]:
                 except Exception:  # the class refuses the value
                     continue
     return made
+
+
+def _keys_of(cls: Any) -> list[str]:
+    """The arguments of a config class; and rope_scaling, which many models look for in a config whose class has no such one.
+
+    Mistral and Mixtral of transformers 4 do: a class keeps what it does not know (PretrainedConfig.__init__).
+    """
+    keys = list(inspect.signature(cls.__init__).parameters)
+    model = Path(inspect.getfile(cls).replace("configuration_", "modeling_"))
+    asks = model.is_file() and 'hasattr(config, "rope_scaling")' in model.read_text(encoding="utf-8")
+    return keys + [_ROPE_KEYS[0]] * (asks and _ROPE_KEYS[0] not in keys)
 
 
 def stage_read(configs: list[list[Any]]) -> list[list[Any] | str]:

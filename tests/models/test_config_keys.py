@@ -327,3 +327,9 @@ def test_a_rope_scaling_that_is_added_by_hand_replaces_the_rope_parameters_and_i
 def test_a_rope_scaling_that_says_the_same_is_no_contradiction(scaling: Any, stated: Any) -> None:
     config = {"model_type": "qwen2", "rope_parameters": stated, "rope_scaling": scaling}
     assert for_both(config).overridden == ()
+
+
+def test_models_whose_config_class_has_no_rope_scaling_look_for_it_in_transformers_4() -> None:
+    """Mistral of transformers 4.57 takes it from the config's other keys (MistralRotaryEmbedding)."""
+    config = {"model_type": "mistral", "rope_parameters": YARN | {"rope_theta": 1e6}}
+    assert for_both(config).config["rope_scaling"] == YARN
