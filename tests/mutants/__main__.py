@@ -1,6 +1,6 @@
 """Takes out one rule at a time in a copy of the sources, and runs the test that has to fail: `python -m tests.mutants`.
 
-It is no part of the suite, since each mutant starts pytest: about ten minutes for all on two idle cores. Arguments choose
+It is not part of the suite, since each mutant starts pytest: about ten minutes for all on two idle cores. Arguments choose
 mutants by a part of their name. Exit code 1 if a mutant survives, or if its rule is not found in the sources any more.
 """
 
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> int:
     chosen = [m for m in MUTANTS if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
+    if not chosen:
+        raise SystemExit(f"no mutant has such a name; there are: {', '.join(m.name for m in MUTANTS)}")
     survivors = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as made:
         copy = Path(made)
