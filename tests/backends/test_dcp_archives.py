@@ -116,6 +116,53 @@ def test_a_merge_of_a_damaged_archive_publishes_nothing(folder: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+FIRST, SECOND = (MetadataIndex(f"model.layers.{n}.w", torch.Size((0, 0))) for n in (1, 2))
+
+
+def one_place(metadata: Metadata) -> None:
+    metadata.storage_data[SECOND] = metadata.storage_data[FIRST]
+
+
+def not_described(metadata: Metadata) -> None:
+    del metadata.state_dict_metadata[SECOND.fqn]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (one_place, "the metadata locates two parts in one place"),
+        (not_described, r"the metadata locates model\.layers\.2\.w, but does not describe it"),
+    ],
+)
+def test_metadata_that_contradicts_itself_is_refused(
+    folder: Path, change: Callable[[Metadata], None], says: str
+) -> None:
+    with pytest.raises(CkptconvError, match=says) as refused:
+        open_checkpoint(changed(folder, change))
+    assert ".metadata" in str(refused.value.where)
+
+
+def test_tied_weights_have_an_archive_each(tmp_path: Path) -> None:
+    tensor = torch.arange(12.0).reshape(3, 4)
+    found = open_checkpoint(save({"model.embed": tensor, "model.head": tensor}, tmp_path / "run")).tensors
+    assert [read_numpy(found[name].view).tolist() for name in found] == [tensor.tolist()] * 2
+
+
+def test_a_header_with_another_length_is_called_damage(folder: Path) -> None:
+    info = pickle.loads((folder / ".metadata").read_bytes()).storage_data[SECOND]
+    with (folder / info.relative_path).open("r+b") as file:
+        file.seek(info.offset)
+        at = file.read(info.length).index(b"archive/data/0") - 2  # where the length of the padding is
+        file.seek(info.offset + at)
+        padding = int.from_bytes(file.read(2), "little")
+        file.seek(info.offset + at)
+        file.write((padding + 4).to_bytes(2, "little"))
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(CkptconvError, match="disagree on where its elements begin") as refused:
+        read_numpy(checkpoint.tensors[SECOND.fqn].view)
+    assert info.relative_path in str(refused.value.where)
+
+
 def rewritten(folder: Path, name: str, tensor: torch.Tensor) -> None:
     """Put another archive of the same length at a tensor's place."""
     import io

@@ -13,7 +13,12 @@ import torch
 from support.torch_files import call, name, text
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.errors import CkptconvError
@@ -168,16 +173,43 @@ def test_a_place_past_the_end_is_said_to_be_a_short_file(values: dict[str, int],
         open_checkpoint(changed(folder, place(**values)))
 
 
-def test_two_tensors_in_one_place_read_it_twice_and_no_more(folder: Path) -> None:
-    """Tied weights are saved so by some writers; it is no more than what each of them is."""
+def in_one_place(name: str) -> Change:
+    """The stored tensor under another name too."""
 
-    def twice(metadata: Metadata) -> None:
-        metadata.state_dict_metadata["model.layers.1.w"] = metadata.state_dict_metadata[KEY]
+    def change(metadata: Metadata) -> None:
+        metadata.state_dict_metadata[name] = metadata.state_dict_metadata[KEY]
         ((index, info),) = metadata.storage_data.items()
-        metadata.storage_data[replace(index, fqn="model.layers.1.w")] = info
+        metadata.storage_data[replace(index, fqn=name)] = info
 
-    tensors = open_checkpoint(changed(folder, twice)).tensors
-    assert {tensor.view.nbytes for tensor in tensors.values()} == {48}
+    return change
+
+
+def test_tied_weights_in_one_place_read_it_twice_and_no_more(folder: Path) -> None:
+    """torch writes an archive for each name; another writer may not."""
+    checkpoint = open_checkpoint(changed(folder, in_one_place("lm_head.weight")))
+    assert {tensor.view.nbytes for tensor in checkpoint.tensors.values()} == {48}
+    assert any("lm_head.weight have one place" in note for note in checkpoint.notes)
+
+
+def test_two_parts_that_the_metadata_locates_without_offsets_are_refused(folder: Path) -> None:
+    """One place for both would give the first part twice."""
+
+    def change(metadata: Metadata) -> None:
+        entry, zero = metadata.state_dict_metadata[KEY], torch.Size((0, 0))
+        assert isinstance(entry, TensorStorageMetadata)
+        entry.size = torch.Size((6, 4))
+        entry.chunks = [ChunkStorageMetadata(torch.Size((at, 0)), torch.Size((3, 4))) for at in (0, 3)]
+        metadata.storage_data = {MetadataIndex(KEY): metadata.storage_data[MetadataIndex(KEY, zero)]}
+
+    with pytest.raises(
+        CkptconvError, match=r"the metadata does not locate the part of model\.layers\.0\.w at \[0, 0\]"
+    ):
+        open_checkpoint(changed(folder, change))
+
+
+def test_two_layers_in_one_place_are_refused(folder: Path) -> None:
+    with pytest.raises(CkptconvError, match="the metadata locates two parts in one place"):
+        open_checkpoint(changed(folder, in_one_place("model.layers.1.w")))
 
 
 def test_metadata_that_would_run_code_runs_none(folder: Path, tmp_path: Path) -> None:

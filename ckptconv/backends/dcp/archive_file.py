@@ -10,6 +10,7 @@ from ckptconv.backends.fsdp.shared_pickles import remembering
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import Load, torch_zip_at
+from ckptconv.formats.zip_directory import COPY_AGAIN
 from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.storage import Ranges
@@ -96,7 +97,18 @@ class ArchiveFile(StoredFile):
             return
         begin, piece = self._ordered[number]
         found = read_archive(str(self), handle, piece, self._load)
-        if found.place_in(piece) != begin - piece.start:
+        place, wanted = found.place_in(piece), begin - piece.start  # 0 if it was not looked up
+        if place not in (None, wanted) and wanted:
+            raise CkptconvError(
+                f"the headers of the stored part of {piece.name} and of the parts of tensors like it disagree on where its "
+                "elements begin",
+                where=str(self),
+                found=f"byte {found.view.chunks[0].start:,}",
+                wanted=f"byte {begin:,}",
+                hint=COPY_AGAIN,
+                kind=Kind.DAMAGED,
+            )
+        if place != wanted:
             (chunk,) = found.view.chunks
             raise CkptconvError(
                 f"the stored part of {piece.name} has another form than the parts of tensors like it",

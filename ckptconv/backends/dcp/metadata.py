@@ -17,6 +17,7 @@ from typing import Any
 from ckptconv.backends.dcp.archive_file import Piece
 from ckptconv.backends.dcp.archives import read_archives
 from ckptconv.backends.dcp.layout import METADATA
+from ckptconv.backends.dcp.places import Info, Infos, check_places
 from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_name, is_file_name, is_range, whole_numbers
 from ckptconv.formats.inert import Inert, fields_of, items
@@ -31,7 +32,6 @@ from ckptconv.tensors.tiling import check_tiling
 from ckptconv.tensors.view import View
 
 _FILE = re.compile(r"^__(\d+)_(\d+)\.distcp$")
-_Info = tuple[str, int, int]  # file, offset, length
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,15 @@ class DcpMetadata:
 
     table: name -> the record of the stored entry.
     paths: name -> the keys of the state dict that lead to the entry.
+    infos: name and offsets -> the place of the archive.
+    notes: on entries that have one place.
     """
 
     folder: Path
     table: dict[str, Any]
     paths: dict[str, tuple[str | int, ...]]
-    infos: dict[tuple[str, tuple[int, ...] | None], _Info]
+    infos: Infos
+    notes: tuple[str, ...]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a stored tensor, or None if the entry is not a tensor."""
@@ -76,7 +79,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
     """Read only `.metadata`.
 
     Raises:
-        CkptconvError: the file is not DCP's metadata.
+        CkptconvError: the file is not DCP's metadata, or `check_places` refuses it.
     """
     root = safe_load((folder / METADATA).read_bytes(), str(folder / METADATA))
     table = root.get("state_dict_metadata") if isinstance(root, Inert) else None
@@ -86,8 +89,8 @@ def read_metadata(folder: Path) -> DcpMetadata:
     path = folder / METADATA
     for name in table:
         check_name(name, path)
-    paths = _paths(table, root.get("planner_data"))
-    return DcpMetadata(folder, table, paths, dict(_infos(places, folder)))
+    paths, infos = _paths(table, root.get("planner_data")), dict(_infos(places, folder))
+    return DcpMetadata(folder, table, paths, infos, check_places(infos, table, path))
 
 
 def read_tensors(
@@ -199,9 +202,7 @@ def _paths(table: dict[str, Any], planner: Any) -> dict[str, tuple[str | int, ..
     return found
 
 
-def _infos(
-    places: dict[Any, Any], folder: Path
-) -> Iterator[tuple[tuple[str, tuple[int, ...] | None], _Info]]:
+def _infos(places: dict[Any, Any], folder: Path) -> Iterator[tuple[tuple[str, tuple[int, ...] | None], Info]]:
     metadata = folder / METADATA
     names, files, numbers = set[str](), set[str](), _Numbers()
     for index, info in places.items():
@@ -246,14 +247,16 @@ class _Numbers:
         return known[1]
 
 
-def _pieces(name: str, entry: Any, infos: dict[Any, _Info], numbers: _Numbers) -> Iterator[Piece]:
+def _pieces(name: str, entry: Any, infos: Infos, numbers: _Numbers) -> Iterator[Piece]:
     if not _is_tensor(entry):
         return
     dtype, what = dtype_of(entry), f"a part of {name}"
-    for chunk in items(entry.get("chunks")):
+    chunks = items(entry.get("chunks"))
+    whole = infos.get((name, None)) if len(chunks) == 1 else None
+    for chunk in chunks:
         of = fields_of(chunk)
         offsets, sizes = numbers.of(of.get("offsets"), what), numbers.of(of.get("sizes"), what)
-        info = infos.get((name, offsets)) or infos.get((name, None))
+        info = infos.get((name, offsets)) or whole
         if info is None:
             raise CkptconvError(f"the metadata does not locate the part of {name} at {list(offsets)}")
         yield Piece(name, dtype, offsets, sizes, *info)

@@ -73,7 +73,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         assets=assets_of(home),
         skipped=(*files.skipped, *optimizers_beside(home)),
         lora=Lora(_lora(home)),
-        notes=(*place.notes(), *beside, *chosen.notes, *apart(files.paths, home / METADATA)),
+        notes=(*place.notes(), *beside, *chosen.notes, *metadata.notes, *apart(files.paths, home / METADATA)),
         naming="transformers",
         trainer=(experiment,) if experiment is not None else kept,
     )
