@@ -45,9 +45,10 @@ def read_ahead(tasks: Iterable[T], reads: Callable[[T], Iterable[Read]], nbytes:
         nbytes: memory for what was fetched and not read yet. The tasks that are being done have a part of it.
     """
     todo, queue, held = iter(tasks), deque[tuple[list[T], int]](), 0
+    quarter = nbytes // 4
     while True:
-        while held < nbytes // 4:
-            batch, size = _batch(todo, reads)
+        while held < quarter:
+            batch, size = _batch(todo, reads, min(_BATCH, quarter))
             if not batch:
                 break
             queue.append((batch, size))
@@ -59,8 +60,14 @@ def read_ahead(tasks: Iterable[T], reads: Callable[[T], Iterable[Read]], nbytes:
         yield from batch
 
 
-def _batch(todo: Iterator[T], reads: Callable[[T], Iterable[Read]]) -> tuple[list[T], int]:
-    """The next tasks, whose fetches have begun, and the bytes that they read; no task at the end."""
+def _batch(todo: Iterator[T], reads: Callable[[T], Iterable[Read]], most: int) -> tuple[list[T], int]:
+    """The next tasks, whose fetches have begun, and the bytes that they read; no task at the end.
+
+    Args:
+        todo: the tasks.
+        reads: the bytes that a task will read.
+        most: the batch ends with the task that reaches so many bytes.
+    """
     batch: list[T] = []
     wanted: dict[FarFile, list[tuple[int, int]]] = {}
     nbytes = 0
@@ -71,7 +78,7 @@ def _batch(todo: Iterator[T], reads: Callable[[T], Iterable[Read]]) -> tuple[lis
             if far is not None:
                 wanted.setdefault(far, []).append((max(0, start - _AROUND), end + _AROUND))
                 nbytes += end - start
-        if nbytes >= _BATCH:
+        if nbytes >= most:
             break
     for far, ranges in wanted.items():
         far.expect(joined(ranges, _GAP))

@@ -237,6 +237,50 @@ def test_watch_sees_a_step_that_is_saved_later(
     assert same_weights(tmp_path / "out" / "global_step_2", _merged(tmp_path))
 
 
+def test_a_step_that_the_store_does_not_list_does_not_stop_the_others(
+    proxy: Proxy, s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_module, "SAVED_AGAIN", 0.0)
+    address = s3.put("places", "forbidden-step", RUN)
+    proxy.fail = lambda request: (
+        403 if "list-type" in request.path and "global_step_1" in request.path else None
+    )
+    first, second = merge_steps(address, tmp_path / "out")
+    assert first.error is not None
+    assert "does not let these credentials read" in first.error.what
+    assert (second.number, second.error) == (2, None)
+
+
+@pytest.mark.parametrize("of", ["run", "step"])
+def test_watch_goes_on_when_the_store_has_failed_for_a_while(
+    proxy: Proxy, s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """The second step's files do not change after the store was down, and it is converted all the same."""
+    monkeypatch.setattr(steps_module, "SAVED_AGAIN", 0.0)
+    store, key = s3.store("watched"), f"fails-{of}"
+    s3.put("watched", f"{key}/global_step_1", RUN / "global_step_1")
+    store.put(f"{key}/latest_checkpointed_iteration.txt", b"1")
+    polls: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        assert len(polls) < 8
+        if len(polls) == 1:
+            s3.put("watched", f"{key}/global_step_2", RUN / "global_step_2")
+            store.put(f"{key}/latest_checkpointed_iteration.txt", b"2")
+            proxy.fail = lambda request: 403 if of == "run" or request.path.endswith("rank_0.pt") else None
+        if len(polls) == 4:
+            proxy.fail = lambda request: None
+
+    steps = merge_steps(f"s3://watched/{key}", tmp_path / "out", watch=True, sleep=sleep)
+    assert next(steps).number == 1
+    waits = next(steps)
+    assert waits.waiting
+    assert waits.reason == "S3 does not let these credentials read here"
+    again = next(steps)
+    assert (again.number, again.error, len(polls)) == (2, None, 4), "it was reported once"
+
+
 def _merged(tmp_path: Path) -> Path:
     merge(RUN / "global_step_2", tmp_path / "alone")
     return tmp_path / "alone"

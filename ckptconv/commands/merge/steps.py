@@ -27,6 +27,7 @@ from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.work import tidy
 from ckptconv.storage import on_disk
 from ckptconv.tensors.file_state import fingerprint
+from ckptconv.tensors.look import is_far
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written
 SAVED_AGAIN = (
@@ -82,7 +83,7 @@ def merge_steps(
     """Convert the steps of a run, oldest first; the model of each gets the name of the step's folder.
 
     A step that was converted before is skipped, unless its files have changed since. A step that fails does not stop the
-    others; with `watch` it is tried again when a file in its folder changes.
+    others; with `watch` it is tried again when a file in its folder changes, and at the next look if its store failed.
 
     Args:
         run: the run's folder.
@@ -110,14 +111,24 @@ def merge_steps(
     waiting: dict[Path, str] = {}  # step -> the reason that was reported
     looks = _Looks()
     while True:
-        folders = _steps(run_of(located(run)))  # a store is listed again
+        try:
+            folders = _steps(run_of(located(run)))  # a store is listed again
+        except CkptconvError as error:
+            if not (watch and _may_pass(error, top)):
+                raise
+            if waiting.get(top) != error.what:
+                waiting[top] = error.what
+                yield Step(None, top, root, error=error, waiting=True)
+            sleep(POLL)
+            continue
+        waiting.pop(top, None)
         if not folders and not watch:
             raise CkptconvError(
                 "no steps in this folder", where=top, hint="name the run's folder", kind=Kind.NOT_A_CHECKPOINT
             )
         for folder in folders:
             source, target = folder.path, root / folder.path.name
-            if source in failed and failed[source] == _state(source):
+            if source in failed and failed[source] == _known_state(source):
                 continue
             state = _fingerprint(source, choices.get("backend"))
             before = done.get(source) or (None if overwrite else _converted_from(target, state))
@@ -134,7 +145,7 @@ def merge_steps(
             if step.waiting:
                 waiting[source] = step.reason
             elif step.error is not None:
-                failed[source] = _state(source)
+                failed[source] = _known_state(source)
             yield step
         if not watch:
             return
@@ -187,15 +198,21 @@ def _fingerprint(source: Path, backend: str | None) -> str:
         return ""
 
 
+def _may_pass(error: CkptconvError, source: Path) -> bool:
+    """True for an error of a store, such as a network that is down, which another look may not meet."""
+    return error.kind is Kind.ENVIRONMENT and is_far(source)
+
+
 def _convert(step: Step, choices: dict[str, Any], watch: bool, looks: _Looks) -> Step:
     """Convert one step, or say why it was not converted."""
-    why = _unfinished(step, looks)
-    if why is not None:
-        return replace(step, error=Incomplete(why, where=step.source), waiting=True)
     try:
+        why = _unfinished(step, looks)
+        if why is not None:
+            return replace(step, error=Incomplete(why, where=step.source), waiting=True)
         return replace(step, merged=merge(step.source, step.target, **choices))
     except CkptconvError as error:
-        return replace(step, error=error, waiting=watch and isinstance(error, Incomplete))
+        may_pass = isinstance(error, Incomplete) or _may_pass(error, step.source)
+        return replace(step, error=error, waiting=watch and may_pass)
     except FileNotFoundError as error:
         gone = CkptconvError(
             f"{error.filename} disappeared while it was read", where=step.source, kind=Kind.ENVIRONMENT
@@ -228,7 +245,11 @@ def _unfinished(step: Step, looks: _Looks) -> str | None:
 
 
 def _state(folder: Path) -> tuple[tuple[str, int, float], ...]:
-    """(path, bytes, time of change) of every file, without files that disappear meanwhile."""
+    """(path, bytes, time of change) of every file, without files that disappear meanwhile.
+
+    Raises:
+        CkptconvError: a store does not list the folder.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         try:
@@ -238,3 +259,11 @@ def _state(folder: Path) -> tuple[tuple[str, int, float], ...]:
         if path.is_file():
             found.append((str(path), stat.st_size, stat.st_mtime))
     return tuple(found)
+
+
+def _known_state(folder: Path) -> object:
+    """What `_state` gives; None if a store does not list the folder."""
+    try:
+        return _state(folder)
+    except CkptconvError:
+        return None
