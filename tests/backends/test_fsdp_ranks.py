@@ -199,3 +199,42 @@ def test_names_of_the_trainer_stay_as_they_are(made: Made) -> None:
 def test_lora_metadata_is_kept_beside_the_tensors(made: Made) -> None:
     meta = json.loads((made("lora_w4") / ROLE / "lora_train_meta.json").read_text())
     assert open_checkpoint(made("lora_w4")).lora.settings == meta
+
+
+# --- one rank of another step: verl's own files of two steps of one run
+
+STEPS = Path(__file__).parents[1] / "fixtures/verl_fsdp2_w4/run"
+KINDS = ("model", "optim", "extra_state")
+
+
+def a_step_with_one_rank_of_another(folder: Path, kinds: tuple[str, ...]) -> Path:
+    shutil.copytree(STEPS / "global_step_2/actor", folder)
+    for kind in kinds:
+        name = f"{kind}_world_size_4_rank_1.pt"
+        (folder / name).write_bytes((STEPS / "global_step_1/actor" / name).read_bytes())
+    return folder
+
+
+def test_a_rank_whose_scheduler_counts_other_steps_is_refused(tmp_path: Path) -> None:
+    folder = a_step_with_one_rank_of_another(tmp_path / "step", KINDS)
+    with pytest.raises(CkptconvError, match="the rank files are of different steps") as error:
+        open_checkpoint(folder)
+    assert error.value.found == "rank 1's learning rate scheduler has last_epoch 1"
+    assert error.value.wanted == "2, as on rank 0"
+
+
+def test_the_way_out_of_another_steps_scheduler_works(tmp_path: Path) -> None:
+    folder = a_step_with_one_rank_of_another(tmp_path / "step", ("extra_state",))
+    with pytest.raises(CkptconvError, match="move it away"):
+        open_checkpoint(folder)
+    (folder / "extra_state_world_size_4_rank_1.pt").unlink()
+    open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"lr_scheduler" * 9])
+def test_a_scheduler_that_cannot_be_read_is_no_reason_to_refuse_the_model(
+    tmp_path: Path, content: bytes
+) -> None:
+    folder = a_step_with_one_rank_of_another(tmp_path / "step", ())
+    (folder / "extra_state_world_size_4_rank_1.pt").write_bytes(content)
+    open_checkpoint(folder)

@@ -15,6 +15,7 @@ from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.fsdp.assemble import assemble, spans
 from ckptconv.backends.fsdp.held import Meshes
 from ckptconv.backends.fsdp.layout import NAME
+from ckptconv.backends.fsdp.one_save import check_one_step
 from ckptconv.backends.fsdp.piece import Pieces
 from ckptconv.backends.fsdp.pieces import Reader
 from ckptconv.backends.fsdp.rank_files import check_no_copies, find_rank_files
@@ -41,6 +42,7 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
     """
     folders = [place_.folder, *also]
     world_size, paths = find_rank_files(folders)
+    check_one_step(folders, world_size)
     reader = Reader()
     reader.read({rank: str(path) for rank, path in sorted(paths.items())})
     pieces = reader.tensors
