@@ -63,7 +63,7 @@ def _scheduler(path: Path) -> bytes:
 def _counts(path: Path) -> Mapping[str, object]:
     """The scheduler's numbers of steps; none where the file cannot be read, since it is not part of the model."""
     try:
-        state = open_torch_zip(path).root
+        state = open_torch_zip(str(path)).root
     except CkptconvError:
         return {}
     scheduler = state.get("lr_scheduler") if isinstance(state, dict) else None
