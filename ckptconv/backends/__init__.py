@@ -63,7 +63,7 @@ def _open(
     found = locate(root, known, step)
     if found is None:
         raise nothing(root, known, backend, step)
-    reader, place = found[0], replace(found[1], elements=elements)
+    reader, place = found[0], found[1]._replace(elements=elements)
     others = _others(also, reader, place)
     before = stamps_under([place.folder, *others], leave=_is_other)
     try:

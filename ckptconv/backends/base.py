@@ -6,10 +6,9 @@ docs/adding-a-backend.md shows a complete backend. `registry.LAYOUTS` lists the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from ckptconv.backends.registry import LAYOUTS, NAMES
 from ckptconv.backends.runs import Place
@@ -17,8 +16,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """A fact about who saved a checkpoint.
 
     Args:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
+from typing import NamedTuple
 
 _HOLE = re.compile(r"\{(\w+)\}|\*")
 
@@ -56,8 +57,7 @@ class Trainer:
     saving: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepName:
+class StepName(NamedTuple):
     """What a step folder's name says.
 
     Args:

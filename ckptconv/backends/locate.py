@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends.base import Backend
@@ -101,7 +100,7 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
     backend, place = found
     names = tuple(role.name for role in others)
     role = place.role if place.role and is_role(place.role) else first.name
-    return backend, replace(place, role=role, others=(*place.others, *names))
+    return backend, place._replace(role=role, others=(*place.others, *names))
 
 
 def _claim(folder: Path, backends: Sequence[Backend]) -> Backend | None:

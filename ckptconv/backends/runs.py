@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptconv.backends import registry
 from ckptconv.backends.conventions import Rank, StepName
@@ -25,8 +25,7 @@ _SHOWN = 8  # names in a message
 _LONGEST_MARK = 4096  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A folder that a backend can read.
 
     Args:
@@ -63,8 +62,7 @@ class Place:
         return [*notes, *self.remarks]
 
 
-@dataclass(frozen=True, slots=True)
-class StepFolder:
+class StepFolder(NamedTuple):
     """One step of a run.
 
     Args:

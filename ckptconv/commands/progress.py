@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Phase = Literal["download", "hash", "write", "check", "read", "load", "run", "upload"]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a call is. `merge`, `verify` and `push` hand one to `on_progress` whenever something has moved.
 
     Calls come from worker threads, one at a time. An exception that is raised in one stops the work.

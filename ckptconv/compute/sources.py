@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptconv.tensors.view import Shape, View
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:  # a plan needs no numpy
     Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
-@dataclass(frozen=True, slots=True)
-class Scales:
+class Scales(NamedTuple):
     """The scales of a weight stored as float8 codes: weight = code * scale, one scale per block.
 
     Args:

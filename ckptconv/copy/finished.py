@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptconv.copy.hashing import Stretch, hash_stretches
 from ckptconv.errors import cannot_write
@@ -31,8 +32,7 @@ class Nonfinite:
     files: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """The record of a complete output file.
 
     Args:
@@ -44,8 +44,7 @@ class Finished:
     nonfinite: tuple[Nonfinite, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TakenOver:
+class TakenOver(NamedTuple):
     """The output files of an earlier run of the same plan.
 
     Args:

@@ -54,8 +54,7 @@ class _Target:
     nonfinite: dict[str, Gathered] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(NamedTuple):
     """The result of a copy.
 
     Args:

@@ -122,7 +122,7 @@ def _result(ray: Any, ref: Any, out: OutFile) -> Copied:
             hint="`ray list tasks` and the node's logs say why; then run again",
             kind=Kind.ENVIRONMENT,
         ) from error
-    if isinstance(result, tuple):
+    if not isinstance(result, Copied):
         node, version = result
         raise CkptconvError(
             f"{node} has another ckptconv",

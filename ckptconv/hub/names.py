@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 
@@ -18,8 +18,7 @@ _URL = re.compile(
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>.+))?")
 
 
-@dataclass(frozen=True, slots=True)
-class RepoName:
+class RepoName(NamedTuple):
     """A model repository and one of its revisions.
 
     Args:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.models.config_spelling import respell
 
@@ -61,8 +60,7 @@ _FOR_ENGINES: dict[str, Config] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Both:
+class Both(NamedTuple):
     """A config for both generations.
 
     Args:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.tensors.dtypes import is_float, itemsize
 from ckptconv.tensors.view import Shape
@@ -27,8 +26,7 @@ _PART = re.compile(rf"(?P<of>.+?)(?P<sep>[._])(?:(?P<codes>{_CODES})|(?P<inputs>
 _TAIL = ".weight"
 
 
-@dataclass(frozen=True, slots=True)
-class Plainly:
+class Plainly(NamedTuple):
     """A quantised model's tensors.
 
     Args:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.models import facts
 
@@ -26,8 +26,7 @@ Numbers = tuple[int, ...]  # the numbers in a name, in order
 KeyPath = tuple[str, ...]  # a key of config.json, with the parts that lead to it
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A name pattern with `*` for each number.
 
     Args:
@@ -44,8 +43,7 @@ class Member:
     dims: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Members that exist together.
 
     Args:

@@ -11,7 +11,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,7 @@ from ckptconv.models import facts
 Config = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class TableRule:
+class TableRule(NamedTuple):
     """One rule of the table, under the prefix of its sub-model.
 
     Attributes:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.models import facts
 from ckptconv.models.table import Node, nodes_of
@@ -23,8 +22,7 @@ _SCALED = ("longt5", "mt5", "pop2piano", "t5", "umt5")
 _PLAIN = re.compile(r"[A-Za-z0-9_.]+(weight|bias)")
 
 
-@dataclass(frozen=True, slots=True)
-class Tie:
+class Tie(NamedTuple):
     """Two names of one weight.
 
     Args:

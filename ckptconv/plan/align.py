@@ -78,15 +78,14 @@ def _as_in_folder(parts: lora.Separated, base: Checkpoint, config: Mapping[str, 
     def renamed(name: str) -> str:
         return to.get(name, name)
 
-    return replace(
-        parts,
+    return parts._replace(
         weights={renamed(name): view for name, view in parts.weights.items()},
         origin={renamed(name): stored_name for name, stored_name in parts.origin.items()},
         trained=tuple(map(renamed, parts.trained)),
         factors=tuple(
-            replace(each, module=renamed(each.weight).removesuffix(".weight")) for each in parts.factors
+            each._replace(module=renamed(each.weight).removesuffix(".weight")) for each in parts.factors
         ),
-        tokens=tuple(replace(each, weight=renamed(each.weight)) for each in parts.tokens),
+        tokens=tuple(each._replace(weight=renamed(each.weight)) for each in parts.tokens),
     )
 
 
@@ -121,14 +120,13 @@ def _renamed(parts: lora.Separated, rename: _Rename, added: str, stripped: str) 
     def keys(values: Mapping[str, T]) -> dict[str, T]:
         return {rename(name): value for name, value in values.items()}
 
-    return replace(
-        parts,
+    return parts._replace(
         weights=keys(parts.weights),
         origin=keys(parts.origin),
         trained=tuple(map(rename, parts.trained)),
         factors=tuple(
-            replace(each, module=module(each.module), parameters=tuple(map(module, each.parameters)))
+            each._replace(module=module(each.module), parameters=tuple(map(module, each.parameters)))
             for each in parts.factors
         ),
-        tokens=tuple(replace(each, weight=rename(each.weight)) for each in parts.tokens),
+        tokens=tuple(each._replace(weight=rename(each.weight)) for each in parts.tokens),
     )

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import facts
@@ -20,8 +19,7 @@ KEPT = "dtypes unchanged"
 _PACKED = ("int8", "uint8", "int32")  # dtypes into which quantized weights are packed
 
 
-@dataclass(frozen=True, slots=True)
-class Typed:
+class Typed(NamedTuple):
     """The result of the dtype policy.
 
     Args:

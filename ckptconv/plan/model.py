@@ -96,7 +96,7 @@ def _weights_of_base(
     from ckptconv.plan.onto_base import weights_of_base
 
     parts, base = align(stored.parts, base, config or {})
-    stored = replace(stored, parts=parts)
+    stored = stored._replace(parts=parts)
     return stored, weights_of_base(stored, config, base, equal)
 
 
@@ -106,7 +106,7 @@ def _complete(tied: Tied, weights: Weights, base: Checkpoint) -> tuple[Tied, Wei
 
     tensors, added, note = completed(tied.tensors, tied.config, base)
     return (
-        replace(tied, tensors=tensors),
+        tied._replace(tensors=tensors),
         replace(weights, stored=added, notes=(*weights.notes, note)),
     )
 
@@ -185,7 +185,7 @@ def _repeat(
 ) -> tuple[dict[str, Output], tuple[str, ...]]:
     """Add the outputs that the Hub's model has twice, with the final source of the output that each repeats."""
     written = {name: of for name, of in copies.items() if of in outputs}
-    twice = {name: replace(outputs[of], name=name, repeats=of) for name, of in written.items()}
+    twice = {name: outputs[of]._replace(name=name, repeats=of) for name, of in written.items()}
     note = f"written twice, as the Hub's model has them: {', '.join(written)}"
     return {**outputs, **twice}, (note,) if written else ()
 

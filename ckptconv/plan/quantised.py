@@ -6,8 +6,7 @@ LoRA is never added to codes. If no update touches a quantised weight, codes and
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import quantised
@@ -21,8 +20,7 @@ SCALES = (
 ACTIVATIONS = ("input_scale", "activation_scale")
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(NamedTuple):
     """The tensors, with float8 codes dequantised if that was necessary.
 
     Args:

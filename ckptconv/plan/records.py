@@ -31,8 +31,7 @@ Filled = Mapping[str, Fill]  # the tensor's name in the output -> what fills it
 Left = tuple[str, View, str]  # a trained name, its elements, and why no output holds them
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One tensor to write.
 
     Args:
@@ -56,8 +55,7 @@ class Output:
         return prod(self.shape) * itemsize(self.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(NamedTuple):
     """Stored bytes that no output holds.
 
     Args:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptconv.models import mtp
 from ckptconv.models.hub_names import Named
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from ckptconv.compute import Source
 
 
-@dataclass(frozen=True, slots=True)
-class Renamed:
+class Renamed(NamedTuple):
     """The model's tensors under their final names.
 
     Args:

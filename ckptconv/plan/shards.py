@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.dtypes import itemsize, shape_in_safetensors, to_safetensors
@@ -45,8 +44,7 @@ class Laid(Protocol):
     def nbytes(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class OutFile:
+class OutFile(NamedTuple):
     """One safetensors file.
 
     Args:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.models import lora
 from ckptconv.models.unwrap import unwrap
@@ -13,8 +12,7 @@ from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.view import View
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A checkpoint's tensors without the prefixes of wrappers, and with the LoRA factors separated.
 
     Args:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
 from ckptconv.models import facts, ties
@@ -29,8 +28,7 @@ def unread(one: View, two: View) -> bool:
     raise NeedsReading("the weights must be read to tell whether head and embedding are still tied")
 
 
-@dataclass(frozen=True, slots=True)
-class Tied:
+class Tied(NamedTuple):
     """The tensors to write.
 
     Args:
@@ -112,7 +110,7 @@ def _stated_once(found: Tied, is_tied: bool) -> Tied:
         f"tie_word_embeddings is set to {str(is_tied).lower()} at the top of config.json: the language model's own config "
         "states it, and some classes of transformers read only the top"
     )
-    return replace(found, config=new, notes=(*found.notes, note))
+    return found._replace(config=new, notes=(*found.notes, note))
 
 
 def _any_stated(values: Sequence[object]) -> bool:
@@ -133,8 +131,7 @@ def same(one: View, two: View, equal: Equal) -> bool:
     return sorted(one.chunks) == sorted(two.chunks) or equal(one, two)
 
 
-@dataclass(frozen=True, slots=True)
-class Apart:
+class Apart(NamedTuple):
     """Weights in which each head that an adapter updates has its own weight.
 
     Args:

@@ -7,10 +7,9 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.backends.registry import is_trainers
 from ckptconv.errors import CkptconvError, Kind, cannot_write
@@ -79,8 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(NamedTuple):
     """The files next to the weights of a model.
 
     Args:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.copy.hashing import HASH, Stretch, hash_stretches
 from ckptconv.errors import CkptconvError, Kind
@@ -14,8 +13,7 @@ from ckptconv.formats.safetensors import read_header
 from ckptconv.publish.receipt import RECEIPT, SMALL_FILES
 
 
-@dataclass(frozen=True, slots=True)
-class Contradiction:
+class Contradiction(NamedTuple):
     """One contradiction between the receipt and the files.
 
     Args:
@@ -29,8 +27,7 @@ class Contradiction:
     where: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(NamedTuple):
     """The result of a comparison.
 
     Args:

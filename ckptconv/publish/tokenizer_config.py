@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import parse_json
@@ -21,8 +20,7 @@ _CLASS, _EXTRA, _ADDITIONAL = "tokenizer_class", "extra_special_tokens", "additi
 _NEW, _OLD = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
-@dataclass(frozen=True, slots=True)
-class Respelled:
+class Respelled(NamedTuple):
     """A tokenizer_config.json for both generations.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -16,8 +16,7 @@ _WORD = re.compile(r"\s*\S+\s*")
 _GAP = "…"
 
 
-@dataclass(frozen=True)
-class Hanging:
+class Hanging(NamedTuple):
     """A line that continues below with an indent. A word is never broken; with `soft_wrap`, nothing is.
 
     Args:
@@ -44,8 +43,7 @@ class Hanging:
                 first = False
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command line. Where it is too long, a backslash ends each line but the last, so that it works when pasted.
 
     Args:
@@ -66,8 +64,7 @@ class Command:
             yield whole
 
 
-@dataclass(frozen=True)
-class Name:
+class Name(NamedTuple):
     """A name in a table. Where its column is narrow, … stands for its middle."""
 
     text: str

@@ -113,9 +113,11 @@ class Sink:
 
 
 def plain(value: Any) -> Any:
-    """Convert dataclasses, paths and tuples to plain JSON values."""
+    """Convert records, paths and tuples to plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):  # a NamedTuple
+        return {name: plain(item) for name, item in value._asdict().items()}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

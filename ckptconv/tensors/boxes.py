@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -82,8 +81,7 @@ def box_around(boxes: Iterable[Box]) -> Box:
     return Box(begin, tuple(map(int.__sub__, end, begin)))
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """The box of a tensor that a rank stores, in elements; the box around them where it stores several pieces."""
 
     rank: int

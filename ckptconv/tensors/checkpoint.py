@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.tensors.storage import FileState
 from ckptconv.tensors.view import View
@@ -14,8 +14,7 @@ from ckptconv.tensors.view import View
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class RankFile:
+class RankFile(NamedTuple):
     """One file that one rank wrote.
 
     Args:
@@ -31,8 +30,7 @@ class RankFile:
     coordinate: tuple[tuple[str, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Mesh:
+class Mesh(NamedTuple):
     """A DeviceMesh.
 
     Args:
@@ -58,8 +56,7 @@ def without_submeshes(meshes: Sequence[Mesh]) -> tuple[Mesh, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor of the checkpoint: the view that is used, and its replicas.
 
     Args:
@@ -84,8 +81,7 @@ class StoredTensor:
         return sum(view.nbytes for _, view in self.replicas)
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Something in the folder that the backend does not read: optimizer files, other roles, padding.
 
     Args:
@@ -99,8 +95,7 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TrainerSettings:
+class TrainerSettings(NamedTuple):
     """What a trainer wrote about the model that it trained.
 
     Args:

@@ -10,10 +10,9 @@ There is no `flatten`: a plan's output is C-contiguous, so the plan merges dims 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ckptconv.errors import CkptconvError
 from ckptconv.tensors.boxes import Chunk, Shape, contiguous_strides
@@ -24,8 +23,7 @@ from ckptconv.tensors.tiling import check_tiling
 T = TypeVar("T")  # a View, a numpy array or a torch tensor
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """A tensor without data.
 
     Args:

@@ -69,9 +69,9 @@ SOURCES: list[Computed] = [
 def other(value: Any) -> Any:
     """Another value of the same type."""
     if isinstance(value, View):
-        return replace(value, chunks=(*value.chunks, value.chunks[0]._replace(start=999)))
+        return value._replace(chunks=(*value.chunks, value.chunks[0]._replace(start=999)))
     if isinstance(value, Scales):
-        return replace(value, block=(4, 2))
+        return value._replace(block=(4, 2))
     if value is None:
         return Scales(one(256), (1, 1), "float32")
     if isinstance(value, tuple) and isinstance(value[-1], View):
@@ -88,7 +88,7 @@ def test_every_field_of_a_source_makes_another_plan(source: Computed, tmp_path: 
     name, output = next(iter(plan.outputs.items()))
 
     def of(filled: Computed) -> str:
-        return fingerprint(replace(plan, outputs={**plan.outputs, name: replace(output, source=filled)}), {})
+        return fingerprint(replace(plan, outputs={**plan.outputs, name: output._replace(source=filled)}), {})
 
     assert of(source) == of(replace(source))
     for field in fields(source):
@@ -109,6 +109,6 @@ def test_the_last_piece_of_a_view_counts_too(tmp_path: Path) -> None:
     name, output = next((n, o) for n, o in plan.outputs.items() if isinstance(o.source, View))
     source = output.source
     assert isinstance(source, View)
-    moved = replace(source, chunks=(*source.chunks, source.chunks[-1]._replace(start=999)))
-    changed = replace(plan, outputs={**plan.outputs, name: replace(output, source=moved)})
+    moved = source._replace(chunks=(*source.chunks, source.chunks[-1]._replace(start=999)))
+    changed = replace(plan, outputs={**plan.outputs, name: output._replace(source=moved)})
     assert fingerprint(changed, {}) != fingerprint(plan, {})

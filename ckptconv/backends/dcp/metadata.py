@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.backends.dcp.archive_file import Piece
 from ckptconv.backends.dcp.archives import read_archives
@@ -34,8 +33,7 @@ from ckptconv.tensors.view import View
 _FILE = re.compile(r"^__(\d+)_(\d+)\.distcp$")
 
 
-@dataclass(frozen=True, slots=True)
-class DcpFiles:
+class DcpFiles(NamedTuple):
     """The requested tensors, the files that hold them, and the size of everything else."""
 
     tensors: dict[str, StoredTensor]
@@ -53,8 +51,7 @@ class DcpFiles:
         return len({file.rank for file in self.files})
 
 
-@dataclass(frozen=True, slots=True)
-class DcpMetadata:
+class DcpMetadata(NamedTuple):
     """The contents of `.metadata`.
 
     table: name -> the record of the stored entry.

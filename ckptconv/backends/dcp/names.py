@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptconv.backends.dcp.states import Keys, states_of
 from ckptconv.errors import CkptconvError, Kind, listed
@@ -59,8 +59,7 @@ _OTHER_ROLES = {
 _FILLERS = {"model", "net", "network", "module", "policy", "state", "dict", "weights", "params"}
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The tensors of the model.
 
     names: stored name -> the model's own name.

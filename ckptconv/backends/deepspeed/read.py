@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +66,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         low_precision=model.low_precision,
         naming=model.naming,
         notes=(
-            *replace(place, steps=()).notes(),
+            *place._replace(steps=()).notes(),
             *slices.notes,
             *model.notes,
             # Compared separately: the optimizer files are written after the model files, and take longer.

@@ -8,8 +8,8 @@ its tensors have the module's names, and may be float32 master weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptconv.backends.base import unknown_writer
 from ckptconv.backends.dcp.homes import assets_of
@@ -89,7 +89,7 @@ def _gathered(folder: Path, chosen: Chosen) -> tuple[Chosen, list[str]]:
     if not tensors or any(view.numel for view in tensors.values()) or not (folder / other).is_file():
         return chosen, []
     note = f"{other} is read, since every tensor in {safe} is empty: DeepSpeed ZeRO 3 had not gathered them"
-    return replace(chosen, names=(other,)), [note]
+    return chosen._replace(names=(other,)), [note]
 
 
 def read_file(path: Path, place: Place | None = None) -> Checkpoint:
@@ -108,8 +108,7 @@ def read_file(path: Path, place: Place | None = None) -> Checkpoint:
     return _assembled(folder, chosen, [_opened(path, folder)], place, notes=tuple(place.notes()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(NamedTuple):
     """The header of one file of weights.
 
     Args:

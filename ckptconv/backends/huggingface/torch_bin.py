@@ -7,9 +7,8 @@ counters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.backends import composer
 from ckptconv.errors import CkptconvError, Kind, brief, listed
@@ -25,8 +24,7 @@ _KEYS = ("state_dict", "model", "module", "model_state_dict", "model_state", "st
 _DEEPEST = 3  # dicts in dicts that are searched
 
 
-@dataclass(frozen=True, slots=True)
-class StateDict:
+class StateDict(NamedTuple):
     """A file's state dict.
 
     Args:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptconv.backends.registry import is_one_file
 from ckptconv.errors import CkptconvError, Incomplete, Kind, listed
@@ -40,8 +40,7 @@ _STATE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The files of a model.
 
     Args:

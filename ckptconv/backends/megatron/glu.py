@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ckptconv.backends.megatron.settings import RUN_CONFIG, number
@@ -89,7 +88,7 @@ def uninterleaved(
         for key, tensor in tensors.items():
             if which.search(key):
                 count += 1
-                done[key] = replace(tensor, view=_halves(key, tensor.view, size, over), replicas=())
+                done[key] = tensor._replace(view=_halves(key, tensor.view, size, over), replicas=())
         if count:
             notes.append(f"{name} is {size}: gate and up of {count} tensors are put one after the other")
     return done, notes

@@ -9,7 +9,6 @@ are those of `names.canonical`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.backends.dcp.layout import METADATA
@@ -77,7 +76,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         layout="Megatron-Core distributed checkpoint (torch_dist)" + _saver(home, context),
         root=place.folder,
         world_size=files.world_size,
-        files=tuple(replace(file, coordinate=coordinates.get(file.rank, ())) for file in files.files),
+        files=tuple(file._replace(coordinate=coordinates.get(file.rank, ())) for file in files.files),
         tensors=tensors,
         meshes=() if mesh is None else (mesh,),
         step=place.step,

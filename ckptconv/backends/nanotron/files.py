@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Incomplete, listed
 from ckptconv.formats.bounds import check_name, check_ranks
@@ -28,8 +28,7 @@ _DEEPEST = 24  # folders below model/
 _LAYER = re.compile(r"(?:^|\.)decoder\.(\d+)\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """One file: the tensor's name, and the coordinates (pp, tp, ep) of the rank in its name; None where it has none."""
 
     path: Path
@@ -37,8 +36,7 @@ class Shard:
     at: tuple[int, int, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(NamedTuple):
     """The files of a step. sizes: the number of ranks along (pp, tp, ep), as the files' names state it."""
 
     shards: tuple[Shard, ...]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.commands.inspect.records import Next
 from ckptconv.commands.planning import NO_CONFIG, plan_for, require_base
@@ -18,8 +17,7 @@ from ckptconv.tensors.view import View
 _MANY = 20_000  # slices; a plan with more of them takes longer than a second
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+class Fit(NamedTuple):
     """Whether the planned folder is a whole model; see `Inspection.complete`."""
 
     complete: bool | None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.commands.display import Displayed
 from ckptconv.tensors.boxes import Box
 from ckptconv.tensors.view import Shape
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """The box of a tensor that one rank holds.
 
     Args:
@@ -86,8 +85,7 @@ class RankMap:
     coordinate: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A part of one tensor in one rank's file.
 
     Args:
@@ -117,8 +115,7 @@ class Part:
         return Box(self.offsets, self.sizes)
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """Tensors that match the pattern and are stored in the same way in the same files. `parts` are those of the first."""
 
     pattern: str
@@ -157,8 +154,7 @@ class Node:
     children: tuple[Node, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """A fact about who saved the checkpoint, and with what, that a file states."""
 
     what: str
@@ -166,8 +162,7 @@ class Evidence:
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class Next:
+class Next(NamedTuple):
     """The suggested next command.
 
     Args:

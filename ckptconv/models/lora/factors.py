@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.tensors.view import View, permute, unflatten
@@ -16,8 +16,7 @@ PREFIX = "base_model.model."  # of every name that PEFT saves
 NamedView = tuple[str, View]  # the stored name of a tensor, and its elements
 
 
-@dataclass(frozen=True, slots=True)
-class Factors:
+class Factors(NamedTuple):
     """The LoRA pair of one module, and what PEFT may store with it.
 
     Args:

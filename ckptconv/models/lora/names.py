@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.lora.factors import PREFIX, Factors, NamedView, paired
@@ -34,8 +34,7 @@ _SAVED = re.compile(
 )  # a resized embedding's copy has no adapter name in it
 
 
-@dataclass(frozen=True, slots=True)
-class Separated:
+class Separated(NamedTuple):
     """A state dict, separated into base weights and updates.
 
     Args:

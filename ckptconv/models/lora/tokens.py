@@ -8,8 +8,7 @@ peft/utils/other.py, TrainableTokensWrapper.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.lora.factors import NamedView
@@ -18,8 +17,7 @@ from ckptconv.tensors.view import View
 KEY = "trainable_token_indices"
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The trained rows of one weight.
 
     Args:
