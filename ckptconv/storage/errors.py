@@ -126,7 +126,7 @@ def explained(error: BaseException, address: Address) -> CkptconvError:
         found = " ".join([str(status), code]).strip()
         return _error(f"{store} refuses the request", address, f"try {list_it}", found=found)
     if "timed out" in whole or "TimedOut" in whole:
-        return _error(f"{store} does not answer in time", address, f"try again{_endpoint(address)}")
+        return _error(f"{store} does not answer in time", address, f"try again{_endpoint(address, 'or check ')}")
     if "InvalidCertificate" in whole:
         hint = f"name the certificate of its authority: SSL_CERT_FILE=FILE{_endpoint(address, 'check ')}"
         return _error(f"the certificate of the server of {store} is not trusted", address, hint)
