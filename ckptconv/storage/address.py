@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,3 +111,15 @@ def address_of(path: str | Path) -> Address:
             kind=Kind.USAGE,
         )
     return Address(scheme, bucket, "/".join(parts))
+
+
+def command_for(commands: Mapping[str, str], address: Address) -> str:
+    """A command of the store's own tool for a place, which can be typed as it is.
+
+    Args:
+        commands: scheme -> the command, with {address}, {bucket}, {key} and {below}, a pattern for all below the key.
+        address: the place.
+    """
+    below = f"{address.key}/*".lstrip("/")
+    names = {"address": str(address), "bucket": address.bucket, "key": address.key, "below": below}
+    return commands[address.scheme].format(**{name: shlex.quote(value) for name, value in names.items()})

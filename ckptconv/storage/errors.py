@@ -7,7 +7,7 @@ import re
 import shlex
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.storage.address import SCHEMES, Address
+from ckptconv.storage.address import SCHEMES, Address, command_for
 
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
@@ -40,8 +40,7 @@ _PROVIDER = re.compile(r"External \w+ credential provider: (\w+)")
 # It looked for the role of an instance or of a container, and found no service that has one.
 _ROLES = re.compile(r"Error performing \w+ http://(?:169\.254\.|metadata\.google\.internal)")
 # Words of obstore's errors, none of which has a status.
-_NO_CREDENTIALS = (
-    "CredentialNotFound",
+_BAD_CREDENTIALS = (
     "Missing AccessKeyId",
     "Missing SecretAccessKey",
     "token file",
@@ -49,7 +48,14 @@ _NO_CREDENTIALS = (
     "Invalid Access Key",
     "SAS query pair",
 )
-_NOT_ACCEPTED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure")
+_NOT_ACCEPTED = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "AuthFailure",
+    "AuthenticationFailed",  # Azure's
+    "InvalidAuthenticationInfo",
+)
 _REGION_CODES = (
     "PermanentRedirect",
     "TemporaryRedirect",
@@ -77,18 +83,21 @@ def explained(error: BaseException, address: Address) -> CkptconvError:
     whole, text, name = str(error), _answer(error), type(error).__name__
     status = next((int(one or two) for one, two in _STATUS.findall(text)), 0)
     code = next(iter(_CODE.findall(text)), "")
-    store, list_it = SCHEMES[address.scheme], _command(_LISTING, address)
+    store, list_it = SCHEMES[address.scheme], command_for(_LISTING, address)
     if provider := _PROVIDER.search(whole):
         return no_credentials_of_profile(provider[1], address)
-    if _is_about_credentials(whole) or any(word in text for word in _NO_CREDENTIALS):
+    if _is_about_credentials(whole):
         return _error(f"there are no credentials for {store}", address, _CREDENTIALS[address.scheme])
+    if any(word in text for word in _BAD_CREDENTIALS):
+        what = f"the credentials for {store} are incomplete or not valid"
+        return _error(what, address, _CREDENTIALS[address.scheme])
     if name == "PreconditionError" or status == 412:
         return changed(address)
     if code == "NoSuchBucket" or "ContainerNotFound" in text or "The specified bucket does not exist" in text:
         what = f"there is no {_container(address)} {address.bucket} in this {store}"
         return _error(what, address, f"check the name{_endpoint(address)}", Kind.NOT_A_CHECKPOINT)
     if code in ("InvalidObjectState", "BlobArchived"):
-        return _error("the object is archived", address, _command(_RESTORING, address), found=code)
+        return _error("the object is archived", address, command_for(_RESTORING, address), found=code)
     if code == "RequestTimeTooSkewed":
         return _error(f"{store} has another time than this machine", address, "set this machine's clock")
     if code == "ExpiredToken":
@@ -126,7 +135,9 @@ def explained(error: BaseException, address: Address) -> CkptconvError:
         found = " ".join([str(status), code]).strip()
         return _error(f"{store} refuses the request", address, f"try {list_it}", found=found)
     if "timed out" in whole or "TimedOut" in whole:
-        return _error(f"{store} does not answer in time", address, f"try again{_endpoint(address, 'or check ')}")
+        return _error(
+            f"{store} does not answer in time", address, f"try again{_endpoint(address, 'or check ')}"
+        )
     if "InvalidCertificate" in whole:
         hint = f"name the certificate of its authority: SSL_CERT_FILE=FILE{_endpoint(address, 'check ')}"
         return _error(f"the certificate of the server of {store} is not trusted", address, hint)
@@ -223,12 +234,6 @@ def _error(
 
 def _container(address: Address) -> str:
     return "container" if address.scheme == "az" else "bucket"
-
-
-def _command(commands: dict[str, str], address: Address) -> str:
-    """A command of the store's own tool for a place, which can be typed as it is."""
-    names = {"address": str(address), "bucket": address.bucket, "key": address.key}
-    return commands[address.scheme].format(**{name: shlex.quote(value) for name, value in names.items()})
 
 
 def _endpoint(address: Address, verb: str = "and ") -> str:

@@ -6,21 +6,21 @@ import os
 from pathlib import Path
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.storage.address import address_of, is_address
+from ckptconv.storage.address import address_of, command_for, is_address
 from ckptconv.storage.base import Store
 from ckptconv.tensors.look import is_far
 
 _COPY = {
-    "s3": "aws s3 cp --recursive OUT s3://BUCKET/FOLDER",
-    "gs": "gcloud storage cp -r OUT gs://BUCKET/FOLDER",
-    "az": "az storage blob upload-batch -s OUT -d CONTAINER/FOLDER",
-    "hf": "hf buckets sync OUT hf://buckets/ORG/NAME/FOLDER",
+    "s3": "aws s3 cp --recursive MODEL {address}",
+    "gs": "gcloud storage cp -r MODEL/* {address}",
+    "az": "az storage blob upload-batch -s MODEL -d {bucket} --destination-path {key}",
+    "hf": "hf buckets sync MODEL {address}",
 }
 _COPY_HERE = {
-    "s3": "aws s3 cp --recursive s3://BUCKET/FOLDER MODEL",
-    "gs": "gcloud storage cp -r gs://BUCKET/FOLDER MODEL",
-    "az": "az storage blob download-batch -d MODEL -s CONTAINER --pattern 'FOLDER/*'",
-    "hf": "hf buckets sync hf://buckets/ORG/NAME/FOLDER MODEL",
+    "s3": "aws s3 cp --recursive {address} MODEL",
+    "gs": "gcloud storage cp -r {address}/* MODEL",
+    "az": "az storage blob download-batch -d MODEL -s {bucket} --pattern {below}",
+    "hf": "hf buckets sync {address} MODEL",
 }
 
 
@@ -42,7 +42,7 @@ def on_disk(target: str | Path) -> Path:
         raise CkptconvError(
             "OUT must be a folder on a disk",
             where=address_of(target),
-            hint=f"write to a disk, then copy it: {_COPY[address_of(target).scheme]}",
+            hint=f"merge into a folder MODEL on a disk, then: {command_for(_COPY, address_of(target))}",
             kind=Kind.TARGET,
         )
     return target
@@ -59,7 +59,7 @@ def pushed(folder: str | os.PathLike[str]) -> Path:
         raise CkptconvError(
             "only a folder on a disk can be pushed",
             where=address_of(path),
-            hint=f"copy it to a disk first: {_COPY_HERE[address_of(path).scheme]}",
+            hint=f"copy it to a disk first: {command_for(_COPY_HERE, address_of(path))}",
             kind=Kind.USAGE,
         )
     return path

@@ -51,7 +51,7 @@ def test_a_missing_folder(s3: Server) -> None:
 def test_a_model_in_a_store_is_not_pushed() -> None:
     message = refused("push", "s3://bucket/model", "org/name")
     assert "only a folder on a disk can be pushed" in message
-    assert "aws s3 cp --recursive s3://BUCKET/FOLDER MODEL" in message
+    assert "aws s3 cp --recursive s3://bucket/model MODEL" in message
 
 
 def test_a_folder_without_a_checkpoint(s3: Server, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_an_address_as_target(
     monkeypatch.chdir(tmp_path)
     message = refused("merge", made("fsdp2_w4"), "s3://bucket/model")
     assert "OUT must be a folder on a disk" in message
-    assert "aws s3 cp --recursive" in message
+    assert "aws s3 cp --recursive MODEL s3://bucket/model" in message
     assert "OUT must be" in refused("merge", made("fsdp2_w4"), "s3://bucket/models", "--all-steps")
     assert "ckptconv push OUT" in refused("merge", made("fsdp2_w4"), "hf://org/name")
     assert list(tmp_path.iterdir()) == []
@@ -260,7 +260,7 @@ EXPLAINED = {
     ),
     "S3 refuses the request": (f"{ANSWER}400 Bad Request: <Code>KMS.DisabledException</Code>", "KMS.DisabledException"),
     "S3 fails": (f"{ANSWER}408 Request Timeout: <Code>RequestTimeout</Code>", "try again later"),
-    "there are no credentials": ("Generic S3 error: Missing SecretAccessKey", "AWS_PROFILE"),
+    "are incomplete or not valid": ("Generic S3 error: Missing SecretAccessKey", "AWS_PROFILE"),
     "there are no credentials for S3": (
         "Generic S3 error: Error performing GET http://169.254.170.2/creds in 10ms - Server returned non-2xx status code: "
         "403 Forbidden: denied",
