@@ -19,22 +19,26 @@ _SKEW = 60  # seconds by which the clocks of two nodes may differ, plus the time
 _MEANING = "Unless that is when it was copied, the folder mixes two saves"
 
 
-def apart(files: Sequence[Path], last: Path | None = None) -> list[str]:
+def apart(files: Sequence[Path], last: Path | None = None, inside: int = 0) -> list[str]:
     """Notes on files that were changed long before or after the others of their folder.
 
     Args:
         files: the files of one checkpoint.
         last: the file that the trainer writes after all others, such as DCP's `.metadata`; None if there is none.
+        inside: the number of folders between a file and the folder of all files; 1 where each rank has a folder of its own.
     """
     folders: dict[Path, list[tuple[float, str]]] = {}
     for path in files:
-        folders.setdefault(path.parent, []).append((path.stat().st_mtime, path.name))
+        home, name = path.parent, path.name
+        for _ in range(inside):
+            home, name = home.parent, f"{home.name}/{name}"
+        folders.setdefault(home, []).append((path.stat().st_mtime, name))
     notes: list[str] = []
     for found in folders.values():
         notes += _two_groups(sorted(found))
     if last is not None and not notes:
         notes += _after(last, sorted(folders.get(last.parent, [])))
-    return notes
+    return list(dict.fromkeys(notes))  # nanotron has a folder for each module, with files of equal names
 
 
 def _two_groups(times: Sequence[tuple[float, str]]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from support.helpers import ROLE, cli, own_copy
+from support.helpers import ROLE, cli, own_copy, unpacked
 
 from ckptconv import CkptconvError
 from ckptconv.backends import open_checkpoint
@@ -127,3 +127,21 @@ def test_a_distcp_file_that_is_there_twice_with_other_bytes_is_refused(made: Mad
     shutil.copystat(next(run.rglob("__1_0.distcp")), path)  # the same size and time
     with pytest.raises(CkptconvError, match=r"two files named .* have different bytes"):
         open_checkpoint(run, also=[other])
+
+
+def test_a_stage_of_another_time_is_a_note_where_each_rank_has_a_folder(tmp_path: Path) -> None:
+    """verl's model.pt has no iteration, and two stages have no tensor in common that could differ."""
+    run = Path(shutil.copytree(unpacked("megatron/qwen3_verl_legacy_vpp") / "run", tmp_path / "run"))
+    files = sorted(run.rglob("model.pt"))
+    dated(files, *range(len(files)))
+    assert times(open_checkpoint(run).notes) == []
+    dated(files, *range(len(files) - 1), DAY)
+    (note,) = times(open_checkpoint(run).notes)
+    assert note.startswith(f"{files[-1].parent.name}/model.pt: changed at")
+
+
+def test_a_note_that_many_folders_give_is_given_once(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(unpacked("nanotron_llama_tp2_pp2") / "run", tmp_path / "run"))
+    for path in run.rglob("*.safetensors"):
+        dated([path], DAY if "pp-rank-0-of-2_tp-rank-1-of-2" in path.name else 0)
+    assert len(times(open_checkpoint(run).notes)) == 1

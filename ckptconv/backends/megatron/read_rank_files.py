@@ -24,6 +24,7 @@ from ckptconv.backends.megatron.rank_files import home as home_of
 from ckptconv.backends.megatron.settings import rank_file_settings
 from ckptconv.backends.megatron.stages import DECODER, Coordinate, Rank, assembled, expert_rows
 from ckptconv.backends.runs import Place, with_config
+from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.bounds import check_name, check_ranks
 from ckptconv.formats.same import same_bytes
@@ -91,7 +92,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         assets=assets,
         skipped=(Skipped("optimizer and trainer state", max(held - used, 0), "not part of the model"),),
         lora=Lora(lora_settings(place.folder)),
-        notes=(*place.notes(), *stated.notes, *interleaved),
+        notes=(*place.notes(), *stated.notes, *interleaved, *apart(list(found.values()), inside=1)),
         naming="megatron",
         trainer=stated.settings,
     )
