@@ -16,6 +16,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage import located
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.file_state import stamps_under
+from ckptconv.tensors.look import exists, is_dir, resolved
 from ckptconv.tensors.source_spec import Step, Where, as_path, spec_of
 from ckptconv.tensors.storage import FileState
 
@@ -54,9 +55,9 @@ def _open(
     """Find the backend and the folder, and read it. Errors without a kind of their own are DAMAGED."""
     known = backends(backend)
     root, also = located(root), tuple(map(located, also))
-    if not root.exists():
+    if not exists(root):
         raise CkptconvError("no such folder", where=root, hint=meant(root), kind=Kind.NOT_A_CHECKPOINT)
-    if not root.is_dir():
+    if not is_dir(root):
         from ckptconv.backends.huggingface.read import read_file
 
         return one_model(read_file(root))
@@ -100,8 +101,8 @@ def state_of(path: Path, backend: str | None = None) -> dict[str, FileState]:
 
 def _others(folders: Sequence[str | Path], backend: Backend, first: Place) -> list[Path]:
     """The further folders, each once and without the first; see `_other`."""
-    found = {folder.resolve(): folder for folder in (_other(each, backend, first) for each in folders)}
-    found.pop(first.folder.resolve(), None)
+    found = {resolved(folder): folder for folder in (_other(each, backend, first) for each in folders)}
+    found.pop(resolved(first.folder), None)
     return list(found.values())
 
 
@@ -117,7 +118,7 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
         CkptconvError: the folder has no files of that backend, or only another step.
     """
     root = as_path(folder)
-    if not root.is_dir():
+    if not is_dir(root):
         raise CkptconvError(
             "no such folder",
             where=root,
@@ -128,7 +129,7 @@ def _other(folder: str | Path, backend: Backend, first: Place) -> Path:
         if first.step not in steps:
             raise _another_step(root, first.step)
         root = steps[first.step]
-    if first.role and (root / first.role).is_dir():
+    if first.role and is_dir(root / first.role):
         root = root / first.role
     found = locate(root, [backend])
     if found is None:

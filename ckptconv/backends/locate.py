@@ -19,7 +19,7 @@ from ckptconv.backends.runs import (
 )
 from ckptconv.backends.runs import rank_of as role_rank
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.look import entries, names_in
+from ckptconv.tensors.look import entries, is_dir, names_in
 from ckptconv.tensors.source_spec import Step
 
 Located = tuple[Backend, Place]
@@ -73,7 +73,7 @@ def locate(path: Path, backends: Sequence[Backend], step: Step | None = None) ->
         backend = _claim(folder, backends)
     if backend:
         return backend, Place(folder, chosen.number, None, remarks=remarks)
-    return _role_in(folder, backends, chosen.number, remarks) if folder.is_dir() else None
+    return _role_in(folder, backends, chosen.number, remarks) if is_dir(folder) else None
 
 
 def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> Located | None:
@@ -87,7 +87,7 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
             not _claim(role, backends) and bool(_role_in(role, backends, None))
         )
 
-    roles = [p for p in map(path.joinpath, filter(is_role, names_in(path))) if p.is_dir() and holds(p)]
+    roles = [p for p in map(path.joinpath, filter(is_role, names_in(path))) if is_dir(p) and holds(p)]
     if not roles:
         return None
     first, *others = sorted(roles, key=lambda role: (role_rank(role.name), role.name))
@@ -105,7 +105,7 @@ def _role_above(path: Path, backends: Sequence[Backend], step: Step | None) -> L
 
 def _claim(folder: Path, backends: Sequence[Backend]) -> Backend | None:
     """The first backend that reads files of this folder itself, or None."""
-    if not folder.is_dir():  # a step in one file, which only the backend of whole models reads
+    if not is_dir(folder):  # a step in one file, which only the backend of whole models reads
         backends = [backend for backend in backends if not backend.IS_SHARDED]
     return next((backend for backend in backends if backend.is_mine(folder)), None)
 
@@ -114,8 +114,8 @@ def _role_in(
     step: Path, backends: Sequence[Backend], number: int | None, remarks: tuple[str, ...] = ()
 ) -> Located | None:
     """The trained model among a step's subfolders; of several of the same `Rank`, shards are preferred to whole models."""
-    names = sorted(e.name for e in entries(step) if not (e.is_file or e.name.startswith(".")))
-    folders = [path for path in map(step.joinpath, names) if path.is_dir()]
+    names = sorted(e.name for e in entries(step) if not (e.is_regular or e.name.startswith(".")))
+    folders = [path for path in map(step.joinpath, names) if is_dir(path)]
     folders = [path for path in folders if is_role(path.name) or not is_output(path)] or folders
     claimed = [(path, backend) for path in folders if (backend := _claim(path, backends))]
     if not claimed:

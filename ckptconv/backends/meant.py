@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptconv.tensors.look import is_far
+from ckptconv.tensors.look import is_dir, is_far, names_in
 
 
 def meant(path: Path) -> str | None:
@@ -18,10 +18,10 @@ def meant(path: Path) -> str | None:
     from difflib import get_close_matches  # only mistakes need it
 
     there = path.parent
-    while not there.is_dir() and there != there.parent:
+    while not is_dir(there) and there != there.parent:
         path, there = there, there.parent
     try:
-        names = [entry.name for entry in there.iterdir()]
+        names = names_in(there)
     except OSError:
         return None
     near = get_close_matches(path.name, names, 1, 0.6)

@@ -93,7 +93,7 @@ def _unfinished(steps: dict[int, Path], known: Sequence[Backend]) -> CkptconvErr
     return CkptconvError(
         f"step {newest} is the newest of the run, but has no weights in a known format",
         where=steps[newest],
-        found=", ".join(sorted(path.name for path in steps[newest].iterdir())[:6]) or "an empty folder",
+        found=", ".join(sorted(names_in(steps[newest]))[:6]) or "an empty folder",
         hint="name another folder" if whole is None else f"take an earlier one: --step {whole}",
         kind=Kind.INCOMPLETE,
     )

@@ -16,7 +16,7 @@ from ckptconv.backends.conventions import Rank, StepName
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import settings_text
 from ckptconv.formats.torch_zip import open_torch_zip
-from ckptconv.tensors.look import names_in
+from ckptconv.tensors.look import is_dir, is_file, link_to, matching, names_in, size_of
 from ckptconv.tensors.source_spec import Step
 
 _NUMBER = re.compile(r"^[0-9]{1,18}$")
@@ -79,20 +79,20 @@ class StepFolder(NamedTuple):
 def step_of(path: Path) -> StepName | None:
     """The step that a folder's name states, or None. A bare number needs a mark in the run, or a proof inside."""
     name = registry.step_named(path.name)
-    if name is None or not name.needs_mark or any((path.parent / mark).is_file() for mark in _marks()):
+    if name is None or not name.needs_mark or any(is_file(path.parent / mark) for mark in _marks()):
         return name
     inside = {file for trainer in registry.trainers() for file in trainer.inside}
-    return name if any((path / file).is_file() for file in inside) else None
+    return name if any(is_file(path / file) for file in inside) else None
 
 
 def with_config(*folders: Path) -> Path | None:
     """The first folder with a config.json; None if there is none."""
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return next((folder for folder in folders if is_file(folder / "config.json")), None)
 
 
 def is_output(folder: Path) -> bool:
     """True if a merge wrote the folder, or is writing it. Such a folder is never part of the checkpoint that contains it."""
-    return folder.name.endswith(".ckptconv-partial") or (folder / "ckptconv.json").is_file()
+    return folder.name.endswith(".ckptconv-partial") or is_file(folder / "ckptconv.json")
 
 
 def is_step(path: Path) -> bool:
@@ -104,8 +104,8 @@ def step_folders(run: Path) -> list[StepFolder]:
     """The step folders of a run, ordered by step, epoch, version and name; the latest one is the last."""
     found = [
         StepFolder(path, name, _counted(path) if name.number is None else name.number)
-        for path in map(run.joinpath, filter(registry.step_named, names_in(run) if run.is_dir() else ()))
-        if (path.is_dir() or _is_file_of_a_step(path)) and (name := step_of(path)) is not None
+        for path in map(run.joinpath, filter(registry.step_named, names_in(run) if is_dir(run) else ()))
+        if (is_dir(path) or _is_file_of_a_step(path)) and (name := step_of(path)) is not None
     ]
     found += _named_by_marks(run, {step.path.name for step in found})
     return sorted(found, key=lambda step: (step.name.is_newest, step.name.order, step.path.name))
@@ -120,7 +120,7 @@ def _named_by_marks(run: Path, known: Collection[str]) -> list[StepFolder]:
     return [
         StepFolder(run / name, StepName(None, (-1, -1, -1)), _counted(run / name))
         for name in sorted(names - {*known})
-        if _NAME.match(name) and (run / name).is_dir()
+        if _NAME.match(name) and is_dir(run / name)
     ]
 
 
@@ -129,21 +129,25 @@ def _text_of(mark: Path) -> str:
 
     A copy of a run may hold the step itself in place of a link to it; a file of that size is not read.
     """
-    if _is_link_to_step(mark):
-        return mark.readlink().name
-    if not mark.is_file() or mark.stat().st_size > _LONGEST_MARK:
+    linked = _linked_step(mark)
+    if linked is not None:
+        return linked
+    if not is_file(mark) or size_of(mark) > _LONGEST_MARK:
         return ""
     return settings_text(mark).strip().rstrip("/").rpartition("/")[2]
 
 
-def _is_link_to_step(mark: Path) -> bool:
-    """True for a mark that is a link to a step's folder or to a step's one file, also where that is gone."""
-    return mark.is_symlink() and (mark.is_dir() or registry.is_one_file(mark.readlink().name))
+def _linked_step(mark: Path) -> str | None:
+    """The name of the step's folder, or of its one file, to which a mark links, also where that is gone; else None."""
+    target = link_to(mark)
+    if target is not None and (is_dir(mark) or registry.is_one_file(target.name)):
+        return target.name
+    return None
 
 
 def _is_file_of_a_step(path: Path) -> bool:
     """True for a whole checkpoint in one file of torch.save, as Lightning and Composer write it without sharding."""
-    return registry.is_one_file(path.name) and path.is_file()
+    return registry.is_one_file(path.name) and is_file(path)
 
 
 def steps_of(run: Path) -> dict[int, Path]:
@@ -161,8 +165,8 @@ def run_of(path: Path) -> Path:
     if step_folders(path):
         return path
     names = dict.fromkeys(name for trainer in registry.trainers() for name in trainer.below)
-    found = dict.fromkeys(folder for name in names for folder in sorted(path.glob(name)))
-    below = [folder for folder in found if folder.is_dir() and step_folders(folder)]
+    found = dict.fromkeys(folder for name in names for folder in matching(path, name))
+    below = [folder for folder in found if is_dir(folder) and step_folders(folder)]
     if len(below) > 1:
         raise several("folders of steps", below, path)
     return below[0] if below else path
@@ -208,7 +212,7 @@ def choose(run: Path, wanted: Step | None) -> tuple[StepFolder, tuple[str, ...]]
 def mark_of(run: Path) -> Path | None:
     """The file that names the run's latest step, or None. A link to a step does not count."""
     marks = (run / name for name in _marks())
-    return next((mark for mark in marks if mark.is_file() and not _is_link_to_step(mark)), None)
+    return next((mark for mark in marks if is_file(mark) and _linked_step(mark) is None), None)
 
 
 def marked_number(run: Path) -> int | None:
@@ -232,9 +236,9 @@ def _counted(step: Path) -> int | None:
     """The step by a trainer's own counter in the folder (`Trainer.counters`) or in a step's one file, or None."""
     for trainer in registry.trainers():
         for file, key in trainer.counters:
-            path = step / file if step.is_dir() else step
+            path = step / file if is_dir(step) else step
             try:
-                root = open_torch_zip(str(path)).root if path.is_file() else None
+                root = open_torch_zip(str(path)).root if is_file(path) else None
             except CkptconvError:  # the number only orders and labels the steps
                 continue
             if isinstance(root, dict) and type(root.get(key)) is int:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ckptconv.errors import listed
+from ckptconv.tensors.look import is_file, stamp
 
 _LONG = 600  # seconds between the groups; torch's default timeout for ranks that wait for each other
 _TIMES = 10  # the time between the groups is at least this many times as long as each group took
@@ -32,7 +33,7 @@ def apart(files: Sequence[Path], last: Path | None = None, inside: int = 0) -> l
         home, name = path.parent, path.name
         for _ in range(inside):
             home, name = home.parent, f"{home.name}/{name}"
-        folders.setdefault(home, []).append((path.stat().st_mtime, name))
+        folders.setdefault(home, []).append((_changed(path), name))
     notes: list[str] = []
     for found in folders.values():
         notes += _two_groups(sorted(found))
@@ -63,13 +64,18 @@ def _after(last: Path, times: Sequence[tuple[float, str]]) -> Iterator[str]:
         last: that file.
         times: (seconds since the epoch, name) of each file, in order.
     """
-    if not last.is_file():
+    if not is_file(last):
         return
-    end = last.stat().st_mtime
+    end = _changed(last)
     late = [item for item in times if item[0] > end + _SKEW]
     if late and 2 * len(late) <= len(times):
         written = _when([(end, "")])
         yield f"{_names(late)}: changed at {_when(late)}, after {last.name}, the file written last, at {written}. {_MEANING}"
+
+
+def _changed(path: Path) -> float:
+    """When a file was changed, in seconds since 1970."""
+    return stamp(path).changed / 10**9
 
 
 def _span(times: Sequence[tuple[float, str]]) -> float:

@@ -17,6 +17,7 @@ from ckptconv.plan import Equal, Options, Plan, make_plan
 from ckptconv.plan.stored import take_stock
 from ckptconv.publish import assets
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.look import is_dir
 from ckptconv.tensors.source_spec import as_path
 from ckptconv.tensors.view import View
 
@@ -79,7 +80,7 @@ def plan_and_assets(
     if made is not None:
         told = f"config.json is made from the trainer's {Path(made.where).name}, which has no tokenizer next to it"
         plan = replace(plan, notes=(*plan.notes, told))
-    return plan, folder if folder is None or folder.is_dir() else folder.parent
+    return plan, folder if folder is None or is_dir(folder) else folder.parent
 
 
 def _by_reading(one: View, other: View) -> bool:

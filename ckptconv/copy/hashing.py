@@ -11,6 +11,7 @@ import xxhash
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read import workers as threads
+from ckptconv.tensors.look import opened
 
 HASH_BLOCK = 4 << 20  # bytes per digest; the receipt's format fixes this constant
 HASH = "xxh3-128/4MiB"
@@ -69,17 +70,13 @@ def hash_stretches(
 def _hash(place: Stretch, buffer: memoryview, on_read: Callable[[int], None] | None) -> str:
     digests: list[bytes] = []
     left = place.nbytes
-    with place.file.open("rb", buffering=0) as file:
-        file.seek(place.start)
+    with opened(place.file, "a safetensors file") as file:
         while left or not digests:
-            size, got = min(left, HASH_BLOCK), 0
-            while got < size:
-                n = file.readinto(buffer[got:size])
-                if not n:
-                    raise CkptconvError(
-                        "the file became shorter while it was read", where=place.file, kind=Kind.ENVIRONMENT
-                    )
-                got += n
+            size = min(left, HASH_BLOCK)
+            if file.fill(place.start + place.nbytes - left, buffer[:size]) < size:
+                raise CkptconvError(
+                    "the file became shorter while it was read", where=place.file, kind=Kind.ENVIRONMENT
+                )
             digests.append(xxhash.xxh3_128_digest(buffer[:size]))
             left -= size
             if on_read:

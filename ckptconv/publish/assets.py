@@ -16,7 +16,7 @@ from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.formats.json import read_json
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.publish.known_files import is_known, known_files
-from ckptconv.tensors.look import entries
+from ckptconv.tensors.look import entries, is_dir, is_file, opened, paths_in, resolved
 from ckptconv.tensors.stored_file import far_of
 
 _WEIGHTS = (
@@ -48,19 +48,19 @@ _PIECE = 4 << 20  # bytes that are copied from a store at a time
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json of a folder. Nothing that it names is imported."""
-    path = folder / "config.json" if folder.is_dir() else folder
-    if not path.is_file():
+    path = folder / "config.json" if is_dir(folder) else folder
+    if not is_file(path):
         raise CkptconvError(
             "no config.json here",
             where=folder,
             hint="pass a model folder: --config DIR",
             kind=Kind.INCOMPLETE,
         )
-    if folder.is_dir() and not _inside(folder, path):
+    if is_dir(folder) and not _inside(folder, path):
         raise CkptconvError(
             "config.json is a link to a file outside its folder, which would be copied into the model",
             where=path,
-            found=path.resolve(),
+            found=resolved(path),
             hint="name the file itself with --config FILE if it is the model's",
             kind=Kind.UNSUPPORTED,
         )
@@ -138,14 +138,14 @@ def left_with_weights(folder: Path) -> list[str]:
     Such a subfolder has its own config next to its weights, and is not a step or a role of a run.
     """
     found = []
-    below = sorted(entry.name for entry in entries(folder) if entry.is_dir)
+    below = sorted(entry.name for entry in entries(folder) if entry.is_folder)
     for child in map(folder.joinpath, below):
         if is_trainers(child.name) or child.name.startswith("."):
             continue
-        if any((child / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if any(is_file(child / name) for name in ("config.json", "adapter_config.json")):
             found += [
                 f"{child.name}/{path.name}"
-                for path in sorted(child.iterdir())
+                for path in paths_in(child)
                 if path.suffix in (".safetensors", ".bin") and not is_module_weight(path.relative_to(folder))
             ]
     return found
@@ -153,13 +153,13 @@ def left_with_weights(folder: Path) -> list[str]:
 
 def _inside(folder: Path, path: Path) -> bool:
     """True if the file is inside the folder once links are resolved."""
-    root = folder.resolve()
+    root = resolved(folder)
     homes = {root}
     if (
         root.parent.name == "snapshots"
     ):  # a folder of huggingface_hub's cache, whose files are links to ../../blobs
         homes.add(root.parent.parent / "blobs")
-    return bool(homes & {*path.resolve().parents})
+    return bool(homes & {*resolved(path).parents})
 
 
 def is_asset(path: str) -> bool:
@@ -191,8 +191,8 @@ def write_config(target: Path, config: dict[str, Any], original: Path | None) ->
         original: the trainer's file; None if there is none.
     """
     if original is not None:
-        path = original / "config.json" if original.is_dir() else original
-        if path.is_file() and read_config(path) == config:
+        path = original / "config.json" if is_dir(original) else original
+        if is_file(path) and read_config(path) == config:
             _copy(path, target / "config.json")
             return
     # A lone surrogate, which JSON can hold and UTF-8 cannot, stays an escape.
@@ -206,8 +206,9 @@ def _copy(source: Path, target: Path) -> None:
         if far_of(source) is None:
             shutil.copyfile(source, target)
         else:
-            with source.open("rb") as content, target.open("wb") as file:
-                shutil.copyfileobj(content, file, _PIECE)
+            with opened(source, "a file") as content, target.open("wb") as file:
+                for start in range(0, content.nbytes, _PIECE):
+                    file.write(content.read(start, _PIECE))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise cannot_write(target, error) from error
@@ -232,10 +233,10 @@ def _walk(folder: Path, inside: str = "") -> Iterator[str]:
         name = entry.name
         if name.startswith("."):
             continue
-        if entry.is_dir:
+        if entry.is_folder:
             if not is_trainers(name):
                 yield from _walk(entry.path, f"{inside}{name}/")
-        elif entry.is_file:
+        elif entry.is_regular:
             yield inside + name
 
 

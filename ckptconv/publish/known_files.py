@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
+from ckptconv.tensors.look import opened
 
 # Sources: transformers/tokenization_utils_base.py, utils/__init__.py and the vocab_files_names of its tokenizers;
 # transformers/models/*/processing_*.py; sentence_transformers/SentenceTransformer.py and its models; mistral-common
@@ -91,9 +92,9 @@ def _texts(value: Any) -> Iterator[str]:
 def _imported(folder: Path, path: str) -> Iterator[str]:
     """The files that one Python file may import by a relative import. The text is searched, never run."""
     try:
-        with (folder / path).open(encoding="utf-8", errors="replace") as file:
-            text = file.read(_MOST_CODE)
-    except OSError:
+        with opened(folder / path, "Python code") as file:
+            text = file.read(0, min(_MOST_CODE, file.nbytes)).decode("utf-8", "replace")
+    except CkptconvError:
         return
     for found in _IMPORTS.finditer(text):
         here = PurePosixPath(path).parent

@@ -17,6 +17,7 @@ from ckptconv.publish.private import without_paths
 from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.file_state import fingerprint
 from ckptconv.tensors.holders import Holders
+from ckptconv.tensors.look import files_below, is_file, resolved, size_of
 
 RECEIPT = "ckptconv.json"
 SMALL_FILES = "small_files"  # the receipt's key for the hashes of the files next to the weights
@@ -51,7 +52,7 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "source": {
             "backend": source.backend,
             "layout": source.layout,
-            "folder": within_run(source.root.resolve()),
+            "folder": within_run(resolved(source.root)),
             "step": source.step,
             "role": source.role,
             "world_size": source.world_size,
@@ -80,14 +81,11 @@ def small_hashes(folder: Path, weights: Collection[str]) -> dict[str, str]:
         folder: the model folder.
         weights: the names of the files that hold tensors.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in files}
-    chosen = {name: path for name, path in named.items() if is_asset(name)}
+    names = sorted(file.removeprefix(f"{folder}/") for file in files_below(folder))
+    chosen = {name: folder / name for name in names if is_asset(name) and is_file(folder / name)}
     for name in (*weights, *_EDITED):
         chosen.pop(name, None)
-    return hash_stretches(
-        {name: Stretch(path, 0, path.stat().st_size) for name, path in chosen.items()}, workers=1
-    )
+    return hash_stretches({name: Stretch(path, 0, size_of(path)) for name, path in chosen.items()}, workers=1)
 
 
 def hash_of(data: bytes) -> str:

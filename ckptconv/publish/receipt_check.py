@@ -11,6 +11,7 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.json import read_json
 from ckptconv.formats.safetensors import read_header
 from ckptconv.publish.receipt import RECEIPT, SMALL_FILES
+from ckptconv.tensors.look import is_file, size_of
 
 
 class Contradiction(NamedTuple):
@@ -54,7 +55,7 @@ def require_agreement(folder: Path, workers: int | None = None) -> int:
     """
     path = folder / RECEIPT
     hint = f"copy or convert the folder again; if you changed it on purpose: rm {path}"
-    if not path.is_file():
+    if not is_file(path):
         return 0
     receipt = read_json(path)
     if not is_receipt(receipt):
@@ -110,10 +111,10 @@ def compare(
     wrong = []
     for name, nbytes in receipt["files"].items():
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             wrong.append(Contradiction(name, "the receipt names this file, and it is not here", str(folder)))
-        elif path.stat().st_size != nbytes:
-            size = f"has {path.stat().st_size:,} bytes, the receipt states {nbytes:,}"
+        elif size_of(path) != nbytes:
+            size = f"has {size_of(path):,} bytes, the receipt states {nbytes:,}"
             wrong.append(Contradiction(name, size, str(path)))
     expected = {name: entry.get("hash") for name, entry in receipt["tensors"].items()}
     hashes = hash_stretches({name: places[name] for name in expected if name in places}, workers, on_read)
@@ -144,9 +145,9 @@ def changed_small_files(receipt: Mapping[str, Any], folder: Path) -> list[str]:
     if not isinstance(stated, dict):
         return []
     there = {
-        name: Stretch(path, 0, path.stat().st_size)
+        name: Stretch(path, 0, size_of(path))
         for name in stated
-        if (path := folder / name).is_file() and folder in path.parents and ".." not in path.parts
+        if is_file(path := folder / name) and folder in path.parents and ".." not in path.parts
     }
     hashes = hash_stretches(there, workers=1)
     return [
@@ -170,7 +171,7 @@ def key_of(file: str, name: str) -> str:
 def _places(receipt: Mapping[str, Any], folder: Path) -> dict[str, Stretch]:
     places = {}
     for file in receipt["files"]:
-        if (folder / file).is_file():
+        if is_file(folder / file):
             for name, view in read_header(folder / file)[0].items():
                 start = view.chunks[0].start if view.chunks else 0
                 places[key_of(file, name)] = Stretch(folder / file, start, view.nbytes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.publish.durable import exchange, fsync_folder, fsync_tree
 from ckptconv.publish.work import OLD, bytes_begun, note_publishing, tidy
+from ckptconv.tensors.look import resolved
 
 
 def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
@@ -22,9 +23,9 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
     Raises:
         CkptconvError: the target contains a source, cannot be written, or exists and must not be replaced.
     """
-    resolved = target.resolve()
+    there = resolved(target)
     for source in sources:
-        if resolved == source.resolve() or resolved in source.resolve().parents:
+        if there == resolved(source) or there in resolved(source).parents:
             raise CkptconvError(
                 "OUT contains the checkpoint", where=target, hint="choose another folder", kind=Kind.TARGET
             )
@@ -36,7 +37,7 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
         return
     if not target.is_dir():
         raise CkptconvError("OUT is a file", where=target, kind=Kind.TARGET)
-    if os.path.ismount(resolved):
+    if os.path.ismount(there):
         raise CkptconvError(
             "OUT is a mount point and cannot be replaced atomically",
             where=target,
@@ -71,7 +72,7 @@ def check_target(target: Path, sources: list[Path], overwrite: bool) -> None:
 
 
 def _existing_parent(target: Path) -> Path:
-    parent = target.resolve().parent
+    parent = resolved(target).parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
@@ -104,7 +105,7 @@ def publish(work: Path, target: Path, overwrite: bool) -> None:
     Raises:
         CkptconvError: the target appeared during the merge, or the rename failed.
     """
-    target, home = target.resolve(), work.parent
+    target, home = resolved(target), work.parent
     try:
         fsync_tree(work)
         if target.exists() and any(target.iterdir()):

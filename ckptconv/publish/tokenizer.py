@@ -8,6 +8,7 @@ from pathlib import Path
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.publish.assets import assets_of
+from ckptconv.tensors.look import is_file, opened
 
 # Source: transformers/tokenization_utils_base.py (*_FILE) and the vocab_files_names of its tokenizers.
 _VOCABULARY = re.compile(
@@ -61,10 +62,10 @@ def added_ids(folder: Path) -> set[int]:
     The list is before the vocabulary in the file (tokenizers/src/tokenizer/serialization.rs), so only its beginning is read.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not is_file(path):
         return set()
-    with path.open("rb") as file:
-        text = file.read(_MOST_ADDED).decode("utf-8", "replace")
+    with opened(path, "a tokenizer") as file:
+        text = file.read(0, min(_MOST_ADDED, file.nbytes)).decode("utf-8", "replace")
     listed = text.partition('"added_tokens"')[2].partition('"normalizer":')[0]
     return {int(number) for number in _ID.findall(listed)}
 

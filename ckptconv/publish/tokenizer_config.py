@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import parse_json
+from ckptconv.tensors.look import read_bytes
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _CLASS, _EXTRA, _ADDITIONAL = "tokenizer_class", "extra_special_tokens", "additional_special_tokens"
@@ -38,7 +39,7 @@ def for_both(path: Path) -> Respelled | None:
     Args:
         path: a tokenizer_config.json. One that is not a JSON object is copied as it is: transformers reports it.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         config = parse_json(data, path)
     except CkptconvError:

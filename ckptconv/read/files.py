@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import threading
 from collections import OrderedDict
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.disk import DISK, DiskFile
+from ckptconv.tensors.look import open_file
+from ckptconv.tensors.storage import OpenFile
 from ckptconv.tensors.stored_file import StoredFile, far_of
 
 _OPEN_FILES = 128  # per thread
@@ -25,8 +25,8 @@ class Files:
     """
 
     def __init__(self, drop_behind: bool = False) -> None:
-        self.drop = drop_behind and hasattr(os, "posix_fadvise")
-        self._open_files: OrderedDict[str, DiskFile] = OrderedDict()
+        self.drop = drop_behind
+        self._open_files: OrderedDict[str, OpenFile] = OrderedDict()
 
     def close(self) -> None:
         """Close all files."""
@@ -60,10 +60,10 @@ class Files:
         if found is not None:
             found.drop(start, nbytes)
 
-    def _open(self, file: str) -> DiskFile:
+    def _open(self, file: str) -> OpenFile:
         self._keep(_share() - 1)
         try:
-            found = DISK.open(file)
+            found = open_file(file)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE) and self._open_files:
                 self._keep(len(self._open_files) // 2)

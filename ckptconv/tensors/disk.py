@@ -34,8 +34,8 @@ class DiskFile(OpenFile):
         return self._facts().st_size
 
     @property
-    def is_regular(self) -> bool:
-        """False for a folder, a pipe and a device."""
+    def is_regular(self) -> bool:  # type: ignore[override]
+        """See `OpenFile`."""
         return stat.S_ISREG(self._facts().st_mode)
 
     def read(self, start: int, nbytes: int) -> bytes:
@@ -66,7 +66,8 @@ class DiskFile(OpenFile):
 
     def drop(self, start: int, nbytes: int) -> None:
         """See `OpenFile`: the kernel drops whole pages."""
-        os.posix_fadvise(self.descriptor, start, nbytes, os.POSIX_FADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor, start, nbytes, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Close the file."""
@@ -90,10 +91,10 @@ class Disk(Storage):
         with os.scandir(folder) as found:
             for entry in found:
                 try:
-                    is_file = entry.is_file()
+                    is_regular = entry.is_file()
                 except OSError:  # a link to itself
-                    is_file = False
-                yield Entry(folder, entry.name, entry.is_dir(follow_symlinks=False), is_file)
+                    is_regular = False
+                yield Entry(folder, entry.name, entry.is_dir(follow_symlinks=False), is_regular)
 
     def files_below(self, folder: Path, leave: Callable[[Path], bool]) -> Iterator[str]:
         """See `Storage`."""
@@ -126,6 +127,10 @@ class Disk(Storage):
     def link_to(self, path: Path) -> Path | None:
         """See `Storage`."""
         return path.readlink() if path.is_symlink() else None
+
+    def resolved(self, path: Path) -> Path:
+        """See `Storage`."""
+        return path.resolve()
 
     def are_same(self, one: Path, other: Path) -> bool:
         """See `Storage`."""

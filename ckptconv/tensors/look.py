@@ -6,13 +6,15 @@ call, however many names it holds; a look at a name costs one system call, and n
 
 from __future__ import annotations
 
+import errno
 import fnmatch
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckptconv.errors import CkptconvError, Kind
-from ckptconv.tensors.disk import DISK, DiskFile
+from ckptconv.tensors.disk import DISK
 from ckptconv.tensors.storage import Entry, FileState, OpenFile, Storage
 from ckptconv.tensors.stored_file import far_of
 
@@ -104,6 +106,11 @@ def link_to(path: Path) -> Path | None:
     return storage_of(path).link_to(path)
 
 
+def resolved(path: Path) -> Path:
+    """The absolute path without links in it."""
+    return storage_of(path).resolved(path)
+
+
 def stamp(file: str | Path) -> FileState:
     """Size, time of change and identity of a file. An object in a store has the state that was listed.
 
@@ -144,7 +151,7 @@ def opened(file: str | Path, kind: str = "a torch.save file") -> Iterator[OpenFi
             f"cannot be read: {error.strerror or error}", where=file, kind=Kind.ENVIRONMENT
         ) from error
     try:
-        if isinstance(found, DiskFile) and not found.is_regular:
+        if not found.is_regular:
             raise CkptconvError(
                 f"not {kind}, but a folder, a pipe or a device", where=file, kind=Kind.DAMAGED
             )
@@ -168,11 +175,13 @@ def read_bytes(file: str | Path) -> bytes:
     """The whole content of a file.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or is a folder, pipe or device.
         CkptconvError: it cannot be read.
     """
     found = open_file(file)
     try:
+        if not found.is_regular:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
         return found.read(0, found.nbytes)
     finally:
         found.close()

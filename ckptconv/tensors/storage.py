@@ -40,14 +40,14 @@ class Entry(NamedTuple):
     Attributes:
         folder: the folder.
         name: the name.
-        is_dir: True for a folder, and not for a link to one.
-        is_file: True for a file, or a link to one.
+        is_folder: True for a folder, and not for a link to one.
+        is_regular: True for a regular file, or a link to one.
     """
 
     folder: Path
     name: str
-    is_dir: bool
-    is_file: bool
+    is_folder: bool
+    is_regular: bool
 
     @property
     def path(self) -> Path:
@@ -73,9 +73,11 @@ class OpenFile(ABC):
 
     Attributes:
         nbytes: its size in bytes.
+        is_regular: False for a folder, a pipe and a device.
     """
 
     nbytes: int
+    is_regular: bool = True
 
     @abstractmethod
     def fill(self, start: int, memory: memoryview) -> int:
@@ -182,6 +184,10 @@ class Storage(ABC):
     def link_to(self, path: Path) -> Path | None:
         """The text of a symbolic link, as a path; None for whatever is none. A store has no links."""
         return None
+
+    def resolved(self, path: Path) -> Path:
+        """The absolute path without links in it. A store has no links."""
+        return path
 
     def are_same(self, one: Path, other: Path) -> bool:
         """True if both paths name one file.

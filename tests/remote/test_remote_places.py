@@ -41,6 +41,17 @@ def test_config(s3: Server, made: Made, tmp_path: Path) -> None:
     assert (tmp_path / "far" / "config.json").read_bytes() == (tmp_path / "near" / "config.json").read_bytes()
 
 
+def test_custom_code_of_a_model_in_a_store(s3: Server, made: Made, tmp_path: Path) -> None:
+    """The files that a module of the model imports are found in its text, which is read from the store."""
+    config = tmp_path / "config"
+    shutil.copytree(made("fsdp2_w4") / "hub", config)
+    (config / "modeling_own.py").write_text("from .norms import Norm\n")
+    (config / "norms.py").write_text("class Norm: ...\n")
+    (config / "notes.py").write_text("print('not a part of the model')\n")
+    cli("merge", made("dcp_tp_w4") / "run", tmp_path / "out", "--config", s3.put("places", "code", config))
+    assert {path.name for path in (tmp_path / "out").glob("*.py")} == {"modeling_own.py", "norms.py"}
+
+
 @pytest.mark.parametrize("where", ["base", "both"])
 def test_base(s3: Server, made: Made, tmp_path: Path, where: str) -> None:
     """An adapter is merged onto a base model in a store; the two may be in different buckets."""

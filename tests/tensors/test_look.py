@@ -98,7 +98,7 @@ def test_a_folder_is_walked_without_its_links_to_folders(folder: Path) -> None:
 
 
 def test_entries_tell_files_from_folders(folder: Path) -> None:
-    found = {entry.name: (entry.is_dir, entry.is_file) for entry in entries(folder)}
+    found = {entry.name: (entry.is_folder, entry.is_regular) for entry in entries(folder)}
     assert found.pop("newest") == (False, False)
     assert {name: kind for name, kind in found.items() if any(kind)} == {
         "step_2": (True, False),

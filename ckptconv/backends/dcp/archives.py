@@ -23,8 +23,7 @@ from ckptconv.formats.stretches import Stretches
 from ckptconv.tensors.boxes import Box, Chunk, contiguous_strides
 from ckptconv.tensors.checkpoint import starred
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.look import opened
-from ckptconv.tensors.stored_file import path_of
+from ckptconv.tensors.look import is_file, opened, size_of
 
 _LEAST = 1 << 10  # bytes; two files may hold equal ones and zeros in fewer bytes of parts
 
@@ -98,7 +97,7 @@ class _Files:
         self.computed = {file: ArchiveFile(path, []) for file, path in self._paths.items()}
         for file, numbers in self.inside.items():
             last = max((pieces[number] for number in numbers), key=lambda piece: piece.start + piece.length)
-            check_length(self._paths[file], path_of(self._paths[file]).stat().st_size, last)
+            check_length(self._paths[file], size_of(self._paths[file]), last)
         self.largest = {file: max(numbers, key=self._size) for file, numbers in self.inside.items()}
         self.looked: dict[int, Archive] = {}
         self._load = remembering()
@@ -173,7 +172,7 @@ class _Files:
 
 def _find(file: str, folders: Sequence[Path]) -> str:
     """Return the file's path; refuse a file that is in none of the folders, or in two with different bytes."""
-    paths = [folder / file for folder in folders if (folder / file).is_file()]
+    paths = [folder / file for folder in folders if is_file(folder / file)]
     if not paths:
         raise Incomplete(
             f"{file} is missing from the checkpoint",

@@ -7,6 +7,7 @@ from pathlib import Path
 from ckptconv.backends.base import imported_later
 from ckptconv.backends.dcp.homes import home_of
 from ckptconv.backends.huggingface.weight_files import RANK_SHARD
+from ckptconv.tensors.look import matching
 
 NAME = "hf_shards"
 SIGN = "shard-R-model-I-of-N.safetensors (HuggingFaceStorageWriter)"
@@ -22,7 +23,7 @@ def is_mine(folder: Path) -> bool:
 
 def holds_shards(folder: Path) -> bool:
     """True for a folder with a rank's shard in the folder itself."""
-    return folder.is_dir() and any(RANK_SHARD.match(path.name) for path in folder.glob("shard-*.safetensors"))
+    return any(RANK_SHARD.match(path.name) for path in matching(folder, "shard-*.safetensors"))
 
 
 def has_shards(folder: Path) -> bool:

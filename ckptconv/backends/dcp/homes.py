@@ -17,6 +17,7 @@ from typing import Any
 from ckptconv.errors import Incomplete
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Skipped, TrainerSettings
+from ckptconv.tensors.look import bytes_below, exists, is_dir, is_file, matching, paths_in
 
 _ACCELERATE = "pytorch_model_fsdp_"
 _HOMES = ("", f"{_ACCELERATE}0", "model", "weights", "weights/model", "model_and_optim")
@@ -47,7 +48,7 @@ def check_finished(home: Path, top: Path) -> None:
         Incomplete: the trainer's own marker shows that it did not.
     """
     for folder in (home, *home.parents):
-        if (folder / _UNFINISHED).is_file():
+        if is_file(folder / _UNFINISHED):
             raise Incomplete(
                 "incomplete save: the trainer has not removed its in-progress marker",
                 where=folder,
@@ -63,7 +64,7 @@ def assets_of(home: Path) -> Path | None:
     folders = [home, *list(home.absolute().parents)[:_ABOVE]]
     for folder in folders:
         for name in _ASSETS:
-            if (folder / name / "config.json").is_file() and not _experiment(folder / name / "config.json"):
+            if is_file(folder / name / "config.json") and not _experiment(folder / name / "config.json"):
                 return folder / name
     return None
 
@@ -86,14 +87,14 @@ def other_models(home: Path) -> Iterator[str]:
     """Yield the names of the models next to the chosen one; accelerate numbers the models that were prepared together."""
     if home.name.startswith(_ACCELERATE):
         yield from sorted(
-            path.name for path in home.parent.glob(f"{_ACCELERATE}*") if path.is_dir() and path != home
+            path.name for path in matching(home.parent, f"{_ACCELERATE}*") if is_dir(path) and path != home
         )
 
 
 def optimizers_beside(home: Path) -> Iterator[Skipped]:
     """Yield the optimizers' folders next to a model's folder, with their sizes. Their files are not read."""
     for folder in optimizer_folders(home):
-        nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        nbytes = bytes_below(folder)
         yield Skipped(f"{folder.name}/", nbytes, "optimizer")
 
 
@@ -101,7 +102,7 @@ def optimizer_folders(home: Path) -> list[Path]:
     """Return the optimizers' folders next to a model's folder."""
     if home.name not in (Path(name).name for name in _HOMES):
         return []
-    return [path for path in sorted(home.parent.iterdir()) if path.is_dir() and _OPTIMIZER.match(path.name)]
+    return [path for path in paths_in(home.parent) if is_dir(path) and _OPTIMIZER.match(path.name)]
 
 
 def by_accelerate(home: Path) -> bool:
@@ -111,4 +112,4 @@ def by_accelerate(home: Path) -> bool:
 
 def _has_a_model(folder: Path) -> bool:
     """Return True if the folder holds a model in any form; an optimizer's folder next to it is then not searched."""
-    return any((folder / home).exists() for home in _HOMES[1:]) or any(folder.glob("*model*"))
+    return any(exists(folder / home) for home in _HOMES[1:]) or any(matching(folder, "*model*"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ckptconv.backends.base import imported_later
 from ckptconv.backends.dcp.homes import home_of
+from ckptconv.tensors.look import is_file, matching
 
 NAME = "dcp"
 SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
@@ -26,8 +27,8 @@ def home(folder: Path) -> Path | None:
 
 def is_dcp(folder: Path) -> bool:
     """True for a folder with DCP's metadata."""
-    return (folder / METADATA).is_file()
+    return is_file(folder / METADATA)
 
 
 def _has_files(folder: Path) -> bool:
-    return is_dcp(folder) or (folder.is_dir() and any(folder.glob("__*_*.distcp")))
+    return is_dcp(folder) or any(matching(folder, "__*_*.distcp"))

@@ -25,7 +25,7 @@ from ckptconv.formats.torch_zip import torch_zip_at
 from ckptconv.formats.unpickle import safe_load
 from ckptconv.tensors.boxes import Chunk
 from ckptconv.tensors.checkpoint import RankFile, Skipped, StoredTensor
-from ckptconv.tensors.look import opened
+from ckptconv.tensors.look import is_file, opened, read_bytes, size_of
 from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.tiling import check_tiling
 from ckptconv.tensors.view import View
@@ -78,7 +78,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
     Raises:
         CkptconvError: the file is not DCP's metadata, or `check_places` refuses it.
     """
-    root = safe_load((folder / METADATA).read_bytes(), str(folder / METADATA))
+    root = safe_load(read_bytes(folder / METADATA), str(folder / METADATA))
     table = root.get("state_dict_metadata") if isinstance(root, Inert) else None
     places = root.get("storage_data") if isinstance(root, Inert) else None
     if not isinstance(table, dict) or not isinstance(places, dict):
@@ -143,7 +143,7 @@ def read_object(metadata: DcpMetadata, name: str, also: Sequence[Path]) -> Any:
         The object, or None if the entry or its file does not exist.
     """
     info = metadata.infos.get((name, None))
-    file = info and next((f for d in (metadata.folder, *also) if (f := d / info[0]).is_file()), None)
+    file = info and next((f for d in (metadata.folder, *also) if is_file(f := d / info[0])), None)
     if info is None or file is None or _is_tensor(metadata.table.get(name)):
         return None
     with opened(str(file)) as handle:
@@ -279,4 +279,4 @@ def _tensor(name: str, entry: Any, parts: list[tuple[str, Chunk]], folder: Path)
 
 def _rank_file(path: str) -> RankFile:
     match = _FILE.match(os.path.basename(path))
-    return RankFile(int(match.group(1)) if match else 0, str(path), path_of(path).stat().st_size)
+    return RankFile(int(match.group(1)) if match else 0, str(path), size_of(path))

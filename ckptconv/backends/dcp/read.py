@@ -28,6 +28,7 @@ from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
+from ckptconv.tensors.look import matching
 
 saved_by = unknown_writer
 
@@ -81,7 +82,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 
 def _unfinished(home: Path) -> CkptconvError:
     """Return the error for an unfinished save: torch renames `.metadata.tmp` to `.metadata` last (filesystem.py, finish)."""
-    if any(home.glob(f"__*{METADATA}")):
+    if any(matching(home, f"__*{METADATA}")):
         return CkptconvError(
             "each rank saved separately (use_collectives=False), which is not supported yet",
             where=home,
@@ -92,7 +93,7 @@ def _unfinished(home: Path) -> CkptconvError:
     return Incomplete(
         f"incomplete save: {METADATA} (written last) is missing",
         where=home,
-        found=f"{sum(1 for _ in home.glob('*.distcp'))} .distcp files",
+        found=f"{len(matching(home, '*.distcp'))} .distcp files",
         hint="take an earlier step with --step, or copy the file from the node of rank 0",
     )
 

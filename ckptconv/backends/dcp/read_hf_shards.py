@@ -29,6 +29,7 @@ from ckptconv.formats.safetensors import read_header
 from ckptconv.formats.same import same_bytes
 from ckptconv.tensors.boxes import Box, box_around
 from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
+from ckptconv.tensors.look import is_file, matching, paths_in, size_of
 from ckptconv.tensors.stored_file import path_of
 from ckptconv.tensors.view import View
 from ckptconv.tensors.view import place as put
@@ -66,7 +67,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     files = []
     paths = _files([home, *(home_of(path, holds_shards) or path for path in also)])
     for path, held in zip(paths, in_order(lambda path: list(_read_shard(path)), paths), strict=True):
-        files.append(RankFile(_rank(path), str(path), path.stat().st_size))
+        files.append(RankFile(_rank(path), str(path), size_of(path)))
         for name, part in held:
             parts.setdefault(name, []).append(part)
     ranks = len({file.rank for file in files})
@@ -82,7 +83,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     return Checkpoint(
         backend=NAME,
         layout="safetensors shards of ranks (HuggingFaceStorageWriter)"
-        + (", saved by NeMo-Automodel" if (home / _MAP).is_file() else ""),
+        + (", saved by NeMo-Automodel" if is_file(home / _MAP) else ""),
         root=home,
         world_size=ranks,
         files=tuple(files),
@@ -99,8 +100,8 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
 def _check_consolidated(folder: Path, tensors: dict[str, StoredTensor], home: Path) -> Iterator[Skipped]:
     """Yield the files that torch or NeMo-Automodel consolidated; their headers must have the shards' names and shapes."""
     nbytes = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        nbytes += path.stat().st_size
+    for path in matching(folder, "*.safetensors"):
+        nbytes += size_of(path)
         for name, view in read_header(path)[0].items():
             part = tensors.get(name)
             if part is None or part.view.shape != view.shape:
@@ -124,7 +125,7 @@ def _files(folders: Sequence[Path]) -> list[Path]:
     """Return every shard once, in rank order; refuse two saves in one folder."""
     found: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted(folder.iterdir()):
+        for path in paths_in(folder):
             first = found.setdefault(path.name, path) if RANK_SHARD.match(path.name) else path
             if first is not path and not same_bytes(first, path):
                 raise CkptconvError(

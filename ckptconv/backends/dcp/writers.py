@@ -12,6 +12,7 @@ from ckptconv.backends.runs import step_of
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.look import is_file
 
 Keys = tuple[str | int, ...]
 _XTUNER = re.compile(r"^(?:ckpt|snapshot)-step-\d+$")  # xtuner/v1/train/trainer.py, _get_checkpoint_path
@@ -60,7 +61,7 @@ def check_step(home: Path, step: int | None) -> None:
 def _stated(home: Path) -> Iterable[tuple[Path, str, object]]:
     """Yield (file, what it states, the step)."""
     path = home.parent / "train" / "rank0.pt"  # olmo_core/train/checkpoint.py, Checkpointer.save
-    if home.name == "model_and_optim" and path.is_file():
+    if home.name == "model_and_optim" and is_file(path):
         root = open_torch_zip(str(path)).root
         yield path, "global_step", root.get("global_step") if isinstance(root, dict) else None
     path = home.parent / "train_state.json"  # xtuner/v1/train/trainer.py, _save_checkpoint

@@ -19,7 +19,7 @@ from ckptconv.formats.bounds import check_name, is_file_name, whole_numbers
 from ckptconv.formats.bounds import check_ranks as check_most
 from ckptconv.formats.json import settings_text
 from ckptconv.formats.torch_zip import TorchZip
-from ckptconv.tensors.look import names_in
+from ckptconv.tensors.look import is_dir, is_file, names_in, paths_in, size_of
 
 _MODEL = re.compile(r"^(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt$")
 _OPTIM = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
@@ -70,7 +70,7 @@ def home(folder: Path) -> Path | None:
     steps = steps_of(folder)
     for name in ("latest", "latest_universal"):
         tag = _tag(folder / name)
-        if tag is None or not (folder / tag).is_dir() or not _has_files(folder / tag):
+        if tag is None or not is_dir(folder / tag) or not _has_files(folder / tag):
             continue
         if len(steps) == (name == "latest") or (name == "latest" and folder / tag not in steps.values()):
             return folder / tag
@@ -179,7 +179,7 @@ def _has_files(folder: Path) -> bool:
 
 def _is_universal(folder: Path) -> bool:
     parameters = folder / _UNIVERSAL
-    return parameters.is_dir() and any((path / "fp32.pt").is_file() for path in parameters.iterdir())
+    return is_dir(parameters) and any(is_file(path / "fp32.pt") for path in paths_in(parameters))
 
 
 def _tag(latest: Path) -> str | None:
@@ -191,7 +191,7 @@ def _add(files: dict[Key, Path], key: Key, path: Path) -> None:
     first = files.setdefault(key, path)
     if first == path:
         return
-    if first.name != path.name or first.stat().st_size != path.stat().st_size:
+    if first.name != path.name or size_of(first) != size_of(path):
         raise CkptconvError(
             "there are two different files of one rank", where=f"{first} and {path}", hint="move one away"
         )

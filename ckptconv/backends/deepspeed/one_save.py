@@ -14,7 +14,7 @@ from typing import Any
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip
-from ckptconv.tensors.stored_file import path_of
+from ckptconv.tensors.look import opened
 
 _FORMATS = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 _MOST_STEPS = 10_000  # the number of counters that are read per rank
@@ -103,8 +103,7 @@ def _number(file: TorchZip, value: Any) -> int | None:
         layout = _FORMATS.get(view.dtype)
         if view.numel != 1 or layout is None:
             return None
-        with path_of(file.path).open("rb") as opened:
-            opened.seek(view.chunks[0].start)
-            (value,) = struct.unpack(layout, opened.read(struct.calcsize(layout)))
+        with opened(file.path) as stored:
+            (value,) = struct.unpack(layout, stored.read(view.chunks[0].start, struct.calcsize(layout)))
     whole = type(value) in (int, float) and 0 <= value < 1 << 53 and value == int(value)
     return int(value) if whole else None

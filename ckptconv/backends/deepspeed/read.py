@@ -21,7 +21,7 @@ from ckptconv.backends.saved_at import apart
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import TorchZip
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor
-from ckptconv.tensors.stored_file import path_of
+from ckptconv.tensors.look import size_of
 
 if TYPE_CHECKING:
     from ckptconv.backends.deepspeed.join import Joined
@@ -114,7 +114,7 @@ def _rank_files(files: Files, slices: Slices) -> Iterator[RankFile]:
         found += [(0, 0, file) for file in masters]
     for mp, rank, path in found:
         coordinate = degrees.coordinate(mp, rank) if many else ()
-        yield RankFile(degrees.rank(mp, rank), path, path_of(path).stat().st_size, coordinate)
+        yield RankFile(degrees.rank(mp, rank), path, size_of(path), coordinate)
 
 
 def _stages(slices: Slices) -> Callable[[int], int]:

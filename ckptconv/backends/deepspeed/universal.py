@@ -16,6 +16,7 @@ from ckptconv.backends.deepspeed.flat import Shapes
 from ckptconv.errors import CkptconvError, Incomplete
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import open_torch_zip
+from ckptconv.tensors.look import is_file, paths_in, size_of
 from ckptconv.tensors.view import View, unflatten
 
 _MASTER = "fp32.pt"
@@ -59,8 +60,8 @@ class Universal:
 
     def rest(self, trained: Container[str]) -> int:
         """Return the bytes of the other files: moments, step counts, float32 copies of buffers, frozen and tied weights."""
-        files = (path for folder in self.parameters.values() for path in folder.iterdir())
-        return sum(f.stat().st_size for f in files if f.name != _MASTER or f.parent.name not in trained)
+        files = (path for folder in self.parameters.values() for path in paths_in(folder))
+        return sum(size_of(f) for f in files if f.name != _MASTER or f.parent.name not in trained)
 
 
 def universal(folders: Sequence[Path]) -> Universal | None:
@@ -68,8 +69,8 @@ def universal(folders: Sequence[Path]) -> Universal | None:
     found = {
         path.name: path
         for folder in reversed(folders)
-        for path in sorted(folder.iterdir())
-        if (path / _MASTER).is_file()
+        for path in paths_in(folder)
+        if is_file(path / _MASTER)
     }
     return Universal(folders[0], found) if found else None
 

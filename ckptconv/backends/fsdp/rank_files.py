@@ -14,7 +14,7 @@ from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.crcs import same_archive
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.dtypes import itemsize
-from ckptconv.tensors.look import names_in
+from ckptconv.tensors.look import are_same, names_in, size_of
 
 _LEAST = 1 << 10  # bytes; two ranks may hold equal ones and zeros in fewer bytes of shards
 
@@ -75,9 +75,9 @@ def _check_same(rank: int, first: Path, other: Path) -> None:
             found=f"{first.name} and {other.name}",
             hint="move away the file of the other save",
         )
-    if first.stat().st_size != other.stat().st_size:
+    if size_of(first) != size_of(other):
         raise CkptconvError(f"two files of rank {rank} have different sizes", where=f"{first} and {other}")
-    if not first.samefile(other) and not same_archive(str(first), str(other)):
+    if not are_same(first, other) and not same_archive(str(first), str(other)):
         raise CkptconvError(
             f"two files of rank {rank} have different bytes",
             where=f"{first} and {other}",

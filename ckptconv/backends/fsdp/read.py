@@ -24,7 +24,7 @@ from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped
-from ckptconv.tensors.look import names_in
+from ckptconv.tensors.look import is_file, names_in, size_of
 
 _NOT_READ = {"optim_": "optimizer", "extra_state_": "trainer state"}
 saved_by = unknown_writer
@@ -66,16 +66,14 @@ def read(place_: Place, also: Sequence[Path] = ()) -> Checkpoint:
         root=place_.folder,
         world_size=world_size,
         files=tuple(
-            RankFile(rank, str(path), path.stat().st_size, coordinates.get(rank, ()))
+            RankFile(rank, str(path), size_of(path), coordinates.get(rank, ()))
             for rank, path in sorted(paths.items())
         ),
         tensors=tensors,
         meshes=tuple(reader.meshes),
         step=place_.step,
         role=place_.role,
-        assets=next(
-            (f / "huggingface" for f in folders if (f / "huggingface" / "config.json").is_file()), None
-        ),
+        assets=next((f / "huggingface" for f in folders if is_file(f / "huggingface" / "config.json")), None),
         skipped=tuple(item for item in skipped if item.nbytes),
         lora=Lora(_lora_meta(folders)),
         notes=tuple(notes),
@@ -111,8 +109,8 @@ def _skipped(folders: Sequence[Path]) -> list[Skipped]:
     for folder in folders:
         for name in names_in(folder):
             kind = next((kind for start, kind in _NOT_READ.items() if name.startswith(start)), None)
-            if kind is not None and (path := folder / name).is_file():
-                sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+            if kind is not None and is_file(path := folder / name):
+                sizes[kind] = sizes.get(kind, 0) + size_of(path)
     return [Skipped(kind, nbytes, "not part of the model") for kind, nbytes in sorted(sizes.items())]
 
 

@@ -32,6 +32,7 @@ from ckptconv.formats.in_order import in_order
 from ckptconv.formats.json import read_table
 from ckptconv.formats.safetensors import read_header
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, RankFile, Skipped, StoredTensor, TrainerSettings
+from ckptconv.tensors.look import is_file, matching, size_of
 from ckptconv.tensors.view import View
 
 saved_by = unknown_writer
@@ -50,7 +51,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         CkptconvError: the index and the files disagree, or a file violates its format.
     """
     folder = place.folder
-    if folder.is_file():
+    if is_file(folder):
         return read_file(folder, place)
     if also:
         raise CkptconvError(
@@ -83,10 +84,10 @@ def _gathered(folder: Path, chosen: Chosen) -> tuple[Chosen, list[str]]:
     open_instruct/grpo_fast.py, save_model.
     """
     safe, other = ADAPTERS
-    if not chosen.is_adapter or chosen.names != (safe,) or not (folder / safe).is_file():
+    if not chosen.is_adapter or chosen.names != (safe,) or not is_file(folder / safe):
         return chosen, []
     tensors = read_header(folder / safe)[0]
-    if not tensors or any(view.numel for view in tensors.values()) or not (folder / other).is_file():
+    if not tensors or any(view.numel for view in tensors.values()) or not is_file(folder / other):
         return chosen, []
     note = f"{other} is read, since every tensor in {safe} is empty: DeepSpeed ZeRO 3 had not gathered them"
     return chosen._replace(names=(other,)), [note]
@@ -163,7 +164,7 @@ def _assembled(
     files = [RankFile(number, str(file.path), file.nbytes) for number, file in enumerate(opened)]
     if chosen.expected is not None:
         _check_index(root, chosen.expected, tensors)
-    has_config = (root / CONFIG).is_file()
+    has_config = is_file(root / CONFIG)
     return Checkpoint(
         backend=NAME,
         layout=_layout(chosen, has_config and not chosen.is_state) + _saved_by(opened),
@@ -185,9 +186,9 @@ def _assembled(
 
 def _opened(path: Path, folder: Path) -> _Opened:
     """Read one file's header."""
-    if not path.is_file():
+    if not is_file(path):
         raise Incomplete("a shard named in the index is missing", where=folder, wanted=path.name)
-    nbytes = path.stat().st_size
+    nbytes = size_of(path)
     if path.suffix == ".safetensors":
         return _Opened(path, nbytes, read_header(path)[0])
     found = read_state_dict(path)
@@ -217,9 +218,9 @@ def _saved_by(opened: Sequence[_Opened]) -> str:
 def _unfinished(place: Place) -> tuple[str, ...]:
     """A note on a step without trainer_state.json, which transformers writes last (trainer.py, _save_checkpoint)."""
     folder = place.folder
-    if not folder.name.startswith("checkpoint-") or (folder / _TRAINER_STATE).is_file():
+    if not folder.name.startswith("checkpoint-") or is_file(folder / _TRAINER_STATE):
         return ()
-    if not any(path.is_file() for path in folder.parent.glob(f"checkpoint-*/{_TRAINER_STATE}")):
+    if not any(is_file(path) for path in matching(folder.parent, f"checkpoint-*/{_TRAINER_STATE}")):
         return ()
     return (
         f"{folder.name} has no {_TRAINER_STATE}, which is written last: the save was interrupted after the weights",

@@ -17,7 +17,7 @@ from ckptconv.formats.bounds import check_name, check_ranks, is_file_name
 from ckptconv.formats.json import read_table
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.tensors.checkpoint import Skipped
-from ckptconv.tensors.look import entries
+from ckptconv.tensors.look import entries, size_of
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _SINGLE = "model.safetensors"
@@ -99,11 +99,11 @@ def choose(folder: Path, names: Collection[str] | None = None) -> Chosen | None:
 
 def sizes_of(folder: Path) -> dict[str, int]:
     """File name -> bytes, for every file of a folder."""
-    return {name: (folder / name).stat().st_size for name in sorted(_files_in(folder))}
+    return {name: size_of(folder / name) for name in sorted(_files_in(folder))}
 
 
 def _files_in(folder: Path) -> set[str]:
-    return {entry.name for entry in entries(folder) if entry.is_file}
+    return {entry.name for entry in entries(folder) if entry.is_regular}
 
 
 def left_over(sizes: Mapping[str, int], chosen: Chosen) -> tuple[list[Skipped], list[str]]:

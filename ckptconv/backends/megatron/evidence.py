@@ -11,6 +11,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.inert import Inert
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.look import is_file
 from ckptconv.tensors.stored_file import path_of
 
 # Megatron's arguments (in common.pt and rank files) about parallelism, and their short names for the user.
@@ -28,10 +29,10 @@ _ARGS = {
 def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
     """See `Backend.saved_by`."""
     shards = path_of(checkpoint.files[0].path).parent if checkpoint.files else checkpoint.root
-    if (shards / "run_config.yaml").is_file():
+    if is_file(shards / "run_config.yaml"):
         yield Fact("trainer", "Megatron-Bridge", "run_config.yaml")
     names = ("common.pt", "model_optim_rng.pt")
-    name = next((name for name in names if (shards / name).is_file()), names[0])
+    name = next((name for name in names if is_file(shards / name)), names[0])
     root = _root(shards / name)
     if type(root.get("iteration")) is int and root["iteration"]:
         yield Fact("Megatron", f"iteration {root['iteration']}", name)
@@ -44,7 +45,7 @@ def saved_by(checkpoint: Checkpoint) -> Iterator[Fact]:
 def _root(path: Path) -> dict[Any, Any]:
     """The dict in a torch.save file; {} if it cannot be read."""
     try:
-        root = open_torch_zip(str(path)).root if path.is_file() else {}
+        root = open_torch_zip(str(path)).root if is_file(path) else {}
     except CkptconvError:
         return {}
     return root if isinstance(root, dict) else {}

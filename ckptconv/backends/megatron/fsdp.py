@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckptconv.backends.base import imported_later
 from ckptconv.backends.dcp.layout import METADATA, is_dcp
+from ckptconv.tensors.look import read_bytes
 
 NAME = "megatron_fsdp"
 SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
@@ -17,4 +18,4 @@ _MARK = re.compile(rb"model\d*\.(?:module\.)+[\w.]*\.(?:linear_qkv|linear_proj|l
 
 def is_mine(folder: Path) -> bool:
     """True for a DCP folder with Megatron's module names under `model.module.`."""
-    return is_dcp(folder) and _MARK.search((folder / METADATA).read_bytes()) is not None
+    return is_dcp(folder) and _MARK.search(read_bytes(folder / METADATA)) is not None

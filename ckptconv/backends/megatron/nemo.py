@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ckptconv.errors import Incomplete
 from ckptconv.tensors.checkpoint import StoredTensor
+from ckptconv.tensors.look import exists, is_dir, is_file, paths_in
 
 WEIGHTS, CONTEXT, MODEL = "weights", "context", "model.yaml"
 _PREFIX = "module."
@@ -25,19 +26,19 @@ _UNFINISHED = "-unfinished"
 def context_of(shards: Path) -> Path | None:
     """Return the context next to a folder of weights; None if there is none."""
     context = shards.parent / CONTEXT
-    return context if shards.name == WEIGHTS and context.is_dir() else None
+    return context if shards.name == WEIGHTS and is_dir(context) else None
 
 
 def tokenizer_of(context: Path) -> Path | None:
     """Return the folder in the context that holds the tokenizer's files; None if none does."""
-    folders = [context / _TOKENIZER, *sorted(path for path in context.iterdir() if path.is_dir()), context]
-    return next((f for f in folders if any((f / name).is_file() for name in _TOKENIZER_FILES)), None)
+    folders = [context / _TOKENIZER, *filter(is_dir, paths_in(context)), context]
+    return next((f for f in folders if any(is_file(f / name) for name in _TOKENIZER_FILES)), None)
 
 
 def check_finished(folder: Path) -> None:
     """Raise Incomplete if NeMo's mark of a save in progress is next to the checkpoint's folder."""
     mark = folder.with_name(folder.name + _UNFINISHED)
-    if mark.exists():
+    if exists(mark):
         raise Incomplete(
             "incomplete save: NeMo has not removed its in-progress marker",
             where=folder,

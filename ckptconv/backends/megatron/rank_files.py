@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ckptconv.backends.base import imported_later
-from ckptconv.tensors.look import names_in
+from ckptconv.tensors.look import is_dir, names_in
 
 NAME = "megatron_legacy"
 SIGN = "mp_rank_TT_PPP/ (Megatron rank files)"
@@ -23,6 +23,6 @@ def is_mine(folder: Path) -> bool:
 def home(folder: Path) -> Path | None:
     """The folder with the mp_rank_* folders; None if there is none."""
     for path in (folder, folder / "model"):
-        if path.is_dir() and any((path / name).is_dir() for name in filter(FOLDER.match, names_in(path))):
+        if is_dir(path) and any(is_dir(path / name) for name in filter(FOLDER.match, names_in(path))):
             return path
     return None

@@ -31,7 +31,7 @@ from ckptconv.formats.same import same_bytes
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.torch_zip import TorchZip, open_torch_zips
 from ckptconv.tensors.checkpoint import Checkpoint, Lora, Mesh, RankFile, Skipped
-from ckptconv.tensors.stored_file import path_of
+from ckptconv.tensors.look import is_file, paths_in, size_of
 from ckptconv.tensors.view import View
 
 _FILES = ("model_optim_rng.pt", "model.pt")
@@ -74,7 +74,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     tensors, interleaved = uninterleaved(
         canonical(with_whole_adapters(assembled(ranks, sizes, settings))), settings
     )
-    held = sum(path.stat().st_size for path in found.values())
+    held = sum(size_of(path) for path in found.values())
     used = sum(t.view.nbytes + t.replica_bytes for t in tensors.values())
     return Checkpoint(
         backend="megatron",
@@ -82,7 +82,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         root=place.folder,
         world_size=len(ranks),
         files=tuple(
-            RankFile(n, file.path, path_of(file.path).stat().st_size, _coordinates(rank.coordinate, sizes))
+            RankFile(n, file.path, size_of(file.path), _coordinates(rank.coordinate, sizes))
             for n, (file, rank) in enumerate(zip(opened.values(), ranks, strict=True))
         ),
         tensors=tensors,
@@ -107,11 +107,11 @@ def _paths(homes: Sequence[Path]) -> dict[tuple[int, ...], Path]:
     """The numbers in the name of an mp_rank_* folder -> the rank file in it."""
     found: dict[tuple[int, ...], Path] = {}
     for home in homes:
-        for folder in sorted(home.iterdir()):
+        for folder in paths_in(home):
             match = FOLDER.match(folder.name)
             if not match:
                 continue
-            path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+            path = next((folder / name for name in _FILES if is_file(folder / name)), None)
             if path is None:
                 raise CkptconvError(
                     "a rank's folder has no model file",

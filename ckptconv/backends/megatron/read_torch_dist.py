@@ -26,6 +26,7 @@ from ckptconv.backends.runs import Place, with_config
 from ckptconv.backends.saved_at import apart
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.checkpoint import Checkpoint, Lora
+from ckptconv.tensors.look import is_dir, is_file
 
 saved_by = evidence.saved_by
 _CONTENTS = "ckpt_contents.json"
@@ -52,7 +53,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
         )
     folder = place.folder / home
     verl = "model" if home.startswith("model") else ""
-    if verl and not (place.folder / _CONTENTS).is_file():
+    if verl and not is_file(place.folder / _CONTENTS):
         raise Incomplete(
             "incomplete save: the file that verl writes last is missing",
             where=place.folder,
@@ -62,7 +63,7 @@ def read(place: Place, also: Sequence[Path] = ()) -> Checkpoint:
     context = nemo.context_of(folder)
     if context is not None or home == nemo.WEIGHTS:
         nemo.check_finished(folder.parent)
-    others = [path / home if (path / home).is_dir() else path for path in also]
+    others = [path / home if is_dir(path / home) else path for path in also]
     metadata = read_metadata(folder)
     files = read_tensors(metadata, others, not_a_weight, place.elements)
     mesh, coordinates = ranks_of(metadata)

@@ -19,6 +19,7 @@ from ckptconv.formats.inert import Inert
 from ckptconv.formats.json import read_table, settings_text
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.checkpoint import TrainerSettings
+from ckptconv.tensors.look import is_file
 
 TRANSFORMER_CONFIG, COMMON, RUN_CONFIG = "transformer_config.json", "common.pt", "run_config.yaml"
 _STEP = re.compile(r"^iter_(\d{1,18})$")
@@ -61,7 +62,7 @@ def read_settings(folder: Path, shards: Path, context: Path | None = None) -> St
     found = list(_tables(folder, folder / "model"))
     notes: list[str] = []
     common = shards / COMMON
-    if common.is_file():
+    if is_file(common):
         try:
             root = open_torch_zip(str(common)).root
         except CkptconvError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ckptconv.backends.base import imported_later
 from ckptconv.backends.dcp.layout import is_dcp
 from ckptconv.backends.megatron import nemo
+from ckptconv.tensors.look import is_file
 
 NAME = "megatron"
 SIGN = ".metadata and __R_S.distcp (Megatron, torch DCP)"
@@ -24,6 +25,6 @@ def home(folder: Path) -> str | None:
     """The subfolder that holds the checkpoint; None if there is none. Megatron's common.pt or metadata.json marks it."""
     for name in _HOMES:
         path = folder / name
-        if is_dcp(path) and ((path / "common.pt").is_file() or (path / "metadata.json").is_file()):
+        if is_dcp(path) and (is_file(path / "common.pt") or is_file(path / "metadata.json")):
             return name
     return None

@@ -91,11 +91,11 @@ def check_stages(files: Files, layers: object, folder: Path) -> None:
 def _walk(folder: Path, home: Path, depth: int) -> Iterator[tuple[Path, re.Match[str]]]:
     """Yield the files of tensors below a folder, without the links in it."""
     try:
-        found = sorted(entries(folder), key=lambda entry: entry.path.name)
+        found = sorted(entries(folder), key=lambda entry: entry.name)
     except OSError:
         return
     for entry in found:
-        if entry.is_dir:
+        if entry.is_folder:
             if depth < _DEEPEST:
                 yield from _walk(entry.path, home, depth + 1)
         elif depth and (match := _FILE.match(entry.path.name)):  # nanotron's names have a segment at least

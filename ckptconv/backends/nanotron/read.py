@@ -21,6 +21,7 @@ from ckptconv.formats.in_order import in_order
 from ckptconv.formats.json import read_table
 from ckptconv.formats.safetensors import read_header
 from ckptconv.tensors.checkpoint import Checkpoint, Mesh, RankFile, Skipped, StoredTensor, TrainerSettings
+from ckptconv.tensors.look import bytes_below, size_of
 from ckptconv.tensors.view import View
 from ckptconv.tensors.view import place as put
 
@@ -136,7 +137,7 @@ def _rank_files(files: Files) -> Iterator[RankFile]:
         yield RankFile(
             rank,
             str(shard.path),
-            shard.path.stat().st_size,
+            size_of(shard.path),
             where if files.sizes[2] > 1 else where[:2],
         )
 
@@ -179,7 +180,7 @@ def _check_metadata(stated: dict[str, object], files: Files, place: Place) -> No
 
 def _skipped(folder: Path) -> Iterator[Skipped]:
     for name, reason in _BESIDE:
-        nbytes = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
+        nbytes = bytes_below(folder / name)
         if nbytes:
             yield Skipped(f"{name}/", nbytes, reason)
 

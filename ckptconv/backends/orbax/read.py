@@ -18,7 +18,7 @@ from ckptconv.backends.orbax.tree import Tree, read_tree
 from ckptconv.backends.runs import Place, with_config
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.tensors.checkpoint import Checkpoint, RankFile, Skipped, StoredTensor
-from ckptconv.tensors.look import is_far, names_in
+from ckptconv.tensors.look import is_far, is_file, names_in
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _PLAIN = ("items", "default")  # names of items that say nothing
@@ -94,7 +94,7 @@ def _finished(folder: Path) -> Tree:
             where=folder,
             hint="take an earlier step",
         )
-    if not (folder / METADATA).is_file():
+    if not is_file(folder / METADATA):
         raise Incomplete(
             "the file that says which arrays there are is missing",
             where=folder,
@@ -102,7 +102,7 @@ def _finished(folder: Path) -> Tree:
             hint="copy the step again, or take an earlier one",
         )
     tree = read_tree(folder / METADATA)
-    if tree.ocdbt and not (folder / DATABASE).is_file():
+    if tree.ocdbt and not is_file(folder / DATABASE):
         raise Incomplete(
             "the database that joins what the processes wrote is missing",
             where=folder,

@@ -13,15 +13,16 @@ from ckptconv.commands.merge.small_files import SmallFiles
 from ckptconv.plan import Plan
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.look import is_file, resolved
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
 
 
 def may_be_added_to(target: Path, given: Sequence[Path]) -> bool:
     """True for a folder inside the given ones that holds a config, no weights and no links."""
-    resolved = target.resolve()
-    inside = any(folder.resolve() in resolved.parents for folder in given)
-    if not inside or not (target / "config.json").is_file():
+    there = resolved(target)
+    inside = any(resolved(folder) in there.parents for folder in given)
+    if not inside or not is_file(target / "config.json"):
         return False
     return not any(name.endswith(_WEIGHTS) or (target / name).is_symlink() for name in _files(target))
 
@@ -29,7 +30,7 @@ def may_be_added_to(target: Path, given: Sequence[Path]) -> bool:
 def is_own_folder(target: Path, checkpoint: Checkpoint) -> bool:
     """True if the target is the folder from which the checkpoint's config and tokenizer are taken."""
     home = checkpoint.assets
-    return home is not None and home != checkpoint.root and target.resolve() == home.resolve()
+    return home is not None and home != checkpoint.root and resolved(target) == resolved(home)
 
 
 def all_files(plan: Plan, folder: Path) -> SmallFiles:

@@ -31,7 +31,7 @@ from ckptconv.read.low_precision import require_casts
 from ckptconv.read.replicas import require_equal
 from ckptconv.storage import on_disk
 from ckptconv.tensors.file_state import require_unchanged
-from ckptconv.tensors.look import is_far
+from ckptconv.tensors.look import exists, is_dir, is_far
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, as_path, spec_of
 from ckptconv.tensors.stored_file import far_of
 
@@ -187,7 +187,7 @@ def merge(
         also = [_absolute(path) for path in spec.also]
         spec = SourceSpec(_absolute(spec.path), spec.backend, spec.step, also)
         base = base and _absolute(base)
-    if not spec.path.exists() and target.is_dir():
+    if not exists(spec.path) and is_dir(target):
         raise CkptconvError(
             "no such folder",
             where=spec.path,

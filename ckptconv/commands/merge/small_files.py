@@ -21,6 +21,7 @@ from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, receipt, small_hashes
 from ckptconv.publish.tokenizer import added_ids, replaced_by, tokenizer_files
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG, for_both
+from ckptconv.tensors.look import is_file, read_bytes, size_of
 
 _CARD, _GENERATION = "README.md", "generation_config.json"
 
@@ -48,9 +49,9 @@ class SmallFiles:
     @property
     def nbytes(self) -> int:
         """Bytes of all these files and of config.json."""
-        sizes = sum((folder / name).stat().st_size for folder, name, _ in self.copies)
+        sizes = sum(size_of(folder / name) for folder, name, _ in self.copies)
         config = self.model / "config.json" if self.model else None
-        return sizes + (config.stat().st_size if config and config.is_file() else 0)
+        return sizes + (size_of(config) if config and is_file(config) else 0)
 
 
 def choose(
@@ -166,7 +167,7 @@ def _replaced(
     changed = [
         name
         for name in dict.fromkeys((*mine, *replaced))
-        if not ((model / name).is_file() and (own / name).is_file() and _same(model / name, own / name))
+        if not (is_file(model / name) and is_file(own / name) and _same(model / name, own / name))
     ]
     if not changed:
         return []
@@ -190,7 +191,7 @@ def _without_rows(own: Path | None, model: Path | None, plan: Plan) -> list[str]
 
 
 def _same(one: Path, two: Path) -> bool:
-    return one.stat().st_size == two.stat().st_size and one.read_bytes() == two.read_bytes()
+    return size_of(one) == size_of(two) and read_bytes(one) == read_bytes(two)
 
 
 def _modules(names: Sequence[str], plan: Plan, model: Path | None) -> list[str]:
@@ -211,5 +212,5 @@ def _modules(names: Sequence[str], plan: Plan, model: Path | None) -> list[str]:
 def _clear(work: Path, weights: set[str]) -> None:
     """Remove the small files of a killed run, since their sources may have changed or disappeared since."""
     for path in work.rglob("*"):
-        if path.is_file() and str(path.relative_to(work)) not in weights:
+        if is_file(path) and str(path.relative_to(work)) not in weights:
             path.unlink()

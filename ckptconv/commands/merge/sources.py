@@ -12,7 +12,7 @@ from ckptconv.plan import Plan
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import require_agreement
 from ckptconv.tensors.file_state import stamps_of
-from ckptconv.tensors.look import stamp
+from ckptconv.tensors.look import is_file, stamp
 from ckptconv.tensors.storage import FileState
 from ckptconv.tensors.stored_file import path_of
 
@@ -46,7 +46,7 @@ def states_of(small: SmallFiles) -> dict[str, FileState]:
     """The present state of config.json and of the files that are copied next to the weights."""
     paths = [folder / name for folder, name, _ in small.copies]
     config = small.model / "config.json" if small.model is not None else None
-    if config is not None and config.is_file():
+    if config is not None and is_file(config):
         paths.append(config)
     return {str(path): stamp(path) for path in paths}
 
@@ -63,7 +63,7 @@ def require_honest_receipts(
     """
     weights = (file for file in sources if not _SAYS_HOW.search(file))
     for folder in dict.fromkeys(path_of(file).parent for file in weights):
-        if (folder / RECEIPT).is_file():
+        if is_file(folder / RECEIPT):
             if say:
                 say(f"{folder}, to compare it with its receipt")
             require_agreement(folder, workers)

@@ -26,8 +26,9 @@ from ckptconv.hub.source import located
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.work import tidy
 from ckptconv.storage import on_disk
-from ckptconv.tensors.file_state import fingerprint
-from ckptconv.tensors.look import is_far
+from ckptconv.tensors.file_state import fingerprint, stamps_under
+from ckptconv.tensors.look import exists, is_dir, is_far, is_file, link_to, resolved, stamp
+from ckptconv.tensors.storage import FileState
 
 SETTLED = 10.0  # seconds without a change after which a step without a mark counts as written
 SAVED_AGAIN = (
@@ -100,9 +101,9 @@ def merge_steps(
         CkptconvError: the run has no steps and `watch` is False, or `root` is inside the run.
     """
     top, root = located(run), on_disk(root)
-    if not top.is_dir():
+    if not is_dir(top):
         raise CkptconvError("no such folder", where=top, hint=meant(top), kind=Kind.NOT_A_CHECKPOINT)
-    if root.resolve() == top.resolve() or top.resolve() in root.resolve().parents:
+    if resolved(root) == resolved(top) or resolved(top) in resolved(root).parents:
         raise CkptconvError(
             "OUT is inside the run", where=root, hint="choose another folder", kind=Kind.TARGET
         )
@@ -169,8 +170,9 @@ class _Looks:
 def _steps(run: Path) -> list[StepFolder]:
     """The steps, oldest first. A symbolic link to another step ("last.ckpt") is left out."""
     folders = step_folders(run)
-    paths = {folder.path.resolve() for folder in folders if not folder.path.is_symlink()}
-    return [f for f in folders if not (f.path.is_symlink() and f.path.resolve() in paths)]
+    links = {folder.path for folder in folders if link_to(folder.path) is not None}
+    paths = {resolved(folder.path) for folder in folders if folder.path not in links}
+    return [f for f in folders if not (f.path in links and resolved(f.path) in paths)]
 
 
 def _converted_from(target: Path, now: str) -> str | None:
@@ -180,7 +182,7 @@ def _converted_from(target: Path, now: str) -> str | None:
         target: the model's folder.
         now: the fingerprint of the step's files. It is also the answer for the receipt of an older ckptconv, which has none.
     """
-    if not (target / RECEIPT).is_file():
+    if not is_file(target / RECEIPT):
         return None
     try:
         source = read_table(target / RECEIPT).get("source")
@@ -225,10 +227,10 @@ def _unfinished(step: Step, looks: _Looks) -> str | None:
     source, run = step.source, step.source.parent
     for pattern in (pattern for trainer in trainers() for pattern in trainer.saving):
         sign = run / pattern.format(folder=source.name) if "{" in pattern else source / pattern
-        if sign.exists():
+        if exists(sign):
             return f"its trainer is still saving {step.name}: {sign.name} is there"
     mark, number = mark_of(run), marked_number(run)
-    changed = max((when for _, _, when in _state(source)), default=0.0)
+    changed = max((state.changed for _, state in _state(source)), default=0) / 10**9
     settled = time.time() - changed
     if ahead := settled < -_AHEAD:  # how long nothing has changed is seen by looking again
         settled = looks.unchanged_for(source)
@@ -239,26 +241,18 @@ def _unfinished(step: Step, looks: _Looks) -> str | None:
             return f"{step.name} changed a moment ago: it may still be being written"
     elif step.number > number:
         return f"the run has not marked {step.name} as written yet"
-    elif changed > mark.stat().st_mtime and settled < SAVED_AGAIN:
+    elif changed > stamp(mark).changed / 10**9 and settled < SAVED_AGAIN:
         return f"files of {step.name} are younger than {mark.name}: it may be being saved again"
     return None
 
 
-def _state(folder: Path) -> tuple[tuple[str, int, float], ...]:
-    """(path, bytes, time of change) of every file, without files that disappear meanwhile.
+def _state(folder: Path) -> list[tuple[str, FileState]]:
+    """Every file below a folder with its state, without files that disappear meanwhile.
 
     Raises:
         CkptconvError: a store does not list the folder.
     """
-    found = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            stat = path.stat()
-        except OSError:
-            continue
-        if path.is_file():
-            found.append((str(path), stat.st_size, stat.st_mtime))
-    return tuple(found)
+    return sorted(stamps_under([folder], leave=lambda below: False).items())
 
 
 def _known_state(folder: Path) -> object:

@@ -14,7 +14,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.models.nested import parts_of
 from ckptconv.plan import Output, Plan
-from ckptconv.tensors.look import is_far
+from ckptconv.tensors.look import is_far, is_file, read_bytes, size_of
 
 # The embedding of a language model; other towers have tables under other names.
 _EMBEDDING = re.compile(
@@ -104,8 +104,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _highest(path: Path) -> int | None:
     """The highest id that the beginning and the end of a tokenizer's file show; None if they show none."""
     try:
-        text = path.read_bytes() if path.is_file() and path.stat().st_size <= _LARGEST else b""
-    except OSError:  # the copy reports it
+        text = read_bytes(path) if is_file(path) and size_of(path) <= _LARGEST else b""
+    except (OSError, CkptconvError):  # the copy reports it
         return None
     found = [*_added(text)] if path.name == _TOKENIZER else []
     return max((*found, *_of_vocabulary(text)), default=None)

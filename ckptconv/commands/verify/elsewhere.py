@@ -17,6 +17,7 @@ from ckptconv.commands.verify.records import Layer, Problem
 from ckptconv.commands.verify.sides import Side
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models.facts import default_architecture, named_architectures
+from ckptconv.tensors.look import resolved
 
 _PROVES = "the other environment's transformers reads the same model and tokenizer from this folder"
 _SECONDS = 3600  # after which the other process is given up
@@ -54,7 +55,7 @@ def elsewhere_layer(
         on_phase(f"{ours.path} with {python}")
     named = named_architectures(ours.config)
     asked = {
-        "folder": os.fspath(ours.checkpoint.root.resolve()),
+        "folder": os.fspath(resolved(ours.checkpoint.root)),
         "architecture": named[0] if named else default_architecture(dict(ours.config)),
         "ids": here.ids,
         "prompt": prompt if runner.tokenizer is not None else "",

@@ -23,6 +23,7 @@ from ckptconv.formats.torch_zip import SUFFIXES, open_torch_zip
 from ckptconv.plan.shards import INDEX
 from ckptconv.read import workers as threads
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.look import exists, is_file, matching, opened
 
 OnRead = Callable[[int], None] | None
 
@@ -177,9 +178,9 @@ def _weight_files(folder: Path, index: Mapping[str, Any] | None) -> list[Path]:
     single = folder / "model.safetensors"
     if isinstance(weight_map, dict):
         return sorted(
-            path for name in {*map(str, weight_map.values())} if (path := folder / Path(name).name).is_file()
+            path for name in {*map(str, weight_map.values())} if is_file(path := folder / Path(name).name)
         )
-    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    return [single] if is_file(single) else matching(folder, "*.safetensors")
 
 
 def read_file(path: Path, found: Found) -> dict[str, Stretch]:
@@ -196,9 +197,9 @@ def read_file(path: Path, found: Found) -> dict[str, Stretch]:
 
     try:
         theirs, metadata = header_by_library(path)
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+        with opened(path, "a safetensors file") as file:
+            length = int.from_bytes(file.read(0, 8), "little")
+            header: dict[str, Any] = json.loads(file.read(8, length))
     except (SafetensorError, OSError, ValueError) as error:
         hint = "it is truncated or damaged: write it again"
         found.problems.append(Problem(path.name, f"safetensors cannot open it: {error}", str(path), hint))
@@ -256,7 +257,7 @@ def read_json(path: Path, found: Found) -> dict[str, Any] | None:
     Returns:
         The object; None if there is no such file, or if it has a problem.
     """
-    if not path.exists():
+    if not exists(path):
         return None
     try:
         data = json_text.read_json(path)

@@ -22,6 +22,7 @@ from ckptconv.commands.verify.sides import Side
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.plan import Dtype
 from ckptconv.tensors.dtypes import is_float
+from ckptconv.tensors.look import is_file
 
 _TOKENS = 16  # tokens of the greedy continuation
 _IDS = 12  # tokens of the prompt if there is no tokenizer
@@ -227,9 +228,7 @@ def _tokenizer(folder: Path) -> Any:
     """The folder's tokenizer; None if it has none, or none that loads without running code from the folder."""
     import transformers
 
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-    ):
+    if not any(is_file(folder / name) for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return None
     try:
         with quiet(transformers):

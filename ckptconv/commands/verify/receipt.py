@@ -10,6 +10,7 @@ from ckptconv.commands.verify.records import Problem
 from ckptconv.copy.hashing import HASH, Stretch
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import compare, is_receipt, key_of
+from ckptconv.tensors.look import is_file
 
 _HINT = "the file was changed or damaged after it was written"
 
@@ -18,7 +19,7 @@ def receipt_files(folder: Path) -> list[Path]:
     """The files whose tensors a folder's receipt has hashes for."""
     receipt = read_json(folder / RECEIPT, Found())
     files = receipt["files"] if receipt is not None and is_receipt(receipt) else {}
-    return [folder / name for name in files if (folder / name).is_file()]
+    return [folder / name for name in files if is_file(folder / name)]
 
 
 def check_receipt(
@@ -39,7 +40,7 @@ def check_receipt(
         return found
     placed = dict(places)
     for name in receipt["files"]:
-        if (folder / name).parent != folder and (folder / name).is_file():
+        if (folder / name).parent != folder and is_file(folder / name):
             placed.update({key_of(name, key): at for key, at in read_file(folder / name, found).items()})
     compared = compare(receipt, folder, placed, workers, on_read)
     found.problems += [

@@ -33,9 +33,8 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.source import fetched, local_or_hub
 from ckptconv.plan import Dtype, Options
 from ckptconv.read.replicas import deviations
-from ckptconv.tensors.look import is_far
+from ckptconv.tensors.look import is_far, size_of
 from ckptconv.tensors.source_spec import SourceSpec, Step, Where, spec_of
-from ckptconv.tensors.stored_file import path_of
 
 
 def verify(
@@ -248,9 +247,9 @@ def _all_bytes(ours: Side, theirs: Side | None, tasks: Sequence[values.Task]) ->
     for side in (ours, theirs):
         if side is not None and not side.is_folder:
             total += sum(tensor.replica_bytes for tensor in side.checkpoint.tensors.values())
-            total += sum(path_of(path).stat().st_size for path in integrity.zip_files(side.checkpoint))
+            total += sum(size_of(path) for path in integrity.zip_files(side.checkpoint))
         elif side is not None:
-            total += sum(path.stat().st_size for path in receipt.receipt_files(side.checkpoint.root))
+            total += sum(size_of(path) for path in receipt.receipt_files(side.checkpoint.root))
     return total
 
 

@@ -19,6 +19,7 @@ from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.tensors.boxes import Slice
 from ckptconv.tensors.checkpoint import Checkpoint
+from ckptconv.tensors.look import is_dir, is_file, read_bytes
 from ckptconv.tensors.source_spec import SourceSpec
 from ckptconv.tensors.view import View
 
@@ -99,12 +100,12 @@ class Side:
 
 def is_model_folder(path: Path) -> bool:
     """True for a folder that holds a model's files itself; False for a run that contains such a folder."""
-    return path.is_dir() and huggingface.is_mine(path)
+    return is_dir(path) and huggingface.is_mine(path)
 
 
 def is_adapter_folder(path: Path) -> bool:
     """True for a folder that PEFT's save_pretrained wrote."""
-    return is_model_folder(path) and (path / ADAPTER_CONFIG).is_file()
+    return is_model_folder(path) and is_file(path / ADAPTER_CONFIG)
 
 
 def open_side(
@@ -145,7 +146,7 @@ def open_side(
         )
     config = beside.config
     if config is None and checkpoint.assets is None and other is not None and not as_adapter:
-        config = other if (other / "config.json").is_file() else None
+        config = other if is_file(other / "config.json") else None
     base = beside.base if _is_alone(checkpoint) else None
     made = _planned(source, checkpoint, beside.dtype, config, None if as_adapter else base, as_adapter)
     return replace(made, beside=Beside(config, base=base))
@@ -232,7 +233,7 @@ def _is_alone(checkpoint: Checkpoint) -> bool:
 def _cuts_of(folder: Path) -> dict[str, tuple[Slice, ...]]:
     """Tensor -> the boxes of the ranks that stored it, by the receipt; layer integrity reports a broken one."""
     try:
-        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+        receipt = json.loads(read_bytes(folder / RECEIPT).decode())
         cuts = [
             tuple(Slice(rank, tuple(offsets), tuple(sizes)) for rank, offsets, sizes in parts)
             for parts in receipt["cuts"]

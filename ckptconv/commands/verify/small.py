@@ -21,7 +21,7 @@ from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import changed_small_files, is_receipt
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG
-from ckptconv.tensors.look import is_far
+from ckptconv.tensors.look import is_far, is_file, paths_in, size_of
 
 _PROVES = "the files next to the weights can be read, and belong to this model"
 _LARGEST = 256 << 20  # bytes of a JSON file that is parsed
@@ -72,7 +72,7 @@ def changed_since_merge(root: Path) -> list[str]:
 def _broken(paths: list[Path]) -> Iterator[Problem]:
     """A problem for each JSON file that no reader can parse."""
     for path in paths:
-        if path.suffix == ".json" and path.stat().st_size <= _LARGEST:
+        if path.suffix == ".json" and size_of(path) <= _LARGEST:
             found = Found()
             if path.name not in ("vocab.json", "modules.json"):  # lists, or of any form
                 read_json(path, found)
@@ -85,11 +85,11 @@ def _missing(side: Side, root: Path) -> Iterator[Problem]:
     Sources: transformers/modeling_utils.py, _get_resolved_checkpoint_files; tokenization_utils_tokenizers.py.
     """
     names = {Path(file.path).name for file in side.checkpoint.files}
-    if any(_NUMBERED.search(name) for name in names) and not (root / INDEX).is_file():
+    if any(_NUMBERED.search(name) for name in names) and not is_file(root / INDEX):
         hint = "write the folder again: ckptconv merge FOLDER OUT"
         yield Problem(INDEX, "is missing: transformers finds numbered weight files by it alone", "", hint)
     settings = read_json(root / TOKENIZER_CONFIG, Found()) or {}
-    if settings.get("tokenizer_class") in _OF_ONE_FILE and not (root / _TOKENIZER).is_file():
+    if settings.get("tokenizer_class") in _OF_ONE_FILE and not is_file(root / _TOKENIZER):
         found = f"the class in {TOKENIZER_CONFIG}, {settings['tokenizer_class']}, has no other file"
         yield Problem(_TOKENIZER, f"is missing: {found}")
 
@@ -99,7 +99,7 @@ def _other_model(root: Path) -> Iterator[Problem]:
 
     Source: transformers/modeling_utils.py, PreTrainedModel.from_pretrained, and utils/peft_utils.py.
     """
-    if (root / ADAPTER_CONFIG).is_file():
+    if is_file(root / ADAPTER_CONFIG):
         yield Problem(
             ADAPTER_CONFIG,
             "is next to a whole model: where PEFT is installed, transformers loads the adapter's base in its place",
@@ -113,7 +113,7 @@ def _code(config: dict[str, Any], root: Path) -> Iterator[Problem]:
     texts = [text for text in table.values() if isinstance(text, str)] if isinstance(table, dict) else []
     for name in sorted({text.rpartition(".")[0] for text in texts if "--" not in text and "." in text}):
         file = name.replace(".", "/") + ".py"
-        if not (root / file).is_file():
+        if not is_file(root / file):
             yield Problem(file, "auto_map in config.json names it, and it is not here", "config.json")
 
 
@@ -124,7 +124,7 @@ def _quantisers(config: dict[str, Any], root: Path) -> list[str]:
     return [
         f"{name} is here, and config.json states no quantization: vLLM and others take the model for a quantised one"
         for name in assets.QUANTISERS
-        if (root / name).is_file()
+        if is_file(root / name)
     ]
 
 
@@ -133,6 +133,6 @@ def _other_weights(side: Side, root: Path) -> list[str]:
     used = {Path(file.path).name for file in side.checkpoint.files}
     return sorted(
         path.name
-        for path in root.iterdir()
-        if path.is_file() and path.name.endswith(_OTHER_WEIGHTS) and path.name not in used
+        for path in paths_in(root)
+        if is_file(path) and path.name.endswith(_OTHER_WEIGHTS) and path.name not in used
     )
