@@ -275,7 +275,7 @@ def test_rank_files_without_a_gate_are_refused_for_a_table_with_one(tmp_path: Pa
     values = config(case) | {"model_type": "llama"}
     with pytest.raises(CkptconvError, match="whether the MLP has a gate"):
         megatron.agree(found, values)
-    gated = replace(found.tensors[name], placement="gated Shard(0)")
+    gated = found.tensors[name]._replace(placement="gated Shard(0)")
     with pytest.raises(CkptconvError, match="whether the MLP has a gate"):
         megatron.agree(replace(found, tensors={**found.tensors, name: gated}), config(case))
 
