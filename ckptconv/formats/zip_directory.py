@@ -99,7 +99,8 @@ class Window:
 
     def keep(self, offset: int, nbytes: int) -> None:
         """Read a stretch at once that `read` will be asked for piece by piece."""
-        if nbytes <= _MOST_KEPT:
+        is_kept = self._kept_at <= offset and offset + nbytes <= self._kept_at + len(self._kept)
+        if nbytes <= _MOST_KEPT and not is_kept:
             self._kept_at, self._kept = offset, self.read(offset, nbytes)
 
     def release(self) -> None:

@@ -215,11 +215,14 @@ def _places(
     ends = [*(entry.header for _, entry in ordered[1:]), directory.begin]
     places, computed, end = dict[str, Place](), list[tuple[ZipEntry, int]](), 0
     data, alignment, is_stated = f"{prefix}data/", USUAL_ALIGNMENT, False
+    first: int | None = None  # the header of the first storage; torch writes the small entries before it
     for (number, entry), following in zip(ordered, ends, strict=True):
         if not entry.name.startswith(data):
             continue
+        first = entry.header if first is None else first
         start = computed_start(entry, following, alignment) if compute else None
         if start is None and compute and not is_stated:
+            window.keep(0, first)
             alignment, is_stated = stated_alignment(window, directory.entries, prefix), True
             start = computed_start(entry, following, alignment)
         if start is None:

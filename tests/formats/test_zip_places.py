@@ -165,6 +165,26 @@ def test_places_follow_from_the_alignment_that_the_file_records(
     assert isinstance(file.path, ZipFile)
 
 
+@pytest.mark.parametrize("alignment", [1, 64, 4096])
+def test_a_file_is_opened_in_a_few_reads_with_any_alignment(
+    tmp_path: Path, alignment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+
+    def counted(handle: int, nbytes: int, offset: int) -> bytes:
+        reads.append(offset)
+        return pread(handle, nbytes, offset)
+
+    from torch.utils.serialization import config
+
+    with config.patch("save.storage_alignment", alignment):
+        torch.save([torch.ones(40) for _ in range(300)], tmp_path / "x.pt")
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", counted)
+    assert len(open_torch_zip(str(tmp_path / "x.pt")).entries) == 300
+    assert 0 < len(reads) <= 4
+
+
 @pytest.mark.parametrize("stated", [b"4095", b"0000", b"-096", b"none", "٤٠".encode()])
 def test_places_are_read_from_the_headers_where_the_alignment_is_another(
     tmp_path: Path, stated: bytes
