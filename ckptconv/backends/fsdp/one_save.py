@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckptconv.errors import CkptconvError
+from ckptconv.formats.in_order import in_order
 from ckptconv.formats.torch_zip import open_torch_zip
 from ckptconv.tensors.look import is_far, names_in, opened
 
 _STATE = re.compile(r"^extra_state_world_size_(\d+)_rank_(\d+)\.pt$")
 _BEGIN, _END = b"lr_scheduler", b"rng"  # the two keys of the pickle, in this order
-_MOST = 1 << 16  # bytes at the beginning of a file that are read
+_MOST = 1 << 14  # bytes at the beginning of a file that are read
 _COUNTS = ("last_epoch", "_step_count")
 
 
@@ -37,7 +38,8 @@ def check_one_step(folders: Sequence[Path], world_size: int) -> None:
         for name in names_in(folder)
         if (match := _STATE.match(name)) and int(match[1]) == world_size
     }
-    states = {rank: _scheduler(path) for rank, path in sorted(paths.items())}
+    ranks = sorted(paths)
+    states = dict(zip(ranks, in_order(_scheduler, [paths[rank] for rank in ranks]), strict=True))
     seen: dict[bytes, int] = {}
     for rank, state in states.items():
         seen.setdefault(state, rank)
