@@ -6,13 +6,12 @@ the first file tells how long one takes.
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -42,19 +41,53 @@ def in_order(do: Callable[[S], T], files: Sequence[S]) -> Iterator[T]:
             yield from _by_threads(do, left)
 
 
-def _by_threads(do: Callable[[S], T], left: Iterator[S]) -> Iterator[T]:
-    from concurrent.futures import ThreadPoolExecutor  # imports logging; a fast disk does not need it
+class _Task(Generic[S, T]):
+    """One file that a thread will read, and what came of it."""
 
-    pool: ThreadPoolExecutor | None = None
-    under_way: deque[Future[T]] = deque()
+    def __init__(self, file: S) -> None:
+        self.is_wanted = True
+        self._file, self._done = file, threading.Event()
+        self._result: T
+        self._error: BaseException | None = None
+
+    def run(self, do: Callable[[S], T]) -> None:
+        try:
+            self._result = do(self._file)
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def result(self) -> T:
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+def _by_threads(do: Callable[[S], T], left: Iterator[S]) -> Iterator[T]:
+    todo: queue.SimpleQueue[_Task[S, T] | None] = queue.SimpleQueue()
+    under_way: deque[_Task[S, T]] = deque()
+    started = 0
     try:
         for file in left:
-            pool = pool or ThreadPoolExecutor(_THREADS, thread_name_prefix="open")
-            under_way.append(pool.submit(do, file))
+            if started < _THREADS:
+                # A daemon: Ctrl-C does not wait for a disk that answers late.
+                threading.Thread(target=_work, args=(do, todo), name="open", daemon=True).start()
+                started += 1
+            under_way.append(_Task(file))
+            todo.put(under_way[-1])
             if len(under_way) == _AHEAD:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
     finally:
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for task in under_way:
+            task.is_wanted = False
+        for _ in range(started):
+            todo.put(None)
+
+
+def _work(do: Callable[[S], T], todo: queue.SimpleQueue[_Task[S, T] | None]) -> None:
+    while (task := todo.get()) is not None:
+        if task.is_wanted:
+            task.run(do)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from support.helpers import ROLE
@@ -94,6 +99,31 @@ def test_not_more_than_a_bounded_number_is_read_ahead() -> None:
     ahead = [len(begun) - number for number in in_order(counted, range(200))]
     assert max(ahead) <= 34
     assert max(ahead) > 2
+
+
+def test_ctrl_c_does_not_wait_for_files_that_are_under_way() -> None:
+    """A stalled mount answers no read for minutes, and the interpreter waits for threads that are not daemons."""
+    code = """
+        import time
+        from ckptconv.formats.in_order import in_order
+
+        def read(number):
+            if number == 3:
+                print("stalled", flush=True)
+            time.sleep(0.01 if number < 3 else 60)
+
+        for _ in in_order(read, range(100)):
+            pass
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=PIPE, stderr=PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stalled\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in error
+    assert process.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize("kind", ["fsdp2_w4", "qwen3_moe_w4"])
