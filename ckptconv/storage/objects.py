@@ -70,28 +70,33 @@ class Bucket:
 
     def fetch(self, item: Object, start: int, end: int) -> memoryview:
         """See `Store`."""
-        options: dict[str, Any] = {"range": (start, end)}
-        if item.version:
-            options["if_match"] = item.version
+        body = _Body(end - start)
 
         def get() -> memoryview:
+            options: dict[str, Any] = {"range": (start + body.received, end)}
+            if item.version:
+                options["if_match"] = item.version
             answer = self._client.get(item.key, options=options)
             if not _is_same(_object(answer.meta), item):
                 raise changed(self._address._replace(key=item.key))
-            data = _content(answer, end - start)
-            if len(data) != end - start:
-                raise ConnectionError("the body has another length than its header says")
-            return data
+            return body.take(answer)
 
-        return self._asked(item.key, get)
+        return self._asked(item.key, get, lambda: body.received)
 
-    def _asked(self, key: str, step: Callable[[], T]) -> T:
+    def _asked(self, key: str, step: Callable[[], T], progress: Callable[[], int] = int) -> T:
         """What a step returns; Ctrl-C is heard while it waits."""
-        return interruptible(lambda: self._repeated(key, step))
+        return interruptible(lambda: self._repeated(key, step, progress))
 
-    def _repeated(self, key: str, step: Callable[[], T]) -> T:
-        """What a step returns. obstore repeats requests that fail; bodies that end early are asked for again here."""
-        for pause in (*_PAUSES, None):
+    def _repeated(self, key: str, step: Callable[[], T], progress: Callable[[], int]) -> T:
+        """What a step returns. obstore repeats requests that fail; bodies that end early are asked for again here.
+
+        Args:
+            key: the object, or folder.
+            step: the step.
+            progress: how far it is; a try that got further does not count, so that a slow link gets there.
+        """
+        pauses, before = iter(_PAUSES), progress()
+        while True:
             try:
                 return step()
             except CkptconvError:
@@ -99,25 +104,51 @@ class Bucket:
             except BaseException as error:
                 if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
                     raise
+                if progress() > before:
+                    pauses, before = iter(_PAUSES), progress()
+                pause = next(pauses, None)
                 if pause is None or not is_broken(error):
                     # Its text quotes requests, and may show keys.
                     raise explained(error, self._address._replace(key=key)) from None
             time.sleep(pause * (0.5 + random.random()))
-        raise AssertionError
 
 
-def _content(answer: Any, nbytes: int) -> memoryview:
-    """The body of an answer; as one buffer, and not as the list of its parts next to the buffer made of them."""
-    if nbytes <= _CHUNK:
-        return memoryview(answer.bytes())
-    data, at = memoryview(mmap.mmap(-1, nbytes)), 0  # goes back to the system at once
-    for part in answer.stream(min_chunk_size=_CHUNK):
-        got = memoryview(part)
-        if at + len(got) > nbytes:
-            break
-        data[at : at + len(got)] = got
-        at += len(got)
-    return data[:at]
+class _Body:
+    """A range of an object as it arrives: one buffer, and not the list of its parts next to the buffer made of them.
+
+    Args:
+        nbytes: its length.
+
+    Attributes:
+        received: the bytes that arrived before a connection broke; the next answer is of the others.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.received, self._nbytes = 0, nbytes
+        # A mapping goes back to the system at once.
+        self._data = memoryview(mmap.mmap(-1, nbytes)) if nbytes > _CHUNK else memoryview(b"")
+
+    def take(self, answer: Any) -> memoryview:
+        """The whole range, with an answer's bytes at its end.
+
+        Raises:
+            ConnectionError: the answer has more or fewer bytes than it should; then nothing of it is kept.
+        """
+        if self._nbytes <= _CHUNK:
+            data = memoryview(answer.bytes())
+            self.received = len(data)
+        else:
+            data = self._data
+            for part in answer.stream(min_chunk_size=_CHUNK):
+                got = memoryview(part)
+                self.received += len(got)
+                if self.received > self._nbytes:
+                    break
+                data[self.received - len(got) : self.received] = got
+        if self.received != self._nbytes:
+            self.received = 0
+            raise ConnectionError("the body has another length than its header says")
+        return data
 
 
 def bucket_of(address: Address) -> Bucket:

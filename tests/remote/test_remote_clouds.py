@@ -165,3 +165,48 @@ def test_a_body_of_another_length_is_not_taken(body: bytes, monkeypatch: pytest.
     (item,) = bucket.below("run")
     with pytest.raises(CkptconvError, match="the connection to S3 broke"):
         bucket.fetch(item, 1, 3)
+
+
+class Breaking(OneObject):
+    """A client whose connections break after each mebibyte."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__({"size": nbytes}, {"size": nbytes}, bytes(number % 251 for number in range(nbytes)))
+        self.ranges: list[tuple[int, int]] = []
+
+    def get(self, key: str, options: dict[str, Any]) -> Any:
+        self.ranges.append(options["range"])
+
+        class Answer:
+            meta = self._meta(self.stated)
+
+            def stream(answer, min_chunk_size: int) -> Iterator[bytes]:
+                start, end = options["range"]
+                yield self.body[start : min(start + (1 << 20), end)]
+                if end - start > 1 << 20:
+                    raise OSError("Generic S3 error: HTTP error: request or response body error")
+
+        return Answer()
+
+
+def test_what_arrived_before_a_connection_broke_is_not_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a slow link a request ends before its last byte, each time: as long as bytes arrive, the next one goes on."""
+    monkeypatch.setattr("ckptconv.storage.objects._PAUSES", (0.0,))
+    client = Breaking(4_000_000)
+    bucket = Bucket(Address("s3", "box", ""), client)
+    (item,) = bucket.below("run")
+    assert bytes(bucket.fetch(item, 10, 3_999_990)) == client.body[10:3_999_990]
+    assert client.ranges == [(10 + (number << 20), 3_999_990) for number in range(4)]
+
+
+def test_a_link_on_which_nothing_arrives_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckptconv.storage.objects._PAUSES", (0.0, 0.0))
+    client = Breaking(4_000_000)
+    client.body = b""
+    bucket = Bucket(Address("s3", "box", ""), client)
+    (item,) = bucket.below("run")
+    with pytest.raises(CkptconvError, match="the connection to S3 broke"):
+        bucket.fetch(item, 0, 4_000_000)
+    assert len(client.ranges) == 3
