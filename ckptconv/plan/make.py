@@ -11,8 +11,8 @@ from ckptconv.plan.lora_mode import mode_of
 from ckptconv.plan.model import plan_model
 from ckptconv.plan.options import Options
 from ckptconv.plan.records import ADAPTER_FOLDER, Part, Plan
-from ckptconv.plan.stored import take_stock
-from ckptconv.plan.tied import Equal, unread
+from ckptconv.plan.stored import Stored, take_stock
+from ckptconv.plan.tied import Equal, same, unread
 from ckptconv.tensors.checkpoint import Checkpoint
 
 
@@ -51,6 +51,7 @@ def _plan(
     equal: Equal,
 ) -> Plan:
     stored = take_stock(checkpoint)
+    _require_equal(stored, equal)
     mode, notes = mode_of(stored, options, base)
     padding = _settings_agree(checkpoint, config) if checkpoint.naming == "megatron" and config else []
     if config:
@@ -88,6 +89,18 @@ def _plan(
         balanced=balance(views, outputs, first.used, dropped),
         is_adapter=mode == "adapter",
     )
+
+
+def _require_equal(stored: Stored, equal: Equal) -> None:
+    """Compare the tensors of an adapter that are stored under two names."""
+    for one, other in stored.parts.twice:
+        if not same(one[1], other[1], equal):
+            raise CkptconvError(
+                "a LoRA tensor is stored twice, with different values",
+                found=f"{one[0]} and {other[0]}",
+                hint="save the adapter again",
+                kind=Kind.DAMAGED,
+            )
 
 
 def _settings_agree(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:

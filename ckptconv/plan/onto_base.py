@@ -17,6 +17,7 @@ from ckptconv.plan.weights import Weights, is_among
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.view import View
 
+_OF_VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
 _REPLACED = "replaced by the adapter's copy of it"
 
 
@@ -92,6 +93,7 @@ def weights_of_base(stored: Stored, config: dict[str, Any] | None, base: Checkpo
     resized = _resized_twins(tensors, copies, trained, task.config)
     tensors |= resized
     updated = {each.weight for each in parts.factors} | (trained.keys() - copies.keys() - twins.tied)
+    _require_rows(parts, tensors, task.config)
     updated |= _heads_of_tokens(parts, tensors, task.config, equal)
     apart = Apart(tensors, fitted.config)
     if not task.head:  # a classifier's head is not tied to the embedding
@@ -267,6 +269,25 @@ def _fitted(trained: Mapping[str, View], task: _ForTask) -> _Fitted:
     return _Fitted(config, dtypes, tuple(notes))
 
 
+def _require_rows(parts: lora.Separated, tensors: Mapping[str, View], config: dict[str, Any] | None) -> None:
+    """Refuse factors of an embedding or a head with other rows than its weight, which PEFT did not save then."""
+    rows = _vocabulary(config).get("vocab_size")
+    for each in parts.factors:
+        weight = tensors.get(each.weight)
+        adapted = each.a[1].shape[1] if each.embedding else each.b[1].shape[0]
+        if not each.weight.endswith(_OF_VOCABULARY) or type(rows) is not int:
+            continue
+        if adapted != rows and (weight is None or weight.shape[0] == rows):  # a tied head is not stored
+            raise CkptconvError(
+                "the vocabulary was resized for the training, and the adapter lacks the resized weights",
+                where=each.weight,
+                found=f"an update of {adapted:,} rows",
+                wanted=f"{rows:,} rows, as in the base model",
+                hint="name a folder of the model as it was resized: --base DIR",
+                kind=Kind.INCOMPLETE,
+            )
+
+
 def _vocabulary(config: dict[str, Any] | None) -> dict[str, Any]:
     """The part of a config that states vocab_size."""
     config = config or {}
@@ -278,13 +299,14 @@ def _check_vocabulary(weights: Mapping[str, View]) -> None:
     rows = {
         name: view.shape[0]
         for name, view in weights.items()
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and len(view.shape) == 2
+        if name.endswith(_OF_VOCABULARY) and len(view.shape) == 2
         if not any(part in name for part in ("vision", "visual", "audio", "mtp", "layers."))
     }
     if len(set(rows.values())) > 1:
         raise CkptconvError(
-            "the adapter resized only one of embedding and head",
+            "the vocabulary was resized for the training, and the adapter holds only one of embedding and head",
             found=", ".join(f"{name} {count:,}" for name, count in rows.items()),
             wanted="the same number of rows in both",
+            hint="name a folder of the model as it was resized: --base DIR",
             kind=Kind.DAMAGED,
         )

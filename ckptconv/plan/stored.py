@@ -43,7 +43,9 @@ class Stored(NamedTuple):
         nbytes = sum(tensor.replica_bytes for tensor in tensors)
         replicas = [Dropped(f"{count} copies", nbytes, "replicas on other ranks")] if count else []
         reason = "an older copy of a weight that was trained whole (modules_to_save)"
-        return (*replicas, *self.dropped((name, view, reason) for name, view in self.parts.replaced))
+        left = [(name, view, reason) for name, view in self.parts.replaced]
+        left += [(name, view, f"equal to {one[0]}") for one, (name, view) in self.parts.twice]
+        return (*replicas, *self.dropped(left))
 
     def name(self, bare: str) -> str:
         """The name in the checkpoint for a bare name."""

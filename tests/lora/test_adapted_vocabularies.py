@@ -36,6 +36,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "LoRA on the head": {"target_modules": ["lm_head"]},
     "LoRA on both, resized": {"target_modules": BOTH, "resized": 3},
 }
+# PEFT writes the magnitudes twice, with and without .weight, where the target is a path.
+DORA = {"target_modules": ["q_proj", "model.embed_tokens"], "use_dora": True, "resized": 3}
 TIED: dict[str, dict[str, Any]] = {
     "tokens": FORMS["tokens"],
     "new tokens": FORMS["new tokens"],
@@ -128,6 +130,57 @@ def test_the_head_must_be_resized_with_the_embedding(tmp_path: Path) -> None:
     file = trained.adapter / "adapter_model.safetensors"
     save_file({name: t for name, t in load_file(file).items() if "lm_head" not in name}, file)
     with pytest.raises(CkptconvError, match="only one of embedding and head"):
+        merged(trained, tmp_path / "out")
+
+
+def test_the_way_out_of_an_embedding_that_was_resized_alone_works(tmp_path: Path) -> None:
+    """PEFT saves the resized copy of the module that is a target, and not that of the other one."""
+    torch.manual_seed(1)
+    resized = models.qwen2()
+    resized.resize_token_embeddings(44)
+    trained = models.train(resized, tmp_path, target_modules=["q_proj", "embed_tokens"])
+    small = models.qwen2()
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(
+        CkptconvError, match="lacks the resized weights|only one of embedding and head"
+    ) as error:
+        merge(trained.adapter, tmp_path / "out", base=tmp_path / "small")
+    assert error.value.hint == "name a folder of the model as it was resized: --base DIR"
+    merged(trained, tmp_path / "out")
+    found = weights(tmp_path / "out")
+    assert [name for name in found if not torch.equal(found[name], trained.merged[name])] == []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_on_a_resized_head_whose_rows_were_not_saved_names_the_vocabulary(
+    tied: bool, tmp_path: Path
+) -> None:
+    trained = models.train(
+        models.qwen2(tied),
+        tmp_path,
+        resized=3,
+        target_modules=["q_proj", "lm_head"],
+        trainable_token_indices=[1],
+    )
+    file = trained.adapter / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if "base_layer" not in name}, file)
+    with pytest.raises(CkptconvError, match="lacks the resized weights") as error:
+        merged(trained, tmp_path / "out")
+    assert (error.value.where, error.value.found) == ("lm_head.weight", "an update of 44 rows")
+
+
+def test_magnitudes_that_are_stored_twice_must_be_equal(tmp_path: Path) -> None:
+    trained = models.train(models.qwen2(), tmp_path, **DORA)
+    merged(trained, tmp_path / "one")
+    found = weights(tmp_path / "one")
+    for name, tensor in trained.merged.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    file = trained.adapter / "adapter_model.safetensors"
+    stored = load_file(file)
+    (twice,) = (name for name in stored if name.endswith("lora_magnitude_vector.weight"))
+    stored[twice] = stored[twice] + 1
+    save_file(stored, file)
+    with pytest.raises(CkptconvError, match="stored twice, with different values"):
         merged(trained, tmp_path / "out")
 
 

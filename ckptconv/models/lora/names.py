@@ -46,6 +46,8 @@ class Separated(NamedTuple):
         replaced: (stored name, elements) of older copies of these.
         holds_base: the checkpoint also has the weights that the factors update.
         tokens: single rows of embeddings that were trained.
+        twice: (one, the other) of magnitudes that are stored under two names. PEFT writes those of a resized embedding whose
+            target is a path with and without `.weight` (peft/utils/save_and_load.py, get_peft_model_state_dict).
     """
 
     weights: dict[str, View]
@@ -55,6 +57,7 @@ class Separated(NamedTuple):
     replaced: tuple[NamedView, ...] = ()
     holds_base: bool = False
     tokens: tuple[Tokens, ...] = ()
+    twice: tuple[tuple[NamedView, NamedView], ...] = ()
 
     @property
     def stacks(self) -> tuple[Factors, ...]:
@@ -73,6 +76,7 @@ class _Sorted:
         weights: bare name -> the weight under its own name.
         originals: bare name -> the weight before training (original_module).
         saved: bare name -> the weight that was trained completely (modules_to_save).
+        twice: magnitudes that are stored under two names.
     """
 
     halves: dict[tuple[str, str, str], dict[str, NamedView]] = field(default_factory=dict)
@@ -81,6 +85,7 @@ class _Sorted:
     weights: dict[str, NamedView] = field(default_factory=dict)
     originals: dict[str, NamedView] = field(default_factory=dict)
     saved: dict[str, NamedView] = field(default_factory=dict)
+    twice: list[tuple[NamedView, NamedView]] = field(default_factory=list)
 
 
 def is_of_an_adapter(name: str) -> bool:
@@ -151,6 +156,7 @@ def separate(
         tuple(stale),
         holds_base=adapted and not alone,
         tokens=tokens,
+        twice=tuple(found.twice),
     )
 
 
@@ -174,6 +180,9 @@ def _sort(name: str, view: View, found: _Sorted) -> None:
         module, part, kind, adapter = side
         found.adapters[adapter] = None
         sides = found.halves.setdefault((module, part, adapter), {})
+        if kind == "m" and kind in sides:
+            found.twice.append((sides[kind], (name, view)))
+            return
         if kind in sides:
             raise CkptconvError(
                 "a LoRA tensor is stored twice", found=f"{sides[kind][0]} and {name}", kind=Kind.DAMAGED
