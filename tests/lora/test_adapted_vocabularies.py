@@ -142,7 +142,7 @@ def test_the_way_out_of_an_embedding_that_was_resized_alone_works(tmp_path: Path
     small = models.qwen2()
     small.save_pretrained(tmp_path / "small")
     with pytest.raises(
-        CkptconvError, match="lacks the resized weights|only one of embedding and head"
+        CkptconvError, match=r"lacks the resized weights|only one of embedding and head"
     ) as error:
         merge(trained.adapter, tmp_path / "out", base=tmp_path / "small")
     assert error.value.hint == "name a folder of the model as it was resized: --base DIR"
