@@ -1,4 +1,4 @@
-"""docs/design.md: the files that it names exist, so that a newcomer finds them."""
+"""The files that docs/design.md names exist, and so do the rules that tests/mutants takes out of the sources."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ckptconv
+from tests.mutants.rules import MUTANTS
 
 PACKAGE = Path(ckptconv.__file__).parent
 REPO = PACKAGE.parent
@@ -36,3 +37,8 @@ def test_every_file_that_the_design_names_exists(name: str) -> None:
 def test_there_are_files_in_the_design() -> None:
     assert len({*named_in_the_rooms()}) > 50
     assert len({*named_with_their_room()}) > 25
+
+
+def test_the_sources_have_every_rule_that_a_mutant_takes_out() -> None:
+    texts = {mutant.file: (PACKAGE / mutant.file).read_text(encoding="utf-8") for mutant in MUTANTS}
+    assert [mutant.name for mutant in MUTANTS if texts[mutant.file].count(mutant.rule) != 1] == []
