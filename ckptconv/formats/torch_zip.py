@@ -263,7 +263,7 @@ def _decode(fetched: _Fetched, load: Load, forms: Forms | None) -> TorchZip:
             forms.add(found.form, raw, window.size)
     form, crcs, main, order = found
     pickled = pickle_of(window, main, order)
-    file = ZipFile(path, form.starts, form.headers, form.names, found.prefix) if form.starts else path
+    file = ZipFile(path, form.computed, found.prefix) if form.computed.starts else path
     known = forms.ints if forms is not None else {}
     return TorchZip(file, load(pickled, f"{path}:{main.name}"), form, crcs, known)
 

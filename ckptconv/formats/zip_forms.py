@@ -8,14 +8,13 @@ of the file (torch/serialization.py, _open_zipfile_writer_file), which differs a
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Sequence
 from typing import NamedTuple, Union
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.stand_ins import TensorRecord
 from ckptconv.formats.zip_directory import Directory, RawDirectory, Window, ZipEntry, data_start, entry_at
-from ckptconv.formats.zip_places import USUAL_ALIGNMENT, computed_start, stated_alignment
+from ckptconv.formats.zip_places import USUAL_ALIGNMENT, Computed, computed_start, stated_alignment
 
 RESAVE = "load it with the torch that wrote it and torch.save it again (the zip form is the default since torch 1.6)"
 _MAIN = "data.pkl"
@@ -47,29 +46,25 @@ class Form:
         order: the number of the byte order's entry; None if there is none.
         places: key -> storage, in file order.
         nbytes: the size of all storages.
-        starts, headers, names: where the entries begin whose places were computed, for `ZipFile`; names have no prefix.
+        computed: the entries whose places were computed.
     """
 
-    __slots__ = ("headers", "main", "names", "nbytes", "order", "places", "starts")
+    __slots__ = ("computed", "main", "nbytes", "order", "places")
 
     def __init__(
         self,
         main: int,
         order: int | None,
         places: dict[str, Place],
-        computed: list[tuple[ZipEntry, int]],
-        prefix: str,
+        computed: Computed,
     ) -> None:
-        self.main, self.order, self.places = main, order, places
+        self.main, self.order, self.places, self.computed = main, order, places, computed
         self.nbytes = sum(place.nbytes for place in places.values())
-        self.starts = array("q", [start for _, start in computed])
-        self.headers = array("q", [entry.header for entry, _ in computed])
-        self.names = "\0".join(entry.name.removeprefix(prefix) for entry, _ in computed)
 
     @property
     def is_computed(self) -> bool:
         """True if the directory alone tells the places of all storages, and none was taken from a local header."""
-        return 0 < len(self.starts) == len(self.places)
+        return 0 < len(self.computed.starts) == len(self.places)
 
 
 class Formed(NamedTuple):
@@ -152,7 +147,7 @@ def _known(form: Form, raw: RawDirectory, size: int) -> _Known:
     for _ in range(raw.total):
         places.append(at)
         entry, following = entry_at(raw.data, at)
-        small = entry.header < form.headers[0]
+        small = entry.header < form.computed.headers[0]
         for field, width in ((_CRC, 4), *(_SMALL if small else ())):
             mask[at + field : at + field + width] = bytes(width)
         parts.append(f"{at + _CRC - end}xI")
@@ -198,7 +193,7 @@ def form_of(window: Window, directory: Directory, compute: bool) -> Formed:
             )
     order = next((item for item in enumerate(entries) if item[1].name == f"{prefix}byteorder"), None)
     places, computed = _places(window, directory, prefix, compute)
-    form = Form(main[0], None if order is None else order[0], places, computed, prefix)
+    form = Form(main[0], None if order is None else order[0], places, Computed.of(computed, prefix))
     crcs = [entry.crc for entry in entries]
     return Formed(form, crcs, main[1], None if order is None else order[1])
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.formats.zip_directory import COPY_AGAIN, LOCAL_HEADER, Window, ZipEntry, data_start, header_end
@@ -59,40 +61,63 @@ def computed_start(entry: ZipEntry, following: int, alignment: int = USUAL_ALIGN
     return start if start + entry.nbytes + (descriptor if entry.nbytes else 0) == following else None
 
 
+class Computed(NamedTuple):
+    """The entries of an archive whose places were computed, in file order. Like files share it.
+
+    Attributes:
+        starts: the offset of each entry's bytes, ascending.
+        headers: the offset of each one's local header.
+        names: their names without the archive's prefix, one after another.
+        ends: where each name ends in `names`.
+    """
+
+    starts: array[int]
+    headers: array[int]
+    names: str
+    ends: array[int]
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[ZipEntry, int]], prefix: str) -> Computed:
+        """Make the record.
+
+        Args:
+            entries: each entry, and the offset of its bytes.
+            prefix: of all names.
+        """
+        names = [entry.name.removeprefix(prefix) for entry, _ in entries]
+        return cls(
+            array("q", [start for _, start in entries]),
+            array("q", [entry.header for entry, _ in entries]),
+            "".join(names),
+            array("q", accumulate(map(len, names))),
+        )
+
+    def name(self, number: int) -> str:
+        """Return the name of an entry."""
+        return self.names[self.ends[number - 1] if number else 0 : self.ends[number]]
+
+
 class ZipFile(StoredFile):
     """A .pt file in which the places of some entries were computed.
 
     Args:
         path: the file.
-        starts: the offset of each entry's bytes, ascending.
-        headers: the offset of each one's local header.
-        names: their names without the archive's prefix, separated by NUL.
+        computed: these entries.
         prefix: of all names.
     """
 
-    __slots__ = ("_checked", "_headers", "_names", "_prefix", "_starts")
-    _starts: array[int]
-    _headers: array[int]
-    _names: str
+    __slots__ = ("_checked", "_computed", "_prefix")
+    _computed: Computed
     _prefix: str
     _checked: set[int]
 
-    def __new__(  # type: ignore[override]
-        cls, path: str, starts: array[int], headers: array[int], names: str, prefix: str
-    ) -> ZipFile:
+    def __new__(cls, path: str, computed: Computed, prefix: str) -> ZipFile:  # type: ignore[override]
         self = super().__new__(cls, path)
-        self._starts, self._headers, self._names, self._prefix = starts, headers, names, prefix
-        self._checked = set()
+        self._computed, self._prefix, self._checked = computed, prefix, set()
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ZipFile, (
-            StoredFile(str(self), self.far),
-            self._starts,
-            self._headers,
-            self._names,
-            self._prefix,
-        )
+        return ZipFile, (StoredFile(str(self), self.far), self._computed, self._prefix)
 
     def check(self, handle: Ranges, start: int) -> None:
         """Check the local header of the entry that holds `start`, once.
@@ -100,18 +125,19 @@ class ZipFile(StoredFile):
         Raises:
             CkptconvError: the header is missing, belongs to another entry, or says that its bytes begin elsewhere.
         """
-        number = bisect_right(self._starts, start) - 1
+        starts = self._computed.starts
+        number = bisect_right(starts, start) - 1
         if number < 0 or number in self._checked:
             return
-        name, header = self._prefix + self._names.split("\0")[number], self._headers[number]
+        name, header = self._prefix + self._computed.name(number), self._computed.headers[number]
         data = handle.read(header, LOCAL_HEADER + len(name.encode()))
         found = header + header_end(data, name, str(self))
-        if found != self._starts[number]:
+        if found != starts[number]:
             raise CkptconvError(
                 "a zip entry's header and the central directory disagree on where its bytes begin",
                 where=f"{self}:{name}",
                 found=f"byte {found:,}",
-                wanted=f"byte {self._starts[number]:,}, as the directory's sizes tell",
+                wanted=f"byte {starts[number]:,}, as the directory's sizes tell",
                 hint=COPY_AGAIN,
                 kind=Kind.DAMAGED,
             )
