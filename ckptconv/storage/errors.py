@@ -73,6 +73,10 @@ _ANSWERS = {
 }
 
 
+class Unavailable(CkptconvError):
+    """The store, or the way to it, fails at present. Whether something is there is not known."""
+
+
 def explained(error: BaseException, address: Address) -> CkptconvError:
     """The error for what obstore raised.
 
@@ -130,22 +134,21 @@ def explained(error: BaseException, address: Address) -> CkptconvError:
     if status >= 500 or status in (408, 429):
         tries = _RETRIED.search(whole)
         found = f"status {status}" + (f" after {tries[1]} retries" if tries else "")
-        return _error(f"{store} fails", address, "try again later", found=found)
+        return _unavailable(f"{store} fails", address, "try again later", found=found)
     if status:
         found = " ".join([str(status), code]).strip()
         return _error(f"{store} refuses the request", address, f"try {list_it}", found=found)
     if "timed out" in whole or "TimedOut" in whole:
-        return _error(
-            f"{store} does not answer in time", address, f"try again{_endpoint(address, 'or check ')}"
-        )
+        hint = f"try again{_endpoint(address, 'or check ')}"
+        return _unavailable(f"{store} does not answer in time", address, hint)
     if "InvalidCertificate" in whole:
         hint = f"name the certificate of its authority: SSL_CERT_FILE=FILE{_endpoint(address, 'check ')}"
         return _error(f"the certificate of the server of {store} is not trusted", address, hint)
     if "error sending request" in text or "Connect" in text:
         hint = f"check the network and the proxy{_endpoint(address)}"
-        return _error(f"{store} cannot be reached", address, hint)
+        return _unavailable(f"{store} cannot be reached", address, hint)
     if is_broken(error):
-        return _error(f"the connection to {store} broke", address, "try again")
+        return _unavailable(f"the connection to {store} broke", address, "try again")
     if answer := next((_ANSWERS[word] for word in _ANSWERS if word in text), None):
         hint = f"check the proxy{_endpoint(address)}; or copy the folder to a disk with the store's own tool"
         return _error(f"the server does not answer as {store} does", address, hint, found=answer)
@@ -230,6 +233,10 @@ def _error(
     what: str, address: Address, hint: str, kind: Kind = Kind.ENVIRONMENT, found: str | None = None
 ) -> CkptconvError:
     return CkptconvError(what, where=address, found=found or None, hint=hint, kind=kind)
+
+
+def _unavailable(what: str, address: Address, hint: str, found: str | None = None) -> Unavailable:
+    return Unavailable(what, where=address, found=found, hint=hint, kind=Kind.ENVIRONMENT)
 
 
 def _container(address: Address) -> str:

@@ -4,7 +4,7 @@
 
 The folder that the user names is listed alone, since a run may hold many steps. Its subfolders are listed with all that is
 below them at the first look, so that neither names nor sizes in them need a request. A folder outside of the named one (the
-run above a step) is listed alone too, and counts as empty if the store does not list it for us.
+run above a step) is listed alone too, and counts as empty if the store does not list it for us; not if the store fails.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ckptconv.errors import CkptconvError
 from ckptconv.storage.base import Object, Store
+from ckptconv.storage.errors import Unavailable
 from ckptconv.storage.file import ObjectFile, state_of
 from ckptconv.storage.segments import Segments
 from ckptconv.tensors.storage import Entry, FarFile, FarGroup, FileState, Storage
@@ -86,6 +87,8 @@ class Tree(Storage, FarGroup):
             else:
                 try:
                     self._list_alone(key)
+                except Unavailable:
+                    raise  # whether the run has marked the step is not known
                 except CkptconvError:
                     self._folders[key] = {}
             return self._folders.get(key, {})

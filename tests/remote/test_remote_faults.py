@@ -66,6 +66,20 @@ def test_a_store_that_stays_broken(proxy: Proxy, s3: Server, made: Made, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("status", "code"), [(403, 0), (503, 2), (429, 2)])
+def test_a_folder_above_that_cannot_be_listed(
+    proxy: Proxy, s3: Server, made: Made, monkeypatch: pytest.MonkeyPatch, status: int, code: int
+) -> None:
+    """It may be forbidden. If the store fails, what the folder says of the step is not known."""
+    address = s3.put("faults", "above", made("fsdp2_w4"))
+    monkeypatch.setattr("ckptconv.storage.objects._RETRIES", 0)
+    proxy.fail = lambda request: status if request.path.endswith("prefix=above%2Fglobal_step_7%2F") else None
+    ran = cli("inspect", f"{address}/global_step_7/actor")
+    assert any(map(proxy.fail, proxy.requests)), "it was not asked for"
+    assert ran.code == code, ran.err
+    assert not code or "S3 fails" in ran.err
+
+
 def test_an_object_that_is_replaced_before_its_header_is_read(
     proxy: Proxy, s3: Server, made: Made, tmp_path: Path
 ) -> None:
@@ -204,15 +218,24 @@ def test_a_merge_in_little_memory(s3: Server, made: Made, tmp_path: Path) -> Non
     assert done.ahead == 0
 
 
-def test_no_secret_and_no_bucket_in_what_is_written(s3: Server, made: Made, tmp_path: Path) -> None:
+def test_no_secret_and_no_bucket_in_what_is_written(
+    s3: Server, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = s3.put("private-bucket", "secret-project", made("fsdp2_w4"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url.replace("//", "//user:hunter2@"))
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "SENTINELtoken")
     ran = cli("merge", address, tmp_path / "model", "--verify", "--verbose")
     assert ran.code == 0, ran.err
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    for secret in (SECRET, KEY, "private-bucket", "secret-project"):
+    for secret in (SECRET, KEY, "hunter2", "SENTINELtoken", "private-bucket", "secret-project"):
         assert secret.encode() not in written
-    assert SECRET not in ran.out + ran.err
-    assert KEY not in ran.out + ran.err
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:9")
+    monkeypatch.setattr("ckptconv.storage.objects._RETRIES", 0)
+    fails = cli("inspect", address, "--json")
+    assert fails.code == 2
+    said = ran.out + ran.err + fails.out + fails.err
+    for secret in (SECRET, KEY, "hunter2", "SENTINELtoken"):
+        assert secret not in said
 
 
 def test_nothing_is_written_outside_of_the_target(
