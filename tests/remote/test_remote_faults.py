@@ -66,20 +66,6 @@ def test_a_store_that_stays_broken(proxy: Proxy, s3: Server, made: Made, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("status", "code"), [(403, 0), (503, 2), (429, 2)])
-def test_a_folder_above_that_cannot_be_listed(
-    proxy: Proxy, s3: Server, made: Made, monkeypatch: pytest.MonkeyPatch, status: int, code: int
-) -> None:
-    """It may be forbidden. If the store fails, what the folder says of the step is not known."""
-    address = s3.put("faults", "above", made("fsdp2_w4"))
-    monkeypatch.setattr("ckptconv.storage.objects._RETRIES", 0)
-    proxy.fail = lambda request: status if request.path.endswith("prefix=above%2Fglobal_step_7%2F") else None
-    ran = cli("inspect", f"{address}/global_step_7/actor")
-    assert any(map(proxy.fail, proxy.requests)), "it was not asked for"
-    assert ran.code == code, ran.err
-    assert not code or "S3 fails" in ran.err
-
-
 def test_an_object_that_is_replaced_before_its_header_is_read(
     proxy: Proxy, s3: Server, made: Made, tmp_path: Path
 ) -> None:

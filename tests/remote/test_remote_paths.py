@@ -12,6 +12,7 @@ import pytest
 from ckptconv.errors import CkptconvError
 from ckptconv.storage.address import Address
 from ckptconv.storage.base import Listed, Object
+from ckptconv.storage.errors import Unavailable
 from ckptconv.storage.path import StorePath
 from ckptconv.storage.tree import Tree
 from ckptconv.tensors.look import (
@@ -209,3 +210,22 @@ def test_what_needs_a_file_on_a_disk_is_refused(far: StorePath) -> None:
 
 def test_a_stored_file_is_pickled_as_text() -> None:
     assert pickle.loads(pickle.dumps(StoredFile("/a/b"))) == "/a/b"
+
+
+def test_a_folder_above_that_cannot_be_listed(store: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be forbidden, and counts as empty. If the store fails, what is in it is not known."""
+    far = StorePath(Tree(store, "run/step_1"), "run/step_1")
+    list_it = store.inside
+
+    def inside(key: str) -> Listed:
+        if key == "run":
+            raise failure
+        return list_it(key)
+
+    monkeypatch.setattr(store, "inside", inside)
+    failure: CkptconvError = Unavailable("S3 fails")
+    assert is_file(far / "a.pt")
+    with pytest.raises(CkptconvError, match="S3 fails"):
+        is_file(far.parent / "latest")
+    failure = CkptconvError("S3 does not let these credentials read here")
+    assert not is_file(far.parent / "latest")
