@@ -23,6 +23,12 @@ class Object(NamedTuple):
     changed: int
     version: str
 
+    def is_same(self, other: Object) -> bool:
+        """True if two answers are of one object. Some servers list no ETag; then size and time of change decide."""
+        if self.version and other.version:
+            return self.version == other.version and self.nbytes == other.nbytes
+        return self._replace(version="") == other._replace(version="")
+
 
 class Listed(NamedTuple):
     """The content of one folder.

@@ -77,7 +77,7 @@ class Bucket:
             if item.version:
                 options["if_match"] = item.version
             answer = self._client.get(item.key, options=options)
-            if not _is_same(_object(answer.meta), item):
+            if not item.is_same(_object(answer.meta)):
                 raise changed(self._address._replace(key=item.key))
             return body.take(answer)
 
@@ -198,13 +198,6 @@ def _check_url(value: str | None, setting: str) -> None:
             hint="it begins with https://, or with http:// for a server without encryption",
             kind=Kind.USAGE,
         )
-
-
-def _is_same(now: Object, listed: Object) -> bool:
-    """True if an answer is of the object that was listed. Where the store states no ETag, the time of change decides."""
-    if now.version and listed.version:
-        return now.version == listed.version and now.nbytes == listed.nbytes
-    return now._replace(version="") == listed._replace(version="")
 
 
 def _object(found: Any) -> Object:

@@ -36,7 +36,8 @@ class Tree(Storage, FarGroup):
 
     def __init__(self, store: Store, root: str) -> None:
         self.store, self.root = store, root
-        self.segments = Segments(store.fetch, store.least)
+        self.segments = Segments(self._fetch, store.least)
+        self._failed: Unavailable | None = None
         self._folders: dict[str, Folder] = {}
         self._whole: list[str] = []
         self._files: dict[str, ObjectFile] = {}
@@ -154,13 +155,23 @@ class Tree(Storage, FarGroup):
         return file
 
     def states_now(self, files: Sequence[FarFile]) -> list[FileState | None]:
-        """See `FarGroup`."""
-        keys = [file.key for file in files if isinstance(file, ObjectFile)]
-        if len(keys) <= _FEW:
-            found = {key: item for key in keys if (item := self.store.look(key)) is not None}
+        """See `FarGroup`. A failed read counts here too, as some readers go on without a file that cannot be read."""
+        if self._failed is not None:
+            raise self._failed
+        listed = [file.item for file in files if isinstance(file, ObjectFile)]
+        if len(listed) <= _FEW:
+            found = {item.key: now for item in listed if (now := self.store.look(item.key)) is not None}
         else:
-            found = {item.key: item for folder in _tops(keys) for item in self.store.below(folder)}
-        return [state_of(found[key]) if key in found else None for key in keys]
+            tops = _tops([item.key for item in listed])
+            found = {now.key: now for folder in tops for now in self.store.below(folder)}
+        return [_state(item, found.get(item.key)) for item in listed]
+
+    def _fetch(self, item: Object, start: int, end: int) -> memoryview:
+        try:
+            return self.store.fetch(item, start, end)
+        except Unavailable as error:
+            self._failed = error
+            raise
 
     @property
     def budget(self) -> int:  # type: ignore[override]
@@ -192,6 +203,12 @@ class Tree(Storage, FarGroup):
                 folder[name] = None
         self._folders.update(folders)
         self._whole.append(key)
+
+
+def _state(listed: Object, now: Object | None) -> FileState | None:
+    if now is None:
+        return None
+    return state_of(listed if listed.is_same(now) else now)
 
 
 def is_below(key: str, folder: str) -> bool:

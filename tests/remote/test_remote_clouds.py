@@ -15,7 +15,9 @@ from support.store.same import compare
 from ckptconv.errors import CkptconvError
 from ckptconv.storage import located
 from ckptconv.storage.address import Address
+from ckptconv.storage.file import ObjectFile
 from ckptconv.storage.objects import Bucket
+from ckptconv.storage.tree import Tree
 from ckptconv.tensors.stored_file import far_of
 
 Made = Callable[[str], Path]
@@ -117,6 +119,9 @@ class OneObject:
 
         return Stream()
 
+    def head(self, key: str) -> dict[str, Any]:
+        return self._meta(self.stated)
+
     def get(self, key: str, options: dict[str, Any]) -> Any:
         class Answer:
             meta = self._meta(self.stated)
@@ -151,11 +156,15 @@ def test_an_answer_is_of_the_object_that_was_listed(
 ) -> None:
     bucket = Bucket(Address("s3", "box", ""), OneObject(listed, stated))
     (item,) = bucket.below("run")
+    tree = Tree(bucket, "run")
+    file = ObjectFile(tree, item)
     if is_same:
         assert bytes(bucket.fetch(item, 1, 3)) == b"bc"
+        assert tree.states_now([file]) == [file.state]
     else:
         with pytest.raises(CkptconvError, match="changed while it was read"):
             bucket.fetch(item, 1, 3)
+        assert tree.states_now([file]) != [file.state]
 
 
 @pytest.mark.parametrize("body", [b"", b"ab"])

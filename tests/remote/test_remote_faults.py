@@ -12,7 +12,7 @@ from threading import Event
 from time import monotonic, sleep
 
 import pytest
-from support.helpers import cli, command
+from support.helpers import cli, command, unpacked
 from support.store.proxy import Proxy, Request
 from support.store.server import KEY, SECRET, Server
 
@@ -63,6 +63,27 @@ def test_a_store_that_stays_broken(proxy: Proxy, s3: Server, made: Made, tmp_pat
     assert ran.code == 2
     assert "no such object" in ran.err
     assert "rank_2.pt" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_file_that_could_not_be_read_is_not_taken_for_one_that_is_not_there(
+    proxy: Proxy, s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code that a config names is searched for what it imports; without the answer a file might be missing."""
+    root = unpacked("megatron/kimi_vl_mcb")
+    config = s3.put("faults", "code", root / "hf")
+    monkeypatch.setattr("ckptconv.storage.objects._RETRIES", 0)
+    reads = [0]
+
+    def fail(request: Request) -> int | None:
+        reads[0] += request.path.endswith(".py")
+        return 503 if request.path.endswith(".py") and reads[0] == 1 else None
+
+    proxy.fail = fail
+    ran = cli("merge", root / "run", tmp_path / "model", "--config", config)
+    assert reads[0] > 0
+    assert ran.code == 2
+    assert "S3 fails" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
