@@ -11,6 +11,7 @@ import pytest
 from support.helpers import REPO
 
 from ckptconv.commands.progress import Meter, Phase, Progress
+from ckptconv.show import bars
 from ckptconv.show import progress as show
 from ckptconv.show.sink import Sink, _Stream
 
@@ -57,7 +58,7 @@ def test_a_bar_names_the_file_and_a_line_ends_it(monkeypatch: pytest.MonkeyPatch
     with show.ProgressShown(sink) as shown:
         shown(Progress("download", what="org/name: 3 files"))
         shown(Progress("write", 0, 100))
-        monkeypatch.setattr(show, "_REDRAWN", 0.0)
+        monkeypatch.setattr(bars, "_REDRAWN", 0.0)
         shown(Progress("write", 50, 100, "model.safetensors"))
         shown(Progress("run", what="with transformers"))
         assert shown._bar is None

@@ -51,6 +51,7 @@ def _bytes(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def _merge(folder: Path, out: Path, **options: object) -> Path:
     (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "modeling_own.py").write_text("class Own: ...\n")
     ckptconv.merge(folder, out, verify=True, **options)
     assert ckptconv.verify(out, against=folder).ok is not False
     return out / "model.safetensors"
@@ -116,6 +117,7 @@ def test_four_bit_values_whose_last_dim_ends_within_a_byte_are_refused(tmp_path:
     folder.mkdir()
     _written(folder / "model.safetensors", {"w": ("F4", [4, 3], bytes(6))})
     (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "modeling_own.py").write_text("class Own: ...\n")
     with pytest.raises(CkptconvError, match="ends within a byte"):
         ckptconv.merge(folder, tmp_path / "out")
 
@@ -125,6 +127,7 @@ def test_codes_are_not_cast(tmp_path: Path) -> None:
     folder.mkdir()
     save_file({"w": _codes("float4_e2m1fn_x2")}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "modeling_own.py").write_text("class Own: ...\n")
     with pytest.raises(CkptconvError, match="quantized weights cannot be cast"):
         ckptconv.merge(folder, tmp_path / "out", dtype="bf16")
 
