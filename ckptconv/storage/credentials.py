@@ -23,6 +23,8 @@ _BEFORE_KEYS = (
     "sso_start_url",
     "login_session",
 )  # a profile may have keys for them too
+_BEFORE_A_PROFILE = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")  # obstore takes these
+_OFF = ("", "0", "f", "false", "n", "no", "off")
 _ENDPOINT = re.compile(r"^\s*endpoint_url\s*=\s*(\S+)", re.MULTILINE)
 _TABLE = dict[str, dict[str, str]]
 
@@ -51,7 +53,8 @@ def aws_profile() -> dict[str, Any]:
     """
     named = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
     name = named or "default"
-    has_keys = bool(os.environ.get("AWS_ACCESS_KEY_ID"))
+    is_public = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() not in _OFF
+    has_keys = is_public or any(os.environ.get(variable) for variable in _BEFORE_A_PROFILE)
     keys = _read("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", not has_keys).get(name)
     config = _read("AWS_CONFIG_FILE", "~/.aws/config", not has_keys)
     settings = _profiles(config).get(name)

@@ -175,6 +175,12 @@ def _is_about_credentials(text: str) -> bool:
     )
 
 
+def is_busy(error: BaseException) -> bool:
+    """True for a server that has too much to do, or failed, so that asking again later may help."""
+    found = _STATUS.search(_answer(error))
+    return found is not None and (found[1] or found[2]) in ("429", "500", "502", "503", "504")
+
+
 def changed(address: Address) -> CkptconvError:
     """The error for an object that is not the one that was listed."""
     return CkptconvError(

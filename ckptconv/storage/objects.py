@@ -15,14 +15,19 @@ from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage.address import Address
 from ckptconv.storage.base import Listed, Object
 from ckptconv.storage.credentials import aws_profile
-from ckptconv.storage.errors import ENDPOINTS, changed, explained, is_broken
+from ckptconv.storage.errors import ENDPOINTS, changed, explained, is_broken, is_busy
 from ckptconv.storage.threads import interruptible
 
 T = TypeVar("T")
 
-_RETRIES = 6  # of one request: errors 5xx, resets, timeouts
+_RETRIES = 6  # of one request by obstore, in about 3 seconds: errors 5xx, resets, timeouts
 _PATIENCE = timedelta(seconds=60)  # for one request with its retries
-_PAUSES = (0.2, 0.8, 3.2)  # seconds before a request whose body broke is repeated
+_PAUSES = (
+    0.2,
+    0.8,
+    3.2,
+    12.8,
+)  # seconds before it is repeated after that, where the server is busy or a body broke
 _CHUNK = 1 << 20  # bytes of a body that are received together
 _URL = re.compile(r"https?://[^\s/?#]+[^\s]*$", re.IGNORECASE)
 _NEEDED = "pip install 'ckptconv[remote]'"
@@ -88,7 +93,7 @@ class Bucket:
         return interruptible(lambda: self._repeated(key, step, progress))
 
     def _repeated(self, key: str, step: Callable[[], T], progress: Callable[[], int]) -> T:
-        """What a step returns. obstore repeats requests that fail; bodies that end early are asked for again here.
+        """What a step returns. obstore repeats requests that fail for some seconds; here they are asked for again.
 
         Args:
             key: the object, or folder.
@@ -107,7 +112,7 @@ class Bucket:
                 if progress() > before:
                     pauses, before = iter(_PAUSES), progress()
                 pause = next(pauses, None)
-                if pause is None or not is_broken(error):
+                if pause is None or not (is_broken(error) or is_busy(error)):
                     # Its text quotes requests, and may show keys.
                     raise explained(error, self._address._replace(key=key)) from None
             time.sleep(pause * (0.5 + random.random()))

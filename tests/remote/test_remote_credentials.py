@@ -66,6 +66,20 @@ def test_the_default_profile_and_a_token(files: Path) -> None:
     assert found == {}
 
 
+@pytest.mark.parametrize("variable", ["AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE"])
+def test_a_profile_is_not_asked_where_its_keys_are_not_needed(
+    files: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A public bucket is read, although the default profile needs a login; a pod takes the role of its token."""
+    (files / "config").write_text("[default]\nsso_session = s\nregion = r\n")
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "false")
+    with pytest.raises(CkptconvError, match="boto3 resolves such profiles"):
+        aws_profile()
+    monkeypatch.setenv(variable, "true")
+    assert aws_profile() == {"region": "r"}
+
+
 @pytest.mark.parametrize("name", ["default", "lab"])
 def test_keys_of_the_environment_come_before_a_profile(
     files: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -56,6 +56,23 @@ def test_a_failing_request_is_repeated(
     assert max(seen.values()) > 1, "no request was repeated"
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_store_that_is_busy_for_longer_than_obstore_asks_again(
+    proxy: Proxy, s3: Server, made: Made, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    address = s3.put("faults", "busy", made("fsdp2_w4"))
+    monkeypatch.setattr("ckptconv.storage.objects._RETRIES", 1)
+    monkeypatch.setattr("ckptconv.storage.objects._PAUSES", (0.0, 0.0))
+    proxy.fail = lambda request: status if request.number < 5 else None
+    assert cli("inspect", address).code == 0
+    proxy.requests.clear()
+    proxy.fail = lambda request: status
+    ran = cli("inspect", address)
+    assert ran.code == 2
+    assert "S3 fails" in ran.err
+    assert len(proxy.requests) == 6
+
+
 def test_a_store_that_stays_broken(proxy: Proxy, s3: Server, made: Made, tmp_path: Path) -> None:
     address = s3.put("faults", "fsdp2", made("fsdp2_w4"))
     proxy.fail = lambda request: 404 if is_rank_file(request) and request.path.endswith("rank_2.pt") else None
@@ -73,6 +90,7 @@ def test_a_small_file_that_could_not_be_read_is_not_taken_for_one_that_is_not_th
     root = unpacked("megatron/kimi_vl_mcb")
     config = s3.put("faults", "code", root / "hf")
     monkeypatch.setattr("ckptconv.storage.objects._RETRIES", 0)
+    monkeypatch.setattr("ckptconv.storage.objects._PAUSES", ())
     reads = [0]
 
     def fail(request: Request) -> int | None:
@@ -238,6 +256,7 @@ def test_no_secret_and_no_bucket_in_what_is_written(
         assert secret.encode() not in written
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:9")
     monkeypatch.setattr("ckptconv.storage.objects._RETRIES", 0)
+    monkeypatch.setattr("ckptconv.storage.objects._PAUSES", ())
     fails = cli("inspect", address, "--json")
     assert fails.code == 2
     said = ran.out + ran.err + fails.out + fails.err
