@@ -117,7 +117,6 @@ def test_four_bit_values_whose_last_dim_ends_within_a_byte_are_refused(tmp_path:
     folder.mkdir()
     _written(folder / "model.safetensors", {"w": ("F4", [4, 3], bytes(6))})
     (folder / "config.json").write_text(json.dumps(_CONFIG))
-    (folder / "modeling_own.py").write_text("class Own: ...\n")
     with pytest.raises(CkptconvError, match="ends within a byte"):
         ckptconv.merge(folder, tmp_path / "out")
 
@@ -127,7 +126,6 @@ def test_codes_are_not_cast(tmp_path: Path) -> None:
     folder.mkdir()
     save_file({"w": _codes("float4_e2m1fn_x2")}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(_CONFIG))
-    (folder / "modeling_own.py").write_text("class Own: ...\n")
     with pytest.raises(CkptconvError, match="quantized weights cannot be cast"):
         ckptconv.merge(folder, tmp_path / "out", dtype="bf16")
 
@@ -139,6 +137,7 @@ def test_the_same_dtypes_in_a_dcp_folder_are_copied_as_they_are(tmp_path: Path) 
     dcp.save(dict(tensors), checkpoint_id=run, no_dist=True)
     config.mkdir()
     (config / "config.json").write_text(json.dumps(_CONFIG))
+    (config / "modeling_own.py").write_text("class Own: ...\n")
     ckptconv.merge(run, tmp_path / "out", config=config)
     assert ckptconv.verify(tmp_path / "out", against=run).ok is not False
     written = _bytes(tmp_path / "out/model.safetensors")
