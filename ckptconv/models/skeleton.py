@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from ckptconv.models import facts
 
 _DATA = Path(__file__).with_name("skeletons.zip")
 _LISTED = "classes.json"
+_LOW_RANK, _WHOLE = ".q_a_proj.weight", ".q_proj.weight"
 _EXPERT = re.compile(r"(?<=\.)expert_(?=\d+\.)")
 Numbers = tuple[int, ...]  # the numbers in a name, in order
 KeyPath = tuple[str, ...]  # a key of config.json, with the parts that lead to it
@@ -181,7 +182,7 @@ def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
         record["prefix"],
         tuple(record["ignored"]),
         tuple(Stack(context, expression(count), form) for context, count, form in record["stacks"]),
-        tuple(
+        _either_query(
             Group(stack, when, tuple(Member(p, k, tuple(map(expression, dims))) for p, k, dims in members))
             for stack, when, members in record["groups"]
         ),
@@ -191,4 +192,27 @@ def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
             for path, default, derived, follows in record["keys"]
         },
         aliases,
+    )
+
+
+def _either_query(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """The groups; latent attention has one query projection exactly where it has not the two of low rank.
+
+    The tool changes one key at a time to another value, and null, which switches q_lora_rank off, is none of these.
+    """
+    groups = tuple(groups)
+    low = {
+        member.pattern.replace(_LOW_RANK, _WHOLE): group.when
+        for group in groups
+        if group.when[0] == "if"
+        for member in group.members
+        if member.pattern.endswith(_LOW_RANK)
+    }
+    return tuple(
+        group._replace(when=["not", low[pattern]])
+        if group.when == "sometimes"
+        and (pattern := group.members[0].pattern) in low
+        and len(group.members) == 1
+        else group
+        for group in groups
     )

@@ -15,6 +15,8 @@ from ckptconv.models.nested import other_inside
 from ckptconv.models.quantised_names import is_quantisers, other_blocks, plainly
 from ckptconv.models.skeleton import Member, Numbers, Skeleton, numbers_apart, skeleton_of
 from ckptconv.models.values import Values, differs_by_layer
+from ckptconv.plan import mtp_layers
+from ckptconv.plan.members import member_of
 from ckptconv.plan.misfit import Misfit, refusal, shown
 from ckptconv.plan.runnable import require_runnable
 from ckptconv.plan.stated import require_consistent
@@ -22,8 +24,6 @@ from ckptconv.plan.whole import Whole
 from ckptconv.tensors.view import Shape, stored
 
 _EXPERTS = re.compile(r".*\.experts\.")
-_LAYER = re.compile(r".*?layers\.\d+\.")
-_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 # Next to the model, for other tools: TRL's value heads, an exported adapter; and buffers that transformers stopped saving.
 _BESIDE = re.compile(
     r"^(v_head|value_head)\.|^lora_adapter/|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|position_ids$|^score\.weight$"
@@ -85,6 +85,8 @@ def examined(
         )
     if not misfit:
         require_consistent(skeleton, config, where, notes)
+        notes += mtp_layers.not_kept(skeleton, config, shapes)
+        notes += mtp_layers.partial(config, shapes)
         if not _has_own_code(config, skeleton.architecture):
             require_runnable(skeleton, config, shapes, where, notes)
         return misfit
@@ -172,6 +174,20 @@ def misfit_of(
 def _best(
     skeleton: Skeleton, config: Mapping[str, Any], shapes: Mapping[str, Shape], sized: Collection[str] | None
 ) -> Misfit:
+    best = _nearest(skeleton, config, shapes, sized)
+    if best.wrong:
+        either = hub_names.taken_either_way([name for name, *_ in best.wrong], dict(config))
+        turned = {name: _turned(shapes[name], *dims) for name, dims in either.items() if name in shapes}
+        still = _nearest(skeleton, config, {**shapes, **turned}, sized).wrong if turned else []
+        left = {name for name, *_ in still}
+        best.wrong = [each for each in best.wrong if each[0] not in either or each[0] in left]
+    return best
+
+
+def _nearest(
+    skeleton: Skeleton, config: Mapping[str, Any], shapes: Mapping[str, Shape], sized: Collection[str] | None
+) -> Misfit:
+    """How the tensors differ under the naming that fits best."""
     best = None
     for candidate in _namings(dict(config), shapes):
         found = _compared(skeleton, config, candidate, sized)
@@ -180,10 +196,14 @@ def _best(
         if not found.weight:
             break
     assert best is not None
-    if best.wrong:
-        either = hub_names.taken_either_way([name for name, *_ in best.wrong], dict(config))
-        best.wrong = [each for each in best.wrong if each[0] not in either]
     return best
+
+
+def _turned(shape: Shape, one: int, two: int) -> Shape:
+    """A shape with two dims swapped."""
+    dims = list(shape)
+    dims[one], dims[two] = dims[two], dims[one]
+    return tuple(dims)
 
 
 def _excuse_experts(misfit: Misfit, shapes: Mapping[str, Shape]) -> None:
@@ -244,17 +264,16 @@ def _compared(
     """
     found = Misfit()
     values = Values(skeleton, config)
-    mtp_layers = re.compile("|".join(mtp.patterns(config)))
+    numbered = re.compile("|".join(mtp.patterns(config)))
     ignored = re.compile("|".join(skeleton.ignored) or "$^")
     present: dict[str, set[Numbers]] = {}
     sizes: dict[str, tuple[int | None, ...]] = {}
-    plain = _ordinary_layers(skeleton, [name for name in shapes if mtp_layers.search(name)])
+    plain = mtp_layers.ordinary(skeleton, [name for name in shapes if numbered.search(name)])
     for name, shape in shapes.items():
-        if mtp_layers.search(name) and name not in plain:
+        if numbered.search(name) and name not in plain:
             continue
         parted = numbers_apart(name)
-        numbers = tuple(map(int, _NUMBER.findall(parted)))
-        member = _member(skeleton, _NUMBER.sub("*", parted), numbers)
+        member = member_of(skeleton, parted)
         if member is None:
             if not (_BESIDE.search(name) or ignored.search(name)):
                 found.foreign.append(name)
@@ -273,40 +292,10 @@ def _compared(
     return found
 
 
-def _ordinary_layers(skeleton: Skeleton, names: Iterable[str]) -> set[str]:
-    """The names of layers with an MTP layer's number that have nothing but what each layer of the class has.
-
-    An MTP layer has modules of its own (eh_proj, enorm, ...). Without them the config counts too few layers.
-    """
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        if found := _LAYER.match(name):
-            layers.setdefault(found[0], []).append(name)
-    return {
-        name
-        for held in layers.values()
-        if all(_is_of_class(skeleton, each) for each in held)
-        for name in held
-    }
-
-
-def _is_of_class(skeleton: Skeleton, name: str) -> bool:
-    parted = numbers_apart(name)
-    return _member(skeleton, _NUMBER.sub("*", parted), tuple(map(int, _NUMBER.findall(parted)))) is not None
-
-
 def _may_be_tied(config: Mapping[str, Any]) -> bool:
     """True where the config or a part of it ties weights."""
     parts = [part for part in config.values() if isinstance(part, dict)]
     return facts.says_tied(dict(config)) or any(_may_be_tied(part) for part in parts)
-
-
-def _member(skeleton: Skeleton, star: str, numbers: Numbers) -> tuple[Member, Numbers] | None:
-    """The pattern that a name matches, and the numbers at its stars."""
-    for member, fixed in skeleton.by_star.get(star, ()):
-        if all(f is None or f == n for f, n in zip(fixed, numbers, strict=True)):
-            return member, tuple(n for f, n in zip(fixed, numbers, strict=True) if f is None)
-    return None
 
 
 def _compare_dims(

@@ -11,7 +11,7 @@ from ckptconv.plan.misfit import Misfit
 
 # A critic of verl or Megatron has a score without the bias that transformers gives it, which begins at zero.
 _CRITICS_BIAS = "score.bias"
-_ROUTER_BIAS = "e_score_correction_bias"
+ROUTER_BIAS = "e_score_correction_bias"  # a buffer that begins at zero, and that some trainers do not keep
 
 
 class Whole:
@@ -84,7 +84,9 @@ class Whole:
         for member, instances in zip(group.members, held, strict=True):
             if member.kind == "optional" or (member.kind == "tied" and self._tied):
                 continue
-            if member.pattern == _CRITICS_BIAS or member.pattern.endswith(_ROUTER_BIAS):
+            if member.pattern == _CRITICS_BIAS:
+                continue
+            if member.pattern.endswith(ROUTER_BIAS) and not instances:  # reported by `fit`
                 continue
             if self._has_score and member.pattern.endswith("lm_head.weight"):
                 continue

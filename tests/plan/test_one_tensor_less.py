@@ -1,0 +1,99 @@
+"""Checkpoints that real trainers wrote, planned without one tensor: what transformers does not ask for, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.helpers import unpacked
+
+from ckptconv.backends import open_checkpoint
+from ckptconv.commands.planning import plan_for
+from ckptconv.errors import CkptconvError
+from ckptconv.plan import Options, Plan
+
+Made = Callable[[str], Path]
+BIAS = "mlp.router.expert_bias"
+
+
+def planned(case: str, without: str = "") -> Plan:
+    home = unpacked(f"megatron/{case}")
+    checkpoint = open_checkpoint(home / "run")
+    assert not without or without in checkpoint.tensors
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name != without}
+    config = None if checkpoint.assets else home / "hf"
+    return plan_for(replace(checkpoint, tensors=kept), Options(), config, None)
+
+
+def added(case: str, without: str) -> list[str]:
+    """The notes that are only there because a tensor is missing."""
+    whole = planned(case).notes
+    return [note for note in planned(case, without).notes if note not in whole]
+
+
+@pytest.mark.parametrize(
+    ("case", "without", "missing"),
+    [
+        ("moonlight_ep2", "decoder.layers.2.self_attention.linear_q_proj.weight", "self_attn.q_proj.weight"),
+        ("deepseek_v2_mb", "decoder.layers.2.self_attention.linear_q_proj.weight", "self_attn.q_proj.weight"),
+        (
+            "qwen3_vl_moe_mb",
+            "language_model.decoder.layers.1.mlp.experts.5.linear_fc2.weight",
+            "num_local_experts 6",
+        ),
+    ],
+)
+def test_a_missing_query_or_expert_is_refused(case: str, without: str, missing: str) -> None:
+    with pytest.raises(
+        CkptconvError, match=r"does not match these tensors|are missing from the checkpoint"
+    ) as error:
+        planned(case, without)
+    assert missing in str(error.value)
+
+
+@pytest.mark.parametrize("case", ["glm4_moe_mb", "deepseek_v3_mtp_mcb"])
+def test_router_biases_that_nothing_has_stored_are_reported(case: str) -> None:
+    (note,) = added(case, f"decoder.layers.1.{BIAS}")
+    assert note.startswith("no router bias is stored (model.layers.*.mlp.gate.e_score_correction_bias)")
+
+
+def test_one_layer_without_the_router_bias_that_others_have_is_refused() -> None:
+    names = [
+        name
+        for name in open_checkpoint(unpacked("megatron/deepseek_v3_tp2pp2ep2") / "run").tensors
+        if BIAS in name
+    ]
+    assert len(names) > 1
+    with pytest.raises(CkptconvError, match=r"does not match these tensors|are missing from the checkpoint"):
+        planned("deepseek_v3_tp2pp2ep2", names[0])
+
+
+@pytest.mark.parametrize(
+    ("case", "without", "missing"),
+    [
+        ("deepseek_v3_mtp_mcb", "mtp.layers.0.eh_proj.weight", "eh_proj.weight"),
+        (
+            "deepseek_v3_mtp_mcb",
+            "mtp.layers.0.final_layernorm.weight",
+            "shared_head.norm.weight or final_layernorm.weight",
+        ),
+        (
+            "glm4_moe_mtp_mcb",
+            "mtp.layers.0.transformer_layer.self_attention.linear_proj.weight",
+            "self_attn.o_proj.weight",
+        ),
+        ("qwen3_next_mtp_mb", "mtp.layers.0.hnorm.weight", "mtp.pre_fc_norm_hidden.weight"),
+        ("nemotron_h_mtp_mb", "mtp.layers.0.final_layernorm.weight", "final_layernorm.weight"),
+    ],
+)
+def test_an_mtp_layer_that_is_not_whole_is_reported(case: str, without: str, missing: str) -> None:
+    (note,) = added(case, without)
+    assert note.startswith("MTP layers are not whole: ")
+    assert missing in note
+
+
+@pytest.mark.parametrize("case", ["mimo_v2_flash_mb", "nemotron_h_mtp_mb", "qwen3_5_mcb", "step3p5_mb"])
+def test_whole_mtp_layers_of_any_form_are_silent(case: str) -> None:
+    assert not any("MTP layers" in note for note in planned(case).notes)
