@@ -13,8 +13,8 @@ from ckptconv.plan.members import member_of
 from ckptconv.plan.whole import ROUTER_BIAS
 
 _LAYER = re.compile(r".*?layers\.\d+\.")
-# What joins an embedding and a hidden state before an MTP layer, and the norm after the last one: DeepSeek's and GLM's names,
-# and Qwen's.
+# What joins an embedding and a hidden state before an MTP layer, and the norm after the last one: the names of
+# DeepSeek and GLM, and of Qwen.
 _JOINTS = (
     (
         ("eh_proj.weight", "enorm.weight", "hnorm.weight"),
