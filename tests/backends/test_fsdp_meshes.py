@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,36 @@ def test_a_damaged_mesh_is_refused(folder: str, case: str, tmp_path: Path) -> No
     with pytest.raises(CkptconvError, match="the ranks of a mesh do not match their checksum") as refused:
         open_checkpoint(role)
     assert first.name in str(refused.value.where)
+
+
+def of_other_ranks(path: Path) -> None:
+    """Let a file list the ranks of its meshes in another order."""
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    plain, other = struct.pack("<4i", 0, 1, 2, 3), struct.pack("<4i", 1, 0, 2, 3)
+    assert plain in entries.values()
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in entries.items():
+            new.writestr(name, other if data == plain else data)
+
+
+def of_other_names(path: Path) -> None:
+    """Let a file call a dim of its mesh differently."""
+    edit_archive(path, lambda data: data.replace(b"X\x04\0\0\0fsdp", b"X\x04\0\0\0rows"))
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [("fsdp2_tp_w4", of_other_ranks), ("fsdp2_tp_w4", of_other_names), ("fsdp2_hsdp_w4", of_other_names)],
+)
+def test_ranks_that_disagree_on_the_mesh_of_a_tensor_are_refused(
+    case: str, change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    role = copied("torch_2_15", case, tmp_path)
+    change(role / "model_world_size_4_rank_1.pt")
+    with pytest.raises(CkptconvError, match="ranks disagree on the mesh of") as refused:
+        open_checkpoint(role)
+    assert "model_world_size_4_rank_1.pt" in str(refused.value.where)
 
 
 # --- experts

@@ -15,7 +15,7 @@ belongs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -52,12 +52,16 @@ class Position:
         coordinate: the rank's index along each mesh dim in the order of the mesh, as torch pickles it.
         first: the first rank of the rank's own (sub)mesh, which identifies it within the root; None if unknown.
         outside: the dims of the root that the mesh does not span.
+        mesh: the mesh.
+        ranks: the ranks of the mesh or of its root, as the rank's file lists them.
     """
 
     index: Index
     coordinate: Index
     first: int | None
-    outside: tuple[Outside, ...] = ()
+    outside: tuple[Outside, ...]
+    mesh: Mesh
+    ranks: list[int] = field(compare=False, repr=False)
 
 
 class _Layout(NamedTuple):
@@ -103,11 +107,13 @@ def read_mesh(file: TorchZip, mesh: Inert) -> tuple[Mesh, Position | None]:
         begin = root.place() - found.place()
         outside = _outside(found, root)
     elif found.mesh.shape and prod(found.mesh.shape) != len(found.ranks):
-        return found.mesh, Position(_index(file, mesh, found, None), found.coordinate, None)
+        index = _index(file, mesh, found, None)
+        return found.mesh, Position(index, found.coordinate, None, (), found.mesh, found.ranks)
     if begin < 0 or begin + sum(dim[-1] for dim in found.dims if dim) >= max(len(found.ranks), 1):
         raise CkptconvError("a DeviceMesh names more places than it has ranks", where=file.path)
     first = found.ranks[begin] if found.ranks else None
-    return found.mesh, Position(_index(file, mesh, found, begin), found.coordinate, first, outside)
+    index = _index(file, mesh, found, begin)
+    return found.mesh, Position(index, found.coordinate, first, outside, found.mesh, found.ranks)
 
 
 def read_root(file: TorchZip, mesh: Inert) -> tuple[Mesh, Position | None]:

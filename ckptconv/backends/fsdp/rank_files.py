@@ -9,10 +9,11 @@ from pathlib import Path
 from ckptconv.backends.fsdp.layout import RANK_FILE
 from ckptconv.backends.fsdp.mesh import Position
 from ckptconv.backends.fsdp.piece import Piece, Pieces
-from ckptconv.errors import CkptconvError, Kind
+from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.crcs import same_archive
 from ckptconv.formats.json import read_table
+from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.look import are_same, names_in, size_of
 
@@ -86,13 +87,13 @@ def _check_same(rank: int, first: Path, other: Path) -> None:
 
 
 def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> None:
-    """Check that no rank's file is a copy of another rank's.
+    """Check that no rank's file is a copy of another rank's, and that all describe one mesh.
 
     Two files with the same position in a mesh are copies. So are two files with different parts of the tensors whose
     storages all have the same checksums.
 
     Raises:
-        CkptconvError: two files are copies.
+        CkptconvError: two files are copies, or describe two meshes.
     """
     largest: dict[int, tuple[int, str, Piece]] = {}
     checked = set[tuple[int, ...]]()
@@ -103,6 +104,7 @@ def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> 
         numbers = tuple(map(id, positions))  # the tensors of one mesh share them
         if numbers not in checked:
             checked.add(numbers)
+            _check_meshes(name, found.ranks, positions, paths)
             _check_positions(found.ranks, positions, paths)
         for rank, piece in zip(found.ranks, found.pieces, strict=True):
             if piece.crc and piece.chunk is not None:
@@ -114,6 +116,36 @@ def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> 
         other = alike.setdefault((name, piece.crc, piece.extent), rank)
         if other != rank and _are_copies(_shards(pieces, rank), _shards(pieces, other)):
             raise _copied(other, rank, paths, "every shard has the other's checksum")
+
+
+def _check_meshes(
+    name: str, ranks: Sequence[int], positions: Sequence[Position | None], paths: Mapping[int, Path]
+) -> None:
+    """Refuse ranks whose files describe the mesh of a tensor differently: the rows would be of two orders.
+
+    The ranks of another group of a submesh have a list of their own, which shares no rank with this one.
+    """
+    first: dict[int, tuple[int, Position]] = {}  # a rank -> the file that lists it first
+    seen = set[tuple[int, Mesh]]()
+    for rank, position in zip(ranks, positions, strict=True):
+        if position is None or (id(position.ranks), position.mesh) in seen:
+            continue
+        seen.add((id(position.ranks), position.mesh))
+        other, known = next((first[listed] for listed in position.ranks if listed in first), (rank, position))
+        if (known.mesh, known.ranks) != (position.mesh, position.ranks):
+            raise CkptconvError(
+                f"ranks disagree on the mesh of {name}",
+                where=f"{paths[other]} and {paths[rank].name}",
+                found=f"{_mesh(position)} on rank {rank}",
+                wanted=f"{_mesh(known)}, as on rank {other}",
+                hint="the rank files are from different saves; copy all of one step again",
+            )
+        if known is position:
+            first.update(dict.fromkeys(position.ranks, (rank, position)))
+
+
+def _mesh(position: Position) -> str:
+    return f"{position.mesh} over the ranks {brief(position.ranks)}"
 
 
 def _check_positions(
