@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,36 @@ def test_a_step_and_a_role(s3: Server, tmp_path: Path) -> None:
     merge(f"{address}/global_step_1/actor", tmp_path / "far")
     merge(RUN / "global_step_1" / "actor", tmp_path / "near")
     assert same_weights(tmp_path / "far", tmp_path / "near")
+
+
+def test_a_rank_of_another_step_is_refused(s3: Server, tmp_path: Path) -> None:
+    """By the scheduler's state next to its file, as on a disk."""
+    folder = shutil.copytree(RUN / "global_step_2" / "actor", tmp_path / "actor")
+    for kind in ("model", "optim", "extra_state"):
+        name = f"{kind}_world_size_4_rank_1.pt"
+        (folder / name).write_bytes((RUN / "global_step_1" / "actor" / name).read_bytes())
+    ran = cli("merge", s3.put("places", "mixed", folder), tmp_path / "model")
+    assert ran.code == 2
+    assert "the rank files are of different steps" in ran.err
+
+
+@pytest.mark.parametrize("change", ["config.json", "tokenizer.json"])
+def test_verify_sees_an_edited_small_file(s3: Server, model: Path, change: str) -> None:
+    """A config of other values, and a tokenizer with ids beyond the embedding."""
+    file = model / change
+    if change == "config.json":
+        file.write_text(file.read_text().replace("{", '{"note": "edited",', 1))
+    else:
+        words = {"a": 0, "b": 10**6}
+        file.write_text(
+            json.dumps({"added_tokens": [], "normalizer": None, "model": {"vocab": words, "merges": []}})
+        )
+    address = s3.put("verify", f"edited-{change}", model)
+    far, near = cli("verify", address), cli("verify", model)
+    assert far.code == near.code, far.err
+    assert without_places(far.out, address) == without_places(near.out, model)
+    assert "since the merge" in far.out
+    assert change == "config.json" or "ids up to 1,000,000" in " ".join(far.out.split())
 
 
 def test_all_steps(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ckptconv.errors import CkptconvError
 from ckptconv.formats.in_order import in_order
 from ckptconv.formats.torch_zip import open_torch_zip
-from ckptconv.tensors.look import is_far, names_in, opened
+from ckptconv.tensors.look import names_in, opened
 
 _STATE = re.compile(r"^extra_state_world_size_(\d+)_rank_(\d+)\.pt$")
 _BEGIN, _END = b"lr_scheduler", b"rng"  # the two keys of the pickle, in this order
@@ -22,7 +22,7 @@ _COUNTS = ("last_epoch", "_step_count")
 
 
 def check_one_step(folders: Sequence[Path], world_size: int) -> None:
-    """Compare the steps of the ranks' schedulers. Files in a store are not opened: each would cost a request.
+    """Compare the steps of the ranks' schedulers, with one read for each rank.
 
     Args:
         folders: the checkpoint's folders, of which each has the files of some ranks.
@@ -34,7 +34,6 @@ def check_one_step(folders: Sequence[Path], world_size: int) -> None:
     paths = {
         int(match[2]): folder / name
         for folder in folders
-        if not is_far(folder)
         for name in names_in(folder)
         if (match := _STATE.match(name)) and int(match[1]) == world_size
     }

@@ -14,7 +14,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.models.nested import parts_of
 from ckptconv.plan import Output, Plan
-from ckptconv.tensors.look import is_far, is_file, read_bytes, size_of
+from ckptconv.tensors.look import is_file, read_bytes, size_of
 
 # The embedding of a language model; other towers have tables under other names.
 _EMBEDDING = re.compile(
@@ -64,7 +64,7 @@ def notes_on(
     for folder, name, target in files:
         if target == _GENERATION:
             notes += _stated(name, [_read(folder / name)], rows)
-        elif target in (_TOKENIZER, "vocab.json", "added_tokens.json") and not is_far(folder):
+        elif target in (_TOKENIZER, "vocab.json", "added_tokens.json"):
             highest = _highest(folder / name)
             if highest is not None and highest >= rows:
                 notes.append(

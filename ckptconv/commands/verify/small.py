@@ -21,7 +21,7 @@ from ckptconv.publish import assets
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import changed_small_files, is_receipt
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG
-from ckptconv.tensors.look import is_far, is_file, paths_in, size_of
+from ckptconv.tensors.look import is_file, paths_in, size_of
 
 _PROVES = "the files next to the weights can be read, and belong to this model"
 _LARGEST = 256 << 20  # bytes of a JSON file that is parsed
@@ -38,7 +38,7 @@ def files_layer(side: Side) -> list[Layer]:
     not pass then. Nothing is imported or run.
     """
     root = side.checkpoint.root
-    if not side.is_folder or side.is_adapter or side.config is None or is_far(root):
+    if not side.is_folder or side.is_adapter or side.config is None:
         return []
     beside = assets.beside(root).belong
     problems = [*_broken(beside), *_missing(side, root), *_other_model(root), *_code(side.config, root)]
