@@ -22,7 +22,12 @@ def layers(names: Iterable[str]) -> list[str]:
     """Return the modules that AutoEP replaced, such as `model.layers.0.mlp`."""
     known = set(names)
     found = [match[1] for name in known if (match := MARK.match(name))]
-    return sorted(module for module in found if f"{module}.router.gate.weight" in known)
+    parts = (
+        "router.gate.weight",
+        _UP,
+        _DOWN,
+    )  # without one of them it is no whole layer, and its names stay as they are
+    return sorted(module for module in found if all(f"{module}.{part}" in known for part in parts))
 
 
 def as_modules(tensors: Mapping[str, View]) -> dict[str, tuple[View, tuple[str, ...]]]:

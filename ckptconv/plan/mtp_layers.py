@@ -79,8 +79,9 @@ def partial(config: Mapping[str, Any], names: Collection[str]) -> list[str]:
     lacking: list[str] = []
     for prefix, held in _layers(own).items():
         ends = {name.removeprefix(prefix) for name in held}
-        nearest = min(others, key=lambda other: (len(other - ends), -len(other)), default=set())
-        is_alike = all(_OWN.match(end) for end in ends - nearest) and 2 * len(nearest - ends) <= len(nearest)
+        core = {end for end in ends if not _OWN.match(end)}
+        nearest = min(others, key=lambda other: len(other ^ core), default=set())
+        is_alike = core <= nearest and 2 * len(nearest - core) <= len(nearest)
         lacking += [prefix + end for end in sorted(nearest - ends)] if is_alike else []
     for joint, norms in _JOINTS:
         here = {name.removesuffix(end) for name in own for end in joint if name.endswith(f".{end}")}

@@ -97,3 +97,40 @@ def test_an_mtp_layer_that_is_not_whole_is_reported(case: str, without: str, mis
 @pytest.mark.parametrize("case", ["mimo_v2_flash_mb", "nemotron_h_mtp_mb", "qwen3_5_mcb", "step3p5_mb"])
 def test_whole_mtp_layers_of_any_form_are_silent(case: str) -> None:
     assert not any("MTP layers" in note for note in planned(case).notes)
+
+
+@pytest.mark.parametrize(
+    ("case", "without", "said"),
+    [
+        (
+            "deepspeed_lora_z2_w2",
+            "base_model.model.model.layers.1.mlp.down_proj.base_layer.weight",
+            r"model\.layers\.1\.mlp\.down_proj",
+        ),
+        ("deepspeed_autoep_z1_ep2_w2", "model.layers.1.mlp.experts.w3", "experts"),
+        ("deepspeed_autoep_z3_ep2_w4", "model.layers.1.mlp.experts.w2", "experts"),
+    ],
+)
+def test_a_weight_that_lora_updates_and_a_part_of_autoeps_experts_must_be_there(
+    case: str, without: str, said: str
+) -> None:
+    """With LoRA, the rest of the model was taken for weights that were trained whole, and an adapter was written."""
+    home = unpacked(case)
+    checkpoint = open_checkpoint(home / "run")
+    config = None if checkpoint.assets else home / "hf"
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name != without}
+    assert len(kept) == len(checkpoint.tensors) - 1
+    with pytest.raises(CkptconvError, match=said):
+        plan_for(replace(checkpoint, tensors=kept), Options(), config, None)
+
+
+@pytest.mark.parametrize("part", ["w1_EFD", "w2_EDF", "w3_EFD"])
+def test_an_mtp_layer_of_torchtitan_without_a_part_of_its_experts_is_reported(part: str) -> None:
+    home = unpacked("torchtitan_0_3") / "deepseek_v3"
+    checkpoint = open_checkpoint(home / "run")
+    without = f"mtp_layers.0.moe.routed_experts.inner_experts.{part}"
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name != without}
+    assert len(kept) == len(checkpoint.tensors) - 1
+    config = None if checkpoint.assets else home / "hf"
+    notes = plan_for(replace(checkpoint, tensors=kept), Options(), config, None).notes
+    assert any(note.startswith("MTP layers are not whole: ") for note in notes)

@@ -34,6 +34,9 @@ _SAVED = re.compile(
 )  # a resized embedding's copy has no adapter name in it
 
 
+_NUMBERED = re.compile(r"\.\d+\..*weight$")
+
+
 class Separated(NamedTuple):
     """A state dict, separated into base weights and updates.
 
@@ -141,7 +144,8 @@ def separate(
         for (module, part, _), sides in found.halves.items()
     )
     based = [bool({each.weight, *each.parameters} & every.keys()) for each in factors]
-    alone = is_folder or (not all(based) if is_adapter_config(meta) else not any(based))
+    copies = is_adapter_config(meta) and not _has_layers(found.weights, factors)
+    alone = is_folder or (not all(based) if copies else not any(based))
     adapted = bool(factors or found.tokens)
     stale += [found.weights[bare] for bare in found.saved if bare in found.weights]
     if (adapted or is_folder) and alone:
@@ -158,6 +162,12 @@ def separate(
         tokens=tokens,
         twice=tuple(found.twice),
     )
+
+
+def _has_layers(weights: Iterable[str], factors: Iterable[Factors]) -> bool:
+    """True if numbered layers hold weights that no factor updates: the base model, and not copies of single weights."""
+    updated = {each.weight for each in factors}
+    return any(_NUMBERED.search(name) and name not in updated for name in weights)
 
 
 def _check_trained(factors: Iterable[Factors], weights: Mapping[str, NamedView]) -> None:
