@@ -149,10 +149,14 @@ def is_kept(name: str, parts: Iterable[str]) -> bool:
 
 def knows(config: Mapping[str, Any]) -> bool:
     """True if the facts and the table of names cover a config's model, or if they need not: its repository has the code."""
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or isinstance(config.get("auto_map"), dict):
-        return True
-    return kind in _facts()["model_types"] or any(_class(name) for name in named_architectures(config))
+    own_code = isinstance(config.get("auto_map"), dict)
+    return own_code or not isinstance(config.get("model_type"), str) or in_transformers(config)
+
+
+def in_transformers(config: Mapping[str, Any]) -> bool:
+    """True if transformers itself has the model type or the class that a config names."""
+    known = config.get("model_type") in _facts()["model_types"]
+    return known or any(_class(name) for name in named_architectures(config))
 
 
 def unknown_note(config: Mapping[str, Any]) -> str | None:

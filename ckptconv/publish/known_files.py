@@ -8,7 +8,7 @@ is imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,16 +69,27 @@ def known_files(folder: Path, paths: Iterable[str]) -> set[str]:
     return known
 
 
+def named_code(config: Mapping[str, Any], of_others: bool = False) -> set[str]:
+    """The files of code that a config names in `auto_map`, relative to its folder, such as `modeling_x.py`.
+
+    Args:
+        config: the content of a config.
+        of_others: whether the names of files in other repositories (`org/name--modeling_x.Class`) are among them.
+    """
+    texts = {text for text in _texts(config.get("auto_map")) if of_others or "--" not in text}
+    modules = {text.rpartition("--")[2].rpartition(".")[0] for text in texts}
+    return {module.replace(".", "/") + ".py" for module in modules if module}
+
+
 def _stated(folder: Path, known: set[str]) -> Iterator[str]:
     """The files of the modules that the configs name, such as `modeling_x.ForCausalLM` in `auto_map`."""
     for name in sorted(known):
         if name.endswith("config.json") and "/" not in name:
             try:
-                table = read_table(folder / name).get("auto_map")
+                config = read_table(folder / name)
             except CkptconvError:
                 continue
-            for text in _texts(table):
-                yield text.rpartition("--")[2].rpartition(".")[0].replace(".", "/") + ".py"
+            yield from named_code(config, of_others=True)
 
 
 def _texts(value: Any) -> Iterator[str]:

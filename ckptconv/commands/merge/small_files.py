@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,11 +13,12 @@ from ckptconv.commands.merge.notes import nonfinite_notes
 from ckptconv.copy.run import Copied
 from ckptconv.errors import CkptconvError, Kind, listed
 from ckptconv.hub.names import cached_name, model_name
-from ckptconv.models import quantised
+from ckptconv.models import facts, quantised
 from ckptconv.models.nested import text_of
 from ckptconv.plan import Plan, shards
 from ckptconv.plan.records import ADAPTER_FOLDER
 from ckptconv.publish import assets
+from ckptconv.publish.known_files import named_code
 from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, receipt, small_hashes
 from ckptconv.publish.tokenizer import added_ids, replaced_by, tokenizer_files
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG, for_both
@@ -83,6 +84,7 @@ def choose(
         *_replaced(mine, replaced, own, model),
         *_without_rows(own, model, plan),
         *_modules(names, plan, model),
+        *_without_code(plan, names),
     ]
     if f"{ADAPTER_FOLDER}/adapter_config.json" in plan.texts:
         chosen = {name: folder for folder, name, _ in copies}
@@ -103,6 +105,20 @@ def choose(
                 summaries.append(f"{target}: {found.summary}")
     notes += token_ids.notes_of(plan, copies)
     return SmallFiles(model, tuple(copies), tuple(notes), tuple(beside.left), changed, tuple(summaries))
+
+
+def _without_code(plan: Plan, names: Sequence[str]) -> Iterator[str]:
+    """A note on code that the written config.json names and that is not next to it, as `verify` reports it.
+
+    Where transformers has the class itself, it takes the code only with trust_remote_code, and ends with an error.
+    """
+    if plan.config is None or plan.is_adapter or facts.in_transformers(plan.config):
+        return
+    if lacking := sorted(named_code(plan.config) - {*names}):
+        yield (
+            f"config.json names {listed(lacking)} in auto_map, which is not in the model's folder: "
+            "without this code no reader can build the model"
+        )
 
 
 def _require_use(include: Sequence[str], names: list[str], model: Path | None) -> None:

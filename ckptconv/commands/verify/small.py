@@ -15,9 +15,10 @@ from ckptconv.commands.verify.sides import Side
 from ckptconv.copy.hashing import HASH
 from ckptconv.errors import listed
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
-from ckptconv.models import quantised
+from ckptconv.models import facts, quantised
 from ckptconv.plan.shards import INDEX
 from ckptconv.publish import assets
+from ckptconv.publish.known_files import named_code
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.receipt_check import changed_small_files, is_receipt
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG
@@ -26,6 +27,7 @@ from ckptconv.tensors.look import is_file, paths_in, size_of
 _PROVES = "the files next to the weights can be read, and belong to this model"
 _LARGEST = 256 << 20  # bytes of a JSON file that is parsed
 _NUMBERED = re.compile(r"^model-\d{5}-of-\d{5}\.safetensors$")
+_NO_CODE = "auto_map in config.json names it, and it is not here"
 _TOKENIZER = "tokenizer.json"
 _OF_ONE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _OTHER_WEIGHTS = (".safetensors", *TORCH_SUFFIXES)
@@ -41,7 +43,10 @@ def files_layer(side: Side) -> list[Layer]:
     if not side.is_folder or side.is_adapter or side.config is None:
         return []
     beside = assets.beside(root).belong
-    problems = [*_broken(beside), *_missing(side, root), *_other_model(root), *_code(side.config, root)]
+    problems = [*_broken(beside), *_missing(side, root), *_other_model(root)]
+    lacking = [file for file in sorted(named_code(side.config)) if not is_file(root / file)]
+    known = facts.in_transformers(side.config)
+    problems += [Problem(file, _NO_CODE, "config.json") for file in lacking if not known]
     changed = changed_since_merge(root)
     notes = [f"{each} since the merge, by {RECEIPT}" for each in changed]
     notes += token_ids.notes_on(
@@ -49,6 +54,7 @@ def files_layer(side: Side) -> list[Layer]:
         side.tensors,
         [(path.parent, path.name, path.name) for path in beside if path.parent == root],
     )
+    notes += [f"{file}: {_NO_CODE}; readers with trust_remote_code stop" for file in lacking if known]
     notes += _quantisers(side.config, root)
     if others := _other_weights(side, root):
         notes.append(
@@ -105,16 +111,6 @@ def _other_model(root: Path) -> Iterator[Problem]:
             "is next to a whole model: where PEFT is installed, transformers loads the adapter's base in its place",
             hint="move the adapter to a folder of its own",
         )
-
-
-def _code(config: dict[str, Any], root: Path) -> Iterator[Problem]:
-    """A problem for each module of code that config.json names and the folder lacks. Another repository's is not here."""
-    table = config.get("auto_map")
-    texts = [text for text in table.values() if isinstance(text, str)] if isinstance(table, dict) else []
-    for name in sorted({text.rpartition(".")[0] for text in texts if "--" not in text and "." in text}):
-        file = name.replace(".", "/") + ".py"
-        if not is_file(root / file):
-            yield Problem(file, "auto_map in config.json names it, and it is not here", "config.json")
 
 
 def _quantisers(config: dict[str, Any], root: Path) -> list[str]:

@@ -125,9 +125,21 @@ def test_an_adapter_config_next_to_a_whole_model_is_a_problem(merged: Folder) ->
     assert "loads the adapter's base" in problem.what
 
 
+CODE = {"AutoConfig": "configuration_x.X", "AutoModel": "org/name--modeling_y.Y"}
+
+
+def test_code_is_a_note_where_transformers_has_the_class_itself(merged: Folder) -> None:
+    folder = merged(LLAMA)
+    edit_config(folder, auto_map=CODE)
+    (layer,) = (layer for layer in verify(folder).layers if layer.name == "files")
+    assert layer.problems == ()
+    assert any("configuration_x.py" in note and "trust_remote_code" in note for note in layer.notes)
+    assert not any("modeling_y.py" in note for note in layer.notes)
+
+
 def test_code_that_auto_map_names_has_to_be_there(merged: Folder) -> None:
     folder = merged(LLAMA)
-    edit_config(folder, auto_map={"AutoConfig": "configuration_x.X", "AutoModel": "org/name--modeling_y.Y"})
+    edit_config(folder, auto_map=CODE, model_type="own", architectures=["Own"])
     assert [problem.name for problem in verify(folder).layer("files").problems] == ["configuration_x.py"]
     (folder / "configuration_x.py").write_text("")
     assert verify(folder).layer("files").problems == ()
