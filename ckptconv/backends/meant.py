@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptconv.tensors.look import is_dir, is_far, names_in
+from ckptconv.tensors.look import is_dir, names_in
 
 
 def meant(path: Path) -> str | None:
     """The question that a hint asks: "did you mean checkpoints/run?"; None where no name is near.
 
     Args:
-        path: a path at which nothing exists. A store is not asked.
+        path: a path at which nothing exists. Of a store the folders above are listed.
     """
-    if is_far(path):
-        return None
     from difflib import get_close_matches  # only mistakes need it
 
     there = path.parent

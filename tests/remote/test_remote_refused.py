@@ -48,6 +48,17 @@ def test_a_missing_folder(s3: Server) -> None:
     assert "s3://empty/run" in message
 
 
+def test_a_misspelled_folder(s3: Server, made: Made, tmp_path: Path) -> None:
+    address = s3.put("meant", "my-run", made("fsdp2_w4"))
+    for words in (["inspect"], ["verify"], ["merge", "--all-steps"], ["merge"]):
+        out = [tmp_path / "model"] if words[0] == "merge" else []
+        message = refused(words[0], address.replace("my-run", "my-rnu"), *out, *words[1:])
+        assert "did you mean s3://meant/my-run?" in message
+    message = refused("inspect", f"{address}/global_step_8/actor")
+    assert "did you mean s3://meant/my-run/global_step_7?" in message
+    assert "did you mean" not in refused("inspect", "s3://meant/elsewhere")
+
+
 def test_a_model_in_a_store_is_not_pushed() -> None:
     message = refused("push", "s3://bucket/model", "org/name")
     assert "only a folder on a disk can be pushed" in message
