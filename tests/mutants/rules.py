@@ -188,4 +188,24 @@ MUTANTS = (
         "if late and 2 * len(late) <= len(times):", "if False:",
         "tests/backends/test_saved_at.py", "younger_than_the_metadata",
     ),
+    Mutant(
+        "the checksum of a mesh's ranks", "formats/torch_zip.py",
+        "or (crc and zlib.crc32(data) != crc):", "or crc is data:",
+        _MESHES, "a_damaged_mesh_is_refused",
+    ),
+    Mutant(
+        "one mesh on all ranks", "backends/fsdp/rank_files.py",
+        "if (known.mesh, known.ranks) != (position.mesh, position.ranks):", "if known is None:",
+        _MESHES, "disagree_on_the_mesh_of_a_tensor",
+    ),
+    Mutant(
+        "the length of a zip entry's header", "formats/zip_places.py",
+        "if found != starts[number]:", "if found is None:",
+        "tests/formats/test_zip_places.py", "refused_at_the_read",
+    ),
+    Mutant(
+        "one place of two layers", "backends/dcp/places.py",
+        "if starred(other[0]) == starred(part[0]):", "if other is part:",
+        "tests/backends/test_dcp_archives.py", "contradicts_itself",
+    ),
 )  # fmt: skip
