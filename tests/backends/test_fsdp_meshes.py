@@ -62,15 +62,19 @@ def test_a_damaged_mesh_is_refused(folder: str, case: str, tmp_path: Path) -> No
     assert first.name in str(refused.value.where)
 
 
-def of_other_ranks(path: Path) -> None:
-    """Let a file list the ranks of its meshes in another order."""
+def relisted(path: Path, *ranks: int) -> None:
+    """Let a file list other ranks of its meshes."""
     with zipfile.ZipFile(path) as old:
         entries = {name: old.read(name) for name in old.namelist()}
-    plain, other = struct.pack("<4i", 0, 1, 2, 3), struct.pack("<4i", 1, 0, 2, 3)
+    plain, other = struct.pack("<4i", 0, 1, 2, 3), struct.pack("<4i", *ranks)
     assert plain in entries.values()
     with zipfile.ZipFile(path, "w") as new:
         for name, data in entries.items():
             new.writestr(name, other if data == plain else data)
+
+
+def of_other_ranks(path: Path) -> None:
+    relisted(path, 1, 0, 2, 3)
 
 
 def of_other_names(path: Path) -> None:
@@ -90,6 +94,16 @@ def test_ranks_that_disagree_on_the_mesh_of_a_tensor_are_refused(
     with pytest.raises(CkptconvError, match="ranks disagree on the mesh of") as refused:
         open_checkpoint(role)
     assert "model_world_size_4_rank_1.pt" in str(refused.value.where)
+
+
+def test_a_mesh_that_lists_a_rank_twice_is_refused(tmp_path: Path) -> None:
+    """Such as zeros, which torch.serialization.skip_data leaves."""
+    role = copied("torch_2_15", "fsdp2_tp_w4", tmp_path)
+    for path in role.glob("*.pt"):
+        relisted(path, 0, 0, 0, 0)
+    with pytest.raises(CkptconvError, match="lists a rank twice") as refused:
+        open_checkpoint(role)
+    assert "model_world_size_4_rank_0.pt" in str(refused.value.where)
 
 
 # --- experts

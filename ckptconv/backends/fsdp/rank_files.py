@@ -13,6 +13,7 @@ from ckptconv.errors import CkptconvError, Kind, brief
 from ckptconv.formats.bounds import check_ranks
 from ckptconv.formats.crcs import same_archive
 from ckptconv.formats.json import read_table
+from ckptconv.formats.zip_directory import COPY_AGAIN
 from ckptconv.tensors.checkpoint import Mesh
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.look import are_same, names_in, size_of
@@ -121,7 +122,7 @@ def check_no_copies(pieces: Mapping[str, Pieces], paths: Mapping[int, Path]) -> 
 def _check_meshes(
     name: str, ranks: Sequence[int], positions: Sequence[Position | None], paths: Mapping[int, Path]
 ) -> None:
-    """Refuse ranks whose files describe the mesh of a tensor differently: the rows would be of two orders.
+    """Refuse ranks whose files describe the mesh of a tensor differently, or a mesh that lists a rank twice.
 
     The ranks of another group of a submesh have a list of their own, which shares no rank with this one.
     """
@@ -131,6 +132,14 @@ def _check_meshes(
         if position is None or (id(position.ranks), position.mesh) in seen:
             continue
         seen.add((id(position.ranks), position.mesh))
+        if len(set(position.ranks)) < len(position.ranks):
+            raise CkptconvError(
+                f"the mesh of {name} lists a rank twice",
+                where=paths[rank],
+                found=_mesh(position),
+                hint=COPY_AGAIN,
+                kind=Kind.DAMAGED,
+            )
         other, known = next((first[listed] for listed in position.ranks if listed in first), (rank, position))
         if (known.mesh, known.ranks) != (position.mesh, position.ranks):
             raise CkptconvError(
