@@ -16,7 +16,7 @@ from ckptconv.errors import CkptconvError, Kind, cannot_write
 from ckptconv.formats.json import read_json
 from ckptconv.formats.torch_zip import SUFFIXES as TORCH_SUFFIXES
 from ckptconv.publish.known_files import is_known, known_files
-from ckptconv.tensors.look import entries, is_dir, is_file, opened, paths_in, resolved
+from ckptconv.tensors.look import entries, is_dir, is_far, is_file, opened, paths_in, resolved
 from ckptconv.tensors.stored_file import far_of
 
 _WEIGHTS = (
@@ -67,6 +67,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except CkptconvError as error:
+        if is_far(path) and error.kind is Kind.ENVIRONMENT:
+            raise
         raise CkptconvError(
             "config.json cannot be read",
             where=path,

@@ -18,7 +18,7 @@ from support.store.server import KEY, SECRET, Server
 
 from ckptconv import inspect, merge
 from ckptconv.commands.progress import Progress
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, Kind
 from ckptconv.storage import located
 from ckptconv.tensors.stored_file import far_of
 
@@ -80,6 +80,23 @@ def test_a_store_that_stays_broken(proxy: Proxy, s3: Server, made: Made, tmp_pat
     assert ran.code == 2
     assert "no such object" in ran.err
     assert "rank_2.pt" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "rank_2.pt", "fsdp_config.json"])
+def test_an_object_that_may_not_be_read(
+    proxy: Proxy, s3: Server, made: Made, tmp_path: Path, name: str
+) -> None:
+    """The listing has it, and the object itself is forbidden: the error is the store's, with its hint."""
+    address = s3.put("faults", "forbidden", made("fsdp2_w4"))
+    proxy.fail = lambda request: (
+        403 if request.path.endswith(f"/{name}") or request.path.endswith(f"_{name}") else None
+    )
+    with pytest.raises(CkptconvError, match="does not let these credentials read here") as caught:
+        merge(address, tmp_path / "model")
+    assert caught.value.kind is Kind.ENVIRONMENT
+    assert caught.value.hint is not None
+    assert "aws s3 ls" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
