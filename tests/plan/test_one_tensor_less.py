@@ -36,8 +36,8 @@ def added(case: str, without: str) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "without", "missing"),
     [
-        ("moonlight_ep2", "decoder.layers.2.self_attention.linear_q_proj.weight", "self_attn.q_proj.weight"),
-        ("deepseek_v2_mb", "decoder.layers.2.self_attention.linear_q_proj.weight", "self_attn.q_proj.weight"),
+        ("moonlight_ep2", "decoder.layers.2.self_attention.linear_q_proj.weight", "self_attention.linear_q"),
+        ("deepseek_v2_mb", "decoder.layers.2.self_attention.linear_q_proj.weight", "self_attention.linear_q"),
         (
             "qwen3_vl_moe_mb",
             "language_model.decoder.layers.1.mlp.experts.5.linear_fc2.weight",
@@ -47,7 +47,7 @@ def added(case: str, without: str) -> list[str]:
 )
 def test_a_missing_query_or_expert_is_refused(case: str, without: str, missing: str) -> None:
     with pytest.raises(
-        CkptconvError, match=r"does not match these tensors|are missing from the checkpoint"
+        CkptconvError, match=r"does not match these tensors|missing from the checkpoint"
     ) as error:
         planned(case, without)
     assert missing in str(error.value)
@@ -66,7 +66,7 @@ def test_one_layer_without_the_router_bias_that_others_have_is_refused() -> None
         if BIAS in name
     ]
     assert len(names) > 1
-    with pytest.raises(CkptconvError, match=r"does not match these tensors|are missing from the checkpoint"):
+    with pytest.raises(CkptconvError, match=r"does not match these tensors|missing from the checkpoint"):
         planned("deepseek_v3_tp2pp2ep2", names[0])
 
 
@@ -81,8 +81,8 @@ def test_one_layer_without_the_router_bias_that_others_have_is_refused() -> None
         ),
         (
             "glm4_moe_mtp_mcb",
-            "mtp.layers.0.transformer_layer.self_attention.linear_proj.weight",
-            "self_attn.o_proj.weight",
+            "mtp.layers.0.transformer_layer.self_attention.linear_qkv.layer_norm_weight",
+            "input_layernorm.weight",
         ),
         ("qwen3_next_mtp_mb", "mtp.layers.0.hnorm.weight", "mtp.pre_fc_norm_hidden.weight"),
         ("nemotron_h_mtp_mb", "mtp.layers.0.final_layernorm.weight", "final_layernorm.weight"),
@@ -134,3 +134,24 @@ def test_an_mtp_layer_of_torchtitan_without_a_part_of_its_experts_is_reported(pa
     config = None if checkpoint.assets else home / "hf"
     notes = plan_for(replace(checkpoint, tensors=kept), Options(), config, None).notes
     assert any(note.startswith("MTP layers are not whole: ") for note in notes)
+
+
+# Families without a class in transformers: what any Megatron model has.
+@pytest.mark.parametrize(
+    ("case", "without"),
+    [
+        ("baichuan_nemo", "decoder.layers.1.self_attention.linear_proj.weight"),
+        ("bailing_moe_v2_mb", "decoder.layers.0.mlp.linear_fc2.weight"),
+        ("deepseek_mcb", "decoder.layers.1.self_attention.linear_proj.weight"),
+        ("internvl_chat_mcb", "language_model.embedding.word_embeddings.weight"),
+        ("kimi_vl_mcb", "language_model.decoder.layers.1.self_attention.linear_q_down_proj.weight"),
+        ("mimo_tp2", "decoder.final_layernorm.weight"),
+        ("internlm3_mcb", "decoder.layers.1.self_attention.linear_qkv.weight"),
+        ("sarvam_moe_mb", "decoder.layers.1.mlp.router.weight"),
+        ("sarvam_mla_mb", "decoder.layers.1.self_attention.linear_kv_down_proj.weight"),
+    ],
+)
+def test_what_every_megatron_model_has_must_be_stored(case: str, without: str) -> None:
+    with pytest.raises(CkptconvError, match="missing from the checkpoint") as error:
+        planned(case, without)
+    assert error.value.wanted == without

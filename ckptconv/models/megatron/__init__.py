@@ -9,10 +9,12 @@ from typing import TypeVar
 from ckptconv.models import mtp, translate
 from ckptconv.models.family import Config, Family
 from ckptconv.models.hub_names import Renamed
+from ckptconv.models.lora.names import is_of_an_adapter
 from ckptconv.models.megatron import trainer
 from ckptconv.models.megatron.computation import check_computation
 from ckptconv.models.megatron.gates import check_gates
 from ckptconv.models.megatron.own_settings import check_stored
+from ckptconv.models.megatron.pairs import check_pairs
 from ckptconv.models.megatron.tables import FAMILIES
 from ckptconv.tensors.checkpoint import Checkpoint
 
@@ -43,6 +45,8 @@ def agree(checkpoint: Checkpoint, config: Config) -> list[str]:
     """
     if str(config.get("model_type")) in FAMILIES:
         check_gates(checkpoint.tensors, family_of(config))
+    if not any(map(is_of_an_adapter, checkpoint.tensors)):
+        check_pairs(checkpoint.tensors)
     notes = trainer.agree(checkpoint, config)
     check_stored(checkpoint)
     check_computation(checkpoint.trainer, config)
