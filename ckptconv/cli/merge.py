@@ -227,6 +227,12 @@ def command(
         "keep_config": keep_config,
     }
     Options(**chosen)  # checks the values before anything is read
+    if private is not None and not upload:
+        raise CkptconvError(
+            "--private and --no-private are for --push, which is not given",
+            hint="add --push ORG/NAME, or omit them",
+            kind=Kind.USAGE,
+        )
     cluster = o.cluster(ray)
     source = o.one_of(directory, local_dir, "DIR", "--local_dir", _USAGE)
     default = (

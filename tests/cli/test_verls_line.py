@@ -149,6 +149,7 @@ def test_test_is_hidden(made: Made) -> None:
         (("merge", "D", "O", "--max-memory", "1MB"), "--max-memory is too small"),
         (("merge", "D", "O", "--max-shard-size", "5 potatoes"), '"5 potatoes" is not a size'),
         (("merge", "D", "O", "--backend", "jax"), "unknown backend 'jax'"),
+        (("merge", "D", "O", "--private"), "--private and --no-private are for --push"),
         (("merge", "D", "O", "--step", "3"), "no step 3 in this run"),
         (("merge", "nowhere", "O"), "no such folder"),
         (("inspect", "nowhere"), "no such folder"),
