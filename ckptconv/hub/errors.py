@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ckptconv.errors import CkptconvError, Kind
+from ckptconv.storage.errors import Unavailable
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 _PASSWORD = re.compile(r"//[^/@]+@")
@@ -80,9 +81,11 @@ def explain(
     """
     explanation, cause = _find(error, table)
     status = getattr(getattr(cause, "response", None), "status_code", "")
-    proxies = _proxies() if any(kind.__name__ in _NETWORK for kind in type(cause).__mro__) else ""
+    is_network = any(kind.__name__ in _NETWORK for kind in type(cause).__mro__)
+    proxies = _proxies() if is_network else ""
     words = {**words, "status": str(status)}
-    explained = CkptconvError(
+    fails = is_network or (isinstance(status, int) and (status >= 500 or status == 429))
+    explained = (Unavailable if fails else CkptconvError)(
         scrub(explanation.what.format(**words), token),
         where=scrub(f"{words['endpoint']}/{words['repo']}", token),
         found=_message(cause, token) if explanation.quote else None,

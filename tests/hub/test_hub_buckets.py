@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.helpers import cli
@@ -13,9 +14,12 @@ from support.hub.server import TOKEN
 from support.store.same import compare
 
 from ckptconv import CkptconvError, inspect, merge
+from ckptconv.hub.names import RepoName
+from ckptconv.hub.reading import asked
 from ckptconv.hub.source import located
 from ckptconv.storage import is_address
 from ckptconv.storage.address import Address, address_of
+from ckptconv.storage.errors import Unavailable
 from ckptconv.tensors.stored_file import far_of
 
 pytest_plugins = ["support.hub.fixture"]
@@ -142,6 +146,39 @@ def test_a_server_without_ranges(hub: Hub, made: Made) -> None:
     address = put(hub, made("fsdp2_w4"))
     hub.ignore_ranges = True
     assert "does not support range requests" in refused("inspect", address)
+
+
+class ConnectError(Exception):
+    """Has the name of httpx's."""
+
+
+class Answered(Exception):
+    """An error of the HTTP library for an answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "fails"),
+    [
+        (ConnectError(), True),
+        (Answered(503), True),
+        (Answered(429), True),
+        (Answered(403), False),
+        (Answered(404), False),
+    ],
+)
+def test_a_hub_that_fails_is_told_from_one_that_refuses(error: Exception, fails: bool) -> None:
+    """A read that fails is an error of the whole merge, and what is refused may be a file that nobody needs."""
+
+    def step() -> None:
+        raise error
+
+    with pytest.raises(CkptconvError) as caught:
+        asked(RepoName("alice/runs"), step)
+    assert isinstance(caught.value, Unavailable) is fails
 
 
 def test_addresses() -> None:

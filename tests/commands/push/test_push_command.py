@@ -189,7 +189,7 @@ def test_a_traceback_does_not_show_the_token(
     with caplog.at_level(logging.DEBUG), pytest.raises(CkptconvError, match=says) as caught:
         cli("push", folder, "alice/tiny", "--token", TOKEN, env={"CKPTCONV_DEBUG": "1", "HF_TOKEN": None})
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text
-    assert "CkptconvError" in shown
+    assert type(caught.value).__name__ in shown
     assert TOKEN not in shown
     assert TOKEN[3:] not in shown
 
