@@ -21,6 +21,11 @@ from ckptconv.models import facts
 
 _DATA = Path(__file__).with_name("skeletons.zip")
 _LISTED = "classes.json"
+_RANK_AT = {
+    ".q_a_proj.weight": 0,
+    ".q_a_layernorm.weight": 0,
+    ".q_b_proj.weight": 1,
+}  # the dim of q_lora_rank
 _LOW_RANK, _WHOLE = ".q_a_proj.weight", ".q_proj.weight"
 _EXPERT = re.compile(r"(?<=\.)expert_(?=\d+\.)")
 Numbers = tuple[int, ...]  # the numbers in a name, in order
@@ -198,7 +203,8 @@ def parse(architecture: str, data: dict[str, Any]) -> Skeleton:
 def _either_query(groups: Iterable[Group]) -> tuple[Group, ...]:
     """The groups; latent attention has one query projection exactly where it has not the two of low rank.
 
-    The tool changes one key at a time to another value, and null, which switches q_lora_rank off, is none of these.
+    The tool changes one key at a time to another value, and null, which switches q_lora_rank off, is none of these: it
+    knows neither this condition nor the rank's dims (transformers/models/deepseek_v3/modeling_deepseek_v3.py).
     """
     groups = tuple(groups)
     low = {
@@ -208,11 +214,21 @@ def _either_query(groups: Iterable[Group]) -> tuple[Group, ...]:
         for member in group.members
         if member.pattern.endswith(_LOW_RANK)
     }
-    return tuple(
-        group._replace(when=["not", low[pattern]])
-        if group.when == "sometimes"
-        and (pattern := group.members[0].pattern) in low
-        and len(group.members) == 1
-        else group
-        for group in groups
-    )
+
+    def completed(group: Group) -> Group:
+        if group.when == "sometimes" and len(group.members) == 1 and group.members[0].pattern in low:
+            return group._replace(when=["not", low[group.members[0].pattern]])
+        if not any(member.pattern.endswith(_LOW_RANK) for member in group.members) or group.when[0] != "if":
+            return group
+        rank = [[1, [["v", group.when[1]]], []]]
+        return group._replace(members=tuple(_with_rank(member, rank) for member in group.members))
+
+    return tuple(map(completed, groups))
+
+
+def _with_rank(member: Member, rank: Any) -> Member:
+    """A member of the low-rank query projection, whose dim of the rank was not certain."""
+    at = next((dim for end, dim in _RANK_AT.items() if member.pattern.endswith(end)), None)
+    if at is None or member.dims[at] is not None:
+        return member
+    return member._replace(dims=(*member.dims[:at], rank, *member.dims[at + 1 :]))

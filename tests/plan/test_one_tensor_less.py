@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.helpers import unpacked
+from support.helpers import edit_json, unpacked
 
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.planning import plan_for
@@ -155,3 +156,12 @@ def test_what_every_megatron_model_has_must_be_stored(case: str, without: str) -
     with pytest.raises(CkptconvError, match="missing from the checkpoint") as error:
         planned(case, without)
     assert error.value.wanted == without
+
+
+@pytest.mark.parametrize("rank", [12, 14, 26])
+def test_another_rank_of_the_latent_query_is_refused(made: Made, tmp_path: Path, rank: int) -> None:
+    source = Path(shutil.copytree(made("arch_deepseek_v3_w2") / "global_step_7/actor", tmp_path / "actor"))
+    edit_json(source / "huggingface/config.json", q_lora_rank=rank)
+    with pytest.raises(CkptconvError, match="does not match these tensors") as error:
+        plan_for(open_checkpoint(source), Options(), None, None)
+    assert error.value.wanted == f"q_lora_rank {rank}"
