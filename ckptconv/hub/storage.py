@@ -17,7 +17,7 @@ from ckptconv.hub.bounds import MOST, OURS
 from ckptconv.hub.errors import scrub
 from ckptconv.hub.fetch import download
 from ckptconv.hub.names import RepoName
-from ckptconv.hub.reading import Listing, api, asked
+from ckptconv.hub.reading import Listing, api, asked, is_offline
 from ckptconv.storage.address import Address
 from ckptconv.storage.base import Listed, Object
 from ckptconv.storage.errors import changed
@@ -82,7 +82,7 @@ class HubBucket:
         address: a place in the bucket.
 
     Raises:
-        CkptconvError: the installed huggingface_hub does not know buckets.
+        CkptconvError: the installed huggingface_hub does not know buckets, or HF_HUB_OFFLINE is set.
     """
 
     least = 64 << 10
@@ -96,6 +96,13 @@ class HubBucket:
                 "this huggingface_hub does not know buckets",
                 where=address,
                 hint="pip install --upgrade huggingface_hub",
+                kind=Kind.ENVIRONMENT,
+            )
+        if is_offline():
+            raise CkptconvError(
+                "HF_HUB_OFFLINE is set, and a bucket is never in the cache",
+                where=address,
+                hint="unset HF_HUB_OFFLINE",
                 kind=Kind.ENVIRONMENT,
             )
 

@@ -187,3 +187,12 @@ def test_addresses() -> None:
         assert address_of(text) == Address("hf", "buckets/a/b", "c/d")
         assert str(address_of(text)) == "hf://buckets/a/b/c/d"
     assert not is_address("hf://org/name")
+
+
+def test_a_bucket_is_refused_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CkptconvError, match="HF_HUB_OFFLINE is set, and a bucket is never in the cache"):
+        inspect(ADDRESS)
+    assert not hub.requests("")
