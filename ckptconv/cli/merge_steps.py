@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ckptconv.commands.merge.steps import Step, merge_steps
+from ckptconv.commands.merge.steps import Step, as_named, merge_steps
 from ckptconv.errors import CkptconvError
 from ckptconv.show import merge as show
 from ckptconv.show.progress import ProgressShown
@@ -20,7 +20,7 @@ def every_step(
 
     Args:
         sink: where results and notes go.
-        writing: the bar of a merge.
+        shown: the bar of a merge.
         run: the folder of the run.
         root: the folder for the models, one subfolder per step.
         watch: wait for new steps until Ctrl-C.
@@ -30,8 +30,9 @@ def every_step(
         CkptconvError: a step failed; it is raised at the end.
     """
     steps_done: list[Step] = []
+    place = as_named(run)
     if watch:
-        sink.phase("Watching", f"{run}, until Ctrl-C")
+        sink.phase("Watching", f"{place}, until Ctrl-C")
     steps = merge_steps(run, root, watch=watch, **choices)
     while True:
         with shown:
@@ -61,7 +62,7 @@ def every_step(
     if failed:
         raise CkptconvError(
             f"{len(failed)} of {len(steps_done)} steps could not be converted",
-            where=run,
+            where=place,
             found=", ".join(step.name for step in failed),
             code=max(step.error.code for step in failed if step.error is not None),
         )

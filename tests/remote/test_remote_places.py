@@ -293,6 +293,16 @@ def test_a_step_that_the_store_does_not_list_does_not_stop_the_others(
     assert (second.number, second.error) == (2, None)
 
 
+def test_steps_of_a_store_are_reported_by_their_address(s3: Server, tmp_path: Path) -> None:
+    run = shutil.copytree(RUN, tmp_path / "run")
+    (run / "global_step_1" / "actor" / "model_world_size_4_rank_1.pt").write_bytes(b"")
+    address = s3.put("places", "reported", run)
+    ran = cli("merge", address, tmp_path / "out", "--all-steps")
+    assert ran.code == 2
+    assert f"in     {address}" in ran.err
+    assert "s3:/p" not in ran.err
+
+
 @pytest.mark.parametrize("of", ["run", "step"])
 def test_watch_goes_on_when_the_store_has_failed_for_a_while(
     proxy: Proxy, s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
