@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ckptconv.commands.merge.steps import Step, as_named, merge_steps
+from ckptconv.commands.merge.steps import Step, merge_steps
 from ckptconv.errors import CkptconvError
 from ckptconv.show import merge as show
 from ckptconv.show.progress import ProgressShown
 from ckptconv.show.sink import Sink, plain
+from ckptconv.show.units import as_typed
 
 
 def every_step(
@@ -30,7 +31,7 @@ def every_step(
         CkptconvError: a step failed; it is raised at the end.
     """
     steps_done: list[Step] = []
-    place = as_named(run)
+    place = as_typed(run)
     if watch:
         sink.phase("Watching", f"{place}, until Ctrl-C")
     steps = merge_steps(run, root, watch=watch, **choices)

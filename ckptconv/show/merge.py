@@ -19,7 +19,7 @@ from ckptconv.publish.tokenizer import is_tokenizer_file
 from ckptconv.show.lines import Hanging, Name
 from ckptconv.show.ranks import spans
 from ckptconv.show.sink import OK, Sink
-from ckptconv.show.units import seconds, shape, size
+from ckptconv.show.units import as_typed, seconds, shape, size
 from ckptconv.tensors.checkpoint import without_submeshes
 from ckptconv.tensors.view import View
 
@@ -99,7 +99,7 @@ def next_command(result: Merged, config: object = None, base: object = None) -> 
         return None
     needs = [(flag, value) for flag, value in (("--config", config), ("--base", base)) if value is not None]
     words = ["ckptconv", "verify", result.target, "--against", result.plan.checkpoint.root, *chain(*needs)]
-    return " ".join(quote(str(word)) for word in words)
+    return " ".join(quote(as_typed(word)) for word in words)
 
 
 def dry_run(result: Merged) -> RenderableType:

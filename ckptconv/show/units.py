@@ -1,8 +1,11 @@
-"""Formats numbers for people: decimal bytes, seconds, shapes."""
+"""Formats numbers and places for people: decimal bytes, seconds, shapes, addresses."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_ADDRESS = re.compile(r"^(s3|gs|az|hf):/(?=[^/])", re.IGNORECASE)
 
 
 def size(nbytes: float) -> str:
@@ -42,3 +45,8 @@ def seconds(value: float) -> str:
 def shape(sizes: Sequence[int]) -> str:
     """A shape as text: (4096, 1024) -> "4096×1024", () -> "scalar"."""
     return "×".join(map(str, sizes)) or "scalar"
+
+
+def as_typed(place: object) -> str:
+    """A path, or an address of a store as the user writes it: pathlib makes one slash of its two."""
+    return _ADDRESS.sub(r"\1://", str(place))

@@ -293,6 +293,13 @@ def test_a_step_that_the_store_does_not_list_does_not_stop_the_others(
     assert (second.number, second.error) == (2, None)
 
 
+def test_the_next_command_has_addresses(s3: Server, made: Made, tmp_path: Path) -> None:
+    base = s3.put("places", "a base", made("lora_w4") / "base")
+    ran = cli("merge", made("lora_w4") / "adapter", tmp_path / "model", "--base", base)
+    assert ran.code == 0, ran.err
+    assert "--base 's3://places/a base'" in ran.err
+
+
 def test_steps_of_a_store_are_reported_by_their_address(s3: Server, tmp_path: Path) -> None:
     run = shutil.copytree(RUN, tmp_path / "run")
     (run / "global_step_1" / "actor" / "model_world_size_4_rank_1.pt").write_bytes(b"")

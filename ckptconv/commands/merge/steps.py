@@ -25,8 +25,7 @@ from ckptconv.formats.json import read_table
 from ckptconv.hub.source import located
 from ckptconv.publish.receipt import RECEIPT
 from ckptconv.publish.work import tidy
-from ckptconv.storage import is_address, on_disk
-from ckptconv.storage.address import address_of
+from ckptconv.storage import on_disk
 from ckptconv.tensors.file_state import fingerprint, stamps_under
 from ckptconv.tensors.look import exists, is_dir, is_far, is_file, link_to, resolved, stamp
 from ckptconv.tensors.storage import FileState
@@ -152,11 +151,6 @@ def merge_steps(
         if not watch:
             return
         sleep(POLL)
-
-
-def as_named(run: Path) -> str:
-    """The path or the address of a run, as the user writes it: pathlib makes one slash of the two of an address."""
-    return str(address_of(run)) if is_address(run) and not run.exists() else str(run)
 
 
 class _Looks:
