@@ -7,6 +7,7 @@ and hashes differ from rank to rank as they do between processes.
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 from random import Random
 
@@ -50,7 +51,19 @@ def write(model: Model, ranks: int, run: Path) -> None:
                 )
                 for name, shape in model.shapes.items()
             }
+            path = actor / f"model_world_size_{ranks}_rank_{rank}.pt"
             with torch.serialization.skip_data():
-                torch.save(state, actor / f"model_world_size_{ranks}_rank_{rank}.pt")
+                torch.save(state, path)
+            _fill_mesh(path, ranks)
     finally:
         dist.destroy_process_group()
+
+
+def _fill_mesh(path: Path, ranks: int) -> None:
+    """Write the ranks of the mesh, the one storage of a rank file that a reader needs for its plan, into its hole."""
+    reader, ranks_of_mesh = torch._C.PyTorchFileReader(str(path)), array("i", range(ranks))
+    mesh = "data/1"  # after the first tensor's own storage
+    assert reader.get_record_size(mesh) == len(ranks_of_mesh) * ranks_of_mesh.itemsize
+    with path.open("r+b") as file:
+        file.seek(reader.get_record_offset(mesh))
+        file.write(ranks_of_mesh.tobytes())

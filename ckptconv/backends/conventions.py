@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 _HOLE = re.compile(r"\{(\w+)\}|\*")
@@ -25,8 +25,7 @@ class Rank(IntEnum):
     REFERENCE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Trainer:
+class Trainer(NamedTuple):
     """The names that one trainer uses. All are names of files and folders, without a path.
 
     Args:
@@ -50,7 +49,7 @@ class Trainer:
     marks: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
-    roles: Mapping[str, Rank] = field(default_factory=dict)
+    roles: Mapping[str, Rank] = MappingProxyType({})
     not_assets: tuple[str, ...] = ()
     one_file: tuple[str, ...] = ()
     counters: tuple[tuple[str, str], ...] = ()

@@ -68,18 +68,17 @@ class Group(NamedTuple):
     members: tuple[Member, ...]
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(NamedTuple):
     """Modules that are numbered from 0: layers, experts.
 
     Args:
         context: the name before the number; "" for the model itself.
-        count: an expression for the number of modules; None if it is not known.
+        number: an expression for the number of modules; None if it is not known.
         form: "gaps" if the numbers need not be consecutive, "ragged" if the stacks of one model differ in length, else "".
     """
 
     context: str
-    count: Any
+    number: Any
     form: str
 
 

@@ -7,7 +7,6 @@ record names what its step left out (`left`) and what the user must know (`notes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.errors import CkptconvError, Kind
@@ -107,7 +106,7 @@ def _complete(tied: Tied, weights: Weights, base: Checkpoint) -> tuple[Tied, Wei
     tensors, added, note = completed(tied.tensors, tied.config, base)
     return (
         tied._replace(tensors=tensors),
-        replace(weights, stored=added, notes=(*weights.notes, note)),
+        weights._replace(stored=added, notes=(*weights.notes, note)),
     )
 
 

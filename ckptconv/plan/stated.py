@@ -109,7 +109,7 @@ def _lists(skeleton: Skeleton) -> dict[_Path, Any]:
     return {
         tuple(group.when[1]): count
         for group in skeleton.groups
-        if group.when[0] == "list" and (count := skeleton.stacks[group.stack].count) is not None
+        if group.when[0] == "list" and (count := skeleton.stacks[group.stack].number) is not None
     }
 
 

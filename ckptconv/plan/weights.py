@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ckptconv.plan.records import Left
 from ckptconv.plan.stored import Stored
@@ -12,8 +12,7 @@ from ckptconv.plan.tied import take_apart
 from ckptconv.tensors.view import View
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(NamedTuple):
     """The weights by trained name.
 
     Args:
@@ -35,7 +34,7 @@ class Weights:
     stored: tuple[View, ...] = ()
     left: tuple[Left, ...] = ()
     notes: tuple[str, ...] = ()
-    dtypes: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = MappingProxyType({})
     held: frozenset[str] = frozenset()
 
 

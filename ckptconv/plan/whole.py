@@ -55,7 +55,7 @@ class Whole:
 
     def _check_numbers(self, stack: Stack) -> None:
         """Numbers from 0 to what the config counts; where that is not known, to the highest that is there."""
-        count = self._values.number(stack.count)
+        count = self._values.number(stack.number)
         by_outer: dict[Numbers, set[int]] = {}
         for numbers in self._instances[stack.context]:
             by_outer.setdefault(numbers[:-1], set()).add(numbers[-1])
@@ -64,7 +64,7 @@ class Whole:
             alone = max(held) + 1 if stack.form == "ragged" else highest
             wanted = count if count is not None else alone
             here = _filled(stack.context, outer)
-            key = self._values.text(stack.count) if stack.count else ""
+            key = self._values.text(stack.number) if stack.number else ""
             end = max(held) + 1
             # Up to the highest that is there: the config may state any number.
             self._found.missing += [

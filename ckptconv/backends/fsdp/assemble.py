@@ -125,7 +125,7 @@ def _joined(name: str, pieces: list[Piece], index: int, copies: _Copies) -> View
 def _experts(piece: Piece) -> tuple[int, int]:
     """Return (size, index) of the dim outside the tensor's mesh over which experts are cut; (1, 0) if there is none."""
     outside = piece.position.outside if piece.position is not None else ()
-    return next(((dim.size, dim.index) for dim in outside if dim.name == _EXPERTS), (1, 0))
+    return next(((dim.size, dim.at) for dim in outside if dim.name == _EXPERTS), (1, 0))
 
 
 def _own_mesh(piece: Piece) -> int | None:

@@ -34,13 +34,12 @@ _Axis = list[int]  # the offset in the rank map of each index along a mesh dim
 Index = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Outside:
+class Outside(NamedTuple):
     """A dim of the root mesh that a submesh does not span, and the rank's index along it."""
 
     name: str
     size: int
-    index: int
+    at: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ckptconv.commands.merge import token_ids
 from ckptconv.commands.merge.notes import nonfinite_notes
@@ -27,8 +28,7 @@ from ckptconv.tensors.look import is_file, read_bytes, size_of
 _CARD, _GENERATION = "README.md", "generation_config.json"
 
 
-@dataclass(frozen=True, slots=True)
-class SmallFiles:
+class SmallFiles(NamedTuple):
     """The files that will be copied next to the weights.
 
     Args:
@@ -44,7 +44,7 @@ class SmallFiles:
     copies: tuple[tuple[Path, str, str], ...] = ()
     notes: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
-    changed: Mapping[str, bytes] = field(default_factory=dict)
+    changed: Mapping[str, bytes] = MappingProxyType({})
     summaries: tuple[str, ...] = ()
 
     @property
