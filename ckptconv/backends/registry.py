@@ -43,13 +43,18 @@ def _steps_pattern() -> re.Pattern[str]:
 
 @cache
 def _other_names() -> frozenset[str]:
-    return frozenset(name for trainer in trainers() for name in (*trainer.marks, *trainer.below))
+    names = ((*trainer.marks, *trainer.below, *trainer.not_assets) for trainer in trainers())
+    return frozenset(name for each in names for name in each if not _is_glob(name))
+
+
+def _is_glob(name: str) -> bool:
+    return any(mark in name for mark in "*?[")
 
 
 @cache
 def _others_pattern() -> re.Pattern[str]:
     """What fits a file or folder that some trainer leaves next to a model."""
-    globs = dict.fromkeys(glob for trainer in trainers() for glob in trainer.not_assets)
+    globs = dict.fromkeys(glob for trainer in trainers() for glob in trainer.not_assets if _is_glob(glob))
     return re.compile("|".join(map(translate, globs)) or "(?!)")
 
 

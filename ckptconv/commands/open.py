@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckptconv.backends import open_checkpoint
 from ckptconv.commands.packages import require_packages
 from ckptconv.commands.planning import plan_for, require_base
-from ckptconv.compute import Source
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.hub.source import fetched, local_or_hub
 from ckptconv.plan import Options, Plan
@@ -24,6 +23,8 @@ from ckptconv.tensors.view import Shape, View, narrow, squeeze
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from ckptconv.compute.sources import Source
 
     Array = np.ndarray[Any, np.dtype[Any]]
 

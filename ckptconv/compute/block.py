@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from ckptconv.compute.rows import rows_of
-from ckptconv.compute.sources import Source
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.read.gather import Cast
 from ckptconv.read.reader import CAST_BLOCK, Array, Prepared, Reader, prepare, raw_dtype
 from ckptconv.tensors.dtypes import to_numpy
 from ckptconv.tensors.view import View
+
+if TYPE_CHECKING:  # many records, which most merges do not need
+    from ckptconv.compute.rows import Rows
+    from ckptconv.compute.sources import Source
 
 __all__ = ["CAST_BLOCK", "Block"]
 
@@ -27,7 +31,11 @@ class Block:
         base = source if isinstance(source, View) else source.base
         self._base: Prepared = prepare(base)
         self._raw, self._from, self._to = raw_dtype(base.dtype), to_numpy(base.dtype), to_numpy(dtype)
-        self._rows = None if isinstance(source, View) else rows_of(source, self._base)
+        self._rows: Rows | None = None
+        if not isinstance(source, View):
+            from ckptconv.compute.rows import rows_of
+
+            self._rows = rows_of(source, self._base)
         self._copies = self._rows is None and base.dtype == dtype
         self._narrow = dtype == "float16" and base.dtype != "float16"  # only float16 has a smaller range
 

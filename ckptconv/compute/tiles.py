@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptconv.compute.block import Block
-from ckptconv.compute.sources import Source
 from ckptconv.read.reader import Array, Reader
 from ckptconv.tensors.dtypes import itemsize
+
+if TYPE_CHECKING:
+    from ckptconv.compute.sources import Source
 
 
 class Tile(NamedTuple):

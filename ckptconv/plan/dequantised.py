@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptconv.compute import Dequantised, Scales
+from ckptconv.compute.sources import Dequantised, Scales
 from ckptconv.errors import CkptconvError
 from ckptconv.models import quantised
 from ckptconv.plan.quantised import ACTIVATIONS, SCALES, Plain

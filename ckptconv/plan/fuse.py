@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptconv.compute import Added, Decomposed, Dequantised, Fuse, Rewritten
+from ckptconv.compute.sources import Added, Decomposed, Dequantised, Fuse, Rewritten
 from ckptconv.errors import CkptconvError, Kind
 from ckptconv.models import lora
 from ckptconv.models.lora.place import Placed

@@ -20,7 +20,7 @@ from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import View
 
 if TYPE_CHECKING:
-    from ckptconv.compute import Source
+    from ckptconv.compute.sources import Source
 
 _PRIME = (1 << 61) - 1
 _Dims = tuple[tuple[int, int], ...]  # (size, stride) of each

@@ -14,7 +14,7 @@ from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.view import Shape, View
 
 if TYPE_CHECKING:
-    from ckptconv.compute import Source
+    from ckptconv.compute.sources import Source
 
 ADAPTER_FOLDER = "lora_adapter"
 

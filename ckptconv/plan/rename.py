@@ -16,7 +16,7 @@ from ckptconv.plan.weights import Weights
 from ckptconv.tensors.view import View
 
 if TYPE_CHECKING:
-    from ckptconv.compute import Source
+    from ckptconv.compute.sources import Source
 
 
 class Renamed(NamedTuple):
@@ -70,7 +70,11 @@ def rename(weights: Weights, options: Options) -> Renamed:
 def _source(named: Named[View]) -> Source:
     if not named.summed and not named.added and named.factor == 1.0:
         return named.value
-    from ckptconv.compute import Scaled, Shift, Summed  # many records: imported for those who need them
+    from ckptconv.compute.sources import (  # many records: imported for those who need them
+        Scaled,
+        Shift,
+        Summed,
+    )
 
     if named.factor != 1.0:
         return Scaled(named.value, named.factor)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ckptconv.tensors.look import files_below, is_file, resolved, size_of
 
 RECEIPT = "ckptconv.json"
 SMALL_FILES = "small_files"  # the receipt's key for the hashes of the files next to the weights
+_TENSORS = "tensors"
 _EDITED = ("README.md", RECEIPT)  # the model card is written by people
 
 
@@ -70,8 +72,20 @@ def receipt(plan: Plan, hashes: dict[str, str]) -> dict[str, Any]:
         "skipped": [{"name": s.what, "bytes": s.nbytes, "reason": s.reason} for s in source.skipped],
         "notes": [without_paths(note) for note in plan.notes],
         "cuts": [[[part.rank, part.offsets, part.sizes] for part in parts] for parts in cuts],
-        "tensors": tensors,
+        _TENSORS: tensors,
     }
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """The text of a receipt: one line for each tensor, since a model may have 100,000.
+
+    json.dumps with an indent does not use its encoder in C.
+    """
+    tensors = record.get(_TENSORS)
+    lines = tensors.items() if isinstance(tensors, dict) else ()
+    text = json.dumps({**record, _TENSORS: {}} if lines else record, indent=1) + "\n"
+    table = ",\n".join(f"  {json.dumps(name)}: {json.dumps(facts)}" for name, facts in lines)
+    return text.replace(f'\n "{_TENSORS}": {{}}', f'\n "{_TENSORS}": {{\n{table}\n }}', 1) if lines else text
 
 
 def small_hashes(folder: Path, weights: Collection[str]) -> dict[str, str]:

@@ -14,8 +14,8 @@ from support.helpers import tensors, unpacked
 
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
-from ckptconv.compute import Shift
 from ckptconv.compute.block import Block
+from ckptconv.compute.sources import Shift
 from ckptconv.models import megatron, translate
 from ckptconv.read.reader import Reader, read_numpy
 from ckptconv.tensors.view import View, stored

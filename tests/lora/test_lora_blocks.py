@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptconv.compute import Added, Computed, Decomposed, Dequantised, Fuse, Rewritten, Scales
 from ckptconv.compute.block import Block
+from ckptconv.compute.sources import Added, Computed, Decomposed, Dequantised, Fuse, Rewritten, Scales
 from ckptconv.copy.hashing import HASH_BLOCK
 from ckptconv.read.reader import Reader
 from ckptconv.tensors.view import View, permute, split, stored, unflatten

@@ -17,8 +17,19 @@ from support.helpers import edit_json, environment
 
 from ckptconv.commands.merge.run import merge
 from ckptconv.commands.merge.sources import fingerprint
-from ckptconv.compute import Added, Computed, Decomposed, Dequantised, Fuse, Rewritten, Scales, Shift
-from ckptconv.compute.sources import Lengths, Scaled, Summed
+from ckptconv.compute.sources import (
+    Added,
+    Computed,
+    Decomposed,
+    Dequantised,
+    Fuse,
+    Lengths,
+    Rewritten,
+    Scaled,
+    Scales,
+    Shift,
+    Summed,
+)
 from ckptconv.tensors.view import View, stored
 
 KILLED = """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.plans import checkpoint, view
 
-from ckptconv.compute import Fuse, Shift
+from ckptconv.compute.sources import Fuse, Shift
 from ckptconv.errors import CkptconvError
 from ckptconv.models import lora
 from ckptconv.models.lora.place import Placed

@@ -20,7 +20,7 @@ from ckptconv.plan import Plan, shards
 from ckptconv.plan.records import ADAPTER_FOLDER
 from ckptconv.publish import assets
 from ckptconv.publish.known_files import named_code
-from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, receipt, small_hashes
+from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, as_text, receipt, small_hashes
 from ckptconv.publish.tokenizer import added_ids, replaced_by, tokenizer_files
 from ckptconv.publish.tokenizer_config import TOKENIZER_CONFIG, for_both
 from ckptconv.tensors.look import is_file, read_bytes, size_of
@@ -162,7 +162,7 @@ def write(work: Path, plan: Plan, copied: Copied, small: SmallFiles) -> list[str
     record["notes"] += nonfinite_notes(copied, plan)
     record["base_model"] = model_name(record["base_model"]) or cached_name(small.model)
     record[SMALL_FILES] = small_hashes(work, {file.name for file in plan.files})
-    (work / RECEIPT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (work / RECEIPT).write_text(as_text(record), encoding="utf-8")
     return [target for _, _, target in small.copies]
 
 

@@ -12,7 +12,7 @@ from ckptconv.errors import CkptconvError
 from ckptconv.formats.json import read_table
 from ckptconv.hub.names import model_name, public_name
 from ckptconv.publish.private import local_paths, without_local_paths, without_paths
-from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, hash_of
+from ckptconv.publish.receipt import RECEIPT, SMALL_FILES, as_text, hash_of
 
 # Where transformers, PEFT and tokenizers write the path that a model was loaded from.
 _CHECKED = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -52,8 +52,7 @@ def cleaned(root: Path, names: Iterable[str]) -> dict[str, Cleaned]:
             continue
         new, removed = _receipt(table, found) if last == RECEIPT else _config(table)
         if removed or new != table:
-            indent = 1 if last == RECEIPT else 2
-            text = json.dumps(new, indent=indent, ensure_ascii=False) + "\n"
+            text = as_text(new) if last == RECEIPT else json.dumps(new, indent=2, ensure_ascii=False) + "\n"
             found[name] = Cleaned(text, tuple(removed))
     return found
 
