@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
+
+import xxhash
 
 from ckptconv.copy.finished import finished_paths
 from ckptconv.copy.output_file import file_system
@@ -167,7 +168,7 @@ def _is_of(home: Path, stamp: str | None = None) -> bool:
 
 def _receipt_hash(model: Path) -> str:
     try:
-        return hashlib.sha256((model / RECEIPT).read_bytes()).hexdigest()
+        return xxhash.xxh3_128_hexdigest((model / RECEIPT).read_bytes())
     except OSError:
         return "none"
 

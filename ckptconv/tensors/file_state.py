@@ -49,13 +49,13 @@ def stamps_under(folders: Iterable[Path], leave: Callable[[Path], bool]) -> dict
 
 def fingerprint(stamps: Mapping[str, FileState]) -> str:
     """One hash over the names, sizes and times of files; it stays the same where their folder is moved or renamed."""
-    import hashlib  # loads OpenSSL, which inspect does not need
+    import xxhash  # which inspect does not need; hashlib would load OpenSSL
 
     files = sorted(stamps)
     # An address counts as a path below the root: --also may name a folder on a disk next to one in a store.
     plain = [file if far_of(file) is None else f"/{file.replace('://', '/')}" for file in files]
     top = os.path.commonpath({os.path.dirname(file) for file in plain}) if files else ""
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     for file, path in zip(files, plain, strict=True):
         was = stamps[file]
         version = (was.version,) if was.version else ()

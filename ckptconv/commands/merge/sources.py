@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+
+import xxhash
 
 from ckptconv import __version__
 from ckptconv.commands.merge.small_files import SmallFiles
@@ -76,7 +77,7 @@ def fingerprint(plan: Plan, sources: Mapping[str, FileState]) -> str:
     pieces, and for a computed one the scales, the indices and the factors as well. A source is a frozen record of plain
     values, so its repr shows each field that decides on a byte.
     """
-    digest = hashlib.sha256(__version__.encode())
+    digest = xxhash.xxh3_128(__version__.encode())
     for out in plan.files:
         digest.update(out.name.encode() + out.header)
     for file, was in sources.items():
