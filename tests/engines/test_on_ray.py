@@ -198,4 +198,4 @@ def test_stopped(machines: Machines, source: Path, tmp_path: Path, stop: signal.
     assert left in ([], [".far.ckptconv-partial"])  # a machine may have completed a file by then
     assert ("Nothing was left behind." in said) == (not left), err
     assert list(tmp_path.rglob("*.part")) == []
-    assert writers(tmp_path / "far") == []
+    until(lambda: not writers(tmp_path / "far"))  # the machines end their tasks a moment after the driver
