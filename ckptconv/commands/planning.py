@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.backends import open_checkpoint
+from ckptconv.backends.base import backends
+from ckptconv.backends.huggingface.layout import NAME
+from ckptconv.backends.locate import locate
 from ckptconv.errors import CkptconvError, Incomplete, Kind
 from ckptconv.hub.names import cached_name, public_name, repo_of
 from ckptconv.models import lora
@@ -16,6 +19,7 @@ from ckptconv.models.trained_config import made_config, not_enough
 from ckptconv.plan import Equal, Options, Plan, make_plan
 from ckptconv.plan.stored import take_stock
 from ckptconv.publish import assets
+from ckptconv.storage import located
 from ckptconv.tensors.checkpoint import Checkpoint
 from ckptconv.tensors.look import is_dir
 from ckptconv.tensors.source_spec import as_path
@@ -59,7 +63,7 @@ def plan_and_assets(
     """The plan, and the folder with the tokenizer and other small files; see `plan_for` for the arguments."""
     holds_base = options.lora in ("adapter", "both") and take_stock(checkpoint).parts.holds_base
     # A checkpoint that holds its base needs the name alone, for the adapter's config.
-    based = None if base is None or holds_base else open_checkpoint(base, backend="huggingface")
+    based = None if base is None or holds_base else _opened_base(base)
     if config is not None:
         folder: Path | None = as_path(config)
     else:
@@ -81,6 +85,28 @@ def plan_and_assets(
         told = f"config.json is made from the trainer's {Path(made.where).name}, which has no tokenizer next to it"
         plan = replace(plan, notes=(*plan.notes, told))
     return plan, folder if folder is None or is_dir(folder) else folder.parent
+
+
+def _opened_base(base: str | Path) -> Checkpoint:
+    """The base model.
+
+    Raises:
+        CkptconvError: it is not a model, but what a trainer saved; or it cannot be opened.
+    """
+    try:
+        return open_checkpoint(base, backend=NAME)
+    except CkptconvError as error:
+        other = locate(located(base), backends()) if error.kind is Kind.USAGE else None
+        if other is None or other[0].NAME == NAME:
+            raise
+        raise CkptconvError(
+            "the base is not a model but a trainer's checkpoint",
+            where=other[1].folder,
+            found=other[0].SIGN,
+            wanted="a Hugging Face model folder",
+            hint=f"convert it first: ckptconv merge {shlex.quote(str(base))} MODEL, and then --base MODEL",
+            kind=Kind.USAGE,
+        ) from error
 
 
 def _by_reading(one: View, other: View) -> bool:

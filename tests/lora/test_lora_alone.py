@@ -166,3 +166,10 @@ def test_rslora_divides_by_the_root_of_r(made: Made, tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     root, plain, zero = (np.frombuffer(t[name].data, "<f4") for t in (merged, peft, base))
     assert np.allclose(root - zero, 5**0.5 * (plain - zero), atol=1e-4)
+
+
+def test_a_base_that_a_trainer_saved_is_refused_with_what_to_do_first(made: Made, tmp_path: Path) -> None:
+    base = made("fsdp2_w4")
+    with pytest.raises(CkptconvError, match="the base is not a model but a trainer's checkpoint") as refused:
+        merge(made("lora_only_w2"), tmp_path / "out", base=base)
+    assert f"ckptconv merge {base} MODEL" in str(refused.value.hint)
