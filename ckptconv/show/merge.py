@@ -98,7 +98,8 @@ def next_command(result: Merged, config: object = None, base: object = None) -> 
     if result.dry_run or result.plan.is_adapter:
         return None
     needs = [(flag, value) for flag, value in (("--config", config), ("--base", base)) if value is not None]
-    words = ["ckptconv", "verify", result.target, "--against", result.plan.checkpoint.root, *chain(*needs)]
+    source = result.plan.checkpoint.one_file or result.plan.checkpoint.root
+    words = ["ckptconv", "verify", result.target, "--against", source, *chain(*needs)]
     return " ".join(quote(as_typed(word)) for word in words)
 
 

@@ -149,6 +149,7 @@ class Checkpoint:
             tensor must give the values of the copy; otherwise the two are from different saves.
         is_sharded: False for a whole model, whose files no rank wrote.
         stamps: file -> its state before any file was opened.
+        one_file: the file, where one file in `root` is the whole checkpoint and others may lie next to it.
     """
 
     backend: str
@@ -171,6 +172,7 @@ class Checkpoint:
     low_precision: dict[str, View] = field(default_factory=dict)
     is_sharded: bool = True
     stamps: dict[str, FileState] = field(default_factory=dict)
+    one_file: Path | None = None
 
     @property
     def rank_of(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_the_next_command_for_a_trainers_state_dict_is_a_merge(tmp_path: Path) -
     found = inspect(run).next
     assert found is not None
     assert found.command == f"ckptconv merge {run} MODEL"
+
+
+def test_what_to_type_after_a_merge_names_the_steps_file(tmp_path: Path) -> None:
+    run = copied(tmp_path)
+    shutil.copy(run / "config.json", run / STEPS)
+    done = cli("merge", run, tmp_path / "out", "--step", "2", columns=300)
+    assert done.code == 0
+    after = done.err.splitlines()[-1]
+    assert after.endswith(f"--against {run / STEPS / 'epoch=0-step=2.ckpt'}")
+    assert cli(*shlex.split(after)[2:]).code == 0, "it works when it is pasted"
 
 
 def test_several_versions_of_a_run_are_refused_with_a_list(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ its tensors have the module's names, and may be float32 master weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,8 @@ def read_file(path: Path, place: Place | None = None) -> Checkpoint:
     chosen, folder = one_file(path), path.parent
     own = step_of(path) if is_one_file(path.name) else None
     place = place or Place(folder, own.number if own else None, None)
-    return _assembled(folder, chosen, [_opened(path, folder)], place, notes=tuple(place.notes()))
+    found = _assembled(folder, chosen, [_opened(path, folder)], place, notes=tuple(place.notes()))
+    return replace(found, one_file=path)
 
 
 class _Opened(NamedTuple):
