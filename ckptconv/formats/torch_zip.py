@@ -35,6 +35,7 @@ from ckptconv.formats.zip_directory import (
 from ckptconv.formats.zip_forms import RESAVE, Form, Forms, Ints, Place, form_of
 from ckptconv.formats.zip_pickle import MOST, pickle_of
 from ckptconv.formats.zip_places import ZipFile
+from ckptconv.tensors.boxes import contiguous_strides
 from ckptconv.tensors.dtypes import itemsize
 from ckptconv.tensors.look import opened
 from ckptconv.tensors.storage import Ranges
@@ -163,7 +164,10 @@ class TorchZip:
                 hint=COPY_AGAIN,
                 kind=Kind.DAMAGED,
             )
-        first, number = chunk.start - place.start, struct.Struct("<q" if item == 8 else "<i")
+        first, code = chunk.start - place.start, "q" if item == 8 else "i"
+        if chunk.strides == contiguous_strides(view.shape, item):
+            return list(struct.unpack_from(f"<{view.numel}{code}", data, first))
+        number = struct.Struct(f"<{code}")
         return [
             number.unpack_from(data, first + sum(map(int.__mul__, index, chunk.strides)))[0]
             for index in product(*map(range, view.shape))
