@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _MOST = 16
+_ROOM = 16 << 20  # bytes of address space for one thread: twice the usual stack
 _STOPS = {
     signal.SIGINT,
     signal.SIGTERM,
@@ -63,6 +65,7 @@ def for_each(
 
     # We wait for events, not with Thread.join: up to Python 3.12 a join that Ctrl-C interrupts marks the thread as ended.
     started: list[threading.Event] = []
+    _require_room(workers)
     try:
         with _held(_STOPS):
             for _ in range(workers):
@@ -77,6 +80,20 @@ def for_each(
         _wait_for(started)
     if errors:
         raise errors[0]
+
+
+def _require_room(threads: int) -> None:
+    """Check that so many threads find the address space to begin.
+
+    Thread.start waits for ever for a thread that ends with a MemoryError before it is counted as started.
+
+    Raises:
+        MemoryError: `ulimit -v`, or a container, leaves less.
+    """
+    try:
+        mmap.mmap(-1, threads * _ROOM).close()
+    except OSError as error:
+        raise MemoryError(f"no address space for {threads} threads") from error
 
 
 @contextlib.contextmanager
