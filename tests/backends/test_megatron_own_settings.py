@@ -18,7 +18,9 @@ from support.helpers import FIXTURES, unpacked
 from ckptconv import CkptconvError, merge
 from ckptconv.backends import open_checkpoint
 from ckptconv.models.megatron import agree
+from ckptconv.models.megatron.computation import check_computation
 from ckptconv.models.nested import text_of
+from ckptconv.tensors.checkpoint import TrainerSettings
 
 CASES = tuple(sorted(path.name.removesuffix(".tar.xz") for path in (FIXTURES / "megatron").iterdir()))
 
@@ -177,3 +179,8 @@ def test_a_save_without_its_metadata_is_called_unfinished(case: str, tmp_path: P
     with pytest.raises(CkptconvError, match="incomplete save") as error:
         open_checkpoint(run)
     assert str(error.value.where) == str(path.parent)
+
+
+def test_a_model_type_that_is_no_text_is_left_to_the_checks_of_config_json() -> None:
+    settings = [TrainerSettings({"swiglu": True}, "common.pt")]
+    check_computation(settings, {"model_type": ["qwen2"]})

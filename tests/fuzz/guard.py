@@ -119,8 +119,8 @@ class Guard:
             signal.signal(signal.SIGALRM, previous)
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self._armed or event in _HARMLESS:
-            return
+        if not self._armed or event in _HARMLESS or (event == "mmap.__new__" and args[0] == -1):
+            return  # an mmap of -1 is memory, and no file
         if event == "open" and not isinstance(args[0], int):
             path, _, flags = args
             if not (flags or 0) & _WRITES and (self._is_inside(path) or self._is_table(path)):

@@ -57,6 +57,8 @@ def check_computation(settings: Iterable[TrainerSettings], config: Config) -> No
     """
     text = text_of(config)
     kind = text.get("model_type")
+    if not isinstance(kind, str):
+        return
     for trainer in settings:
         if kind in _PLAIN:
             for trait in _TRAITS:
