@@ -23,7 +23,7 @@ def downloaded(repo: RepoName, weights: bool = True, say: Say | None = None, bar
     """Download a repository: weights, config, tokenizer and custom code. See `source.local_or_hub`.
 
     Raises:
-        CkptconvError: the repository cannot be downloaded, or there is no model in it.
+        CkptconvError: the repository cannot be downloaded, or does not hold a model.
     """
     with quiet(bars):
         if is_offline():

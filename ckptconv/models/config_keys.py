@@ -98,8 +98,8 @@ class Both(NamedTuple):
             f"config.json states {old} {one} and {new} {two}: transformers 4 reads the first, transformers 5 the second"
             for old, one, new, two in self.disputed
         ] + [
-            f"config.json states {old} {one} and {new} {two}: transformers reads the first in place of the second, with the "
-            "rope_theta beside it or the class's own"
+            f"config.json states {old} {one} and {new} {two}: transformers reads the first in place of the second; "
+            "it then takes rope_theta from the same level of config.json, or the default of the class"
             for old, one, new, two in self.overridden
         ]
 

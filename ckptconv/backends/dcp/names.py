@@ -82,7 +82,8 @@ def choose_model(
         where: the checkpoint's folder, for error messages.
 
     Raises:
-        CkptconvError: there is no model, several models cannot be ranked by name, or a tensor belongs to no known part.
+        CkptconvError: no tensors of a model are stored, several models cannot be ranked by name, or a tensor does not belong
+            to a known part.
     """
     return choose_root(paths, shapes, where, states_of(paths))
 

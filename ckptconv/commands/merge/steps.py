@@ -176,7 +176,7 @@ def _steps(run: Path) -> list[StepFolder]:
 
 
 def _converted_from(target: Path, now: str) -> str | None:
-    """The fingerprint of the files that a model was made from; None if there is no model.
+    """The fingerprint of the files that a model was made from; None if the model does not exist yet.
 
     Args:
         target: the model's folder.

@@ -80,7 +80,7 @@ def choose_files(folder: Path, include: Sequence[str], exclude: Sequence[str]) -
         wanted = ", ".join(include) or "a file that --exclude does not name"
         hint = "look at --include and --exclude"
         raise CkptconvError(
-            "there is no file to upload", where=folder, wanted=wanted, hint=hint, kind=Kind.NOT_A_CHECKPOINT
+            "found no file to upload", where=folder, wanted=wanted, hint=hint, kind=Kind.NOT_A_CHECKPOINT
         )
     return sorted(chosen)
 

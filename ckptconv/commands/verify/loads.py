@@ -36,7 +36,7 @@ def alone(side: Side) -> list[Layer]:
         listed = model_layer(side)
         return [loads, *(_not_checked(expected.why) if listed.ok is None else (listed, _dtypes(side)))]
     if isinstance(expected, Problem):
-        why = "there is no model to compare with"
+        why = "transformers cannot build the class to compare with"
         return [Layer("loads", False, _PROVES, expected.what, (expected,)), *_not_checked(why)]
     notes = (f"the names are those of the {expected.names}",) if expected.names != "Hub" else ()
     loads = Layer(

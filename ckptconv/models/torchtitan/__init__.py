@@ -17,7 +17,7 @@ def family_of(config: Config) -> Family:
     """The table for a config's model type.
 
     Raises:
-        CkptconvError: there is no table for it, or the config does not state the number of experts.
+        CkptconvError: ckptconv has no table for it, or the config does not state the number of experts.
     """
     return translate.made(FAMILIES, config, "torchtitan")
 
